@@ -1,0 +1,6 @@
+"""Configuration: pydantic sections, the table of objectives, and the loader (YAML, overrides, provenance)."""
+
+from raydpo.config.objectives import OBJECTIVES, ObjectiveRow
+from raydpo.config.sections import Config
+
+__all__ = ["OBJECTIVES", "Config", "ObjectiveRow"]

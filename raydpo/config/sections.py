@@ -1,0 +1,230 @@
+"""The configuration, one frozen pydantic model a section. `Config` at the end is the whole of it.
+
+What comes in: plain nested dicts (from `load`). What goes out: validated values; unknown keys fail.
+Decision: everything is validated when it is built and nothing is read from the environment, so that a resolved
+`config.yaml` alone reproduces a run. The text under a field is its help in the JSON schema.
+Imports nothing heavier than pydantic: a config check starts at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from raydpo.config.objectives import check_objective
+
+
+class Section(BaseModel):
+    """Base of every section: frozen, unknown keys refused, docstrings of fields kept as help."""
+
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
+    )
+
+
+class RunSection(Section):
+    dir: str = Field(min_length=1)
+    """Run directory. Every node must see it. Under a Ray job it must be absolute."""
+    seed: int = Field(default=0, ge=0, lt=2**31)
+    """Seed of the data order (and of freshly created LoRA weights)."""
+    resume: Literal["auto", "never", "must"] = "auto"
+    """auto: go on from the newest valid checkpoint if there is one. never: start over, the old outputs are set
+    aside, not deleted. must: fail when there is nothing to go on from."""
+
+
+class ModelSection(Section):
+    path: str = Field(min_length=1)
+    """Folder or hub id of the SFT checkpoint that training starts from."""
+    revision: str | None = None
+    """Branch, tag or commit of a hub id. Resolved to a commit, which is recorded."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Compute dtype of policy and reference. auto: bfloat16 on a GPU, float32 on a CPU."""
+    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
+    """Attention backend of policy and reference."""
+
+
+class DataSection(Section):
+    train: tuple[str, ...] = ()
+    """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples."""
+    eval: tuple[str, ...] = ()
+    """The same for held-out examples."""
+    format: Literal[
+        "auto", "standard", "conversational", "ultrafeedback", "sharegpt", "alpaca", "hh", "scored", "text"
+    ] = "auto"
+    """Layout of the rows. auto: detected from the first good rows of each file, and named in the log.
+    text (a prompt and one completion, or chosen alone) serves the sft objective."""
+    eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
+    """Share of prompts moved from train to eval when `eval` is empty. Rows of one prompt stay together."""
+    max_length: int = Field(default=2048, ge=2)
+    """Longest prompt + answer in tokens; `overlong` says what happens beyond."""
+    overlong: Literal["drop", "truncate_prompt", "error"] = "drop"
+    """drop: leave the example out and count it. truncate_prompt: cut the prompt's oldest tokens, the same cut for
+    both answers. error: stop. An answer is never cut."""
+    max_bad_fraction: float = Field(default=0.02, ge=0.0, le=1.0)
+    """Stop with the table of reasons when more than this share of the lines is quarantined (overlong rows are
+    counted apart)."""
+    control_tokens: Literal["plain", "quarantine", "allow"] = "plain"
+    """The tokenizer's control tokens inside the text. plain: read as ordinary text. quarantine: leave the row out.
+    allow: read as control tokens (for text that is already templated)."""
+    confidence_column: str | None = None
+    """Column with annotator confidence or agreement; dots reach into nested fields."""
+    min_confidence: float | None = None
+    """Rows whose `confidence_column` is below this are left out and counted."""
+    chat_template: str | None = None
+    """Path of a Jinja chat template that replaces the tokenizer's own."""
+
+    @field_validator("train", "eval", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _confidence_needs_both(self) -> Self:
+        if (self.confidence_column is None) != (self.min_confidence is None):
+            raise ValueError("confidence_column and min_confidence go together: set both or neither")
+        return self
+
+
+class ObjectiveSection(BaseModel):
+    """`name` plus exactly the parameters that the table in `raydpo.config.objectives` lists for it."""
+
+    model_config = ConfigDict(extra="allow", frozen=True)
+
+    name: str = "dpo"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _from_table(cls, value: Any) -> Any:
+        return check_objective(value)
+
+    @property
+    def parameters(self) -> dict[str, float]:
+        """Every parameter of the objective, defaults filled in."""
+        return dict(self.__pydantic_extra__ or {})
+
+
+class ReferenceSection(Section):
+    cache_dir: str = Field(default="~/.cache/raydpo", min_length=1)
+    """Where reference log-probs live, shared by all runs. Every node must see it."""
+    model: str | None = None
+    """Reference model when it is not the model that training starts from."""
+    revision: str | None = None
+    """Branch, tag or commit when `reference.model` is a hub id."""
+    num_workers: int = Field(default=1, ge=1)
+    """Ray actors that score; each holds one copy of the reference."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs reserved for one reference worker; also its number of threads."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs reserved for one reference worker."""
+    tokens_per_batch: int = Field(default=8192, ge=1)
+    """Padded tokens of one forward. A longer row gets a forward of its own."""
+    rows_per_shard: int = Field(default=512, ge=1)
+    """Rows of one shard: what a killed run loses at most, per worker."""
+    max_retries: int = Field(default=2, ge=0)
+    """How often a shard is given to another worker after its worker died."""
+
+
+class LoraSection(Section):
+    rank: int = Field(default=16, ge=1)
+    """Rank of the adapter matrices."""
+    alpha: float = Field(default=32, gt=0)
+    """Scale: the update is multiplied by alpha / rank."""
+    target_modules: str | tuple[str, ...] = "all-linear"
+    """Module names, or all-linear (every linear layer but the head)."""
+    merge: bool = False
+    """Also write the merged model to `model_merged/`."""
+
+
+class TrainSection(Section):
+    num_workers: int = Field(default=1, ge=1)
+    """Trainer ranks."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs reserved for one rank; also its number of threads."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs reserved for one rank. 0: train on the CPU with gloo."""
+    learning_rate: float = Field(default=5e-7, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "linear", "constant"] = "cosine"
+    """Decay after the warm-up, to 0 at the last step (constant: no decay)."""
+    warmup_fraction: float = Field(default=0.1, ge=0, le=1)
+    """Share of all steps over which the learning rate rises linearly from 0."""
+    global_batch_pairs: int = Field(default=64, ge=1)
+    """Examples of one optimizer step over all ranks. The last, partial batch is trained with its true count."""
+    tokens_per_microbatch: int = Field(default=8192, ge=1)
+    """Padded tokens of one forward on one rank. Changes speed and memory, never the update."""
+    epochs: float = Field(default=1, gt=0)
+    """Passes over the training examples."""
+    max_steps: int | None = Field(default=None, ge=1)
+    """Stop after this many optimizer steps, whatever `epochs` says."""
+    weight_decay: float = Field(default=0.0, ge=0)
+    """AdamW weight decay."""
+    adam_beta1: float = Field(default=0.9, ge=0, lt=1)
+    """AdamW beta1."""
+    adam_beta2: float = Field(default=0.999, ge=0, lt=1)
+    """AdamW beta2."""
+    max_grad_norm: float = Field(default=1.0, ge=0)
+    """Clip the global gradient norm to this. 0: no clipping."""
+    zero_stage: Literal[0, 1, 2, 3] = 2
+    """DeepSpeed ZeRO stage. 0 in bfloat16 runs as 1, which is where the fp32 master weights are."""
+    offload_optimizer: bool = False
+    """Keep the optimizer state in CPU memory (ZeRO 1, 2, 3)."""
+    offload_parameters: bool = False
+    """Keep the parameters in CPU memory between uses (ZeRO 3)."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, about a third more time."""
+    lora: LoraSection | None = None
+    """Train a LoRA adapter instead of all weights. The reference is then the model with the adapter off."""
+    eval_every: int | None = Field(default=None, ge=1)
+    """Steps between evaluations; there is always one before the first and one after the last step."""
+    save_every: int | None = Field(default=None, ge=1)
+    """Steps between checkpoints; there is always one after the last step."""
+    keep_checkpoints: int = Field(default=2, ge=1)
+    """Newest checkpoints kept; the best one is kept besides."""
+    best_metric: str = "eval/rewards/margins"
+    """Metric that names the best checkpoint; higher is better, except for `eval/loss`."""
+    export: Literal["last", "best"] = "last"
+    """Which checkpoint becomes `model/`."""
+    early_stopping_patience: int | None = Field(default=None, ge=1)
+    """Stop after this many evaluations without a better `eval/rewards/margins`."""
+    max_nonfinite_steps: int = Field(default=3, ge=1)
+    """Stop after this many skipped non-finite steps in a row."""
+    log_every: int = Field(default=1, ge=1)
+    """Steps between two lines of `metrics.jsonl`."""
+    hang_timeout_s: float = Field(default=1800, gt=0)
+    """Stop and name the ranks that reported nothing for this long."""
+
+    @model_validator(mode="after")
+    def _offload_needs_zero(self) -> Self:
+        if self.offload_parameters and self.zero_stage != 3:
+            raise ValueError("offload_parameters needs zero_stage: 3")
+        if self.offload_optimizer and self.zero_stage == 0:
+            raise ValueError("offload_optimizer needs zero_stage: 1, 2 or 3")
+        return self
+
+
+class EvaluateSection(Section):
+    model: str | None = None
+    """What `raydpo evaluate` looks at: a model folder, a checkpoint folder or a hub id. Default: the run's `model/`."""
+    tie_tolerance_nats: float | None = Field(default=None, ge=0)
+    """A pair whose log-ratio margin is within this of 0 is a tie and counts half. Default: 1e-3 in float32, 0.1 in
+    bfloat16, which is the noise of the arithmetic."""
+
+
+class Config(Section):
+    """A whole run. `Config.load(path, overrides)` reads one from a YAML file."""
+
+    run: RunSection
+    model: ModelSection
+    data: DataSection = DataSection()
+    objective: ObjectiveSection = ObjectiveSection()
+    reference: ReferenceSection = ReferenceSection()
+    train: TrainSection = TrainSection()
+    evaluate: EvaluateSection = EvaluateSection()
+
+    @classmethod
+    def load(cls, path: Any, overrides: Any = ()) -> Config:
+        """Read `path` (YAML) and apply `overrides` ("section.key=value"). All problems at once as ConfigError."""
+        from raydpo.config.load import load
+
+        return load(path, overrides).config

@@ -1,0 +1,52 @@
+"""What stages tell the driver while they run: small frozen values, picklable, printed by `screen` or ignored.
+
+Decision: a stage never prints. It yields or reports one of these, and the driver decides what a person sees.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True)
+class StageStarted:
+    """A stage begins. `total` units of work are expected (0: nothing to do, None: unknown)."""
+
+    stage: str
+    total: int | None
+    unit: str
+
+
+@dataclass(frozen=True)
+class Advanced:
+    """`done` units of a stage are finished, counted from its start. `metrics` are the latest values, if any."""
+
+    stage: str
+    done: int
+    metrics: Mapping[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class StageDone:
+    """A stage is over. `text` says in one line what came out."""
+
+    stage: str
+    text: str
+
+
+@dataclass(frozen=True)
+class Note:
+    """One line for the person who watches."""
+
+    level: Literal["info", "warning"]
+    text: str
+
+
+Event = StageStarted | Advanced | StageDone | Note
+Observer = Callable[[Event], None]
+
+
+def ignore(event: Event) -> None:
+    """The observer that shows nothing: the default of the Python API."""

@@ -1,0 +1,48 @@
+"""What a row is between two stages: columns, units and the key of a row.
+
+An *example* is one prompt with its answers: a pair has two (chosen first, rejected second), sft data one.
+A *row* is one prompt with one answer; its key is the digest of its token ids and of where the answer starts.
+Decision: a key holds nothing else, so that order, objective, learning rate and file names never change it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import numpy as np
+import pyarrow as pa
+
+EXAMPLES = pa.schema(
+    [
+        pa.field("prompt_ids", pa.list_(pa.int32()), nullable=False),
+        pa.field("answer_ids", pa.list_(pa.list_(pa.int32())), nullable=False),  # pair: [chosen, rejected]
+        pa.field("row_keys", pa.list_(pa.string()), nullable=False),  # one an answer
+        pa.field("source", pa.string(), nullable=False),  # "file:line", for messages
+    ]
+)
+"""Token shards: one example a row. Ids include BOS in the prompt and EOS in the answers."""
+
+LOGPROBS = pa.schema(
+    [
+        pa.field("row_key", pa.string(), nullable=False),
+        pa.field("token_nats", pa.list_(pa.float32()), nullable=False),  # log-prob of each answer token, <= 0
+        pa.field("num_tokens", pa.int32(), nullable=False),  # answer tokens
+    ]
+)
+"""Reference shards: one row a row key."""
+
+LOGPROB_VERSION = "answer-logprobs-1"
+"""Version of the log-prob algorithm: part of a cache's identity. Raise it when values may change."""
+
+KEY_LENGTH = 32
+
+
+def row_key(prompt_ids: np.ndarray | list[int], answer_ids: np.ndarray | list[int]) -> str:
+    """Key of one row: 32 hex digits over (answer start, token ids). Equal ids with another split differ."""
+    prompt = np.asarray(prompt_ids, dtype="<i4")
+    answer = np.asarray(answer_ids, dtype="<i4")
+    digest = hashlib.sha256(b"raydpo-row-1")
+    digest.update(len(prompt).to_bytes(8, "little"))
+    digest.update(prompt.tobytes())
+    digest.update(answer.tobytes())
+    return digest.hexdigest()[:KEY_LENGTH]
