@@ -181,10 +181,11 @@ class TrainSection(Section):
     """Steps between checkpoints; there is always one after the last step."""
     keep_checkpoints: int = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept besides."""
-    best_metric: str = "eval/rewards/margins"
-    """Metric that names the best checkpoint; higher is better, except for `eval/loss`."""
+    best_metric: Literal["eval/rewards/margins", "eval/rewards/accuracies", "eval/loss"] | None = None
+    """Metric that names the best checkpoint among those that were evaluated. Default: `eval/rewards/margins` for
+    objectives with pairs, else `eval/loss`. Higher is better, except for `eval/loss`."""
     export: Literal["last", "best"] = "last"
-    """Which checkpoint becomes `model/`."""
+    """Which checkpoint becomes `model/`. best: a checkpoint is written at every evaluation."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better `eval/rewards/margins`."""
     max_nonfinite_steps: int = Field(default=3, ge=1)

@@ -1,0 +1,84 @@
+"""raydpo: direct preference optimisation on Ray, with cached references and exact numbers.
+
+    config = raydpo.Config.load("run.yaml", ["train.learning_rate=5e-7"])
+    summary = raydpo.train(config)
+
+Names here are looked up when they are first used, so that `import raydpo` costs nothing.
+Decision: `raydpo.train` is both the stage's package and the verb. The package is therefore callable; the price is
+the module class below.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from raydpo import errors as errors
+    from raydpo.artifacts.reference_cache import open_reference as open_reference
+    from raydpo.config.load import load as load
+    from raydpo.config.sections import Config as Config
+    from raydpo.pipelines import check as check
+    from raydpo.pipelines import evaluate as evaluate
+    from raydpo.pipelines import precompute as precompute
+    from raydpo.pipelines import quickstart as quickstart
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Config": "raydpo.config.sections",
+    "check": "raydpo.pipelines",
+    "evaluate": "raydpo.pipelines",
+    "load": "raydpo.config.load",
+    "open_reference": "raydpo.artifacts.reference_cache",
+    "precompute": "raydpo.pipelines",
+    "quickstart": "raydpo.pipelines",
+}
+
+__all__ = [
+    "Config",
+    "__version__",
+    "check",
+    "errors",
+    "evaluate",
+    "load",
+    "open_reference",
+    "precompute",
+    "quickstart",
+    "train",
+]
+
+
+class _TrainPackage(ModuleType):
+    """The package `raydpo.train`, which can also be called: train(config, observer=ignore) -> summary."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
+        """Precompute what is missing, train and evaluate. Returns the summary that `summary.json` holds."""
+        summary: dict[str, Any] = importlib.import_module("raydpo.pipelines").train(*args, **kwargs)
+        return summary
+
+
+class _Package(ModuleType):
+    """This package: makes `raydpo.train` callable at the moment the import system puts it here."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "train" and isinstance(value, ModuleType):
+            value.__class__ = _TrainPackage
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
+
+
+def __getattr__(name: str) -> Any:
+    if name in ("errors", "train"):
+        return importlib.import_module(f"raydpo.{name}")
+    if name in _HOMES:
+        return getattr(importlib.import_module(_HOMES[name]), name)
+    raise AttributeError(f"module 'raydpo' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -1,0 +1,37 @@
+"""Rows on disk: durable writes, digests, verified shards, committed folders, the reference cache."""
+
+from raydpo.artifacts.arrow import ShardRecord
+from raydpo.artifacts.digest import digest_of, file_sha256, tokenizer_digest, weights_digest
+from raydpo.artifacts.durable import CRASH_POINTS, crash_point, write_bytes, write_json, write_text
+from raydpo.artifacts.examples import ExampleTable, ExampleWriter, examples_digest
+from raydpo.artifacts.folders import commit_folder, newest_valid, read_commit, verify_folder
+from raydpo.artifacts.housekeeping import collect_garbage, list_caches, verify_caches
+from raydpo.artifacts.lock import RunLock
+from raydpo.artifacts.reference_cache import CacheIdentity, ReferenceCache, open_reference
+
+__all__ = [
+    "CRASH_POINTS",
+    "CacheIdentity",
+    "ExampleTable",
+    "ExampleWriter",
+    "ReferenceCache",
+    "RunLock",
+    "ShardRecord",
+    "collect_garbage",
+    "commit_folder",
+    "crash_point",
+    "digest_of",
+    "examples_digest",
+    "file_sha256",
+    "list_caches",
+    "newest_valid",
+    "open_reference",
+    "read_commit",
+    "tokenizer_digest",
+    "verify_caches",
+    "verify_folder",
+    "weights_digest",
+    "write_bytes",
+    "write_json",
+    "write_text",
+]

@@ -1,0 +1,57 @@
+"""Digests: of files, of values, of a model's weights and of its tokenizer. Always of content, never of a name or a date."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+from raydpo.errors import ConfigError
+
+VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
+"""Fields of config.json that change without changing the model."""
+TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
+TOKENIZER_PATTERNS = ("chat_template*", "vocab.*", "merges.txt", "*.model", "additional_chat_templates/*")
+
+
+def file_sha256(path: Path) -> str:
+    """SHA-256 of a file's bytes, 64 hex digits."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), 64 hex digits."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def weights_digest(folder: Path) -> str:
+    """Digest of a model or adapter folder: every *.safetensors by content, and what config.json says of the model.
+
+    Raises ConfigError for a folder with pickled weights (*.bin, *.pt) instead of safetensors: loading one runs code.
+    """
+    shards = sorted(folder.glob("*.safetensors"))
+    if not shards:
+        pickled = [path.name for path in sorted(folder.iterdir()) if path.suffix in (".bin", ".pt", ".pth")]
+        found = f"only {', '.join(pickled)}, whose loading would run code in it" if pickled else "no weights"
+        raise ConfigError(
+            f"model.path: {folder} holds {found}; *.safetensors is allowed. Nothing was loaded. Convert the model with "
+            "save_pretrained(..., safe_serialization=True)."
+        )
+    described = {}
+    for name in ("config.json", "adapter_config.json"):
+        if (folder / name).is_file():
+            fields = json.loads((folder / name).read_text())
+            described[name] = {key: value for key, value in fields.items() if key not in VOLATILE}
+    return digest_of([described, [[path.name, file_sha256(path)] for path in shards]])
+
+
+def tokenizer_digest(folder: Path) -> str:
+    """Digest of the tokenizer and chat template files of a model folder."""
+    paths = {folder / name for name in TOKENIZER_FILES}
+    for pattern in TOKENIZER_PATTERNS:
+        paths |= set(folder.glob(pattern))
+    present = sorted(path for path in paths if path.is_file())
+    return digest_of([[str(path.relative_to(folder)), file_sha256(path)] for path in present])

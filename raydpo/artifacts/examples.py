@@ -1,0 +1,141 @@
+"""Token shards: examples (a prompt and its answers as token ids) on disk, and a random-access view of them.
+
+Layout: `<folder>/<split>-00000.arrow`, ..., and `<folder>/<split>.json`, the manifest that is written last.
+Decision: a table is verified by hash when it is opened and memory-mapped afterwards, so that any number of processes on
+a node share one copy.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raydpo.artifacts.arrow import ShardRecord, read_shard, write_shard
+from raydpo.artifacts.digest import digest_of
+from raydpo.artifacts.durable import write_json
+from raydpo.errors import IntegrityError
+from raydpo.schema import EXAMPLES
+
+
+class ExampleWriter:
+    """Appends examples of one split; nothing counts before `close` has written the manifest."""
+
+    def __init__(self, folder: Path, split: str, examples_per_shard: int = 4096) -> None:
+        self.folder, self.split, self.examples_per_shard = folder, split, examples_per_shard
+        self._rows: list[dict[str, object]] = []
+        self._records: list[ShardRecord] = []
+        folder.mkdir(parents=True, exist_ok=True)
+        _manifest(folder, split).unlink(missing_ok=True)
+
+    def add(
+        self, prompt_ids: Sequence[int], answer_ids: Sequence[Sequence[int]], row_keys: Sequence[str], source: str
+    ) -> None:
+        """Append one example; `answer_ids` and `row_keys` have one entry an answer."""
+        row = {"prompt_ids": prompt_ids, "answer_ids": answer_ids, "row_keys": row_keys, "source": source}
+        self._rows.append(row)
+        if len(self._rows) == self.examples_per_shard:
+            self._flush()
+
+    def close(self) -> None:
+        """Write what is left, then the manifest."""
+        if self._rows:
+            self._flush()
+        write_json(_manifest(self.folder, self.split), {"shards": [asdict(record) for record in self._records]})
+
+    def _flush(self) -> None:
+        table = pa.Table.from_pylist(self._rows, schema=EXAMPLES)
+        self._records.append(write_shard(self.folder / f"{self.split}-{len(self._records):05d}.arrow", table))
+        self._rows = []
+
+
+class ExampleTable:
+    """The examples of one split, by index. `prompt_lengths`: [n] int64; `answer_lengths`: [n, answers] int64."""
+
+    def __init__(self, table: pa.Table) -> None:
+        self._prompts = _Lists(table["prompt_ids"])
+        self._answers = _Lists(_combined(table["answer_ids"]).values)
+        keys = _combined(table["row_keys"])
+        per_example = np.diff(_offsets(keys))
+        num_answers = int(per_example[0]) if len(per_example) else 2
+        if not (per_example == num_answers).all():
+            raise IntegrityError("token shards mix examples with different numbers of answers")
+        self.num_answers = num_answers
+        self._keys, self._sources = keys.flatten(), _combined(table["source"])
+        self.prompt_lengths = self._prompts.lengths
+        self.answer_lengths = self._answers.lengths.reshape(-1, num_answers)
+
+    @classmethod
+    def open(cls, folder: Path, split: str) -> ExampleTable:
+        """Verify and map every shard of `split`. Raises IntegrityError when one is not what was committed."""
+        tables = [read_shard(folder / r.name, r, EXAMPLES) for r in _records(folder, split)]
+        return cls(pa.concat_tables(tables) if tables else EXAMPLES.empty_table())
+
+    def __len__(self) -> int:
+        return len(self._sources)
+
+    def prompt_ids(self, example: int) -> np.ndarray:
+        """Token ids of the prompt, int32; a read-only view."""
+        return self._prompts[example]
+
+    def answer_ids(self, example: int) -> list[np.ndarray]:
+        """Token ids of each answer, int32; read-only views."""
+        first = example * self.num_answers
+        return [self._answers[first + answer] for answer in range(self.num_answers)]
+
+    def row_keys(self, example: int) -> list[str]:
+        """Key of each row (prompt with answer)."""
+        first = example * self.num_answers
+        return [self._keys[first + answer].as_py() for answer in range(self.num_answers)]
+
+    def source(self, example: int) -> str:
+        """Where the example came from: "file:line"."""
+        return str(self._sources[example].as_py())
+
+
+def examples_digest(folder: Path, split: str) -> str:
+    """Digest of the content of a split: equal for equal examples in equal order."""
+    return digest_of([[record.rows, record.sha256] for record in _records(folder, split)])
+
+
+class _Lists:
+    """A list column as one flat array and offsets: slicing copies nothing."""
+
+    def __init__(self, column: pa.ChunkedArray | pa.ListArray) -> None:
+        lists = _combined(column)
+        self._offsets = _offsets(lists)
+        self._values = lists.values.to_numpy(zero_copy_only=False)
+        self.lengths = np.diff(self._offsets)
+
+    def __getitem__(self, index: int) -> np.ndarray:
+        return self._values[self._offsets[index] : self._offsets[index + 1]]
+
+
+def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
+    if isinstance(column, pa.ChunkedArray):
+        return (
+            column.chunk(0)
+            if column.num_chunks == 1
+            else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
+        )
+    return column
+
+
+def _offsets(lists: pa.ListArray) -> np.ndarray:
+    return lists.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+
+
+def _manifest(folder: Path, split: str) -> Path:
+    return folder / f"{split}.json"
+
+
+def _records(folder: Path, split: str) -> list[ShardRecord]:
+    path = _manifest(folder, split)
+    try:
+        return [ShardRecord(**record) for record in json.loads(path.read_text())["shards"]]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{path} is missing or cannot be read: the data stage did not finish") from error

@@ -1,0 +1,77 @@
+"""Folders that count as a whole: checkpoints. `COMMIT.json`, written last, lists every file with size and hash.
+
+Decision: a folder gets its final name only after its manifest is on disk, and a reader trusts nothing but a manifest
+that verifies. Files that are not in the manifest are ignored.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raydpo.artifacts.digest import digest_of, file_sha256
+from raydpo.artifacts.durable import crash_point, fsync, write_json
+from raydpo.errors import IntegrityError
+
+COMMIT = "COMMIT.json"
+
+
+def commit_folder(staging: Path, final: Path, meta: Mapping[str, Any]) -> None:
+    """Make `staging` durable and call it `final`, which must not exist. `meta` is kept in the manifest."""
+    files = {}
+    for path in sorted(p for p in staging.rglob("*") if p.is_file() and p.name != COMMIT):
+        fsync(path)
+        name = path.relative_to(staging).as_posix()
+        files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+    body = {"files": files, "meta": dict(meta)}
+    crash_point("folder:before-manifest")
+    write_json(staging / COMMIT, {**body, "digest": digest_of(body)})
+    crash_point("folder:before-rename")
+    os.rename(staging, final)
+    fsync(final.parent)
+    crash_point("folder:after-rename")
+
+
+def read_commit(folder: Path) -> dict[str, Any]:
+    """The manifest of a committed folder. Raises IntegrityError when it is missing or damaged."""
+    try:
+        commit = json.loads((folder / COMMIT).read_text())
+        body = {"files": commit["files"], "meta": commit["meta"]}
+        whole = digest_of(body) == commit["digest"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(f"{folder / COMMIT} is missing or cannot be read ({type(error).__name__})") from error
+    if not whole:
+        raise IntegrityError(f"{folder / COMMIT} is damaged: its digest does not fit its content")
+    return body
+
+
+def verify_folder(folder: Path) -> list[str]:
+    """Everything that is wrong with a committed folder; an empty list if it is as it was committed."""
+    try:
+        files = read_commit(folder)["files"]
+    except IntegrityError as error:
+        return [str(error)]
+    problems = []
+    for name, expected in files.items():
+        path = folder / name
+        if not path.is_file():
+            problems.append(f"{path} is missing")
+        elif path.stat().st_size != expected["bytes"]:
+            problems.append(f"{path} has {path.stat().st_size} bytes, {expected['bytes']} were committed")
+        elif file_sha256(path) != expected["sha256"]:
+            problems.append(f"{path} differs from what was committed (sha256)")
+    return problems
+
+
+def newest_valid(parent: Path, prefix: str) -> tuple[Path | None, list[str]]:
+    """The committed folder with the highest name that verifies, and a line for each damaged one above it."""
+    skipped = []
+    for path in sorted((p for p in parent.glob(f"{prefix}*") if p.is_dir()), reverse=True):
+        problems = verify_folder(path)
+        if not problems:
+            return path, skipped
+        skipped.append(f"{path.name}: {problems[0]}")
+    return None, skipped

@@ -1,0 +1,218 @@
+"""The reference cache: per-token log-probs by row key, in verified shards that many runs and workers share.
+
+Layout: `<cache_dir>/<identity>/identity.json`, `shards/<name>.arrow` with `shards/<name>.json` (the commit record: rows,
+bytes, sha256, and a digest over itself), `damaged/` for shards that failed their check.
+Decision: one commit record a shard instead of one manifest for all, so that any number of runs add shards without a
+lock. A row that stands in two shards is harmless; a shard without a valid record does not exist.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import uuid
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raydpo.artifacts.arrow import ShardRecord, read_shard, write_shard
+from raydpo.artifacts.digest import digest_of
+from raydpo.artifacts.durable import crash_point, write_json
+from raydpo.errors import IntegrityError, UserError
+from raydpo.schema import KEY_LENGTH, LOGPROBS
+
+IDENTITY = "identity.json"
+
+
+@dataclass(frozen=True)
+class CacheIdentity:
+    """Everything that decides a reference value besides the row itself. Digests and names, see reference.identity."""
+
+    weights: str
+    adapter: str
+    tokenizer: str
+    dtype: str
+    attention: str
+    algorithm: str
+
+    @property
+    def digest(self) -> str:
+        """32 hex digits: the name of the cache folder."""
+        return digest_of(asdict(self))[:32]
+
+
+class ReferenceCache:
+    """One cache. `open` verifies it and builds the index; `write_shard` needs no `open` and works in any process."""
+
+    def __init__(self, cache_dir: Path, identity: CacheIdentity) -> None:
+        self.folder = cache_dir / identity.digest
+        self.identity = identity
+        self.damaged: list[str] = []
+        self._table = LOGPROBS.empty_table()
+        self._index = _Index(self._table)
+
+    def open(self) -> ReferenceCache:
+        """Verify every shard, set damaged ones aside (they are scored again), and index the rows. Returns self."""
+        self._table, found = read_cache(self.folder)
+        for name, problem in found:
+            set_aside(self.folder, name)
+            self.damaged.append(f"{problem}; its rows will be scored again")
+        self._index = _Index(self._table)
+        if self._table.num_rows:
+            with suppress(OSError):  # a read-only cache can still be used
+                os.utime(self.folder / IDENTITY)
+        return self
+
+    def missing(self, keys: Sequence[str]) -> list[str]:
+        """Those of `keys` that the cache does not hold, in order, each once."""
+        distinct = list(dict.fromkeys(keys))
+        present = self._index.find(distinct) >= 0
+        return [key for key, is_present in zip(distinct, present, strict=True) if not is_present]
+
+    def lookup(self, keys: Sequence[str]) -> list[np.ndarray]:
+        """Log-probs of each row's answer tokens, float32 nats. Raises IntegrityError when rows are missing."""
+        places = self._index.find(keys)
+        if (places < 0).any():
+            absent = [key for key, place in zip(keys, places, strict=True) if place < 0]
+            raise IntegrityError(
+                f"{len(absent)} of {len(keys)} rows are not in the reference cache {self.folder} (first: {absent[0]}). "
+                "Run raydpo precompute with the same config."
+            )
+        return [self._index.nats(int(place)) for place in places]
+
+    def table(self) -> pa.Table:
+        """Every row, in the schema `LOGPROBS`; a key that stands in two shards comes once."""
+        return self._table.take(pa.array(self._index.distinct()))
+
+    def write_shard(self, name: str, row_keys: Sequence[str], token_nats: Sequence[np.ndarray]) -> ShardRecord:
+        """Commit one shard. Writing the same name again replaces it by the same rows: harmless."""
+        self._write_identity()
+        nats = [np.asarray(values, dtype=np.float32) for values in token_nats]
+        lengths = [len(values) for values in nats]
+        offsets = pa.array(np.concatenate([[0], np.cumsum(lengths)]).astype(np.int32))
+        flat = pa.array(np.concatenate(nats) if nats else np.zeros(0, np.float32))
+        columns = [
+            pa.array(row_keys, pa.string()),
+            pa.ListArray.from_arrays(offsets, flat),
+            pa.array(lengths, pa.int32()),
+        ]
+        record = write_shard(self._shards / f"{name}.arrow", pa.Table.from_arrays(columns, schema=LOGPROBS))
+        crash_point("shard:before-record")
+        body = asdict(record)
+        write_json(self._shards / f"{name}.json", {**body, "digest": digest_of(body)})
+        crash_point("shard:after-record")
+        return record
+
+    @property
+    def _shards(self) -> Path:
+        return self.folder / "shards"
+
+    def _write_identity(self) -> None:
+        if not (self.folder / IDENTITY).is_file():
+            write_json(self.folder / IDENTITY, asdict(self.identity))
+
+
+class _Index:
+    """Sorted keys -> rows of a table, by binary search over the whole batch of keys."""
+
+    def __init__(self, table: pa.Table) -> None:
+        combined = table.combine_chunks()
+        keys = np.array(combined["row_key"].to_pylist(), dtype=f"S{KEY_LENGTH}")
+        self._order = np.argsort(keys, kind="stable")
+        self._sorted = keys[self._order]
+        lists = combined["token_nats"].chunk(0) if table.num_rows else pa.array([], LOGPROBS.field("token_nats").type)
+        self._offsets = lists.offsets.to_numpy(zero_copy_only=False)
+        self._values = lists.values.to_numpy(zero_copy_only=False)
+
+    def find(self, keys: Sequence[str]) -> np.ndarray:
+        """Row of each key, -1 where there is none."""
+        wanted = np.array(keys, dtype=f"S{KEY_LENGTH}")
+        if not len(self._sorted) or not len(wanted):
+            return np.full(len(wanted), -1)
+        at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
+        return np.where(self._sorted[at] == wanted, self._order[at], -1)
+
+    def nats(self, row: int) -> np.ndarray:
+        return self._values[self._offsets[row] : self._offsets[row + 1]]
+
+    def distinct(self) -> np.ndarray:
+        """Rows in their order, the first of each key."""
+        _, first = np.unique(self._sorted, return_index=True)
+        return np.sort(self._order[first])
+
+
+def read_cache(folder: Path) -> tuple[pa.Table, list[tuple[str, str]]]:
+    """All rows of the shards that verify, and (name, problem) of each that does not."""
+    tables, damaged = [], []
+    for name in shard_names(folder):
+        try:
+            tables.append(_read_verified(folder, name))
+        except IntegrityError as error:
+            damaged.append((name, str(error)))
+    return (pa.concat_tables(tables) if tables else LOGPROBS.empty_table()), damaged
+
+
+def shard_names(folder: Path) -> Iterator[str]:
+    """Names of all shards that have a commit record, valid or not."""
+    yield from sorted(path.stem for path in (folder / "shards").glob("*.json") if not path.name.startswith("."))
+
+
+def _read_verified(folder: Path, name: str) -> pa.Table:
+    path = folder / "shards" / f"{name}.arrow"
+    try:
+        body = json.loads((folder / "shards" / f"{name}.json").read_bytes())
+        digest = body.pop("digest")
+        record = ShardRecord(**body)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"the commit record of {path} cannot be read ({type(error).__name__})") from error
+    if digest != digest_of(body) or record.name != path.name:
+        raise IntegrityError(f"the commit record of {path} is damaged: its digest does not fit its content")
+    table = read_shard(path, record, LOGPROBS)
+    lists = table["token_nats"].combine_chunks()
+    values = lists.values.to_numpy(zero_copy_only=False)
+    if not (np.isfinite(values).all() and (values <= 0).all()):
+        raise IntegrityError(f"{path} holds a value that is not a log-probability (finite and at most 0)")
+    if not np.array_equal(np.diff(lists.offsets.to_numpy()), table["num_tokens"].to_numpy()):
+        raise IntegrityError(f"{path} holds rows whose length is not their num_tokens")
+    return table
+
+
+def set_aside(folder: Path, name: str) -> None:
+    """Move a damaged shard out of the cache. Another run may do the same at the same time."""
+    (folder / "damaged").mkdir(exist_ok=True)
+    suffix = uuid.uuid4().hex[:6]
+    for kind in ("json", "arrow"):  # the record first: without it the shard does not exist
+        with suppress(FileNotFoundError):
+            os.replace(folder / "shards" / f"{name}.{kind}", folder / "damaged" / f"{name}-{suffix}.{kind}")
+
+
+def open_reference(path: str | Path) -> pa.Table:
+    """Reference log-probs as a table of row_key, token_nats (per-token float32 nats of the answer), num_tokens.
+
+    path: a cache folder, a run directory, or a cache directory that holds exactly one cache. Raises UserError when it is
+    none of these, IntegrityError naming the file when a shard is damaged.
+    """
+    folder = _cache_folder(Path(path).expanduser())
+    table, damaged = read_cache(folder)
+    if damaged:
+        raise IntegrityError("; ".join(problem for _, problem in damaged))
+    return table.take(pa.array(_Index(table).distinct()))
+
+
+def _cache_folder(path: Path) -> Path:
+    if (path / IDENTITY).is_file():
+        return path
+    if (path / "reference.json").is_file():
+        return Path(json.loads((path / "reference.json").read_text())["cache"])
+    caches = sorted(found.parent for found in path.glob(f"*/{IDENTITY}"))
+    if len(caches) == 1:
+        return caches[0]
+    there = f"{len(caches)} caches: {', '.join(cache.name for cache in caches)}" if caches else "no cache"
+    raise UserError(
+        f"{path} holds {there}; a cache folder (with {IDENTITY}), a run directory (with reference.json) or a cache directory "
+        "with exactly one cache is allowed. Nothing was read. Name one of them."
+    )

@@ -1,0 +1,53 @@
+"""A global batch -> micro-batches for every rank, within a budget of padded tokens.
+
+Decision: an example (all its answers) is never split, every rank gets the same number of micro-batches (empty ones
+fill up), and ranks are balanced by tokens, longest first. The update does not depend on any of it, because objectives
+return sums.
+"""
+
+from __future__ import annotations
+
+import heapq
+
+import numpy as np
+
+Layout = list[list[list[int]]]
+"""[rank][micro-batch] -> positions in the global batch."""
+
+
+def pack(row_lengths: np.ndarray, num_ranks: int, tokens_per_microbatch: int) -> Layout:
+    """Lay out a global batch.
+
+    row_lengths: [E, A] int64, prompt + answer tokens of every answer. An example longer than the budget gets a
+    micro-batch of its own.
+    """
+    ranks = balance(row_lengths.sum(axis=1), num_ranks)
+    layout = [_fill(row_lengths, rank, tokens_per_microbatch) for rank in ranks]
+    most = max(len(rank) for rank in layout)
+    return [rank + [[] for _ in range(most - len(rank))] for rank in layout]
+
+
+def balance(work: np.ndarray, num_ranks: int) -> list[list[int]]:
+    """Longest first, each to the rank with the least work so far. Ties go by position and rank: deterministic."""
+    heap = [(0, rank) for rank in range(num_ranks)]
+    ranks: list[list[int]] = [[] for _ in range(num_ranks)]
+    for position in np.argsort(-work, kind="stable").tolist():
+        total, rank = heapq.heappop(heap)
+        ranks[rank].append(position)
+        heapq.heappush(heap, (total + int(work[position]), rank))
+    return ranks
+
+
+def _fill(row_lengths: np.ndarray, positions: list[int], budget: int) -> list[list[int]]:
+    # Positions come longest first, so the first of a micro-batch sets its padded length.
+    answers = row_lengths.shape[1]
+    micro_batches: list[list[int]] = []
+    width = 0
+    for position in sorted(positions, key=lambda p: (-int(row_lengths[p].max()), p)):
+        longest = int(row_lengths[position].max())
+        if micro_batches and (len(micro_batches[-1]) + 1) * answers * width <= budget:
+            micro_batches[-1].append(position)
+        else:
+            micro_batches.append([position])
+            width = longest
+    return micro_batches

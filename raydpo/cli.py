@@ -1,0 +1,236 @@
+"""The command line: verbs to pipelines, errors to exit codes.
+
+In: argv. Out: human text on stdout; with --json the text goes to stderr and the last line of stdout is the summary.
+Exit codes: 0 done, 2 something the user can mend (all problems, no traceback), 1 other failures, 130 Ctrl-C.
+Decision: torch, ray and arrow are imported by the verb that needs them, after the config was found good, so that
+--help, `config` and every config error answer at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import json
+import math
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, TextIO
+
+from raydpo.errors import RaydpoError, UserError
+
+_RUN_VERBS = {
+    "precompute": "reference log-probs only: score what the cache lacks",
+    "train": "precompute what is missing, train, evaluate; the same command resumes",
+    "check": "config and data; loads no model and starts no Ray",
+    "evaluate": "held-out preference metrics of a model folder or checkpoint",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code."""
+    args = _arguments(list(sys.argv[1:] if argv is None else argv))
+    command = " ".join(word for word in ("raydpo", args.verb, getattr(args, "action", None)) if word)
+    try:
+        code: int = args.act(args)
+        sys.stdout.flush()
+    except UserError as error:
+        _complain(command, error.problems)
+        code = error.exit_code
+    except RaydpoError as error:
+        _complain(command, [f"{type(error).__name__}: {error}"])
+        code = error.exit_code
+    except KeyboardInterrupt:
+        again = " The same command goes on from what was committed." if args.verb in ("precompute", "train") else ""
+        _complain(command, [f"stopped by Ctrl-C.{again}"])
+        code = 130
+    except BrokenPipeError:  # `raydpo config schema | head`: the reader has what it wanted
+        _silence_stdout()
+        code = 1
+    return code
+
+
+def _arguments(argv: list[str]) -> argparse.Namespace:
+    parser = _parser()
+    args, extra = parser.parse_known_args(argv)
+    late = [word for word in extra if "=" in word and not word.startswith("-")]
+    wrong = [word for word in extra if word not in late]
+    dotted = [word.lstrip("-") for word in wrong if "." in word]
+    if wrong or (late and not hasattr(args, "overrides")):
+        hint = f"; config values are given without dashes: {dotted[0].partition('=')[0]}=VALUE" if dotted else ""
+        parser.error(f"unrecognized arguments: {' '.join(wrong or late)}{hint}")
+    if late:
+        args.overrides = [*args.overrides, *late]
+    return args
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="raydpo",
+        description="Direct preference optimisation on Ray.",
+        epilog="Config values can be given after the file: raydpo train run.yaml train.learning_rate=5e-7",
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    machine = argparse.ArgumentParser(add_help=False)
+    machine.add_argument("--json", action="store_true", help="the result as JSON on the last line of stdout")
+    source = argparse.ArgumentParser(add_help=False)
+    source.add_argument("config", metavar="run.yaml", help="the YAML file of the run")
+    source.add_argument("overrides", metavar="section.key=value", nargs="*", help="config values that win over it")
+
+    for verb, text in _RUN_VERBS.items():
+        verbs.add_parser(verb, parents=[machine, source], help=text, description=text).set_defaults(act=_run)
+    quick = verbs.add_parser("quickstart", parents=[machine], help="a whole small run: no file, no download, no GPU")
+    quick.add_argument("--run-dir", default="runs/quickstart", help="where its outputs go (default: %(default)s)")
+    quick.add_argument("--seed", type=_seed, default=0, help="seed of the data and the models (default: 0)")
+    quick.set_defaults(act=_quickstart)
+
+    config = verbs.add_parser("config", help="look at the configuration without running anything")
+    actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
+    actions.add_parser("schema", help="JSON schema of the YAML file, for editors").set_defaults(act=_config_schema)
+    shown = actions.add_parser(
+        "show", parents=[machine, source], help="the resolved config and where each value is from"
+    )
+    shown.set_defaults(act=_config_show)
+
+    cache = verbs.add_parser("cache", help="look after the caches of reference log-probs")
+    actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
+    place = argparse.ArgumentParser(add_help=False)
+    place.add_argument("--cache-dir", default=None, help="the reference.cache_dir of the runs (default: the default's)")
+    actions.add_parser("list", parents=[machine, place], help="the caches there are").set_defaults(act=_cache_list)
+    verify = actions.add_parser("verify", parents=[machine, place], help="read every shard and compare its digest")
+    verify.set_defaults(act=_cache_verify)
+    gc = actions.add_parser("gc", parents=[machine, place], help="remove leftovers, damaged shards and old caches")
+    gc.add_argument("--older-than-days", type=_days, default=None, help="also caches that no run used for this long")
+    gc.add_argument("--dry-run", action="store_true", help="say what would be removed, remove nothing")
+    gc.set_defaults(act=_cache_gc)
+    return parser
+
+
+class _Version(argparse.Action):
+    def __call__(self, parser: argparse.ArgumentParser, *unused: Any) -> None:
+        from raydpo import __version__
+
+        print(f"raydpo {__version__}")
+        parser.exit(0)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**31:
+        raise argparse.ArgumentTypeError(f"given {text!r}; allowed: a whole number >= 0 and < {2**31}")
+    return int(text)
+
+
+def _days(text: str) -> float:
+    try:
+        days = float(text)
+    except ValueError:
+        days = -1.0
+    if not (math.isfinite(days) and days >= 0):
+        raise argparse.ArgumentTypeError(f"given {text!r}; allowed: a number of days >= 0")
+    return days
+
+
+def _run(args: argparse.Namespace) -> int:
+    from raydpo.config.load import load
+
+    config = load(args.config, args.overrides).config
+
+    def work(observer: Callable[[Any], None]) -> dict[str, Any]:
+        import raydpo.pipelines as pipelines
+
+        summary: dict[str, Any] = getattr(pipelines, args.verb)(config, observer=observer)
+        return summary
+
+    return _with_screen(args, work)
+
+
+def _quickstart(args: argparse.Namespace) -> int:
+    def work(observer: Callable[[Any], None]) -> dict[str, Any]:
+        import raydpo.pipelines as pipelines
+
+        summary: dict[str, Any] = pipelines.quickstart(run_dir=args.run_dir, seed=args.seed, observer=observer)
+        return summary
+
+    return _with_screen(args, work)
+
+
+def _with_screen(args: argparse.Namespace, work: Callable[[Callable[[Any], None]], dict[str, Any]]) -> int:
+    from raydpo.screen import Screen, print_summary
+
+    with _human_stream(args.json) as human:
+        with Screen(human) as screen:
+            summary = work(screen)
+        print_summary(summary, human)
+    if args.json:
+        _print_json(summary)
+    return 0
+
+
+@contextlib.contextmanager
+def _human_stream(as_json: bool) -> Iterator[TextIO]:
+    """Where text for people goes. With --json also everything that libraries print goes to stderr."""
+    if not as_json:
+        yield sys.stdout
+        return
+    with contextlib.redirect_stdout(sys.stderr):
+        yield sys.stderr
+
+
+def _config_schema(args: argparse.Namespace) -> int:
+    from raydpo.config.load import schema
+
+    print(json.dumps(schema(), indent=2))
+    return 0
+
+
+def _config_show(args: argparse.Namespace) -> int:
+    from raydpo.config.load import dump, load
+
+    loaded = load(args.config, args.overrides)
+    if args.json:
+        _print_json({"config": loaded.config.model_dump(mode="json"), "origins": dict(loaded.origins)})
+    else:
+        print(dump(loaded.config, loaded.origins), end="")
+    return 0
+
+
+def _print_json(result: Any) -> None:
+    """One line of strict JSON: a number that is not finite becomes null."""
+    print(json.dumps(_strict(result), allow_nan=False, default=str), flush=True)
+
+
+def _strict(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(key): _strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
+
+
+def _complain(command: str, problems: Sequence[str]) -> None:
+    from contextlib import suppress
+
+    lines = [f"{command}: {problems[0]}"] if len(problems) == 1 else [f"{command}: {len(problems)} problems"]
+    if len(problems) > 1:
+        lines += [f"  - {problem}" for problem in problems]
+    text = "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+    with suppress(OSError):
+        print(text, file=sys.stderr, flush=True)
+
+
+def _silence_stdout() -> None:
+    import os
+
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _cache_list(args: argparse.Namespace) -> int:
+    return 0
+
+
+def _cache_verify(args: argparse.Namespace) -> int:
+    return 0
+
+
+def _cache_gc(args: argparse.Namespace) -> int:
+    return 0

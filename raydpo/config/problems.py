@@ -1,0 +1,131 @@
+"""Sentences about configuration keys: what a key allows, which known key is nearest, what to do.
+
+In: the pydantic sections and the table of objectives. Out: text for errors; nothing here raises.
+Decision: allowed values are described from the fields themselves, so that no message can go stale.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import types
+import typing
+from collections.abc import Iterator
+from typing import Any, Literal
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from raydpo.config.objectives import OBJECTIVES
+from raydpo.config.sections import Config, ObjectiveSection
+
+_BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
+
+
+def members(annotation: Any) -> tuple[Any, ...]:
+    """The alternatives of a union, or the annotation alone."""
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        return typing.get_args(annotation)
+    return (annotation,)
+
+
+def section_of(annotation: Any) -> type[BaseModel] | None:
+    """The section class inside an annotation (`LoraSection | None`), if there is one."""
+    for member in members(annotation):
+        if isinstance(member, type) and issubclass(member, BaseModel):
+            return member
+    return None
+
+
+def show(value: Any, longest: int = 70) -> str:
+    """A value as one would type it in YAML, cut when it is long."""
+    text = json.dumps(value, ensure_ascii=False, default=str)
+    return text if len(text) <= longest else f"{text[:longest]}..."
+
+
+def _choices(words: list[str]) -> str:
+    return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
+
+
+def allowed(field: FieldInfo) -> str:
+    """What a key allows, from its type and bounds: "a whole number >= 1 or null"."""
+    words: list[str] = []
+    for member in members(field.annotation):
+        if member is type(None):
+            words.append("null")
+        elif typing.get_origin(member) is Literal:
+            words.extend(str(choice) for choice in typing.get_args(member))
+        elif typing.get_origin(member) is tuple:
+            words.append("a list of texts")
+        elif section_of(member) is not None:
+            words.append(f"a section with the keys {', '.join(section_of(member).model_fields)}")  # type: ignore[union-attr]
+        else:
+            words.append({str: "text", int: "a whole number", float: "a number", bool: "true or false"}[member])
+            bounds = [f"{sign} {getattr(m, n):g}" for m in field.metadata for n, sign in _BOUNDS if hasattr(m, n)]
+            if any(getattr(m, "min_length", 0) for m in field.metadata):
+                words[-1] += " that is not empty"
+            if bounds:
+                words[-1] += f" {' and '.join(bounds)}"
+    return _choices(words)
+
+
+def remedy(key: str, field: FieldInfo, given: Any) -> str:
+    """What to do about a wrong value of `key`."""
+    choices = [str(c) for m in members(field.annotation) if typing.get_origin(m) is Literal for c in typing.get_args(m)]
+    near = difflib.get_close_matches(str(given), choices, n=1)
+    if near:
+        return f"Did you mean {near[0]}?"
+    if field.is_required():
+        return f"Set {key}: {first_sentence(field)}"
+    default = json.loads(json.dumps(field.default))
+    return f"Correct it, or leave {key} out for the default, {show(default)}."
+
+
+def first_sentence(field: FieldInfo) -> str:
+    """The first sentence of a field's help."""
+    text = " ".join((field.description or "").split())
+    return text.split(". ")[0].rstrip(".") + "." if text else ""
+
+
+def all_keys() -> list[str]:
+    """Every key there is, dotted: "train.lora.rank", "objective.beta"."""
+    return list(_walk(Config, ""))
+
+
+def _walk(model: type[BaseModel], prefix: str) -> Iterator[str]:
+    for name, field in model.model_fields.items():
+        section = section_of(field.annotation)
+        if section is ObjectiveSection:
+            yield f"{prefix}{name}.name"
+            yield from dict.fromkeys(f"{prefix}{name}.{key}" for row in OBJECTIVES.values() for key in row.parameters)
+        elif section is not None:
+            yield from _walk(section, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}"
+
+
+def nearest(key: str, siblings: list[str]) -> list[str]:
+    """Known dotted keys that an unknown dotted `key` may have meant, likeliest first.
+
+    The same word in another section, then a similar word in the same section, then a similar word anywhere.
+    """
+    section, _, word = key.rpartition(".")
+    prefix = f"{section}." if section else ""
+    known = all_keys()
+    same_word = [other for other in known if other.rpartition(".")[2] == word]
+    if same_word:
+        return same_word[:3]
+    close = difflib.get_close_matches(word, siblings, n=1)
+    if close:
+        return [prefix + close[0]]
+    words = {other.rpartition(".")[2]: other for other in reversed(known)}
+    return [words[near] for near in difflib.get_close_matches(word, list(words), n=1, cutoff=0.7)]
+
+
+def unknown_key(key: str, given: Any, siblings: list[str]) -> str:
+    """The sentence for a key that does not exist; `siblings` are the keys that do, in its section."""
+    section = key.rpartition(".")[0]
+    near = nearest(key, siblings)
+    place = f"in {section}" if section else "at the top"
+    hint = f"Did you mean {_choices(near)}?" if near else f"Allowed {place}: {', '.join(siblings)}."
+    return f"{key}: no such key, {show(given)} would have been without effect. {hint} Rename or remove it."

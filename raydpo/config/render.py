@@ -1,0 +1,79 @@
+"""A config as text: YAML that loads back to the same config, with or without origins; and its JSON schema.
+
+In: a `Config`, or nothing for the schema. Out: text and plain dicts.
+Decision: one key a line and lists in brackets, so that every value has room for a comment that says where it is from.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+import yaml
+
+from raydpo.config.objectives import OBJECTIVES
+from raydpo.config.sections import Config
+from raydpo.config.source import PlainDumper
+
+
+def dump(config: Config, origins: Mapping[str, str] | None = None) -> str:
+    """The whole config as YAML, defaults included. With `origins` each line ends in a comment: where it is from."""
+    lines = list(_lines(config.model_dump(mode="json"), "", 0))
+    if origins is None:
+        return "".join(f"{text}\n" for text, _ in lines)
+    width = min(max(len(text) for text, key in lines if key in origins), 60)
+    return "".join(f"{text:<{width}}  # {origins[key]}\n" if key in origins else f"{text}\n" for text, key in lines)
+
+
+def _lines(values: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tuple[str, str]]:
+    for name, value in values.items():
+        key = prefix + name
+        if isinstance(value, dict):
+            yield f"{'  ' * depth}{name}:", ""
+            yield from _lines(value, f"{key}.", depth + 1)
+        else:
+            yield f"{'  ' * depth}{name}: {_flow(value)}", key
+
+
+def _flow(value: Any) -> str:
+    readable = "".join(value if isinstance(value, list) else [str(value)]).isprintable()  # else escape: NEL, BOM, ...
+    text = yaml.dump(value, Dumper=PlainDumper, default_flow_style=True, width=float("inf"), allow_unicode=readable)
+    return text.removesuffix("\n").removesuffix("\n...").removesuffix("\n")
+
+
+def schema() -> dict[str, Any]:
+    """JSON schema (draft 2020-12) of the YAML file, for editors. Objectives and their parameters are from the table."""
+    result = Config.model_json_schema()
+    sections = result["$defs"]
+    sections["ObjectiveSection"] = _objective_schema()
+    for key in ("train", "eval"):
+        field = sections["DataSection"]["properties"][key]
+        listed = {"type": field.pop("type"), "items": field.pop("items")}
+        field["anyOf"] = [listed, {"type": "string"}]
+    return {"$schema": "https://json-schema.org/draft/2020-12/schema", **result}
+
+
+def _objective_schema() -> dict[str, Any]:
+    rows = []
+    for row in OBJECTIVES.values():
+        properties: dict[str, Any] = {"name": {"const": row.name, "description": row.title}}
+        for name, parameter in row.parameters.items():
+            properties[name] = {
+                "type": "number",
+                "exclusiveMinimum" if parameter.low_open else "minimum": parameter.low,
+                "exclusiveMaximum" if parameter.high_open else "maximum": parameter.high,
+                "default": parameter.default,
+                "description": parameter.help,
+            }
+        required = [] if row.name == "dpo" else ["name"]
+        rows.append(
+            {
+                "title": row.name,
+                "type": "object",
+                "properties": properties,
+                "required": required,
+                "additionalProperties": False,
+            }
+        )
+    short = {"title": "name alone", "enum": sorted(OBJECTIVES)}
+    return {"description": "An objective and its parameters.", "anyOf": [*rows, short]}

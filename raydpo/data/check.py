@@ -1,0 +1,112 @@
+"""Why a line cannot be used: the reasons, and the checks that need no tokenizer.
+
+What comes in: fields of one parsed row. What goes out: the same values, or `BadRow` with one of `REASONS`.
+Decision: a row has exactly one reason, the first that is met in a fixed order, so that lines read equal lines used
+plus the sum over reasons. Price: a row that is bad in two ways is counted once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from typing import Any
+
+REASONS: dict[str, str] = {
+    "malformed_json": "not valid JSON",
+    "duplicate_key": "an object names a key twice",
+    "not_an_object": "valid JSON, but not an object",
+    "invalid_utf8": "bytes that are not UTF-8",
+    "lone_surrogate": "half of a UTF-16 surrogate pair, which no tokenizer can read",
+    "nul": "a NUL character",
+    "unknown_format": "no known row layout fits the file",
+    "missing_field": "a field that the format needs is absent or null",
+    "not_a_string": "a field that must be text is something else",
+    "not_a_number": "a score or confidence is not a finite number",
+    "too_few_answers": "fewer than two answers to compare",
+    "length_mismatch": "not as many scores as answers",
+    "unknown_role": "a message has a role other than system, developer, user, assistant, tool",
+    "no_assistant_turn": "there is no assistant turn where the answer should be",
+    "bad_turn_order": "the answer holds turns of somebody else",
+    "empty_prompt": "no prompt, and the tokenizer has no BOS to start from",
+    "empty_answer": "an answer without text",
+    "identical_answers": "chosen and rejected are the same",
+    "differing_prompts": "chosen and rejected answer different prompts",
+    "control_tokens": "control tokens inside the text that may not or cannot be read as plain text",
+    "template_error": "the chat template refuses the conversation",
+    "prefix_mismatch": "the prompt is not the beginning of prompt + answer after the chat template or tokenizer",
+    "blank_line": "nothing but white space",
+    "overlong": "longer than data.max_length",
+    "low_confidence": "confidence below data.min_confidence",
+    "tied_scores": "best and worst answer have the same score",
+}
+"""Every reason for leaving a line out, with its meaning. Order of the table on the screen."""
+
+APART = frozenset({"blank_line", "overlong", "low_confidence", "tied_scores"})
+"""Reasons that say nothing about broken data: counted, but not against `data.max_bad_fraction`."""
+
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
+
+class BadRow(Exception):
+    """One row cannot be used. Never leaves this package: it becomes a line of quarantine.jsonl."""
+
+    def __init__(self, reason: str, detail: str) -> None:
+        assert reason in REASONS, reason
+        super().__init__(reason, detail)
+        self.reason = reason
+        self.detail = detail
+
+
+def field_of(row: Mapping[str, Any], name: str) -> Any:
+    """The value under `name`; absent and null are the same (columnar files cannot tell them apart)."""
+    value = row.get(name)
+    if value is None:
+        raise BadRow("missing_field", f"{name} is missing")
+    return value
+
+
+def text(value: Any, name: str) -> str:
+    """`value` as text that a tokenizer can read. BadRow: missing_field, not_a_string, lone_surrogate, nul."""
+    if value is None:
+        raise BadRow("missing_field", f"{name} is missing")
+    if not isinstance(value, str):
+        raise BadRow("not_a_string", f"{name} is {type(value).__name__}, not text")
+    if _SURROGATE.search(value):
+        raise BadRow("lone_surrogate", f"{name} holds half of a surrogate pair")
+    if "\0" in value:
+        raise BadRow("nul", f"{name} holds a NUL character")
+    return value
+
+
+def number(value: Any, name: str) -> float:
+    """`value` as a finite float; numbers written as text count. BadRow: missing_field, not_a_number."""
+    if value is None:
+        raise BadRow("missing_field", f"{name} is missing")
+    if not isinstance(value, bool) and isinstance(value, int | float | str):
+        try:
+            result = float(value)
+        except (ValueError, OverflowError):
+            result = math.nan
+        if math.isfinite(result):
+            return result
+    raise BadRow("not_a_number", f"{name} is {str(value)[:40]!r}, not a finite number")
+
+
+def confidence(row: Mapping[str, Any], column: str, least: float) -> None:
+    """Refuse a row whose `column` (dots reach into nested fields) is below `least`."""
+    value: Any = row
+    for part in (column,) if column in row else column.split("."):
+        value = value.get(part) if isinstance(value, Mapping) else None
+    found = number(value, column)
+    if found < least:
+        raise BadRow("low_confidence", f"{column} is {found:g}, below {least:g}")
+
+
+def answer_texts(answers: list[str]) -> None:
+    """Refuse empty answers, and a pair of equal ones."""
+    for side, answer in zip(("chosen", "rejected"), answers, strict=False):
+        if not answer.strip():
+            raise BadRow("empty_answer", f"the {side} answer has no text" if len(answers) > 1 else "answer has no text")
+    if len(answers) > 1 and answers[0] == answers[1]:
+        raise BadRow("identical_answers", "chosen and rejected are the same text")

@@ -1,0 +1,145 @@
+"""From text to token ids: prompt ids that are a prefix, one BOS, one EOS, and the length limit.
+
+What comes in: `Rendered` texts in batches. What goes out: `Encoded` or `BadRow` for each, in order.
+Decision: where the last word of the prompt and the first of the answer would merge into one token, prompt and answer
+are tokenised apart and joined, because that is what the model sees when it is asked; it is counted
+(`boundary_merges`) and the joined ids must spell the same text, else the row is left out.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from raydpo.data.check import BadRow
+from raydpo.data.template import Rendered
+from raydpo.data.tokenizer import TextTokenizer, Unreadable
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One example in token ids. prompt_hash: of the uncut prompt, for the split. merged, truncated: what was done."""
+
+    prompt_ids: list[int]
+    answer_ids: list[list[int]]
+    prompt_hash: int
+    merged: bool = False
+    truncated: bool = False
+
+
+def encode(
+    tokenizer: TextTokenizer,
+    texts: Sequence[Rendered],
+    *,
+    max_length: int,
+    overlong: Literal["drop", "truncate_prompt", "error"],
+) -> list[Encoded | BadRow]:
+    """Ids of each text, or why it cannot be used. Ids are int32 values; BOS is in the prompt, EOS in the answers."""
+    ordinary = [part for text in texts if not text.plain for part in _parts(text)]
+    ids = iter(tokenizer.encode(ordinary) if ordinary else [])
+    results: list[Encoded | BadRow] = []
+    for text in texts:
+        try:
+            found = _encode_plain(tokenizer, text) if text.plain else [next(ids) for _ in _parts(text)]
+            example = _assemble(tokenizer, text, found[0], found[1:])
+            results.append(_limited(example, tokenizer.bos_id, max_length, overlong))
+        except BadRow as bad:
+            results.append(bad)
+    return results
+
+
+def _parts(text: Rendered) -> list[str]:
+    return [text.prompt, *(text.prompt + answer for answer in text.answers)]
+
+
+def _encode_plain(tokenizer: TextTokenizer, text: Rendered) -> list[list[int]]:
+    try:
+        return [
+            tokenizer.encode_plain(part, num_aliases=number)
+            for part, number in zip(_parts(text), text.num_aliases, strict=True)
+        ]
+    except Unreadable as error:
+        raise BadRow("control_tokens", f"control tokens in the text cannot be read as plain text: {error}") from error
+
+
+def _assemble(tokenizer: TextTokenizer, text: Rendered, prompt_ids: list[int], full: list[list[int]]) -> Encoded:
+    answers, merged = [], False
+    for answer, ids in zip(text.answers, full, strict=True):
+        if ids[: len(prompt_ids)] == prompt_ids:
+            answers.append(ids[len(prompt_ids) :])
+        else:
+            answers.append(_apart(tokenizer, text, answer, prompt_ids, ids))
+            merged = True
+    prompt_ids, answers = _with_bos(tokenizer.bos_id, prompt_ids, answers)
+    answers = [_with_eos(tokenizer, ids) for ids in answers]
+    if any(ids == [tokenizer.eos_id] for ids in answers):
+        raise BadRow("empty_answer", "an answer has no tokens but EOS")
+    if len(answers) > 1 and answers[0] == answers[1]:
+        raise BadRow("identical_answers", "chosen and rejected have the same token ids")
+    digest = hashlib.blake2b(np.asarray(prompt_ids, dtype="<i4").tobytes(), digest_size=8).digest()
+    return Encoded(prompt_ids, answers, int.from_bytes(digest, "little"), merged=merged)
+
+
+def _apart(tokenizer: TextTokenizer, text: Rendered, answer: str, prompt_ids: list[int], whole: list[int]) -> list[int]:
+    """Ids of the answer on its own, such that prompt + answer still spell the text of `whole`."""
+
+    def ids_of(part: str) -> list[int]:
+        if not text.plain:
+            return tokenizer.encode([part])[0]
+        return tokenizer.encode_plain(part, num_aliases=len(whole))
+
+    spelled = tokenizer.decode(whole)
+    alone = ids_of(answer)
+    if tokenizer.decode(prompt_ids + alone) == spelled:
+        return alone
+    # SentencePiece-like tokenizers put a blank before a text; after a line break they do not.
+    anchor, anchored = ids_of("\n"), ids_of("\n" + answer)
+    if anchored[: len(anchor)] == anchor and tokenizer.decode(prompt_ids + anchored[len(anchor) :]) == spelled:
+        return anchored[len(anchor) :]
+    raise BadRow("prefix_mismatch", "the tokenizer joins the end of the prompt with the beginning of the answer")
+
+
+def _with_bos(bos_id: int | None, prompt_ids: list[int], answers: list[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """Exactly one BOS at the very beginning, whether the text, the template or nobody wrote one."""
+    if bos_id is None:
+        if not prompt_ids:
+            raise BadRow("empty_prompt", "the prompt has no tokens and the tokenizer has no BOS")
+        return prompt_ids, answers
+    if not prompt_ids:
+        return [bos_id], [ids[_leading(bos_id, ids) :] for ids in answers]
+    return [bos_id, *prompt_ids[_leading(bos_id, prompt_ids) :]], answers
+
+
+def _leading(token: int, ids: list[int]) -> int:
+    return next((place for place, one in enumerate(ids) if one != token), len(ids))
+
+
+def _with_eos(tokenizer: TextTokenizer, ids: list[int]) -> list[int]:
+    """One EOS at the end. White space that a template writes after its own EOS is dropped."""
+    eos_id = tokenizer.eos_id
+    assert eos_id is not None
+    if eos_id in ids:
+        last = len(ids) - 1 - ids[::-1].index(eos_id)
+        if last == len(ids) - 1 or not tokenizer.decode(ids[last + 1 :]).strip():
+            ids = ids[:last]
+            while ids and ids[-1] == eos_id:
+                ids = ids[:-1]
+    return [*ids, eos_id]
+
+
+def _limited(example: Encoded, bos_id: int | None, max_length: int, overlong: str) -> Encoded:
+    longest = max(map(len, example.answer_ids))
+    total = len(example.prompt_ids) + longest
+    if total <= max_length:
+        return example
+    kept = max_length - longest
+    head = [] if bos_id is None else [bos_id]
+    if overlong != "truncate_prompt" or kept <= len(head):
+        what = "prompt + longest answer" if kept > len(head) else "the longest answer alone, which is never cut,"
+        raise BadRow("overlong", f"{what} takes {total if kept > len(head) else longest} tokens of {max_length}")
+    prompt_ids = head + example.prompt_ids[len(example.prompt_ids) - (kept - len(head)) :]
+    return Encoded(prompt_ids, example.answer_ids, example.prompt_hash, example.merged, truncated=True)

@@ -1,0 +1,254 @@
+"""From data.train and data.eval to token shards: every line is used or quarantined with its reason.
+
+What comes in: the config and a tokenizer. What goes out: `<folder>/train-*.arrow`, `eval-*.arrow`, a manifest, and
+`quarantine.jsonl` beside the folder; a `DataReport`.
+Decision: one pass that holds no text in memory, with rows in the order of the files. Which prompts an `eval_fraction`
+takes is a property of the prompt alone (its hash), so that adding rows moves no other row between the splits.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
+
+from raydpo.artifacts import digest, durable
+from raydpo.config import Config
+from raydpo.config.objectives import OBJECTIVES
+from raydpo.data.check import BadRow, confidence
+from raydpo.data.encode import Encoded, encode
+from raydpo.data.formats import FORMATS, Format, detect
+from raydpo.data.read import Line
+from raydpo.data.report import DataReport, Tally
+from raydpo.data.sources import Source, find
+from raydpo.data.store import Store
+from raydpo.data.template import Rendered, check_template, no_template, render
+from raydpo.data.tokenizer import TextTokenizer
+from raydpo.errors import DataError
+from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted, ignore
+
+VERSION = "data-1"
+"""Version of reading and encoding: raise it when the same input may give other ids."""
+
+_BATCH_ROWS = 512
+_DETECT_ROWS = 64
+_DETECT_LINES = 4096
+_HASHES = 1 << 64
+
+
+def prepare(
+    config: Config, tokenizer_path: str, folder: Path, *, write: bool = True, observer: Observer = ignore
+) -> DataReport:
+    """Read, check and encode all data of a run. write=False does everything but writing.
+
+    A finished preparation in `folder` is taken as it is when files, data section, tokenizer and number of answers are
+    the same. Raises DataError with all problems: missing files, no chat template, too many bad lines.
+    """
+    return _Preparation(config, tokenizer_path, Path(folder), write, observer).run()
+
+
+class _Preparation:
+    def __init__(self, config: Config, tokenizer_path: str, folder: Path, write: bool, observer: Observer) -> None:
+        self.settings = config.data
+        self.objective = config.objective.name
+        self.num_answers = OBJECTIVES[config.objective.name].num_answers
+        self.folder, self.write, self.observer = folder, write, observer
+        self.splits: dict[str, list[Source]] = {}
+        problems: list[str] = []
+        for split, names in (("train", self.settings.train), ("eval", self.settings.eval)):
+            self.splits[split], found = find(f"data.{split}", names)
+            problems += found
+        if not problems and not any(self.splits.values()):
+            problems.append("data.train names no data; give at least one file, folder or hub data set.")
+        template = self._template(problems)
+        if problems:
+            raise DataError(problems)
+        self.tokenizer = TextTokenizer(tokenizer_path, template)
+        if self.settings.chat_template is not None:
+            check_template(self.tokenizer, self.settings.chat_template)
+
+    def _template(self, problems: list[str]) -> str | None:
+        path = self.settings.chat_template
+        if path is None:
+            return None
+        try:
+            return Path(path).expanduser().read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            problems.append(f"data.chat_template: {path!r} cannot be read: {error}. Give the path of a Jinja file.")
+            return None
+
+    def run(self) -> DataReport:
+        self.observer(StageStarted("data", None, "lines"))
+        store = Store(self.folder, self._input_digest()) if self.write else None
+        if store is not None and (earlier := store.finished()) is not None:
+            report = replace(DataReport.from_json(earlier), reused=True)
+            self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
+            return report
+        threshold = self._threshold()
+        tally = self._pass(store, threshold)
+        if threshold and not tally.pairs["eval"] and len(tally.prompt_hashes) > 1:
+            # So few prompts that the share came out empty: the one with the smallest hash is held out.
+            tally = self._pass(store, min(tally.prompt_hashes) + 1)
+        report = tally.report()
+        if self.write:
+            durable.write_text(
+                self.folder.parent / "quarantine.jsonl", "".join(f"{entry}\n" for entry in tally.entries)
+            )
+        self._judge(report)
+        if store is not None:
+            store.finish(report.to_json())
+        self._tell(report)
+        return report
+
+    def _input_digest(self) -> str:
+        return digest.digest_of(
+            {
+                "version": VERSION,
+                "files": {split: [(one.name, one.digest()) for one in found] for split, found in self.splits.items()},
+                "settings": self.settings.model_dump(mode="json"),
+                "tokenizer": self.tokenizer.digest,
+                "num_answers": self.num_answers,
+            }
+        )
+
+    def _threshold(self) -> int:
+        """Prompts whose hash is below this go from train to eval."""
+        if not self.settings.eval_fraction:
+            return 0
+        if self.splits["eval"]:
+            self.observer(Note("warning", "data.eval_fraction is not used, since data.eval names held-out data"))
+            return 0
+        return int(self.settings.eval_fraction * _HASHES)
+
+    def _pass(self, store: Store | None, threshold: int) -> Tally:
+        """Read everything once. Problems of whole files are raised together at the end."""
+        tally = Tally()
+        problems: list[str] = []
+        if store is not None:
+            store.begin()
+        for split, sources in self.splits.items():
+            for source in sources:
+                try:
+                    for place, example in self._examples(source, tally):
+                        target = "eval" if example.prompt_hash < threshold else split
+                        keys = store.add(target, example, place) if store is not None else Store.keys(example)
+                        lengths = (len(example.prompt_ids), max(map(len, example.answer_ids)))
+                        tally.use(target, example.prompt_hash, lengths, keys)
+                except DataError as error:
+                    problems += error.problems
+        if problems:
+            raise DataError(problems)
+        return tally
+
+    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded]]:
+        """Good examples of one source with their places; everything else is put down in the tally."""
+        rows = source.rows()
+        seen = list(itertools.islice(rows, _DETECT_ROWS))
+        while len(seen) < _DETECT_LINES and not any(line.row is not None for line in seen):
+            more = list(itertools.islice(rows, _DETECT_ROWS))
+            if not more:
+                break
+            seen += more
+        good = [line.row for line in seen if line.row is not None]
+        name = self.settings.format if self.settings.format != "auto" else detect(good)
+        layout = FORMATS.get(name) if name is not None else None
+        tally.formats[source.name] = _described(layout, good)
+        title = f", {layout.title}" if layout is not None else f"; none of {', '.join(FORMATS)} fits"
+        self.observer(Note("info", f"{source.name}: format {tally.formats[source.name]}{title}"))
+        lines = itertools.chain(seen, rows)
+        while batch := list(itertools.islice(lines, _BATCH_ROWS)):
+            tally.lines_read += len(batch)
+            yield from self._batch(source, batch, layout, tally)
+            self.observer(Advanced("data", tally.lines_read))
+
+    def _batch(
+        self, source: Source, batch: list[Line], layout: Format | None, tally: Tally
+    ) -> Iterator[tuple[str, Encoded]]:
+        outcomes = [self._text(source, line, layout) for line in batch]
+        texts = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
+        limits = (self.settings.max_length, self.settings.overlong)
+        encoded = iter(encode(self.tokenizer, texts, max_length=limits[0], overlong=limits[1]))
+        for line, outcome in zip(batch, outcomes, strict=True):
+            example = outcome if isinstance(outcome, BadRow) else next(encoded)
+            if isinstance(outcome, Rendered):
+                tally.counts["control_tokens_found"] += outcome.found
+            if isinstance(example, BadRow):
+                tally.leave_out(source.name, line, example)
+                continue
+            tally.counts["truncated_prompts"] += example.truncated
+            tally.counts["boundary_merges"] += example.merged
+            yield f"{source.name}:{line.number}", example
+
+    def _text(self, source: Source, line: Line, layout: Format | None) -> Rendered | BadRow:
+        """Text of one line, or why there is none. Raises DataError when the whole file cannot be written down."""
+        try:
+            if line.bad is not None or line.row is None:
+                return line.bad or BadRow("not_an_object", "nothing was read")
+            if layout is None:
+                return BadRow("unknown_format", f"fields: {', '.join(map(str, line.row))[:160] or 'none'}")
+            if self.settings.confidence_column is not None and self.settings.min_confidence is not None:
+                confidence(line.row, self.settings.confidence_column, self.settings.min_confidence)
+            example = layout.convert(line.row, self.num_answers)
+            if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
+                raise no_template(self.tokenizer, source.name)
+            return render(example, self.tokenizer, self.settings.control_tokens)
+        except BadRow as bad:
+            return bad
+        except RecursionError:
+            return BadRow("malformed_json", "nested too deeply")
+
+    def _judge(self, report: DataReport) -> None:
+        """Raise what makes the data as a whole unusable."""
+        problems = []
+        where = f"; every line is listed in {self.folder.parent / 'quarantine.jsonl'}" if self.write else ""
+        share = report.num_bad / max(1, report.lines_read)
+        if share > self.settings.max_bad_fraction:
+            hint = "" if "unknown_format" not in report.quarantined else f" Known layouts: {', '.join(FORMATS)}."
+            problems.append(
+                f"{report.num_bad:,} of {report.lines_read:,} lines ({share:.1%}) cannot be used, and "
+                f"data.max_bad_fraction allows {self.settings.max_bad_fraction:.1%}. Training would run on what is "
+                f"left{where}. Mend the rows, set data.format if the layout was mistaken, or raise "
+                f"data.max_bad_fraction.{hint}\n{report.table()}"
+            )
+        if self.settings.overlong == "error" and report.quarantined.get("overlong"):
+            problems.append(
+                f"{report.quarantined['overlong']:,} examples are longer than data.max_length = "
+                f"{self.settings.max_length} tokens and data.overlong is error; first: "
+                f"{'; '.join(report.samples['overlong'])}. Raise data.max_length, or set data.overlong to drop or "
+                "truncate_prompt."
+            )
+        for split, sources in self.splits.items():
+            if sources and not problems and not report.to_json()[f"{split}_pairs"]:
+                problems.append(
+                    f"data.{split} gives no example: of {report.lines_read:,} lines none is left for {split}"
+                    f"{where}.\n{report.table()}"
+                )
+        if problems:
+            raise DataError(problems)
+
+    def _tell(self, report: DataReport) -> None:
+        left_out = ", ".join(f"{reason} {count:,}" for reason, count in report.quarantined.items())
+        self.observer(
+            StageDone(
+                "data",
+                f"{report.lines_read:,} lines: {report.train_pairs:,} train, {report.eval_pairs:,} eval"
+                f"{f'; left out: {left_out}' if left_out else ''}",
+            )
+        )
+        if report.eval_prompts_in_train:
+            text = f"{report.eval_prompts_in_train:,} eval examples have a prompt that is also trained on"
+            self.observer(Note("warning", text))
+        if report.control_tokens_found:
+            how = {"plain": "read as plain text", "allow": "read as control tokens", "quarantine": "left out"}
+            text = f"{report.control_tokens_found:,} control tokens in the data, {how[self.settings.control_tokens]}"
+            self.observer(Note("info", text))
+
+
+def _described(layout: Format | None, rows: list[dict[str, object]]) -> str:
+    if layout is None:
+        return "unknown"
+    if layout.name not in ("standard", "conversational"):
+        return layout.name
+    explicit = sum(row.get("prompt") is not None for row in rows) * 2 > len(rows)
+    return f"{layout.name}, {'explicit' if explicit else 'implicit'} prompt"

@@ -1,0 +1,150 @@
+"""What became of every line: the tally while reading, and the report at the end.
+
+Decision: `lines_read == pairs_used + sum(quarantined.values())` is checked when the report is made, so that a line can
+neither vanish nor be counted twice.
+"""
+
+from __future__ import annotations
+
+import json
+from array import array
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import numpy as np
+
+from raydpo.data.check import APART, REASONS, BadRow
+from raydpo.data.read import Line
+
+_SAMPLES_PER_REASON = 3
+
+
+@dataclass(frozen=True)
+class DataReport:
+    """What a preparation found. Lengths are in tokens; a pair counts with its longest answer.
+
+    quarantined: lines left out by reason. samples: the first places of each reason. formats: layout of each file.
+    control_tokens_found: control tokens spelled out in the data. boundary_merges: examples whose prompt and answer
+    were tokenised apart. duplicates: examples that were there before (they are used). eval_prompts_in_train: eval
+    examples whose prompt is also trained on. reused: an earlier preparation of the same input was taken.
+    """
+
+    lines_read: int
+    pairs_used: int
+    train_pairs: int
+    eval_pairs: int
+    quarantined: dict[str, int]
+    formats: dict[str, str]
+    samples: dict[str, list[str]] = field(default_factory=dict)
+    control_tokens_found: int = 0
+    truncated_prompts: int = 0
+    boundary_merges: int = 0
+    duplicates: int = 0
+    eval_prompts_in_train: int = 0
+    lengths: dict[str, dict[str, float]] = field(default_factory=dict)
+    reused: bool = False
+
+    def __post_init__(self) -> None:
+        accounted = self.pairs_used + sum(self.quarantined.values())
+        assert self.lines_read == accounted, f"{self.lines_read} lines read, {accounted} accounted for"
+        assert self.pairs_used == self.train_pairs + self.eval_pairs
+
+    @property
+    def num_bad(self) -> int:
+        """Lines that count against data.max_bad_fraction."""
+        return sum(count for reason, count in self.quarantined.items() if reason not in APART)
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested plain values, as in summary.json under `data`."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, value: Mapping[str, Any]) -> DataReport:
+        """The inverse of `to_json`."""
+        return cls(**value)
+
+    def table(self) -> str:
+        """Reasons with counts, meaning and the first place, one a line."""
+        lines = []
+        for reason, count in self.quarantined.items():
+            first = self.samples.get(reason, [""])[0]
+            lines.append(f"  {reason:<18} {count:>9,}  {REASONS[reason]}; first: {first}")
+        return "\n".join(lines)
+
+
+class Tally:
+    """Counts of one pass over the data."""
+
+    def __init__(self) -> None:
+        self.lines_read = 0
+        self.pairs = {"train": 0, "eval": 0}
+        self.quarantined: Counter[str] = Counter()
+        self.samples: dict[str, list[str]] = {}
+        self.entries: list[str] = []
+        self.formats: dict[str, str] = {}
+        self.counts: Counter[str] = Counter()
+        self._prompt_tokens, self._answer_tokens = array("q"), array("q")
+        self._seen: set[tuple[str, ...]] = set()
+        self._prompts: dict[str, set[int]] = {"train": set(), "eval": set()}
+        self._eval_prompts = array("Q")
+
+    def leave_out(self, source: str, line: Line, bad: BadRow) -> None:
+        """Count one line under its reason and keep its entry for quarantine.jsonl."""
+        self.quarantined[bad.reason] += 1
+        samples = self.samples.setdefault(bad.reason, [])
+        if len(samples) < _SAMPLES_PER_REASON:
+            samples.append(f"{source}:{line.number}: {bad.detail}")
+        entry = {"file": source, "line": line.number, "reason": bad.reason, "detail": bad.detail}
+        self.entries.append(json.dumps({**entry, "sample": line.sample()}))
+
+    def use(self, split: str, prompt_hash: int, lengths: tuple[int, int], keys: tuple[str, ...]) -> None:
+        """Count one example. lengths: tokens of the prompt and of the longest answer."""
+        self.pairs[split] += 1
+        self._prompt_tokens.append(lengths[0])
+        self._answer_tokens.append(lengths[1])
+        self.counts["duplicates"] += keys in self._seen
+        self._seen.add(keys)
+        self._prompts[split].add(prompt_hash)
+        if split == "eval":
+            self._eval_prompts.append(prompt_hash)
+
+    @property
+    def prompt_hashes(self) -> set[int]:
+        """Hashes of all prompts used so far."""
+        return self._prompts["train"] | self._prompts["eval"]
+
+    def report(self) -> DataReport:
+        """The report of everything counted."""
+        order = [reason for reason in REASONS if self.quarantined[reason]]
+        return DataReport(
+            lines_read=self.lines_read,
+            pairs_used=sum(self.pairs.values()),
+            train_pairs=self.pairs["train"],
+            eval_pairs=self.pairs["eval"],
+            quarantined={reason: self.quarantined[reason] for reason in order},
+            formats=self.formats,
+            samples={reason: self.samples[reason] for reason in order},
+            control_tokens_found=self.counts["control_tokens_found"],
+            truncated_prompts=self.counts["truncated_prompts"],
+            boundary_merges=self.counts["boundary_merges"],
+            duplicates=self.counts["duplicates"],
+            eval_prompts_in_train=sum(prompt in self._prompts["train"] for prompt in self._eval_prompts),
+            lengths=self._lengths(),
+        )
+
+    def _lengths(self) -> dict[str, dict[str, float]]:
+        if not self._prompt_tokens:
+            return {}
+        prompts = np.frombuffer(self._prompt_tokens, dtype=np.int64)
+        answers = np.frombuffer(self._answer_tokens, dtype=np.int64)
+        columns = {"prompt_tokens": prompts, "answer_tokens": answers, "total_tokens": prompts + answers}
+        return {
+            name: {
+                "mean": round(float(values.mean()), 1),
+                **{f"p{share}": float(np.percentile(values, share, method="lower")) for share in (50, 95, 99)},
+                "max": float(values.max()),
+            }
+            for name, values in columns.items()
+        }

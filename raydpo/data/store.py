@@ -1,0 +1,67 @@
+"""Where prepared examples go: shards of both splits, and a record of the input that they were made from.
+
+Decision: the record (`prepared.json`) is removed before the first shard is touched and written after the last one is
+durable, so that a killed preparation is never taken for a finished one.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from raydpo.artifacts import durable
+from raydpo.artifacts.examples import ExampleTable, ExampleWriter
+from raydpo.data.encode import Encoded
+from raydpo.errors import IntegrityError
+from raydpo.schema import row_key
+
+_RECORD = "prepared.json"
+
+
+class Store:
+    """The folder of one prepared data set. input_digest: of everything that its content depends on."""
+
+    def __init__(self, folder: Path, input_digest: str) -> None:
+        self.folder, self.input_digest = folder, input_digest
+        self._writers: dict[str, ExampleWriter] = {}
+
+    @staticmethod
+    def keys(example: Encoded) -> tuple[str, ...]:
+        """Row keys of the answers, in order."""
+        prompt = np.asarray(example.prompt_ids, dtype="<i4")
+        return tuple(row_key(prompt, ids) for ids in example.answer_ids)
+
+    def finished(self) -> dict[str, Any] | None:
+        """The report of a finished preparation of the same input whose shards are intact, or None."""
+        try:
+            record = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))
+            if record["input_digest"] != self.input_digest:
+                return None
+            for split in ("train", "eval"):
+                if len(ExampleTable.open(self.folder, split)) != record["report"][f"{split}_pairs"]:
+                    return None
+        except (OSError, ValueError, KeyError, TypeError, IntegrityError):
+            return None
+        report: dict[str, Any] = record["report"]
+        return report
+
+    def begin(self) -> None:
+        """Forget what is there and start over."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        (self.folder / _RECORD).unlink(missing_ok=True)
+        self._writers = {split: ExampleWriter(self.folder, split) for split in ("train", "eval")}
+
+    def add(self, split: str, example: Encoded, place: str) -> tuple[str, ...]:
+        """Append one example and return its row keys."""
+        keys = self.keys(example)
+        self._writers[split].add(example.prompt_ids, example.answer_ids, list(keys), place)
+        return keys
+
+    def finish(self, report: dict[str, Any]) -> None:
+        """Close both splits, then commit."""
+        for writer in self._writers.values():
+            writer.close()
+        durable.write_json(self.folder / _RECORD, {"input_digest": self.input_digest, "report": report})

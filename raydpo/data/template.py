@@ -1,0 +1,157 @@
+"""From an `Example` to text: the chat template for conversations, nothing for plain text.
+
+What goes out: prompt and answers as strings whose concatenation is what the model reads, and whether control tokens
+inside have to be read as plain text.
+Decision: the date that some templates write is fixed, since otherwise the same data would be other data tomorrow and
+every cached reference value would be lost. Price: models are trained on that one date.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from raydpo.data.check import BadRow, answer_texts
+from raydpo.data.formats import Example
+from raydpo.data.messages import Message
+from raydpo.data.tokenizer import TextTokenizer, count_aliases, holds_private_marks
+from raydpo.errors import DataError
+
+_DATE = datetime.date(2024, 7, 26)
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """What is tokenised: `prompt`, and `prompt + answer` for each answer.
+
+    plain: control tokens inside are text (aliases stand for those of the template). templated: came from a template.
+    found: how many control tokens the data holds.
+    """
+
+    prompt: str
+    answers: list[str]
+    plain: bool = False
+    templated: bool = False
+    found: int = 0
+
+    @property
+    def num_aliases(self) -> list[int]:
+        """Control tokens that the template wrote: in the prompt, then in the prompt with each answer."""
+        if not (self.plain and self.templated):
+            return [0] * (1 + len(self.answers))
+        return [count_aliases(self.prompt), *(count_aliases(self.prompt + answer) for answer in self.answers)]
+
+
+def no_template(tokenizer: TextTokenizer, name: str) -> DataError:
+    """The error for conversational data in file `name` when the tokenizer has no chat template."""
+    return DataError(
+        f"{name} holds conversations, but the tokenizer of {tokenizer.path!r} has no chat template, so there is no "
+        "agreed way to write them down for this model. Do one of three: set data.chat_template to the path of a Jinja "
+        "template file; set model.path to a checkpoint whose tokenizer carries a template (most instruct models do); "
+        "or give the data as plain text with the fields prompt, chosen, rejected, which needs no template."
+    )
+
+
+def check_template(tokenizer: TextTokenizer, path: str) -> None:
+    """Raise DataError when the template that was read from file `path` (data.chat_template) is not Jinja."""
+    from jinja2 import TemplateSyntaxError
+
+    try:
+        _apply(tokenizer, [{"role": "user", "content": "x"}], None, generation=True)
+    except BadRow as bad:
+        if isinstance(bad.__cause__, TemplateSyntaxError):
+            raise DataError(
+                f"data.chat_template: {path!r} is not a Jinja template: {bad.detail} (line {bad.__cause__.lineno}). "
+                "Mend it, or leave data.chat_template out to use the tokenizer's own."
+            ) from bad
+
+
+def render(example: Example, tokenizer: TextTokenizer, policy: Literal["plain", "quarantine", "allow"]) -> Rendered:
+    """Text of one example. BadRow when it cannot be written or read."""
+    if isinstance(example.prompt, list) and (tokenizer.has_template or example.plain is None):
+        return _render_conversation(example, tokenizer, policy)
+    if isinstance(example.prompt, list):
+        prompt = example.plain or ""
+        answers = [turns[-1]["content"] for turns in example.answers]  # type: ignore[index]
+    else:
+        prompt, answers = example.prompt, list(example.answers)
+    answer_texts(answers)
+    found = sum(map(tokenizer.count_control, (prompt, *answers)))
+    plain = _by_policy(found, policy, (prompt, *answers))
+    return Rendered(prompt, answers, plain=plain, found=found)
+
+
+def _by_policy(found: int, policy: str, texts: Sequence[str]) -> bool:
+    """Whether the row must be read with control tokens as plain text."""
+    if not found or policy == "allow":
+        return False
+    if policy == "quarantine":
+        raise BadRow("control_tokens", f"the text holds {found} control tokens of the tokenizer")
+    if any(map(holds_private_marks, texts)):
+        raise BadRow("control_tokens", "the text holds control tokens and code points U+10FFFA to U+10FFFD")
+    return True
+
+
+def _strings(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    if isinstance(value, dict):
+        return [text for item in value.values() for text in _strings(item)]
+    return [text for item in value for text in _strings(item)] if isinstance(value, list | tuple) else []
+
+
+def _render_conversation(example: Example, tokenizer: TextTokenizer, policy: str) -> Rendered:
+    prompt, answers, tools = example.prompt, example.answers, example.tools
+    for turns in answers:
+        if len(turns) == 1 and not turns[0].get("tool_calls"):  # type: ignore[union-attr]
+            answer_texts([turns[0]["content"]])  # type: ignore[index]
+    if len(answers) > 1 and answers[0] == answers[1]:
+        raise BadRow("identical_answers", "chosen and rejected are the same messages")
+    strings = _strings([prompt, answers, tools])
+    found = sum(map(tokenizer.count_control, strings))
+    plain = _by_policy(found, policy, strings)
+    if plain:
+        prompt, answers, tools = tokenizer.mark(prompt), tokenizer.mark(answers), tokenizer.mark(tools)
+    head, full = _written(tokenizer, prompt, answers, tools)  # type: ignore[arg-type]
+    texts = [text[len(head) :] for text in full]
+    if plain:
+        head, texts = tokenizer.from_marked(head), [tokenizer.from_marked(text) for text in texts]
+    return Rendered(head, texts, plain=plain, templated=True, found=found)
+
+
+def _written(
+    tokenizer: TextTokenizer, prompt: list[Message], answers: list[list[Message]], tools: Any
+) -> tuple[str, list[str]]:
+    """Prompt text, and whole texts that begin with it."""
+    head = _apply(tokenizer, prompt, tools, generation=True)
+    full = [_apply(tokenizer, [*prompt, *turns], tools, generation=False) for turns in answers]
+    if all(text.startswith(head) for text in full):
+        return head, full
+    # Some templates open a reasoning block for generation that a finished answer does not have: the prompt then ends
+    # where the answer's own text begins, if that only drops what was written for generation.
+    least = len(_apply(tokenizer, prompt, tools, generation=False))
+    starts = [text.rfind(turns[0]["content"].strip()) for text, turns in zip(full, answers, strict=True)]
+    heads = {text[:start] for text, start in zip(full, starts, strict=True)}
+    shared = heads.pop()
+    if heads or len(shared) < least or not head.startswith(shared) or min(starts) < 0:
+        raise BadRow("prefix_mismatch", "the chat template writes the prompt differently when an answer follows")
+    return shared, full
+
+
+def _fixed_date(layout: str) -> str:
+    return _DATE.strftime(layout)
+
+
+def _apply(tokenizer: TextTokenizer, turns: list[Message], tools: Any, *, generation: bool) -> str:
+    from jinja2 import TemplateError
+
+    try:
+        written = tokenizer.tokenizer.apply_chat_template(
+            turns, tools=tools, tokenize=False, add_generation_prompt=generation, strftime_now=_fixed_date
+        )
+    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
+        raise BadRow("template_error", (str(error) or repr(error)).splitlines()[0][:200]) from error
+    assert isinstance(written, str)
+    return written

@@ -1,0 +1,1 @@
+"""Generation: prompts in, answers out, one engine a file."""

@@ -1,0 +1,8 @@
+"""Metrics: declared once, summed exactly, written to sinks, watched for trouble."""
+
+from raydpo.metrics.declared import METRICS, Metric, best_direction
+from raydpo.metrics.sinks import Sinks
+from raydpo.metrics.sums import Sums, means
+from raydpo.metrics.watch import Patience, Watch
+
+__all__ = ["METRICS", "Metric", "Patience", "Sinks", "Sums", "Watch", "best_direction", "means"]

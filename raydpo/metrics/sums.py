@@ -1,0 +1,36 @@
+"""(sum, count) pairs that can be added up over micro-batches, packed into one vector, and divided once at the end.
+
+Decision: float64 throughout, so that adding thousands of micro-batches loses nothing that a reader could see.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+class Sums:
+    """Named sums with counts. Values may be torch scalars: they stay on their device until `vector` is asked for."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, Any] = {}
+        self._counts: dict[str, float] = {}
+
+    def add(self, metrics: Mapping[str, tuple[Any, float]]) -> None:
+        for name, (value, count) in metrics.items():
+            value = value.double() if hasattr(value, "double") else float(value)
+            self._sums[name] = self._sums.get(name, 0.0) + value
+            self._counts[name] = self._counts.get(name, 0.0) + count
+
+    def vector(self, names: Iterable[str]) -> list[float]:
+        """[sum, count, sum, count, ...] in the order of `names`; 0, 0 for a name that was never added."""
+        return [x for n in names for x in (float(self._sums.get(n, 0.0)), float(self._counts.get(n, 0.0)))]
+
+    def names(self) -> set[str]:
+        return set(self._sums)
+
+
+def means(names: Iterable[str], vector: Iterable[float], prefix: str = "") -> dict[str, float]:
+    """Divide a (summed) vector: name -> mean, leaving out what nobody counted."""
+    values = list(vector)
+    return {prefix + name: values[2 * i] / values[2 * i + 1] for i, name in enumerate(names) if values[2 * i + 1] > 0}

@@ -1,0 +1,1 @@
+"""Models: resolve, load, adapt, score. Nothing here knows what a model is used for."""

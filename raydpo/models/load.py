@@ -1,0 +1,64 @@
+"""A transformers folder -> a causal language model that is ready to score or to train.
+
+Goes out: the module in the asked dtype, every dropout at 0, cache off. Remote code is never run.
+Decision: an SFT *adapter* folder is merged into its base on loading, for policy and reference alike, so that "the
+adapter off" always means the SFT model; the price is that the merged weights are full size.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from raydpo.errors import ConfigError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+def load_model(folder: Path, dtype: str, attention: str) -> Any:
+    """Load the causal LM in `folder` on the CPU, in evaluation mode.
+
+    dtype: "float32" or "bfloat16"; attention: a transformers attention name. Raises ConfigError when the folder holds
+    no causal language model in safetensors.
+    """
+    from transformers import AutoModelForCausalLM
+
+    adapter = folder / "adapter_config.json"
+    base = Path(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else folder
+    try:
+        model = AutoModelForCausalLM.from_pretrained(
+            str(base), dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise ConfigError(
+            f"{base} could not be loaded as a causal language model: {error}. Allowed: a transformers folder or hub id with "
+            "*.safetensors whose architecture transformers knows without remote code."
+        ) from error
+    if adapter.is_file():
+        from peft import PeftModel
+
+        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    model.config.use_cache = False
+    return switch_dropout_off(model).eval()
+
+
+def switch_dropout_off(model: nn.Module) -> nn.Module:
+    """Set every dropout probability to 0, on modules and on the attributes that attention classes read."""
+    for module in model.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+        for name, value in vars(module).items():
+            if "drop" in name and isinstance(value, float):
+                setattr(module, name, 0.0)
+    return model
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """The fast tokenizer of a model folder."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)

@@ -1,0 +1,119 @@
+"""The one implementation of answer log-probs: reference workers, trainers, evaluation and tests all call this.
+
+Comes in: S right-padded sequences of T tokens and the N answer tokens to score. Goes out: N log-probs in nats, float32.
+Decision: the head runs on answer positions only, in chunks of tokens that the backward pass computes again, so the
+peak memory of the logits does not depend on the batch; the price is 2hV more FLOPs an answer token.
+
+Shapes: S sequences, T tokens of the longest, N answer tokens in all, H hidden, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, fields
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from raydpo.errors import ConfigError
+
+CHUNK_TOKENS = 1024
+"""Answer tokens whose logits exist at one time: 1024 x 32,000 ids in float32 are 131 MB."""
+
+
+@dataclass(frozen=True)
+class SequenceBatch:
+    """Sequences to score. Every tensor is int64.
+
+    input_ids, attention_mask: [S, T], right-padded. predictors: [N], index s * T + t of the position whose hidden state
+    predicts the answer token. targets: [N], its id. sequences: [N], the sequence s that it belongs to, ascending.
+    """
+
+    input_ids: Tensor
+    attention_mask: Tensor
+    predictors: Tensor
+    targets: Tensor
+    sequences: Tensor
+
+    @property
+    def num_sequences(self) -> int:
+        return self.input_ids.shape[0]
+
+    def to(self, device: torch.device | str) -> SequenceBatch:
+        return SequenceBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+
+
+class AnswerLogProbs(nn.Module):
+    """A causal LM as a function from a SequenceBatch to log-probs of the answer tokens: [N] float32 nats."""
+
+    def __init__(self, model: Any, chunk_tokens: int = CHUNK_TOKENS) -> None:
+        super().__init__()
+        self.model = model
+        self.chunk_tokens = chunk_tokens
+        self._adjust = logits_adjustment(model.config)
+
+    def forward(self, batch: SequenceBatch) -> Tensor:
+        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
+        mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
+        output = inner.get_decoder()(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
+        hidden_NH = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
+        return self._score(inner.get_output_embeddings(), hidden_NH, batch.targets)
+
+    def _score(self, head: nn.Module, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+        chunks = list(zip(hidden_NH.split(self.chunk_tokens), targets_N.split(self.chunk_tokens), strict=True))
+        recompute = len(chunks) > 1 and torch.is_grad_enabled()
+        nats = [
+            checkpoint(_chunk_nats, head, self._adjust, h, t, use_reentrant=False)
+            if recompute
+            else _chunk_nats(head, self._adjust, h, t)
+            for h, t in chunks
+        ]
+        return torch.cat(nats) if nats else hidden_NH.sum(dtype=torch.float32)[None][:0]
+
+
+def _chunk_nats(head: nn.Module, adjust: Callable[[Tensor], Tensor], hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+    # float64 stays float64 (the tests' oracle); everything narrower is reduced in float32.
+    logits_NV = head(hidden_NH)
+    logits_NV = adjust(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float())
+    return logits_NV.gather(1, targets_N[:, None]).squeeze(1) - logits_NV.logsumexp(1)
+
+
+def logits_adjustment(config: Any) -> Callable[[Tensor], Tensor]:
+    """What the architecture does to its logits after the head: soft-capping or scaling, by its config's fields."""
+    config = config.get_text_config() if hasattr(config, "get_text_config") else config
+    cap = getattr(config, "final_logit_softcapping", None)
+    scale = getattr(config, "logit_scale", None) or 1.0
+    divisor = getattr(config, "logits_scaling", None) or 1.0
+
+    def adjust(logits: Tensor) -> Tensor:
+        logits = logits * scale / divisor if scale != divisor else logits
+        return torch.tanh(logits / cap) * cap if cap else logits
+
+    return adjust
+
+
+@torch.no_grad()
+def check_head(scoring: AnswerLogProbs) -> None:
+    """Compare this path with the model's own forward on eight tokens; a difference is a ConfigError, not a number.
+
+    Catches architectures that change their logits after the head in a way that `logits_adjustment` does not know.
+    """
+    model = scoring.model
+    device = next(model.parameters()).device
+    ids = torch.arange(8, device=device)[None] % model.config.get_text_config().vocab_size
+    mask = torch.ones_like(ids)
+    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, :-1].float()
+    expected = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+    steps = torch.arange(7, device=device)
+    ours = scoring(SequenceBatch(ids, mask, steps, ids[0, 1:], torch.zeros_like(steps)))
+    tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
+    difference = float((ours.float() - expected).abs().max())
+    if not difference <= tolerance:
+        raise ConfigError(
+            f"model.path: {type(model).__name__} changes its logits after the head in a way raydpo does not know: its own "
+            f"forward differs by {difference:.3g} nats on a probe (tolerance {tolerance:g}). Scores would have been wrong, "
+            "so nothing was computed. Supported are architectures whose logits are head(hidden), optionally scaled or "
+            "soft-capped by their config."
+        )

@@ -1,0 +1,61 @@
+"""A model path or hub id -> a local folder and, for a hub id, the commit that was found.
+
+Comes in: what the config says. Goes out: a `ResolvedModel`. Torch-free, so that `raydpo check` can use it.
+Decision: a name is resolved to a commit once, on the driver, and workers resolve that commit: a branch that moves in
+the middle of a run changes nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from raydpo.errors import ConfigError
+
+WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+
+
+@dataclass(frozen=True)
+class ResolvedModel:
+    """`name` as configured, `commit` of a hub id (None for a folder), `folder` on this node."""
+
+    name: str
+    commit: str | None
+    folder: Path
+
+    def here(self) -> Path:
+        """The folder on the calling node: a local path as it is, a hub id from this node's hub cache."""
+        return self.folder if self.commit is None else _download(self.name, self.commit)
+
+
+def resolve_model(key: str, name: str, revision: str | None = None) -> ResolvedModel:
+    """Find the model that `key` of the config names. Raises ConfigError when there is none."""
+    folder = Path(name).expanduser()
+    if folder.is_dir():
+        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+            raise ConfigError(
+                f"{key}: {name} is a folder without config.json; a transformers folder (config.json, *.safetensors, "
+                "tokenizer) or a hub id is allowed; nothing was loaded. Point it at the folder that save_pretrained wrote."
+            )
+        return ResolvedModel(name, None, folder.resolve())
+    if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
+        raise ConfigError(
+            f"{key}: {name} does not exist (looked for {folder.absolute()}); a folder or a hub id owner/name is allowed; "
+            "nothing was loaded. Check the path, and that it is relative to where the command runs."
+        )
+    path = _download(name, revision, key)
+    return ResolvedModel(name, path.name, path)
+
+
+def _download(name: str, revision: str | None, key: str = "model.path") -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(WEIGHTS)))
+    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise ConfigError(
+            f"{key}: {name} is not a folder, and the hub gave no snapshot of it (revision {revision or 'main'}): "
+            f"{type(error).__name__}. Nothing was loaded. Give an existing folder, or a hub id that this machine can reach "
+            "or has in its hub cache."
+        ) from error

@@ -1,0 +1,131 @@
+"""The verbs: precompute, train, check, evaluate. Order and nothing else.
+
+Each takes a `Config` and an observer and returns the summary that the command line prints.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from raydpo import runtime
+from raydpo.batches.order import Order
+from raydpo.config import Config
+from raydpo.data import prepare
+from raydpo.errors import DataError
+from raydpo.metrics import means
+from raydpo.models.resolve import ResolvedModel, resolve_model
+from raydpo.pipelines.checkpoints import newest_checkpoint
+from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage
+from raydpo.pipelines.training import training_stage
+from raydpo.pipelines.workspace import Workspace, find_workspace, open_workspace
+from raydpo.schema.events import Advanced, Observer, StageStarted, ignore
+from raydpo.train import TrainSpec
+from raydpo.train.evaluation import run as evaluate_rank
+from raydpo.train.trainer import NAMES
+
+Summary = dict[str, Any]
+
+
+def precompute(config: Config, observer: Observer = ignore) -> Summary:
+    """Reference log-probs of every train and eval row into the shared cache. Trains nothing."""
+    with open_workspace(config, "precompute") as workspace:
+        data = data_stage(workspace, observer)
+        reference = reference_stage(workspace, ("train", "eval"), observer)
+        summary = {"run_dir": str(workspace.dir), "data": data.to_json(), "reference": reference.to_json()}
+        workspace.write_summary(summary, "precompute.json")
+    return summary
+
+
+def train(config: Config, observer: Observer = ignore) -> Summary:
+    """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json."""
+    with open_workspace(config, "train") as workspace:
+        data = data_stage(workspace, observer)
+        if not data.train_pairs:
+            raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
+        reference = reference_stage(workspace, ("train", "eval"), observer)
+        training, evaluation = training_stage(workspace, data.train_pairs, reference, observer)
+        summary = {
+            "run_dir": str(workspace.dir),
+            "data": data.to_json(),
+            "reference": reference.to_json(),
+            "train": training,
+            "eval": evaluation,
+        }
+        workspace.write_summary(summary)
+    return summary
+
+
+def check(config: Config, observer: Observer = ignore) -> Summary:
+    """Config and data, without loading a model, starting Ray or writing anything."""
+    workspace = find_workspace(config, "check")
+    folder = str(workspace.model.folder)
+    data = prepare(config, folder, workspace.data, write=False, observer=observer)
+    settings = config.train
+    plan: dict[str, Any] = {}
+    if data.train_pairs:
+        order = Order(
+            data.train_pairs, settings.global_batch_pairs, settings.epochs, config.run.seed, settings.max_steps
+        )
+        plan = {"steps": order.num_steps, "steps_per_epoch": order.steps_per_epoch}
+    return {"run_dir": str(workspace.dir), "data": data.to_json(), "plan": plan}
+
+
+def evaluate(config: Config, observer: Observer = ignore) -> Summary:
+    """Held-out metrics of `evaluate.model` (default: the run's model). Writes evaluate.json."""
+    with open_workspace(config, "evaluate") as workspace:
+        model = _model_to_evaluate(workspace)
+        data = data_stage(workspace, observer)
+        if not data.eval_pairs:
+            raise DataError("data.eval: no example is left after the checks; there is nothing to evaluate on.")
+        reference = reference_stage(workspace, ("eval",), observer)
+        metrics = _evaluate(workspace, model, reference, data.eval_pairs, observer)
+        summary = {
+            "run_dir": str(workspace.dir),
+            "model": model.name,
+            "data": data.to_json(),
+            "reference": reference.to_json(),
+            "eval": {"last": metrics},
+        }
+        workspace.write_summary(summary, "evaluate.json")
+    return summary
+
+
+def _model_to_evaluate(workspace: Workspace) -> ResolvedModel:
+    """A model folder or hub id; of a checkpoint folder, its `model/`; by default the run's model or newest checkpoint."""
+    name = workspace.config.evaluate.model
+    if name is None:
+        newest, _ = newest_checkpoint(workspace.checkpoints)
+        published = workspace.dir / "model"
+        name = str(newest.folder if newest and not published.is_dir() else published)
+    inside = Path(name).expanduser() / "model"
+    is_checkpoint = (inside.parent / "COMMIT.json").is_file()
+    return replace(resolve_model("evaluate.model", str(inside) if is_checkpoint else name), name=name)
+
+
+def _evaluate(
+    workspace: Workspace, model: ResolvedModel, reference: ReferenceReport, num_examples: int, observer: Observer
+) -> dict[str, float]:
+    train = workspace.config.train
+    spec = TrainSpec(
+        config=workspace.config,
+        model=model,
+        dtype=workspace.dtype,
+        data=workspace.data,
+        staging=workspace.staging(),
+        reference=None if reference.identity is None else (workspace.cache_dir, reference.identity),
+    )
+    observer(StageStarted("evaluate", num_examples, "examples"))
+    total, done = [0.0] * (2 * len(NAMES)), dict[int, int]()
+    resources: dict[str, Any] = {"cpus": train.cpus_per_worker, "gpus": train.gpus_per_worker}
+    function = partial(evaluate_rank, spec=spec)
+    with ray_session(workspace, "train"):
+        ranks = {"num_ranks": train.num_workers, "hang_timeout_s": train.hang_timeout_s}
+        for rank, share in runtime.run_gang("evaluate", function, **ranks, **resources):
+            done[rank] = share.examples
+            observer(Advanced("evaluate", sum(done.values())))
+            if share.done:
+                total = [a + b for a, b in zip(total, share.vector, strict=True)]
+    return means(NAMES, total, "eval/")

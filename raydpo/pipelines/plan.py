@@ -1,0 +1,102 @@
+"""What is still to do in a run directory: a pure function of its committed checkpoints and the config.
+
+Decision: there is no state file that could disagree with the disk; a manifest that verifies is the state.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from raydpo.config import Config
+from raydpo.errors import ResumeError
+
+# What may change between two attempts at the same run without changing its numbers.
+FREE = {
+    "run.dir",
+    "run.resume",
+    "reference.cache_dir",
+    "reference.num_workers",
+    "reference.cpus_per_worker",
+    "reference.gpus_per_worker",
+    "reference.rows_per_shard",
+    "reference.tokens_per_batch",
+    "reference.max_retries",
+    "train.cpus_per_worker",
+    "train.tokens_per_microbatch",
+    "train.eval_every",
+    "train.save_every",
+    "train.keep_checkpoints",
+    "train.best_metric",
+    "train.export",
+    "train.log_every",
+    "train.hang_timeout_s",
+    "train.max_nonfinite_steps",
+    "evaluate.model",
+    "evaluate.tie_tolerance_nats",
+}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A committed, verified checkpoint and what its manifest says."""
+
+    folder: Path
+    meta: Mapping[str, Any]
+
+    @property
+    def step(self) -> int:
+        return int(self.meta["step"])
+
+    @property
+    def reason(self) -> str:
+        """Why training ended here; empty in the middle of a run."""
+        return str(self.meta["reason"])
+
+
+@dataclass(frozen=True)
+class Plan:
+    """start: from the model. resume: from `checkpoint`. done: `checkpoint` is the last one."""
+
+    action: Literal["start", "resume", "done"]
+    checkpoint: Checkpoint | None = None
+
+
+def trajectory(config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that decides the numbers of a run, flat: config values and the digests of model and data."""
+    flat = {
+        f"{section}.{key}": value
+        for section, values in config.model_dump(mode="json").items()
+        for key, value in values.items()
+    }
+    return {key: value for key, value in flat.items() if key not in FREE} | dict(digests)
+
+
+def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str, Any], skipped: list[str]) -> Plan:
+    """Decide. Raises ResumeError for a config that cannot continue what is there. skipped: damaged checkpoints."""
+    if config.run.resume == "never":
+        return Plan("start")
+    if newest is None:
+        if config.run.resume == "must":
+            damaged = f" These are damaged: {'; '.join(skipped)}." if skipped else ""
+            raise ResumeError(
+                f"run.resume: must, but {config.run.dir} holds no valid checkpoint.{damaged} Training would have started at "
+                "step 0. Set run.resume: auto to allow that."
+            )
+        return Plan("start")
+    if changed := _differences(newest.meta["trajectory"], wanted):
+        raise ResumeError(
+            [
+                f"{config.run.dir} holds a run at step {newest.step} that was made with other settings; going on would mix "
+                "the two. Set run.dir to a new folder, or run.resume: never to set the old outputs aside.",
+                *changed,
+            ]
+        )
+    return Plan("done" if newest.reason else "resume", newest)
+
+
+def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    keys = [key for key in [*new, *(k for k in old if k not in new)] if old.get(key) != new.get(key)]
+    return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now." for key in keys]

@@ -1,0 +1,146 @@
+"""The stages before training: data, and the reference pass over what is not in the cache yet.
+
+Decision: a stage returns a small report that goes into the summary as it is; what it made lies on disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from raydpo import runtime
+from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
+from raydpo.data import DataReport, prepare
+from raydpo.errors import IntegrityError, ReferenceMismatchError
+from raydpo.pipelines.workspace import Workspace
+from raydpo.reference import ShardWork, plan_shards, wanted_rows
+from raydpo.reference.identity import reference_identity
+from raydpo.reference.probe import compare_probe, probe_work
+from raydpo.reference.score import Rescorer, Scorer, ScorerSpec
+from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
+
+
+@dataclass(frozen=True)
+class ReferenceReport:
+    """What the reference stage did. rows: distinct rows of the run; rows_scored, forwards: made in this call."""
+
+    rows: int
+    rows_scored: int = 0
+    forwards: int = 0
+    damaged: tuple[str, ...] = ()
+    cache: ReferenceCache | None = None
+    identity: CacheIdentity | None = None
+    extra: dict[str, Any] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {"rows": self.rows, "rows_scored": self.rows_scored, "forwards": self.forwards}
+        where = {} if self.cache is None else {"cache": str(self.cache.folder)}
+        return {**counts, "damaged_shards": list(self.damaged), **where, **self.extra}
+
+
+def ray_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any]:
+    """Ray with enough for each of `roles` ("reference", "train"), which run one after the other."""
+    demands = []
+    for role in roles:
+        section = getattr(workspace.config, role)
+        demands.append(runtime.Demand(role, section.num_workers, section.cpus_per_worker, section.gpus_per_worker))
+    return runtime.session(demands)
+
+
+def data_stage(workspace: Workspace, observer: Observer) -> DataReport:
+    """Read, check and encode into `<run>/data`; reuses a finished preparation of the same inputs."""
+    return prepare(workspace.config, str(workspace.model.folder), workspace.data, observer=observer)
+
+
+def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
+    section = workspace.config.reference
+    return ScorerSpec(
+        model=workspace.reference,
+        dtype=workspace.dtype,
+        attention=workspace.config.model.attention,
+        data=workspace.data,
+        cache_dir=workspace.cache_dir,
+        identity=identity,
+        tokens_per_batch=section.tokens_per_batch,
+        use_gpu=section.gpus_per_worker > 0,
+    )
+
+
+def find_identity(workspace: Workspace) -> CacheIdentity:
+    """Identity of the cache of this run's reference. Hashes the weight files."""
+    use_gpu = workspace.config.reference.gpus_per_worker > 0
+    attention = workspace.config.model.attention
+    return reference_identity(workspace.reference, workspace.model.folder, workspace.dtype, attention, use_gpu)
+
+
+def reference_stage(workspace: Workspace, splits: tuple[str, ...], observer: Observer) -> ReferenceReport:
+    """Score the rows of `splits` that the cache does not hold. Needs a Ray session only if there are any."""
+    if not workspace.needs_reference:
+        observer(Note("info", f"objective {workspace.config.objective.name} has no reference: nothing to precompute."))
+        return ReferenceReport(0)
+    identity = find_identity(workspace)
+    cache = ReferenceCache(workspace.cache_dir, identity)
+    cache.open()
+    for message in cache.damaged:
+        observer(Note("warning", message))
+    write_json(workspace.dir / "reference.json", {"cache": str(cache.folder), "identity": identity.digest})
+    wanted = wanted_rows(workspace.data, splits, workspace.num_answers)
+    works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
+    scored = forwards = 0
+    if works:
+        with ray_session(workspace, "reference"):
+            runtime.check_storage(workspace.dir)
+            runtime.check_storage(workspace.cache_dir)
+            for rows, made in _score(workspace, scorer_spec(workspace, identity), works, observer):
+                scored, forwards = scored + rows, forwards + made
+        cache.open()
+        if missing := cache.missing(list(wanted.keys)):
+            raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")
+    text = f"{scored} of {len(wanted.keys)} rows scored, {len(wanted.keys) - scored} were in the cache {cache.folder}"
+    observer(StageDone("reference", text))
+    return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity)
+
+
+def _score(
+    workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], observer: Observer
+) -> Iterator[tuple[int, int]]:
+    section = workspace.config.reference
+    observer(StageStarted("reference", sum(len(work.keys) for work in works), "rows"))
+    done = 0
+    for _, shard in runtime.run_pool(
+        "reference",
+        partial(Scorer, spec),
+        works,
+        num_workers=min(section.num_workers, len(works)),
+        cpus=section.cpus_per_worker,
+        gpus=section.gpus_per_worker,
+        max_retries=section.max_retries,
+    ):
+        done += shard.rows
+        observer(Advanced("reference", done))
+        yield shard.rows, shard.forwards
+
+
+def rescore_probe(workspace: Workspace, report: ReferenceReport, observer: Observer) -> dict[str, float]:
+    """For a run that starts from other weights than its reference: reference workers score probe rows again.
+
+    Needs a Ray session. Raises ReferenceMismatchError when the cache holds other values.
+    """
+    assert report.cache is not None
+    assert report.identity is not None
+    section = workspace.config.reference
+    work = probe_work(workspace.data, workspace.num_answers)
+    make = partial(Rescorer, scorer_spec(workspace, report.identity))
+    resources = {"cpus": section.cpus_per_worker, "gpus": section.gpus_per_worker}
+    results = runtime.run_pool("reference probe", make, [work], num_workers=1, max_retries=1, **resources)
+    fresh = next(values for _, values in results)
+    worst, allowed, problem = compare_probe(fresh, report.cache.lookup(list(work.keys)), workspace.dtype)
+    if problem:
+        raise ReferenceMismatchError(problem)
+    observer(
+        Note("info", f"{len(fresh)} cached rows scored again by the declared reference: max {worst:.2g} nats apart")
+    )
+    return {"rows": float(len(fresh)), "max_difference_nats": worst, "tolerance_nats": allowed}

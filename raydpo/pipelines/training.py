@@ -1,0 +1,226 @@
+"""The training stage on the driver: plan, run the gang, commit what it stages, write down what it says.
+
+Decision: ranks speak, the driver acts. Every file outside a staging folder is written here, under the run's lock.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Mapping
+from contextlib import ExitStack
+from functools import partial
+from typing import Any
+
+from raydpo import runtime
+from raydpo.artifacts import examples_digest
+from raydpo.batches.order import Order
+from raydpo.errors import ResumeError
+from raydpo.metrics import Sinks, Watch
+from raydpo.models.lora import merge_lora
+from raydpo.pipelines.checkpoints import (
+    best_checkpoint,
+    best_metric,
+    commit_checkpoint,
+    committed,
+    newest_checkpoint,
+    retain,
+)
+from raydpo.pipelines.plan import Checkpoint, Plan, plan_training, trajectory
+from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe
+from raydpo.pipelines.workspace import Workspace
+from raydpo.reference.identity import model_digests
+from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
+from raydpo.schema.training import Evaluated, Finished, Probed, Skipped, Staged, Stepped, TrainEvent
+from raydpo.train import TrainSpec
+from raydpo.train.loop import run as train_rank
+
+TrainingReport = dict[str, Any]
+
+
+def training_stage(
+    workspace: Workspace, num_examples: int, reference: ReferenceReport, observer: Observer
+) -> tuple[TrainingReport, dict[str, Any]]:
+    """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts."""
+    digests = _digests(workspace)
+    wanted = trajectory(workspace.config, digests)
+    newest, skipped = newest_checkpoint(workspace.checkpoints)
+    for text in skipped:
+        observer(Note("warning", f"checkpoint passed over: {text}"))
+    plan = plan_training(workspace.config, newest, wanted, skipped)
+    if plan.action == "start" and (aside := workspace.set_aside()):
+        observer(Note("info", f"the outputs of an earlier run were moved to {aside}"))
+    if plan.checkpoint is not None:
+        _same_reference(plan.checkpoint, reference)
+    train = workspace.config.train
+    order = Order(num_examples, train.global_batch_pairs, train.epochs, workspace.config.run.seed, train.max_steps)
+    driver = Driver(workspace, plan, order, reference, wanted, observer)
+    if plan.action != "done":
+        _run_gang(driver, _probes(digests, workspace))
+    return driver.finish()
+
+
+def _digests(workspace: Workspace) -> dict[str, str]:
+    weights, adapter = model_digests(workspace.model.folder)
+    return {
+        "model weights": weights,
+        "model adapter": adapter,
+        "training data": examples_digest(workspace.data, "train"),
+    }
+
+
+def _probes(digests: Mapping[str, str], workspace: Workspace) -> bool:
+    """Whether policy and reference start as the same weights."""
+    return (digests["model weights"], digests["model adapter"]) == model_digests(workspace.reference.folder)
+
+
+def _same_reference(checkpoint: Checkpoint, reference: ReferenceReport) -> None:
+    now = reference.identity.digest if reference.identity else None
+    then = checkpoint.meta["reference"]
+    if then != now:
+        raise ResumeError(
+            f"{checkpoint.folder} was trained against reference {then}, this config's reference is {now}. Going on would "
+            "measure rewards from another model. Restore the reference's files, or set run.dir to a new folder."
+        )
+
+
+def _run_gang(driver: Driver, same_weights: bool) -> None:
+    workspace, plan = driver.workspace, driver.plan
+    config, train = workspace.config, workspace.config.train
+    roles = ("train",) if same_weights or not workspace.needs_reference else ("reference", "train")
+    with ExitStack() as stack:
+        stack.enter_context(ray_session(workspace, *roles))
+        runtime.check_storage(workspace.dir)
+        if plan.action == "start" and workspace.needs_reference and not same_weights:
+            driver.probe = rescore_probe(workspace, driver.reference, driver.observer)
+        reference = None
+        if driver.reference.identity is not None:
+            reference = (workspace.cache_dir, driver.reference.identity)
+        spec = TrainSpec(
+            config=config,
+            model=workspace.model,
+            dtype=workspace.dtype,
+            data=workspace.data,
+            staging=workspace.staging(),
+            reference=reference,
+            probe=reference is not None and same_weights,
+            resume=plan.checkpoint.folder if plan.checkpoint else None,
+            resume_step=plan.checkpoint.step if plan.checkpoint else 0,
+            eval_history=tuple(plan.checkpoint.meta["eval_history"]) if plan.checkpoint else (),
+        )
+        driver.observer(StageStarted("train", driver.order.num_steps, "steps"))
+        driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step))
+        events = runtime.run_gang(
+            "train",
+            partial(train_rank, spec=spec),
+            num_ranks=train.num_workers,
+            cpus=train.cpus_per_worker,
+            gpus=train.gpus_per_worker,
+            hang_timeout_s=train.hang_timeout_s,
+        )
+        for _, event in events:
+            driver.handle(event)
+
+
+class Driver:
+    """What the driver knows while ranks train. `handle` takes their events in order."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        plan: Plan,
+        order: Order,
+        reference: ReferenceReport,
+        wanted: dict[str, Any],
+        observer: Observer,
+    ) -> None:
+        self.workspace, self.plan, self.order = workspace, plan, order
+        self.reference, self.wanted, self.observer = reference, wanted, observer
+        meta: Mapping[str, Any] = plan.checkpoint.meta if plan.checkpoint else {}
+        self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
+        self.eval_last: dict[str, float] = dict(meta.get("eval_last", {}))
+        self.eval_history: list[float] = list(meta.get("eval_history", []))
+        self.probe: dict[str, float] = dict(meta.get("probe", {}))
+        self.skipped: int = int(meta.get("skipped_steps", 0))
+        self.last: Checkpoint | None = plan.checkpoint
+        self.sinks: Sinks | None = None
+        self._watch = Watch()
+        self._metric = best_metric(workspace.config, workspace.num_answers)
+
+    def handle(self, event: TrainEvent) -> None:
+        match event:
+            case Stepped(step, metrics):
+                self._log(step, metrics)
+                self.observer(Advanced("train", step, metrics))
+                for warning in self._watch.observe(metrics):
+                    self.observer(Note("warning", warning))
+            case Evaluated(step, metrics):
+                self._evaluated(step, dict(metrics))
+            case Probed(rows, worst, allowed):
+                self.probe = {"rows": rows, "max_difference_nats": worst, "tolerance_nats": allowed}
+                text = f"{rows} cached rows agree with the policy before its first step: max {worst:.2g} nats apart"
+                self.observer(Note("info", f"{text} (allowed {allowed:.2g})"))
+            case Skipped(step, loss, grad_norm, sources):
+                self._skipped(step, loss, grad_norm, sources)
+            case Staged():
+                self.last = commit_checkpoint(event, self.workspace.checkpoints, self._meta())
+                retain(self.workspace.checkpoints, self.workspace.config.train.keep_checkpoints, self._metric)
+            case Finished(step, reason):
+                self.observer(StageDone("train", f"{step} steps, {reason}"))
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert self.sinks is not None
+        self.sinks.write(step, metrics)
+
+    def _evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        self.eval_first = self.eval_first or metrics
+        self.eval_last = metrics
+        self.eval_history.append(metrics.get("eval/rewards/margins", 0.0))
+        self._log(step, metrics)
+        shown = ", ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4f}" for name in _SHOWN if name in metrics)
+        self.observer(Note("info", f"evaluation after {step} steps: {shown}"))
+
+    def _skipped(self, step: int, loss: float, grad_norm: float, sources: tuple[str, ...]) -> None:
+        self.skipped += 1
+        line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "sources": sources}
+        with (self.workspace.dir / "bad_batches.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        self.observer(Note("warning", f"step {step} skipped: its {what} is not finite; rows in bad_batches.jsonl"))
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "trajectory": self.wanted,
+            "reference": self.reference.identity.digest if self.reference.identity else None,
+            "eval_first": self.eval_first,
+            "eval_last": self.eval_last,
+            "eval_history": self.eval_history,
+            "probe": self.probe,
+            "skipped_steps": self.skipped,
+        }
+
+    def finish(self) -> tuple[TrainingReport, dict[str, Any]]:
+        """Publish `model/` from the last or best checkpoint."""
+        assert self.last is not None
+        chosen = self.last
+        if self.workspace.config.train.export == "best":
+            chosen = best_checkpoint(committed(self.workspace.checkpoints), self._metric) or self.last
+        model = self.workspace.publish(chosen.folder / "model", "model")
+        report: TrainingReport = {
+            "steps": self.last.step,
+            "reason": self.last.reason,
+            "skipped_steps": self.skipped,
+            "exported_step": chosen.step,
+            "resumed_from_step": self.plan.checkpoint.step if self.plan.checkpoint else 0,
+            "model": str(model),
+            "probe": self.probe,
+        }
+        lora = self.workspace.config.train.lora
+        if lora is not None and lora.merge:
+            merged = self.workspace.dir / ".model_merged-fresh"
+            merge_lora(self.workspace.model.folder, model, merged, self.workspace.dtype)
+            report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))
+        return report, {"first": self.eval_first, "last": self.eval_last}
+
+
+_SHOWN = ("eval/loss", "eval/rewards/margins", "eval/rewards/accuracies", "eval/rewards/ties")

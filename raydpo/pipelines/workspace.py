@@ -1,0 +1,154 @@
+"""A run directory and everything that a pipeline needs before its first stage: paths, models, dtype.
+
+Decision: all of it is derived from the config once, here; stages get finished values.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raydpo.artifacts import RunLock, write_json, write_text
+from raydpo.config import OBJECTIVES, Config
+from raydpo.config.load import dump
+from raydpo.errors import ConfigError
+from raydpo.models.resolve import ResolvedModel, resolve_model
+from raydpo.runtime import check_paths
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The run directory of `config`, with the models it names found on disk."""
+
+    config: Config
+    dir: Path
+    cache_dir: Path
+    model: ResolvedModel
+    reference: ResolvedModel
+
+    @property
+    def data(self) -> Path:
+        return self.dir / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.dir / "checkpoints"
+
+    @property
+    def needs_reference(self) -> bool:
+        return OBJECTIVES[self.config.objective.name].needs_reference
+
+    @property
+    def num_answers(self) -> int:
+        return OBJECTIVES[self.config.objective.name].num_answers
+
+    @property
+    def use_gpu(self) -> bool:
+        return self.config.train.gpus_per_worker > 0 or self.config.reference.gpus_per_worker > 0
+
+    @property
+    def dtype(self) -> str:
+        """Compute dtype of policy and reference alike."""
+        if self.config.model.dtype != "auto":
+            return self.config.model.dtype
+        return "bfloat16" if self.use_gpu else "float32"
+
+    def staging(self) -> Path:
+        """A folder name that no other attempt uses."""
+        return self.checkpoints / f".staging-{uuid.uuid4().hex[:12]}"
+
+    def set_aside(self) -> Path | None:
+        """Move the outputs of an earlier run out of the way (`resume: never`). Nothing is deleted."""
+        names = (
+            "checkpoints",
+            "model",
+            "model_merged",
+            "metrics.jsonl",
+            "tensorboard",
+            "summary.json",
+            "bad_batches.jsonl",
+        )
+        present = [self.dir / name for name in names if (self.dir / name).exists()]
+        if not present:
+            return None
+        aside = self.dir / f"replaced-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        aside.mkdir(parents=True)
+        for path in present:
+            path.rename(aside / path.name)
+        return aside
+
+    def publish(self, folder: Path, name: str) -> Path:
+        """Make a copy of `folder` the run's `name`. A reader sees the old one, none, or the new one, never a half."""
+        final, fresh = self.dir / name, self.dir / f".{name}-{uuid.uuid4().hex[:12]}"
+        shutil.copytree(folder, fresh)
+        if final.exists():
+            shutil.rmtree(final)
+        fresh.rename(final)
+        return final
+
+    def write_summary(self, summary: dict[str, Any], name: str = "summary.json") -> None:
+        write_json(self.dir / name, summary)
+
+
+@contextmanager
+def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
+    """Check paths, find models, lock the run directory and write the resolved config into it."""
+    workspace = find_workspace(config, verb)
+    workspace.dir.mkdir(parents=True, exist_ok=True)
+    with RunLock(workspace.dir):
+        write_text(workspace.dir / "config.yaml", dump(config))
+        for leftover in [*workspace.checkpoints.glob(".staging-*"), *workspace.dir.glob(".model*-*")]:
+            shutil.rmtree(leftover, ignore_errors=True)  # of attempts that are dead: we hold the lock
+        yield workspace
+
+
+def find_workspace(config: Config, verb: str) -> Workspace:
+    """The workspace of `config`, touching nothing. Every problem at once as ConfigError."""
+    check_paths({"run.dir": config.run.dir, "reference.cache_dir": config.reference.cache_dir})
+    problems, found = _cross_checks(config, verb), []
+    for key, name, revision in (
+        ("model.path", config.model.path, config.model.revision),
+        ("reference.model", config.reference.model, config.reference.revision),
+    ):
+        try:
+            found.append(resolve_model(key, name, revision) if name is not None else None)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    model, reference = found
+    assert model is not None
+    return Workspace(
+        config,
+        Path(config.run.dir).expanduser().absolute(),
+        Path(config.reference.cache_dir).expanduser().absolute(),
+        model,
+        reference or model,
+    )
+
+
+def _cross_checks(config: Config, verb: str) -> list[str]:
+    problems = []
+    if verb == "train" and not config.data.train:
+        problems.append("data.train is empty: train needs at least one file, folder, glob or hub id of examples.")
+    if verb == "evaluate" and not config.data.eval and not config.data.eval_fraction:
+        problems.append("data.eval is empty: evaluate needs held-out examples, or data.eval_fraction above 0.")
+    if not config.data.train and not config.data.eval:
+        problems.append("data.train and data.eval are both empty: there is nothing to read.")
+    if OBJECTIVES[config.objective.name].num_answers < 2:
+        pairs = {
+            "train.early_stopping_patience": config.train.early_stopping_patience,
+            "train.best_metric": config.train.best_metric if config.train.best_metric != "eval/loss" else None,
+        }
+        problems += [
+            f"{key}: {value} needs reward margins, and objective {config.objective.name} has no pairs; leave it out."
+            for key, value in pairs.items()
+            if value is not None
+        ]
+    return list(dict.fromkeys(problems))

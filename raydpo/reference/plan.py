@@ -1,0 +1,64 @@
+"""Which rows have no reference log-probs yet, cut into shards. Runs on the driver, loads no model.
+
+Decision: missing rows are sorted by (length, key) and cut every `rows_per_shard` rows. Taking whole shards out of such a
+list leaves the other cuts where they were, so a run that goes on after a kill scores the same batches, bit for bit.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from raydpo.artifacts import ExampleTable, ReferenceCache
+
+
+@dataclass(frozen=True)
+class ShardWork:
+    """Rows to score: (split, example, answer) of each, with keys and lengths in the same order."""
+
+    name: str
+    places: tuple[tuple[str, int, int], ...]
+    keys: tuple[str, ...]
+    lengths: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """Rows of a run: distinct keys with the place and length (prompt + answer tokens) of their first appearance."""
+
+    keys: tuple[str, ...]
+    places: tuple[tuple[str, int, int], ...]
+    lengths: np.ndarray
+
+
+def wanted_rows(data: Path, splits: Iterable[str], num_answers: int) -> Wanted:
+    """Every distinct row of `splits` in the token shards of `data`."""
+    places: dict[str, tuple[str, int, int]] = {}
+    lengths: dict[str, int] = {}
+    for split in splits:
+        table = ExampleTable.open(data, split)
+        rows = table.answer_lengths[:, :num_answers] + table.prompt_lengths[:, None] if len(table) else np.zeros((0, 0))
+        for example in range(len(table)):
+            for answer, key in enumerate(table.row_keys(example)[:num_answers]):
+                if key not in places:
+                    places[key] = (split, example, answer)
+                    lengths[key] = int(rows[example, answer])
+    return Wanted(tuple(places), tuple(places.values()), np.fromiter(lengths.values(), np.int64, len(lengths)))
+
+
+def plan_shards(wanted: Wanted, cache: ReferenceCache, rows_per_shard: int) -> list[ShardWork]:
+    """The work that is still to do. An empty list: every row is in the cache."""
+    index = {key: i for i, key in enumerate(wanted.keys)}
+    missing = [index[key] for key in cache.missing(list(wanted.keys))]
+    missing.sort(key=lambda i: (int(wanted.lengths[i]), wanted.keys[i]))
+    return [_shard(wanted, missing[i : i + rows_per_shard]) for i in range(0, len(missing), rows_per_shard)]
+
+
+def _shard(wanted: Wanted, rows: list[int]) -> ShardWork:
+    keys = tuple(wanted.keys[i] for i in rows)
+    name = hashlib.sha256("".join(keys).encode()).hexdigest()[:24]
+    return ShardWork(name, tuple(wanted.places[i] for i in rows), keys, tuple(int(wanted.lengths[i]) for i in rows))

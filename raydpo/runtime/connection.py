@@ -1,0 +1,162 @@
+"""A connection to Ray for the length of a `with` block.
+
+What comes in: the demands of all roles. What goes out: a connected process, or a ResourceError before any work starts.
+With RAY_ADDRESS (every submitted job has it) the cluster there is used; without, a private Ray starts on this machine
+and ends with the block. Its processes are tied to this one by the kernel, so that not even SIGKILL leaves them behind.
+Decision: a local Ray never joins one that happens to run on the machine, and carries a token of its own in the
+environment of its processes: nothing is written to, nor needed from, the home folder.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import signal
+import sys
+import threading
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+
+from raydpo.errors import ResourceError
+from raydpo.runtime.resources import Demand, check_demands
+
+LOCAL_CPUS_VARIABLE = "RAYDPO_LOCAL_CPUS"
+"""Number of CPUs that a local Ray pretends to have. For tests of many workers on few cores."""
+
+_OBJECT_STORE_BYTES = 256 * 2**20
+"""What travels between actors and driver are metrics and records of shards, not tensors."""
+
+
+@contextmanager
+def session(demands: Sequence[Demand] = (), *, local_cpus: int | None = None) -> Iterator[None]:
+    """Connect to Ray, check `demands`, and disconnect at the end. A session inside a session reuses the outer one.
+
+    local_cpus: CPUs that a local Ray declares, instead of those of the machine; ignored on a cluster.
+    Raises ResourceError when a demand can never be met or no cluster answers at RAY_ADDRESS.
+    """
+    if ray.is_initialized():
+        check_demands(demands, _node_resources())
+        yield
+        return
+    with _sigterm_kept():
+        address = os.environ.get("RAY_ADDRESS")
+        with _connected_to(address) if address else _started_locally(local_cpus):
+            check_demands(demands, _node_resources())
+            yield
+
+
+@contextmanager
+def _connected_to(address: str) -> Iterator[None]:
+    if "://" in address:
+        raise ResourceError(
+            f"RAY_ADDRESS is {address!r}, a Ray client address. raydpo's driver must be a process of the cluster: "
+            "send it there with `ray job submit --working-dir . -- python -m raydpo train run.yaml`, or unset "
+            "RAY_ADDRESS to run on this machine."
+        )
+    _forget_cached_token()
+    try:
+        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+    except (RayError, RuntimeError, ConnectionError, ValueError) as error:
+        ray.shutdown()
+        raise ResourceError(
+            f"RAY_ADDRESS is {address!r}, and no Ray cluster let this process in there: {str(error).splitlines()[0]} "
+            "Start one with `ray start --head`, set RAY_AUTH_MODE=token when the cluster wants a token, or unset "
+            "RAY_ADDRESS to run on this machine."
+        ) from error
+    _silence_ray()
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def _started_locally(local_cpus: int | None) -> Iterator[None]:
+    declared = os.environ.get(LOCAL_CPUS_VARIABLE)
+    num_cpus = local_cpus if local_cpus is not None else int(declared) if declared else None
+    with _environment(_local_environment()):
+        _forget_cached_token()
+        try:
+            ray.init(
+                address="local",
+                num_cpus=num_cpus,
+                include_dashboard=False,
+                log_to_driver=False,
+                logging_level=logging.ERROR,
+                object_store_memory=_OBJECT_STORE_BYTES,
+            )
+            _silence_ray()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _local_environment() -> dict[str, str]:
+    """What the processes of a local Ray inherit: its token, no usage reports, and the driver's import path."""
+    variables = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(_import_path())}
+    if "RAY_AUTH_MODE" not in os.environ:
+        variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
+    return variables
+
+
+def _import_path() -> list[str]:
+    """The driver's sys.path without what every interpreter of this installation has anyway, raydpo's parent first."""
+    installed = tuple(str(Path(prefix)) + os.sep for prefix in {sys.prefix, sys.base_prefix, sys.exec_prefix})
+    package_parent = str(Path(__file__).resolve().parents[2])
+    driver = [os.path.abspath(entry) for entry in sys.path]
+    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    wanted = [package_parent, *driver, *(entry for entry in inherited if entry)]
+    return list(dict.fromkeys(entry for entry in wanted if not entry.startswith(installed)))
+
+
+def _node_resources() -> list[Mapping[str, float]]:
+    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+
+def _forget_cached_token() -> None:
+    # Ray reads the token once a process; without this, a second session would go on with the first one's.
+    with suppress(ImportError, AttributeError):
+        from ray._raylet import AuthenticationTokenLoader  # type: ignore[attr-defined]
+
+        AuthenticationTokenLoader.instance().reset_cache()
+
+
+def _silence_ray() -> None:
+    # log_to_driver=False leaves Ray's own "(raylet) A worker died" on the screen; raydpo reports deaths itself.
+    with suppress(ImportError, AttributeError):
+        import ray._private.worker as ray_worker
+
+        ray_worker._worker_logs_enabled = False
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    """Set `variables` for the block, then put the whole environment back: Ray adds some of its own."""
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in os.environ.keys() - before.keys():
+            if name in variables or name.startswith("RAY_") or name == "PYTHONBREAKPOINT":
+                del os.environ[name]
+        os.environ.update({name: before[name] for name in variables if name in before})
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """ray.init replaces the handler of SIGTERM; the caller's comes back afterwards."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    handler = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    finally:
+        if handler is not None:
+            signal.signal(signal.SIGTERM, handler)

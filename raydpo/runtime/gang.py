@@ -1,0 +1,312 @@
+"""A gang of ranks that live and die together, and stream what they yield to the driver.
+
+What comes in: a generator function of a RankContext. What goes out: (rank, event) in each rank's order, or one error
+that names the ranks and the cause.
+Decision: all ranks get their place at once (placement group), or none. The first failure ends every rank; the driver
+then waits a few seconds for what the others have to say, because a peer's "connection closed" often arrives before
+the news of the death that caused it. Price: a failing run ends those seconds later.
+"""
+
+from __future__ import annotations
+
+import os
+import random
+import socket
+import time
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from raydpo.errors import HangError, ResourceError, WorkerError
+from raydpo.runtime.failure import Failure, cause_of_death, failure_of
+from raydpo.runtime.placement import (
+    PLACEMENT_TIMEOUT_S,
+    Place,
+    kill,
+    load_function,
+    place_of_this_process,
+    thread_variables,
+)
+from raydpo.runtime.stacks import Stacks, collect_stacks, offer_stacks
+from raydpo.runtime.verdict import RankFailure, verdict
+
+T = TypeVar("T")
+
+_GRACE_S = 4.0
+"""How long the other ranks may still report after the first failure."""
+
+
+@dataclass(frozen=True)
+class RankContext:
+    """Who a rank is. `local_rank` counts the ranks of its own node, `local_size` says how many those are."""
+
+    rank: int
+    num_ranks: int
+    local_rank: int
+    local_size: int
+    use_gpu: bool
+
+
+def run_gang(
+    name: str,
+    function: Callable[[RankContext], Iterator[T]],
+    *,
+    num_ranks: int,
+    cpus: float,
+    gpus: float = 0.0,
+    hang_timeout_s: float,
+) -> Generator[tuple[int, T], None, None]:
+    """Run `function(context)`, a generator, on `num_ranks` actors; yield (rank, event) as events come.
+
+    function: module-level function or partial. The variables of torch.distributed (RANK, WORLD_SIZE, LOCAL_RANK,
+    LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and of threads are set before its module is imported.
+    cpus, gpus: reserved for each rank. hang_timeout_s: longest time that a rank may yield nothing.
+    Closing the iterator ends all ranks.
+    Raises the RaydpoError that the failing ranks raised, if it is one class; else WorkerError with the errors and
+    their ranks; HangError with the silent ranks and where they are; ResourceError when no place is found.
+    """
+    gang = _Gang(name, num_ranks, cpus=cpus, gpus=gpus, hang_timeout_s=hang_timeout_s)
+    try:
+        gang.place()
+        gang.launch(ray.cloudpickle.dumps(function))
+        yield from gang.events()
+    finally:
+        gang.close()
+
+
+class RankActor:
+    """Runs in its own process: place, prepare, then run as a stream."""
+
+    def place(self) -> Place:
+        """First call; answers as soon as the rank has its CPUs and GPUs."""
+        return place_of_this_process()
+
+    def free_port(self) -> int:
+        """A port for the rendezvous, below the range from which the kernel gives out ports by itself."""
+        for port in random.SystemRandom().sample(range(20000, 32000), 200):
+            with socket.socket() as probe, suppress(OSError):
+                probe.bind(("", port))
+                return port
+        raise OSError("200 ports between 20000 and 32000 were tried, and all are taken")
+
+    def prepare(self, payload: bytes, variables: dict[str, str], gpus: float) -> Failure | Stacks:
+        """Set the environment, import the function; a hanging rank can be asked for its stack from here on."""
+        try:
+            if gpus:
+                variables = {**variables, "LOCAL_RANK": _visible_device()}
+            self._function = load_function(payload, variables)
+        except Exception as error:  # noqa: BLE001 - whatever an import raises travels to the driver as a record
+            return failure_of(error)
+        return offer_stacks()
+
+    def run(self, context: RankContext) -> Iterator[Any]:
+        """Stream the events; an exception becomes the last one."""
+        try:
+            yield from self._function(context)
+        except Exception as error:  # noqa: BLE001 - as above
+            yield failure_of(error)
+
+
+def _visible_device() -> str:
+    """Index of this rank's GPU among those it sees. Ray shows each actor only its own, unless told not to."""
+    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    mine = [str(device) for device in ray.get_gpu_ids()]
+    return str(visible.index(mine[0])) if mine and mine[0] in visible else (mine[0] if mine and not visible else "0")
+
+
+@dataclass
+class _Rank:
+    actor: Any
+    bundle: int
+    place: Place | None = None
+    rank: int = -1
+    stream: Any = None
+    stacks: Stacks | None = None
+    num_events: int = 0
+    silent_s: float = 0.0
+    done: bool = False
+
+
+class _Gang:
+    def __init__(self, name: str, num_ranks: int, *, cpus: float, gpus: float, hang_timeout_s: float) -> None:
+        self._name, self._num_ranks, self._cpus, self._gpus = name, num_ranks, cpus, gpus
+        self._hang_timeout_s = hang_timeout_s
+        self._group: Any = None
+        self._ranks: list[_Rank] = []
+
+    def place(self) -> None:
+        """Reserve all places, start the actors, and number them node by node."""
+        bundle = {kind: each for kind, each in (("CPU", self._cpus), ("GPU", self._gpus)) if each > 0}
+        self._group = placement_group([bundle] * self._num_ranks, strategy="PACK")
+        if not self._group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
+            free = ray.available_resources()
+            raise ResourceError(
+                f"{self._name}: {self._num_ranks} ranks with {self._cpus:g} CPUs and {self._gpus:g} GPUs each found no "
+                f"place within {PLACEMENT_TIMEOUT_S:.0f} s. Free in the cluster now: {free.get('CPU', 0.0):g} CPUs and "
+                f"{free.get('GPU', 0.0):g} GPUs. Other jobs hold the rest, or nodes were lost. Wait for them, or lower "
+                "what each rank takes."
+            )
+        for index in range(self._num_ranks):
+            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
+            options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "scheduling_strategy": strategy}
+            self._ranks.append(_Rank(ray.remote(max_restarts=0, **options)(RankActor).remote(), index))
+        for member, place in zip(self._ranks, self._ask(lambda member: member.actor.place.remote()), strict=True):
+            member.place = place
+        nodes = list(dict.fromkeys(_placed(member).node_id for member in self._ranks))
+        self._ranks.sort(key=lambda member: (nodes.index(_placed(member).node_id), member.bundle))
+        for rank, member in enumerate(self._ranks):
+            member.rank = rank
+
+    def launch(self, payload: bytes) -> None:
+        """Give every rank its environment, then start the streams."""
+        node_of = [_placed(member).node_id for member in self._ranks]
+        contexts = [
+            RankContext(rank, self._num_ranks, node_of[:rank].count(node), node_of.count(node), self._gpus > 0)
+            for rank, node in enumerate(node_of)
+        ]
+        shared = self._shared_variables(single_node=len(set(node_of)) == 1)
+        variables = {context.rank: shared | _rank_variables(context) for context in contexts}
+        stored = ray.put(payload)
+        prepared = self._ask(lambda member: member.actor.prepare.remote(stored, variables[member.rank], self._gpus))
+        failures = [
+            RankFailure(member.rank, str(member.place), answer)
+            for member, answer in zip(self._ranks, prepared, strict=True)
+            if isinstance(answer, Failure)
+        ]
+        if failures:
+            raise verdict(self._name, failures)
+        for member, context, stacks in zip(self._ranks, contexts, prepared, strict=True):
+            member.stacks = stacks
+            member.stream = member.actor.run.options(num_returns="streaming").remote(context)
+
+    def events(self) -> Iterator[tuple[int, Any]]:
+        while waiting := [member for member in self._ranks if not member.done]:
+            for member in self._wait(waiting, timeout_s=min(5.0, self._hang_timeout_s)):
+                event = self._next(member)
+                if isinstance(event, RankFailure):
+                    raise verdict(self._name, [event, *self._last_words()])
+                if not member.done:
+                    yield member.rank, event
+            self._check_silence()
+
+    def close(self) -> None:
+        for member in self._ranks:
+            kill(member.actor)
+        if self._group is not None:
+            with suppress(RayError):
+                remove_placement_group(self._group)
+
+    def _ask(self, call: Callable[[_Rank], Any]) -> list[Any]:
+        """One call to every rank; a rank that dies over it is an error."""
+        calls = [call(member) for member in self._ranks]
+        answers = []
+        for member, pending in zip(self._ranks, calls, strict=True):
+            try:
+                answers.append(ray.get(pending, timeout=PLACEMENT_TIMEOUT_S))
+            except RayError as error:
+                who = f"rank {member.rank}" if member.rank >= 0 else f"the process for bundle {member.bundle}"
+                where = f" ({member.place})" if member.place else ""
+                raise WorkerError(f"{self._name}: {who}{where} died at its start: {cause_of_death(error)}.") from error
+        return answers
+
+    def _shared_variables(self, *, single_node: bool) -> dict[str, str]:
+        first = self._ranks[0]
+        variables = thread_variables(self._cpus, self._gpus) | {
+            "WORLD_SIZE": str(self._num_ranks),
+            "MASTER_ADDR": "127.0.0.1" if single_node else _placed(first).host,
+            "MASTER_PORT": str(ray.get(first.actor.free_port.remote())),
+        }
+        loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
+        if single_node and loopback and "GLOO_SOCKET_IFNAME" not in os.environ:
+            # gloo looks up the host's name otherwise, which need not resolve, and listens on the outer interface.
+            variables["GLOO_SOCKET_IFNAME"] = loopback
+        return variables
+
+    def _wait(self, members: Sequence[_Rank], *, timeout_s: float) -> list[_Rank]:
+        """Ranks with something to say. Time that the caller spends elsewhere counts for nobody's silence."""
+        streams = {member.stream: member for member in members}
+        started_s = time.monotonic()
+        ray.wait(list(streams), num_returns=1, timeout=timeout_s)
+        waited_s = time.monotonic() - started_s
+        ready, _ = ray.wait(list(streams), num_returns=len(streams), timeout=0)
+        speaking = [streams[stream] for stream in ready]
+        for member in members:
+            member.silent_s = 0.0 if member in speaking else member.silent_s + waited_s
+        return speaking
+
+    def _next(self, member: _Rank) -> Any:
+        """The next event of a rank that has one, or a RankFailure; marks the rank done at its end."""
+        try:
+            event = ray.get(next(member.stream))
+        except StopIteration:
+            member.done = True
+            return None
+        except RayError as error:
+            member.done = True
+            return RankFailure(member.rank, str(member.place), cause_of_death(error))
+        member.num_events += 1
+        if isinstance(event, Failure):
+            member.done = True
+            return RankFailure(member.rank, str(member.place), event)
+        return event
+
+    def _last_words(self) -> list[RankFailure]:
+        """Failures of the other ranks, as far as they come within the grace time."""
+        failures = []
+        deadline_s = time.monotonic() + _GRACE_S
+        while waiting := [member for member in self._ranks if not member.done]:
+            left_s = deadline_s - time.monotonic()
+            if left_s <= 0:
+                break
+            for member in self._wait(waiting, timeout_s=left_s):
+                event = self._next(member)
+                if isinstance(event, RankFailure):
+                    failures.append(event)
+        return failures
+
+    def _check_silence(self) -> None:
+        silent = [member for member in self._ranks if not member.done and member.silent_s >= self._hang_timeout_s]
+        if not silent:
+            return
+        frames = collect_stacks({m.rank: (_placed(m), m.stacks) for m in self._ranks if not m.done and m.stacks})
+        waiting = [member for member in silent if _in_collective(frames.get(member.rank, ""))]
+        behind = [member for member in silent if member not in waiting] or silent
+        lines = [
+            f"{self._name}: {_named(behind)} yielded nothing for {max(m.silent_s for m in behind):.0f} s; the deadline "
+            f"(hang_timeout_s) is {self._hang_timeout_s:g} s. All ranks were stopped."
+        ]
+        if waiting and behind != silent:
+            lines.append(f"{_named(waiting)} only waited for them in a collective operation.")
+        for member in silent:
+            where = frames.get(member.rank) or "  (its stack could not be read)"
+            lines.append(f"rank {member.rank} ({member.place}), after {member.num_events} events, was at\n{where}")
+        raise HangError("\n".join(lines))
+
+
+def _rank_variables(context: RankContext) -> dict[str, str]:
+    return {
+        "RANK": str(context.rank),
+        "LOCAL_RANK": str(context.local_rank),
+        "LOCAL_WORLD_SIZE": str(context.local_size),
+        "LOCAL_SIZE": str(context.local_size),
+    }
+
+
+def _placed(member: _Rank) -> Place:
+    assert member.place is not None
+    return member.place
+
+
+def _in_collective(frames: str) -> bool:
+    return "distributed_c10d" in frames or "/deepspeed/comm/" in frames
+
+
+def _named(members: Sequence[_Rank]) -> str:
+    numbers = ", ".join(str(member.rank) for member in members)
+    return f"rank {numbers}" if len(members) == 1 else f"ranks {numbers}"

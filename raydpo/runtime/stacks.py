@@ -1,0 +1,88 @@
+"""Where a silent rank is: the innermost frames of its main thread, without its cooperation.
+
+What comes in: a rank's place and what it offered at its start. What goes out: text for an error message.
+Decision: faulthandler writes the stack from a signal handler, so that a rank stuck in native code answers too; into a
+memory file that another process of the node reads through /proc, so that nothing is left on disk. Linux only:
+elsewhere the message does without.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import signal
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raydpo.runtime.placement import Place
+
+_NUM_FRAMES = 12
+_TIMEOUT_S = 60.0
+
+
+@dataclass(frozen=True)
+class Stacks:
+    """A process that writes its stack to `descriptor` on SIGUSR1; -1 where that is not possible."""
+
+    pid: int
+    descriptor: int
+
+
+def offer_stacks() -> Stacks:
+    """In the rank: get ready to write the stack of all threads on SIGUSR1."""
+    if not hasattr(os, "memfd_create") or not os.path.isdir("/proc/self/fd"):
+        return Stacks(os.getpid(), -1)
+    descriptor = os.memfd_create("raydpo-stacks")
+    faulthandler.register(signal.SIGUSR1, file=descriptor, all_threads=True, chain=False)
+    return Stacks(os.getpid(), descriptor)
+
+
+def collect_stacks(ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
+    """On the driver: the innermost frames of each rank, indented; ranks that do not answer are left out."""
+    readers = {}
+    for rank, (place, stacks) in ranks.items():
+        if stacks.descriptor >= 0:
+            affinity = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+            remote = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(read_stack)
+            readers[rank] = remote.remote(stacks)
+    found = {}
+    deadline_s = time.monotonic() + _TIMEOUT_S
+    for rank, pending in readers.items():
+        with suppress(RayError):
+            text = ray.get(pending, timeout=max(0.1, deadline_s - time.monotonic()))
+            if text:
+                found[rank] = text
+    return found
+
+
+def read_stack(stacks: Stacks) -> str:
+    """On the rank's node, in another process: ask for the stack and read it."""
+    path = Path(f"/proc/{stacks.pid}/fd/{stacks.descriptor}")
+    with suppress(OSError):
+        os.kill(stacks.pid, signal.SIGUSR1)
+        for _ in range(50):
+            time.sleep(0.1)
+            text = path.read_text(errors="replace")
+            if "Current thread" in text and text.endswith("\n"):
+                return innermost_frames(text)
+    return ""
+
+
+def innermost_frames(dump: str, num_frames: int = _NUM_FRAMES) -> str:
+    """The first frames of the thread that took the signal, which is the main one."""
+    lines = dump.splitlines()
+    start = next((index for index, line in enumerate(lines) if line.startswith("Current thread")), len(lines))
+    frames = []
+    for line in lines[start + 1 :]:
+        if not line.startswith("  "):
+            break
+        frames.append(line)
+    kept = [line for line in frames if "/ray/_private/" not in line]
+    return "\n".join(kept[:num_frames])

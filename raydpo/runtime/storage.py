@@ -1,0 +1,91 @@
+"""Proof that all nodes see the same storage, before hours of work are written to it.
+
+What comes in: a folder. What goes out: nothing, or a StorageError that names the nodes which do not see it.
+Decision: a real file is written by the driver and read by a task on every living node, and each task's own file must
+be seen by the driver. Mount tables and paths prove nothing; a file does. Price: a task start on each node, once a run.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import ray
+from ray.exceptions import RayError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from raydpo.errors import StorageError
+
+_PATIENCE_S = 20.0
+"""Network file systems may show a new file a few seconds late."""
+_TASK_TIMEOUT_S = 300.0
+
+
+def check_storage(folder: Path) -> None:
+    """Prove that every node reads and writes the same `folder`. Nothing is done on one node.
+
+    Raises StorageError with one sentence for each node that does not.
+    """
+    nodes = [node for node in ray.nodes() if node["Alive"]]
+    if len(nodes) <= 1:
+        return
+    folder.mkdir(parents=True, exist_ok=True)
+    token = secrets.token_hex(8)
+    probe = folder / f".raydpo-probe-{token}"
+    answers = [folder / f"{probe.name}-{number}" for number in range(len(nodes))]
+    try:
+        probe.write_text(token)
+        pending = [
+            ray.remote(
+                num_cpus=0,
+                max_retries=0,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            )(answer_probe).remote(str(probe), token, str(answer))
+            for node, answer in zip(nodes, answers, strict=True)
+        ]
+        problems = []
+        for node, answer, reply in zip(nodes, answers, pending, strict=True):
+            problem = _outcome(reply) or ("" if _appears(answer, token) else "its files do not appear on the driver")
+            if problem:
+                problems.append(
+                    f"{folder}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) does not share it: "
+                    f"{problem}. Caches and checkpoints would be scattered over the nodes. Mount the same storage at "
+                    "this path on every node, or choose a path that all of them see."
+                )
+    finally:
+        for path in (probe, *answers):
+            with suppress(OSError):
+                path.unlink(missing_ok=True)
+    if problems:
+        raise StorageError(problems)
+
+
+def answer_probe(probe: str, token: str, answer: str) -> str:
+    """On a node: read the driver's file, write one of its own. Returns what went wrong, or an empty text."""
+    if not _appears(Path(probe), token):
+        return "a file that the driver wrote there is not seen"
+    try:
+        Path(answer).write_text(token)
+    except OSError as error:
+        return f"it cannot be written to ({error.strerror})"
+    return ""
+
+
+def _outcome(reply: ray.ObjectRef) -> str:
+    try:
+        return str(ray.get(reply, timeout=_TASK_TIMEOUT_S))
+    except RayError as error:
+        return f"the probe did not run there ({str(error).splitlines()[0]})"
+
+
+def _appears(path: Path, token: str) -> bool:
+    deadline_s = time.monotonic() + _PATIENCE_S
+    while True:
+        with suppress(OSError):
+            if path.read_text() == token:
+                return True
+        if time.monotonic() >= deadline_s:
+            return False
+        time.sleep(0.2)

@@ -1,0 +1,74 @@
+"""What a trainer rank yields to the driver, in order. Only rank 0 yields values; the others yield `Alive`.
+
+Decision: the driver alone commits. A rank stages a checkpoint and says so; the driver, who holds the lock of the run
+directory, makes it count. A rank of a dead attempt can therefore never commit anything.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Alive:
+    """A rank finished optimizer step `step`."""
+
+    step: int
+
+
+@dataclass(frozen=True)
+class Probed:
+    """Cached reference rows against the trainer's own at a fresh start: largest difference of an answer's sum."""
+
+    rows: int
+    max_difference_nats: float
+    tolerance_nats: float
+
+
+@dataclass(frozen=True)
+class Stepped:
+    """One optimizer step: step counts from 1; metrics name -> mean over the global batch."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Skipped:
+    """A step whose loss or gradient was not finite: nothing was updated. sources: "file:line" of its examples."""
+
+    step: int
+    loss: float
+    grad_norm: float
+    sources: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An evaluation after `step` steps: "eval/..." -> mean over all held-out examples."""
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+@dataclass(frozen=True)
+class Staged:
+    """Every rank has written its part of the checkpoint of `step` to `folder`; it is not committed yet. metrics: the
+    evaluation at this step, if there was one. reason: why this is the last checkpoint, empty otherwise."""
+
+    step: int
+    folder: str
+    metrics: Mapping[str, float]
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """Training is over after `step` steps, because `reason`."""
+
+    step: int
+    reason: str
+
+
+TrainEvent = Alive | Probed | Stepped | Skipped | Evaluated | Staged | Finished

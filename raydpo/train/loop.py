@@ -1,0 +1,119 @@
+"""The training loop of one rank: a generator of events, a plain function of (rank, spec).
+
+Comes in: a `TrainSpec` (paths and config). Goes out: events, and staged checkpoints that the driver commits.
+Decision: the loop holds no state but the step number; order and learning rate are functions of it, everything else is
+in the checkpoint. It knows no Ray: a test iterates over it.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Iterator
+
+from raydpo.errors import NonFiniteError
+from raydpo.metrics import Patience
+from raydpo.schema.training import Alive, Finished, Skipped, Stepped, TrainEvent
+from raydpo.train.probe import probe
+from raydpo.train.spec import TrainSpec
+from raydpo.train.trainer import Rank, Trainer, build_trainer
+
+MARGINS = "eval/rewards/margins"
+MOST_SOURCES = 32
+
+
+def run(rank: Rank, spec: TrainSpec) -> Iterator[TrainEvent]:
+    """Train. Rank 0 yields what happens; the others yield `Alive` in its place."""
+    for event in _train(build_trainer(rank, spec)):
+        yield event if rank.rank == 0 else Alive(getattr(event, "step", 0))
+
+
+def _train(trainer: Trainer) -> Iterator[TrainEvent]:
+    spec, train, num_steps = trainer.spec, trainer.spec.config.train, trainer.order.num_steps
+    patience = Patience(train.early_stopping_patience, list(spec.eval_history))
+    if spec.resume is not None:
+        trainer.engine.load(spec.resume / "engine")
+    else:
+        yield from _before_first_step(trainer, patience)
+    meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps)
+    reason = ""
+    for step in range(spec.resume_step + 1, num_steps + 1):
+        applied, metrics = trainer.update(step - 1)
+        meter.add(trainer.num_tokens(step - 1))
+        if skipped := guard.observe(trainer, step, applied, metrics):
+            yield skipped
+            guard.stop_if_too_many(step)
+        elif step % train.log_every == 0 or step == num_steps:
+            yield Stepped(step, {**metrics, **meter.read(), "skipped_steps": float(guard.total)})
+        else:
+            yield Alive(step)
+        reason = "all steps done" if step == num_steps else ""
+        evaluation: dict[str, float] = {}
+        if trainer.eval is not None and (reason or _due(step, train.eval_every)):
+            event = trainer.evaluate(step)
+            evaluation = dict(event.metrics)
+            yield event
+            if patience.exhausted(evaluation.get(MARGINS, 0.0)) and not reason:
+                reason = f"{MARGINS} did not rise in {patience.patience} evaluations"
+        if reason or _due(step, train.save_every) or (evaluation and train.export == "best"):
+            yield trainer.stage(step, evaluation, reason)
+        if reason:
+            break
+    yield Finished(step if reason else spec.resume_step, reason or "all steps were done before")
+
+
+def _before_first_step(trainer: Trainer, patience: Patience) -> Iterator[TrainEvent]:
+    if trainer.spec.probe:
+        yield probe(trainer.engine, trainer.train, trainer.spec.dtype)
+    if trainer.eval is not None:
+        first = trainer.evaluate(0)
+        patience.exhausted(first.metrics.get(MARGINS, 0.0))
+        yield first
+
+
+def _due(step: int, every: int | None) -> bool:
+    return every is not None and step % every == 0
+
+
+class _NonFinite:
+    """Counts the steps that the engine refused."""
+
+    def __init__(self, most_in_a_row: int) -> None:
+        self.most_in_a_row, self.in_a_row, self.total, self._last = most_in_a_row, 0, 0, ""
+
+    def observe(self, trainer: Trainer, step: int, applied: bool, metrics: dict[str, float]) -> Skipped | None:
+        if applied:
+            self.in_a_row = 0
+            return None
+        self.in_a_row += 1
+        self.total += 1
+        examples = trainer.order.examples(step - 1)[:MOST_SOURCES]
+        sources = tuple(trainer.train.table.source(int(example)) for example in examples)
+        self._last = (
+            f"loss {metrics.get('loss', math.nan)}, gradient norm {metrics['grad_norm']}; rows {sources[0]} ..."
+        )
+        return Skipped(step, metrics.get("loss", math.nan), metrics["grad_norm"], sources)
+
+    def stop_if_too_many(self, step: int) -> None:
+        if self.in_a_row >= self.most_in_a_row:
+            raise NonFiniteError(
+                f"{self.in_a_row} steps in a row up to step {step} had a loss or gradient that is not finite (last: "
+                f"{self._last}). They were skipped, no weight was changed by them. Lower train.learning_rate, look at the "
+                "rows in bad_batches.jsonl, or train in float32; the same command goes on from the last checkpoint."
+            )
+
+
+class _Meter:
+    """Real tokens a second since the last reading."""
+
+    def __init__(self) -> None:
+        self._tokens, self._since = 0, time.monotonic()
+
+    def add(self, tokens: int) -> None:
+        self._tokens += tokens
+
+    def read(self) -> dict[str, float]:
+        now = time.monotonic()
+        rate = self._tokens / max(now - self._since, 1e-9)
+        self._tokens, self._since = 0, now
+        return {"tokens_per_s": rate}

@@ -1,0 +1,58 @@
+"""Order: every example once an epoch, whatever the rank or restart. Pack: nothing lost, budget kept, ranks level."""
+
+import numpy as np
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raydpo.batches import Order, pack
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 90), st.integers(1, 20), st.sampled_from([0.4, 1, 2, 2.5]), st.integers(0, 5))
+def test_epochs_are_permutations_and_steps_add_up(num_examples, batch, epochs, seed):
+    order = Order(num_examples, batch, epochs, seed)
+    steps = [order.examples(step) for step in range(order.num_steps)]
+    assert all(len(step) for step in steps)
+    for epoch in range(int(epochs)):
+        first = epoch * order.steps_per_epoch
+        seen = np.concatenate(steps[first : first + order.steps_per_epoch])
+        assert sorted(seen.tolist()) == list(range(num_examples))
+    expected = int(epochs) * num_examples + round((epochs - int(epochs)) * num_examples)
+    assert sum(map(len, steps)) == max(expected, 1)
+    assert all(len(s) == batch for i, s in enumerate(steps, 1) if i % order.steps_per_epoch and i < len(steps))
+
+
+def test_order_depends_on_seed_and_epoch_only():
+    a, b = Order(50, 8, 2, seed=1), Order(50, 8, 2, seed=2)
+    assert a.epoch(0).tolist() == Order(50, 16, 3, seed=1).epoch(0).tolist()
+    assert a.epoch(0).tolist() != b.epoch(0).tolist()
+    assert a.epoch(0).tolist() != a.epoch(1).tolist()
+
+
+def test_max_steps_cuts():
+    assert Order(100, 10, 3, 0, max_steps=7).num_steps == 7
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(2, 60), st.integers(2, 60)), min_size=1, max_size=40),
+    st.integers(1, 4),
+    st.integers(1, 400),
+)
+def test_pack_keeps_every_example_once_within_the_budget(lengths, num_ranks, budget):
+    rows = np.array(lengths)
+    layout = pack(rows, num_ranks, budget)
+    placed = [p for rank in layout for micro in rank for p in micro]
+    assert sorted(placed) == list(range(len(rows)))
+    assert len({len(rank) for rank in layout}) == 1
+    for rank in layout:
+        for micro in rank:
+            padded = len(micro) * 2 * max((int(rows[p].max()) for p in micro), default=0)
+            assert padded <= budget or len(micro) == 1
+
+
+def test_pack_balances_ranks():
+    generator = np.random.default_rng(0)
+    rows = generator.lognormal(5, 0.6, size=(256, 2)).astype(np.int64) + 2
+    work = [rows[[p for micro in rank for p in micro]].sum() for rank in pack(rows, 4, 4096)]
+    assert max(work) / np.mean(work) < 1.03

@@ -1,0 +1,76 @@
+"""Sums that are divided once, sinks that survive a kill, warnings that name a remedy, patience that ends."""
+
+import json
+
+import pytest
+
+from raydpo.metrics import METRICS, Patience, Sinks, Sums, Watch, best_direction, means
+
+
+def test_means_are_of_sums_not_of_means():
+    sums = Sums()
+    sums.add({"loss": (10.0, 4)})
+    sums.add({"loss": (1.0, 1), "rewards/margins": (3.0, 2)})
+    names = ["grad_norm", "loss", "rewards/margins"]
+    assert means(names, sums.vector(names), "eval/") == {"eval/loss": 11 / 5, "eval/rewards/margins": 1.5}
+
+
+def test_directions():
+    assert best_direction("eval/loss") == "lower"
+    assert best_direction("eval/rewards/margins") == "higher"
+    with pytest.raises(KeyError):
+        best_direction("grad_norm")
+    assert all(name == metric.name for name, metric in METRICS.items())
+
+
+def test_a_resumed_file_reads_like_an_undisturbed_one(tmp_path):
+    with Sinks(tmp_path) as sinks:
+        for step in (1, 2, 3):
+            sinks.write(step, {"loss": step / 10})
+    with (tmp_path / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 4, "lo')  # killed in the middle of a line
+    with Sinks(tmp_path, resume_step=2) as sinks:
+        sinks.write(3, {"loss": 0.3})
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert lines == [{"step": s, "loss": s / 10} for s in (1, 2, 3)]
+
+
+def test_tensorboard_reads_what_was_written(tmp_path):
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    with Sinks(tmp_path) as sinks:
+        sinks.write(1, {"eval/loss": 0.5, "rewards/margins": 1.25})
+    events = EventAccumulator(str(tmp_path / "tensorboard"))
+    events.Reload()
+    assert [(e.step, e.value) for e in events.Scalars("rewards/margins")] == [(1, 1.25)]
+
+
+def feed(rows):
+    watch = Watch()
+    return [w for chosen, margin, ratio in rows for w in watch.observe(_metrics(chosen, margin, ratio))]
+
+
+def _metrics(chosen, margin, ratio):
+    return {"rewards/chosen": chosen, "rewards/margins": margin, "log_ratios/abs": ratio}
+
+
+def test_each_warning_comes_once_and_names_a_remedy():
+    falling = feed([(-0.1 * i, 0.1 * i, 1.0) for i in range(90)])
+    flat = feed([(0.0, 0.001, 1.0)] * 90)
+    runaway = feed([(0.0, 5.0 + i, 500.0) for i in range(90)])
+    assert [len(x) for x in (falling, flat, runaway)] == [1, 1, 1]
+    assert "objective.beta" in falling[0]
+    assert "train.learning_rate" in flat[0]
+    assert "runs away" in runaway[0]
+
+
+def test_a_healthy_run_is_quiet():
+    assert feed([(0.01 * i, 0.02 * i, 2.0) for i in range(90)]) == []
+    assert Watch().observe({"loss": 1.0}) == []
+
+
+def test_patience_counts_evaluations_without_a_better_one():
+    patience = Patience(2)
+    assert [patience.exhausted(m) for m in (0.0, 1.0, 0.5, 1.0)] == [False, False, False, True]
+    assert not any(Patience(None).exhausted(0.0) for _ in range(9))
+    assert Patience(2, [0.0, 1.0, 0.5]).exhausted(0.9)

@@ -1,0 +1,124 @@
+"""What the actors of these tests run: module-level functions, as the runtime asks for them."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+from raydpo.errors import ConfigError, DataError, IntegrityError
+from raydpo.runtime import RankContext
+
+AT_IMPORT = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "OMP_NUM_THREADS")}
+"""The environment at the moment a module that may import torch is imported."""
+TORCH_AT_IMPORT = "torch" in sys.modules
+
+
+def make_squarer() -> Callable[[int], int]:
+    return lambda item: item * item
+
+
+def make_logger(folder: str) -> Callable[[tuple[int, float]], int]:
+    """Sleeps as long as the item says; writes who did it."""
+
+    def work(item: tuple[int, float]) -> int:
+        number, sleep_s = item
+        time.sleep(sleep_s)
+        with open(Path(folder) / f"{number}.txt", "a") as file:
+            file.write(f"{os.getpid()}\n")
+        return os.getpid()
+
+    return work
+
+
+def make_mortal(folder: str, deaths: int) -> Callable[[int], int]:
+    """Item 3 kills its process (SIGKILL) the first `deaths` times; each completed item leaves a line."""
+
+    def work(item: int) -> int:
+        if item == 3:
+            marks = len(list(Path(folder).glob("death-*")))
+            if marks < deaths:
+                (Path(folder) / f"death-{marks}").touch()
+                os.kill(os.getpid(), signal.SIGKILL)
+        with open(Path(folder) / "done.txt", "a") as file:
+            file.write(f"{item}\n")
+        return item * 10
+
+    return work
+
+
+def make_raiser(kind: str, folder: str) -> Callable[[int], int]:
+    def work(item: int) -> int:
+        with open(Path(folder) / "tries.txt", "a") as file:
+            file.write(f"{item}\n")
+        if item == 2:
+            if kind == "own":
+                raise DataError(["first problem.", "second problem."])
+            raise ZeroDivisionError("the item was two")
+        return item
+
+    return work
+
+
+def broken_factory() -> Callable[[int], int]:
+    raise ConfigError("model.path: no such folder.")
+
+
+def dying_factory(folder: str) -> Callable[[int], int]:
+    with open(Path(folder) / "starts.txt", "a") as file:
+        file.write("x\n")
+    os.kill(os.getpid(), signal.SIGKILL)
+    raise AssertionError("unreachable")
+
+
+def make_unpicklable() -> Callable[[int], Any]:
+    return lambda item: open(os.devnull)
+
+
+def add(left: int, right: int) -> int:
+    return left + right
+
+
+def sleep_holding_gil(seconds: float) -> int:
+    """Compute without ever waiting."""
+    end_s = time.monotonic() + seconds
+    total = 0
+    while time.monotonic() < end_s:
+        total += sum(range(10000))
+    return total
+
+
+def count_up(context: RankContext, num_events: int) -> Iterator[tuple[int, int]]:
+    for number in range(num_events):
+        yield context.rank, number
+
+
+def show_environment(context: RankContext) -> Iterator[dict[str, Any]]:
+    yield {"context": context, "environment": dict(os.environ), "at_import": AT_IMPORT, "torch": TORCH_AT_IMPORT}
+
+
+def take_a_very_long_nap() -> None:
+    time.sleep(3600)
+
+
+def fail_on_ranks(context: RankContext, ranks: tuple[int, ...], own: bool) -> Iterator[int]:
+    yield context.rank
+    if context.rank in ranks:
+        raise IntegrityError("shard 7 is damaged.") if own else ValueError(f"rank {context.rank} saw a bad value")
+    time.sleep(3600)
+
+
+def nap_on_rank(context: RankContext, rank: int) -> Iterator[int]:
+    yield context.rank
+    if context.rank == rank:
+        take_a_very_long_nap()
+
+
+def tell_pid_and_wait(context: RankContext, folder: str) -> Iterator[int]:
+    (Path(folder) / f"pid-{context.rank}").write_text(str(os.getpid()))
+    yield os.getpid()
+    time.sleep(3600)

@@ -1,0 +1,172 @@
+"""A real Ray head for tests, dashboard on loopback: own ports, own temporary folder, own token, and only its own processes stopped.
+
+    with ray_head(num_cpus=4) as head:
+        done = head.submit(working_dir, "python", "-m", "raydpo", "train", "run.yaml")
+        assert done.returncode == 0, done.stdout
+
+`ray stop` ends every Ray of the machine, so it is never used here. `ray start --block` ties the head's processes to
+one process by the kernel; when that one ends, whatever is left of its recorded descendants is ended by pid.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+import urllib.request
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from urllib.error import URLError
+
+import psutil
+
+_RAY = [sys.executable, "-m", "ray.scripts.scripts"]
+_START_TIMEOUT_S = 300.0
+
+
+@dataclass(frozen=True)
+class RayHead:
+    """A running head. `address` is the cluster's, `dashboard` the one jobs are submitted to."""
+
+    address: str
+    dashboard: str
+    token: str
+    process: subprocess.Popen[str]
+    output: Path
+
+    def driver_environment(self) -> dict[str, str]:
+        """Environment of a driver that is started by hand on this machine."""
+        return _clean_environment(self.token) | {"RAY_ADDRESS": self.address}
+
+    def submit(
+        self, working_dir: Path, *command: str, options: Sequence[str] = (), timeout_s: float = 1200.0
+    ) -> subprocess.CompletedProcess[str]:
+        """`ray job submit --working-dir . -- command` from `working_dir`; waits, output holds the job's log."""
+        return subprocess.run(
+            [*_RAY, "job", "submit", "--working-dir", ".", *options, "--", *command],
+            cwd=working_dir,
+            env=_clean_environment(self.token) | {"RAY_API_SERVER_ADDRESS": self.dashboard},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=timeout_s,
+            check=False,
+        )
+
+    def add_node(self, num_cpus: int, *, within: Sequence[str] = ()) -> subprocess.Popen[str]:
+        """Join another node, which ends with the head. within: a command to start it in, such as `unshare -m`."""
+        command = [*within, *_RAY, "start", "--address", self.address, "--num-cpus", str(num_cpus), "--block"]
+        command += [*_port_options(), *_QUIET]
+        with open(self.output, "a") as output:
+            return subprocess.Popen(
+                command,
+                env=_clean_environment(self.token),
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                text=True,
+                preexec_fn=_end_with_parent,
+            )
+
+
+_QUIET = ["--disable-usage-stats", "--object-store-memory", str(200 * 2**20), "--log-style", "record"]
+
+
+@contextmanager
+def ray_head(num_cpus: int, **environment: str) -> Iterator[RayHead]:
+    """Start a head with `num_cpus` declared CPUs and `environment` for all its processes; stop it afterwards."""
+    folder = Path(tempfile.mkdtemp(prefix="rayhead-", dir="/tmp"))  # short: sockets below it have 107 characters
+    token = secrets.token_hex(24)
+    port, dashboard_port = free_ports(2)
+    output = folder / "output.txt"
+    command = [*_RAY, "start", "--head", "--block", "--port", str(port)]
+    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
+    command += ["--num-cpus", str(num_cpus), "--temp-dir", str(folder), *_port_options(client=True), *_QUIET]
+    with open(output, "w") as file:
+        process = subprocess.Popen(
+            command,
+            env=_clean_environment(token) | environment,
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            text=True,
+            preexec_fn=_end_with_parent,
+        )
+    head = RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", token, process, output)
+    try:
+        _wait_until_ready(head)
+        yield head
+    finally:
+        stop(process)
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def stop(process: subprocess.Popen[str]) -> None:
+    """End `process` and every descendant it has now, by pid."""
+    family: list[psutil.Process] = []
+    with suppress(psutil.NoSuchProcess):
+        family = psutil.Process(process.pid).children(recursive=True)
+    process.terminate()
+    with suppress(subprocess.TimeoutExpired):
+        process.wait(timeout=60)
+    process.kill()
+    process.wait()
+    _, left = psutil.wait_procs(family, timeout=5)
+    for child in left:
+        with suppress(psutil.NoSuchProcess):
+            child.kill()
+    psutil.wait_procs(left, timeout=30)
+
+
+def free_ports(number: int) -> list[int]:
+    """Ports that are free now, below the range from which the kernel gives out ports by itself."""
+    found: list[int] = []
+    while len(found) < number:
+        port = 20000 + secrets.randbelow(12000)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            if port not in found:
+                found.append(port)
+    return found
+
+
+def _port_options(*, client: bool = False) -> list[str]:
+    names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"]
+    names += ["metrics-export-port", "node-manager-port", "object-manager-port"]
+    names += ["ray-client-server-port"] if client else []
+    options = [
+        text for name, port in zip(names, free_ports(len(names)), strict=True) for text in (f"--{name}", str(port))
+    ]
+    return [*options, "--min-worker-port", "0", "--max-worker-port", "0"]
+
+
+def _clean_environment(token: str) -> dict[str, str]:
+    """No RAY_ variable of anybody else; `python` on the PATH is the interpreter of the tests."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    path = os.pathsep.join([str(Path(sys.executable).parent), kept.get("PATH", "")])
+    return kept | {"PATH": path, "RAY_AUTH_MODE": "token", "RAY_AUTH_TOKEN": token, "RAY_USAGE_STATS_ENABLED": "0"}
+
+
+def _end_with_parent() -> None:
+    # The tests may be killed; the head then goes with them instead of staying behind.
+    import ctypes
+
+    ctypes.CDLL(None).prctl(1, signal.SIGKILL)
+
+
+def _wait_until_ready(head: RayHead) -> None:
+    request = urllib.request.Request(f"{head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"})
+    deadline_s = time.monotonic() + _START_TIMEOUT_S
+    while True:
+        with suppress(URLError, OSError), urllib.request.urlopen(request, timeout=10):
+            return
+        problem = "it ended" if head.process.poll() is not None else "it took too long"
+        if problem == "it ended" or time.monotonic() > deadline_s:
+            raise RuntimeError(f"the Ray head did not start ({problem}):\n{head.output.read_text()}")
+        time.sleep(0.5)

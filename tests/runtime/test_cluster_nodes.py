@@ -1,0 +1,64 @@
+"""Two real nodes, one of which has another disk at the same path."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.runtime.ray_head import RayHead, ray_head, stop
+
+ROOT = Path(__file__).resolve().parents[2]
+
+_MOUNT = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']
+
+
+def _can_mount(folder: Path) -> bool:
+    if shutil.which("unshare") is None:
+        return False
+    return subprocess.run([*_MOUNT, str(folder), "true"], capture_output=True, check=False).returncode == 0
+
+
+@pytest.fixture(scope="module")
+def head() -> Iterator[RayHead]:
+    with ray_head(2, PYTHONPATH=str(ROOT)) as running:
+        yield running
+
+
+def _drive(head: RayHead, *arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, "-m", "tests.runtime.cluster_driver", *arguments],
+        cwd=ROOT,
+        env=head.driver_environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout
+    return done.stdout
+
+
+def test_a_second_node_is_used_and_must_see_the_storage(head: RayHead, tmp_path: Path) -> None:
+    shared, private = tmp_path / "shared", tmp_path / "private"
+    shared.mkdir()
+    private.mkdir()
+    mounts = _can_mount(private)
+    node = head.add_node(2, within=[*_MOUNT, str(private)] if mounts else [])
+    try:
+        output = _drive(head, "2", str(shared), str(private))
+    finally:
+        stop(node)
+    assert f"shared {shared}" in output
+    assert f"left {shared} []" in output, "the probe files are gone"
+    assert "refused train: 2 workers with 3 CPUs each" in output, "4 CPUs on two nodes hold no 3 on one"
+    assert "ranks [(0, 0, 2), (1, 1, 2), (2, 0, 2), (3, 1, 2)]" in output
+    if not mounts:
+        pytest.skip("this machine lets nobody mount a file system of his own: a node with another disk was not tried")
+    assert "not shared 1 " in output
+    assert "does not share it: a file that the driver wrote there is not seen" in output

@@ -1,0 +1,172 @@
+"""A gang of real Ray actors: streams, environment, failures, hangs, cleaning up."""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Generator, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.errors import HangError, IntegrityError, WorkerError
+from raydpo.runtime import RankContext, run_gang
+from tests.runtime import rank_torch, rank_work
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+LONG_S = 600.0
+
+
+def start(
+    function: Callable[[RankContext], Iterator[Any]], num_ranks: int, *, cpus: float = 1, hang_timeout_s: float = LONG_S
+) -> Generator[tuple[int, Any], None, None]:
+    return run_gang("trainer", function, num_ranks=num_ranks, cpus=cpus, hang_timeout_s=hang_timeout_s)
+
+
+def test_events_stream_in_the_order_of_each_rank() -> None:
+    events = list(start(partial(rank_work.count_up, num_events=30), 3))
+    for rank in range(3):
+        assert [event for from_rank, event in events if from_rank == rank] == [(rank, number) for number in range(30)]
+
+
+def test_events_arrive_while_the_rank_still_runs(tmp_path: Path) -> None:
+    stream = run_gang(
+        "early", partial(rank_work.tell_pid_and_wait, folder=str(tmp_path)), num_ranks=1, cpus=1, hang_timeout_s=LONG_S
+    )
+    rank, pid = next(stream)
+    assert rank == 0
+    assert _is_alive(pid)
+    stream.close()
+    _assert_ends(pid)
+
+
+def test_the_environment_is_there_before_the_function_is_imported() -> None:
+    events = start(rank_work.show_environment, 2, cpus=2)
+    shown = dict(events)
+    assert set(shown) == {0, 1}
+    for rank, seen in shown.items():
+        assert seen["context"] == RankContext(rank=rank, num_ranks=2, local_rank=rank, local_size=2, use_gpu=False)
+        expected = {
+            "RANK": str(rank),
+            "WORLD_SIZE": "2",
+            "LOCAL_RANK": str(rank),
+            "LOCAL_SIZE": "2",
+            "LOCAL_WORLD_SIZE": "2",
+            "MASTER_ADDR": "127.0.0.1",
+            "OMP_NUM_THREADS": "2",
+            "DS_ACCELERATOR": "cpu",
+            "TOKENIZERS_PARALLELISM": "false",
+        }
+        assert expected.items() <= seen["environment"].items()
+        assert seen["at_import"]["RANK"] == str(rank)
+        assert seen["at_import"]["OMP_NUM_THREADS"] == "2"
+        assert not seen["torch"], "torch must not be in the process before its environment is"
+    assert shown[0]["environment"]["MASTER_PORT"] == shown[1]["environment"]["MASTER_PORT"]
+
+
+def test_ranks_find_each_other_with_torch_distributed() -> None:
+    events = dict(start(rank_torch.sum_over_ranks, 2))
+    assert events == {0: 3.0, 1: 3.0}
+
+
+@pytest.mark.parametrize(
+    ("how", "expected"), [("raise", "ZeroDivisionError: division in the loss"), ("kill", "SIGKILL")]
+)
+def test_the_rank_that_failed_is_named_not_the_one_that_lost_it(how: str, expected: str) -> None:
+    stream = run_gang(
+        "trainer", partial(rank_torch.fail_in_collective, how=how), num_ranks=2, cpus=1, hang_timeout_s=LONG_S
+    )
+    with pytest.raises(WorkerError) as caught:
+        list(stream)
+    first_line = str(caught.value).splitlines()[0]
+    assert first_line.startswith("trainer: rank 1 (pid ")
+    assert expected in first_line
+    assert not isinstance(caught.value, HangError)
+
+
+def test_one_rank_raising_kills_all() -> None:
+    stream = run_gang(
+        "trainer", partial(rank_work.fail_on_ranks, ranks=(1,), own=False), num_ranks=3, cpus=1, hang_timeout_s=LONG_S
+    )
+    with pytest.raises(WorkerError, match=r"rank 1 .*ValueError: rank 1 saw a bad value") as caught:
+        list(stream)
+    assert "Traceback of rank 1" in str(caught.value)
+    assert "rank 0 (" not in str(caught.value), "the others did nothing wrong"
+
+
+def test_an_error_of_ours_keeps_its_class_when_all_failing_ranks_raised_it() -> None:
+    stream = run_gang(
+        "trainer", partial(rank_work.fail_on_ranks, ranks=(0, 2), own=True), num_ranks=3, cpus=1, hang_timeout_s=LONG_S
+    )
+    with pytest.raises(IntegrityError, match="shard 7") as caught:
+        list(stream)
+    assert any("Raised in trainer by rank" in note for note in caught.value.__notes__)
+
+
+def test_a_sleeping_rank_is_named_with_the_line_it_sleeps_in() -> None:
+    stream = start(partial(rank_work.nap_on_rank, rank=1), 2, hang_timeout_s=5)
+    with pytest.raises(HangError) as caught:
+        list(stream)
+    message = str(caught.value)
+    assert message.startswith("trainer: rank 1 yielded nothing")
+    assert "take_a_very_long_nap" in message
+
+
+def test_a_rank_that_waits_in_a_collective_is_not_the_one_behind() -> None:
+    stream = run_gang(
+        "trainer", partial(rank_torch.fail_in_collective, how="sleep"), num_ranks=2, cpus=1, hang_timeout_s=60
+    )
+    with pytest.raises(HangError) as caught:
+        list(stream)
+    message = str(caught.value)
+    assert message.startswith("trainer: rank 1 yielded nothing"), message
+    assert "rank 0 only waited for them" in message
+
+
+def test_a_driver_that_takes_its_time_is_no_hang() -> None:
+    seen = []
+    for _, event in start(partial(rank_work.count_up, num_events=3), 1, hang_timeout_s=4):
+        time.sleep(2)
+        seen.append(event)
+    assert len(seen) == 3
+
+
+def test_an_error_of_the_driver_ends_the_ranks(tmp_path: Path) -> None:
+    function = partial(rank_work.tell_pid_and_wait, folder=str(tmp_path))
+    pids = []
+
+    def drive() -> None:
+        for _, pid in start(function, 2):
+            pids.append(pid)
+            if len(pids) == 2:
+                raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        drive()
+    for pid in pids:
+        _assert_ends(pid)
+
+
+def test_the_place_is_free_again_after_a_gang() -> None:
+    for _ in range(3):
+        events = list(start(partial(rank_work.count_up, num_events=1), 2, cpus=4))
+        assert len(events) == 2
+
+
+def _is_alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    with open(f"/proc/{pid}/stat") as file:
+        return file.read().rsplit(")", 1)[1].split()[0] != "Z"
+
+
+def _assert_ends(pid: int) -> None:
+    deadline_s = time.monotonic() + 120
+    while _is_alive(pid):
+        assert time.monotonic() < deadline_s, f"process {pid} is still there"
+        time.sleep(0.2)

@@ -1,0 +1,98 @@
+"""A pool of real Ray actors: results, sharing, deaths, errors."""
+
+from __future__ import annotations
+
+from functools import partial
+from pathlib import Path
+
+import pytest
+
+from raydpo.errors import ConfigError, DataError, WorkerError
+from raydpo.runtime import run_pool, run_single
+from tests.runtime import rank_work
+
+pytestmark = pytest.mark.usefixtures("local_ray")
+
+
+def test_every_item_comes_back_once_with_its_index() -> None:
+    items = list(range(20))
+    results = list(run_pool("squares", rank_work.make_squarer, items, num_workers=3, cpus=1))
+    assert sorted(results) == [(index, index * index) for index in items]
+
+
+def test_no_items_is_no_work_and_needs_no_actor() -> None:
+    assert list(run_pool("none", rank_work.broken_factory, [], num_workers=2, cpus=1)) == []
+
+
+def test_a_slow_item_does_not_hold_back_the_others(tmp_path: Path) -> None:
+    items = [(0, 6.0), *((number, 0.0) for number in range(1, 12))]
+    order = list(run_pool("share", partial(rank_work.make_logger, str(tmp_path)), items, num_workers=2, cpus=1))
+    slow_pid = dict(order)[0]
+    assert order[-1][0] == 0, "the slow item, given out first, ends last"
+    assert sum(pid == slow_pid for _, pid in order) < len(items) / 2, "its worker took less than an equal share"
+
+
+def test_fractions_of_a_cpu_are_enough() -> None:
+    results = list(run_pool("halves", rank_work.make_squarer, [1, 2, 3], num_workers=3, cpus=0.5))
+    assert sorted(results) == [(0, 1), (1, 4), (2, 9)]
+
+
+def test_a_killed_worker_loses_nothing_and_nothing_comes_twice(tmp_path: Path) -> None:
+    make = partial(rank_work.make_mortal, str(tmp_path), 2)
+    results = list(run_pool("mortal", make, list(range(8)), num_workers=2, cpus=1, max_retries=2))
+    assert sorted(results) == [(item, item * 10) for item in range(8)]
+    assert sorted(map(int, (tmp_path / "done.txt").read_text().split())) == list(range(8))
+    assert len(list(tmp_path.glob("death-*"))) == 2
+
+
+def test_an_item_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
+    make = partial(rank_work.make_mortal, str(tmp_path), 99)
+    with pytest.raises(WorkerError) as caught:
+        list(run_pool("reference", make, list(range(8)), num_workers=2, cpus=1, max_retries=1))
+    message = str(caught.value)
+    assert "reference worker" in message
+    assert "item 3 of 8 (3)" in message
+    assert "pid" in message
+    assert "SIGKILL" in message
+    assert len(list(tmp_path.glob("death-*"))) == 2, "one retry: two deaths"
+
+
+@pytest.mark.parametrize("kind", ["own", "foreign"])
+def test_an_exception_is_not_tried_again(tmp_path: Path, kind: str) -> None:
+    make = partial(rank_work.make_raiser, kind, str(tmp_path))
+    with pytest.raises((DataError, WorkerError)) as caught:
+        list(run_pool("raising", make, list(range(4)), num_workers=1, cpus=1, max_retries=5))
+    assert (tmp_path / "tries.txt").read_text().split().count("2") == 1
+    if kind == "own":
+        assert type(caught.value) is DataError
+        assert caught.value.problems == ("first problem.", "second problem.")
+    else:
+        assert type(caught.value) is WorkerError
+        assert "ZeroDivisionError: the item was two" in str(caught.value)
+        assert "rank_work.py" in str(caught.value), "the traceback of the worker comes along"
+        assert "item 2 of 4" in str(caught.value)
+
+
+def test_an_exception_of_the_factory_passes_through() -> None:
+    with pytest.raises(ConfigError, match=r"model\.path"):
+        list(run_pool("broken", rank_work.broken_factory, [1], num_workers=1, cpus=1, max_retries=5))
+
+
+def test_workers_that_die_at_their_start_are_not_started_for_ever(tmp_path: Path) -> None:
+    with pytest.raises(WorkerError, match="before it took an item"):
+        list(run_pool("dying", partial(rank_work.dying_factory, str(tmp_path)), [1, 2], num_workers=1, cpus=1))
+    assert len((tmp_path / "starts.txt").read_text().split()) == 1
+
+
+def test_a_result_that_cannot_travel_is_an_error_not_a_death() -> None:
+    with pytest.raises(WorkerError, match="pickle"):
+        list(run_pool("files", rank_work.make_unpicklable, [1], num_workers=1, cpus=1, max_retries=5))
+
+
+def test_run_single_returns_the_result() -> None:
+    assert run_single("sum", rank_work.add, 2, 3, cpus=1) == 5
+
+
+def test_run_single_raises_with_the_types_of_the_callee() -> None:
+    with pytest.raises(WorkerError, match="TypeError"):
+        run_single("sum", rank_work.add, 2, "3", cpus=1)

@@ -1,0 +1,150 @@
+"""What needs no Ray: fitting demands, paths under a job, the verdict over several ranks, reading a stack."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from raydpo.errors import ConfigError, DataError, ResourceError, WorkerError
+from raydpo.runtime.failure import Failure, failure_of
+from raydpo.runtime.job import check_paths, in_ray_job
+from raydpo.runtime.resources import Demand, check_demands, count_fitting
+from raydpo.runtime.stacks import innermost_frames
+from raydpo.runtime.verdict import RankFailure, verdict
+
+JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
+
+
+def test_workers_are_fitted_node_by_node() -> None:
+    nodes = [{"CPU": 3.0}, {"CPU": 3.0}]
+    assert count_fitting(Demand("train", 3, 2.0), nodes) == 2
+    with pytest.raises(ResourceError, match="room for 1 on any single node"):
+        check_demands([Demand("train", 3, 2.0)], nodes)
+
+
+def test_a_demand_that_fits_is_silent_and_all_that_do_not_are_listed() -> None:
+    nodes = [{"CPU": 4.0, "GPU": 1.0}]
+    check_demands([Demand("a", 4, 1.0), Demand("b", 1, 4.0, 1.0), Demand("c", 8, 0.5, 0.125)], nodes)
+    with pytest.raises(ResourceError) as caught:
+        check_demands([Demand("a", 5, 1.0), Demand("b", 1, 1.0), Demand("c", 1, 1.0, 2.0)], nodes)
+    assert [problem.split(":")[0] for problem in caught.value.problems] == ["a", "c"]
+
+
+def test_a_head_without_cpus_takes_no_worker() -> None:
+    assert count_fitting(Demand("train", 2, 1.0), [{"memory": 1e9}, {"CPU": 2.0}]) == 2
+    assert count_fitting(Demand("train", 2, 1.0), [{"memory": 1e9}]) == 0
+
+
+@given(st.integers(1, 40), st.sampled_from([0.1, 0.2, 0.25, 0.3, 0.5, 1.0, 1.5]))
+def test_exactly_enough_is_enough(workers: int, cpus: float) -> None:
+    check_demands([Demand("train", workers, cpus)], [{"CPU": workers * cpus}])
+    with pytest.raises(ResourceError):
+        check_demands([Demand("train", workers + 1, cpus)], [{"CPU": workers * cpus}])
+
+
+def test_relative_paths_are_refused_under_a_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = {"run.dir": "runs/first", "reference.cache_dir": "~/.cache/raydpo", "other": "/mnt/x", "last": "."}
+    monkeypatch.delenv(JOB, raising=False)
+    assert not in_ray_job()
+    check_paths(paths)
+    monkeypatch.setenv(JOB, "{}")
+    assert in_ray_job()
+    with pytest.raises(ConfigError) as caught:
+        check_paths(paths)
+    first, last = caught.value.problems
+    assert first.startswith("run.dir: 'runs/first' is relative")
+    assert "run.dir=/mnt/shared/first" in first
+    assert last.startswith("last: ")
+
+
+def test_asking_whether_this_is_a_job_does_not_import_ray() -> None:
+    code = (
+        "import sys; from raydpo.runtime import check_paths, in_ray_job; in_ray_job(); sys.exit('ray' in sys.modules)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    assert subprocess.run([sys.executable, "-c", code], cwd=root, check=False).returncode == 0
+
+
+def _raised(rank: int, class_name: str, message: str) -> RankFailure:
+    return RankFailure(rank, f"pid {rank} on h", Failure(class_name, message, f"trace of {rank}"))
+
+
+def _lost(rank: int) -> RankFailure:
+    return _raised(rank, "RuntimeError", "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
+
+
+def _died(rank: int) -> RankFailure:
+    return RankFailure(rank, f"pid {rank} on h", "its process ended without an exception")
+
+
+def test_an_exception_comes_before_a_death_and_a_death_before_a_lost_peer() -> None:
+    first_lines = [
+        str(verdict("train", failures)).splitlines()[0]
+        for failures in (
+            [_lost(0), _died(2), _raised(1, "ValueError", "bad")],
+            [_lost(0), _died(2)],
+            [_lost(0)],
+        )
+    ]
+    assert first_lines[0] == "train: rank 1 (pid 1 on h) raised ValueError: bad."
+    assert first_lines[1] == "train: rank 2 (pid 2 on h) died: its process ended without an exception."
+    assert first_lines[2].startswith("train: rank 0 (pid 0 on h) raised RuntimeError: [gloo")
+
+
+def test_nothing_is_left_out() -> None:
+    message = str(verdict("train", [_lost(0), _died(2), _raised(1, "ValueError", "bad")]))
+    for rank in range(3):
+        assert f"rank {rank} (pid {rank} on h)" in message
+    assert message.endswith("trace of 1")
+
+
+def test_equal_errors_share_a_sentence() -> None:
+    message = str(verdict("train", [_raised(2, "OSError", "full"), _raised(0, "OSError", "full")]))
+    assert message.splitlines()[0] == "train: ranks 0 (pid 0 on h), 2 (pid 2 on h) raised OSError: full."
+
+
+def test_an_error_of_ours_stays_itself_unless_ranks_disagree() -> None:
+    ours = RankFailure(0, "pid 0 on h", failure_of(DataError(["a.", "b."])))
+    alone = verdict("train", [ours, _lost(1)])
+    assert type(alone) is DataError
+    assert alone.problems == ("a.", "b.")
+    mixed = verdict("train", [ours, _raised(1, "ValueError", "bad")])
+    assert type(mixed) is WorkerError
+    assert "DataError: a." in str(mixed)
+
+
+def test_a_user_error_that_mentions_a_peer_is_not_taken_for_a_lost_one() -> None:
+    assert not _raised(0, "ValueError", "the peer review column is missing").is_collateral
+    assert _lost(0).is_collateral
+
+
+def test_an_exception_that_cannot_be_pickled_keeps_its_text() -> None:
+    class Odd(WorkerError):
+        def __init__(self, left: int, right: int) -> None:
+            super().__init__(f"{left} {right}")
+
+    failure = failure_of(Odd(1, 2))
+    assert failure.error is None
+    assert failure.summary == "Odd: 1 2"
+
+
+def test_the_innermost_frames_are_those_of_the_main_thread() -> None:
+    dump = (
+        "Thread 0x1 (most recent call first):\n"
+        '  File "/x/other.py", line 1 in other\n'
+        "\n"
+        "Current thread 0x2 (most recent call first):\n"
+        '  File "/x/a.py", line 3 in sleep\n'
+        '  File "/y/ray/_private/worker.py", line 9 in loop\n'
+        '  File "/x/b.py", line 4 in step\n'
+        "\n"
+        "Thread 0x3 (most recent call first):\n"
+        '  File "/x/c.py", line 5 in more\n'
+    )
+    assert innermost_frames(dump) == '  File "/x/a.py", line 3 in sleep\n  File "/x/b.py", line 4 in step'
+    assert innermost_frames("nothing") == ""

@@ -1,0 +1,190 @@
+"""The command line: verbs, exit codes, where text goes. In-process where possible, as a program where it matters."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from argparse import Namespace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+import raydpo
+from raydpo import cli
+from raydpo.errors import IntegrityError, WorkerError
+from raydpo.schema.events import Note
+
+RUN = "run: {dir: a}\nmodel: {path: b}\n"
+
+
+@pytest.fixture
+def run_yaml(tmp_path: Path) -> str:
+    path = tmp_path / "run.yaml"
+    path.write_text(RUN)
+    return str(path)
+
+
+def program(*words: str, **more: Any) -> subprocess.CompletedProcess[str]:
+    root = str(Path(raydpo.__file__).parents[1])
+    env = {**os.environ, "PYTHONPATH": root}
+    command = [sys.executable, "-m", "raydpo", *words]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, env=env, **more)
+
+
+def test_python_m_is_the_program(run_yaml: str) -> None:
+    shown = program("config", "show", run_yaml, "run.seed=4")
+    assert shown.returncode == 0
+    assert "seed: 4" in shown.stdout
+    wrong = program("train", run_yaml, "run.seed=x", "train.epochz=1")
+    assert wrong.returncode == 2
+    assert wrong.stdout == ""
+    assert wrong.stderr.splitlines()[0] == "raydpo train: 2 problems"
+    assert "Traceback" not in wrong.stderr
+    assert "train.epochs" in wrong.stderr
+
+
+def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
+    for flag, words in (("--version", raydpo.__version__), ("--help", "quickstart")):
+        with pytest.raises(SystemExit) as stopped:
+            cli.main([flag])
+        assert stopped.value.code == 0
+        assert words in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        ([], "VERB"),
+        (["trian", "x"], "invalid choice"),
+        (["train"], "run.yaml"),
+        (["config"], "ACTION"),
+        (["train", "run.yaml", "--train.epochs=2"], "without dashes: train.epochs=VALUE"),
+        (["train", "run.yaml", "--jsn"], "--jsn"),
+        (["quickstart", "--seed", "-1"], "allowed: a whole number"),
+        (["quickstart", "a.b=c"], "a.b=c"),
+        (["cache", "gc", "--older-than-days", "nan"], "allowed: a number of days"),
+    ],
+)
+def test_wrong_words_end_with_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(words)
+    assert stopped.value.code == 2
+    assert said in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("verb", ["precompute", "train", "check", "evaluate", "config show"])
+def test_every_verb_refuses_a_missing_file(verb: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*verb.split(), str(tmp_path / "no.yaml")]) == 2
+    shown = capsys.readouterr()
+    assert shown.out == ""
+    assert shown.err.startswith(f"raydpo {verb}: ")
+    assert "there is no such file" in shown.err
+
+
+def test_overrides_may_follow_flags(run_yaml: str, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "show", run_yaml, "run.seed=1", "--json", "train.epochs=3"]) == 0
+    shown = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert shown["config"]["run"]["seed"] == 1
+    assert shown["config"]["train"]["epochs"] == 3
+    assert shown["origins"]["train.epochs"] == "command line"
+    assert shown["origins"]["run.dir"] == f"{run_yaml}:1"
+
+
+def test_config_show_loads_back(run_yaml: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "show", run_yaml, "train.learning_rate=5e-7"]) == 0
+    again = tmp_path / "again.yaml"
+    again.write_text(capsys.readouterr().out)
+    assert raydpo.Config.load(again) == raydpo.Config.load(run_yaml, ["train.learning_rate=5e-7"])
+
+
+def test_config_schema_is_json(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["config", "schema"]) == 0
+    assert "ObjectiveSection" in json.loads(capsys.readouterr().out)["$defs"]
+
+
+def work(observer: Any) -> dict[str, Any]:
+    print("a library prints")
+    observer(Note("info", "a note"))
+    return {"train": {"steps": 3}, "eval": {"last": {"eval/loss": float("nan")}}, "run_dir": Path("a")}
+
+
+def test_json_is_the_last_line_of_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._with_screen(Namespace(json=True), work) == 0
+    shown = capsys.readouterr()
+    summary = json.loads(shown.out)
+    assert summary == {"train": {"steps": 3}, "eval": {"last": {"eval/loss": None}}, "run_dir": "a"}
+    for words in ("a library prints", "a note", "3 steps"):
+        assert words in shown.err
+
+
+def test_without_json_people_read_stdout(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli._with_screen(Namespace(json=False), work) == 0
+    shown = capsys.readouterr()
+    assert shown.err == ""
+    for words in ("a library prints", "a note", "3 steps"):
+        assert words in shown.out
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "said"),
+    [
+        (IntegrityError("shard x: byte 7 differs."), 1, "IntegrityError: shard x: byte 7 differs."),
+        (WorkerError("rank 1 died."), 1, "WorkerError: rank 1 died."),
+        (KeyboardInterrupt(), 130, "stopped by Ctrl-C. The same command goes on"),
+    ],
+)
+def test_failures_have_their_exit_code(
+    error: BaseException,
+    code: int,
+    said: str,
+    run_yaml: str,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def fail(args: Namespace) -> int:
+        raise error
+
+    monkeypatch.setattr(cli, "_run", fail)
+    assert cli.main(["train", run_yaml]) == code
+    shown = capsys.readouterr()
+    assert said in shown.err
+    assert "Traceback" not in shown.err
+
+
+def test_a_bug_keeps_its_traceback(run_yaml: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(args: Namespace) -> int:
+        raise ZeroDivisionError
+
+    monkeypatch.setattr(cli, "_run", fail)
+    with pytest.raises(ZeroDivisionError):
+        cli.main(["train", run_yaml])
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    root = str(Path(raydpo.__file__).parents[1])
+    command = f"{sys.executable} -m raydpo config schema | head -1"
+    done = subprocess.run(
+        ["bash", "-c", command], capture_output=True, text=True, timeout=300, env={**os.environ, "PYTHONPATH": root}
+    )
+    assert done.stdout == "{\n"
+    assert done.stderr == ""
+
+
+def test_ctrl_c_on_the_program(tmp_path: Path) -> None:
+    """A real SIGINT while the config is read from a pipe that never ends."""
+    fifo = tmp_path / "run.yaml"
+    os.mkfifo(fifo)
+    root = str(Path(raydpo.__file__).parents[1])
+    command = [sys.executable, "-m", "raydpo", "train", str(fifo)]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}) as child:
+        writer = os.open(fifo, os.O_WRONLY)  # returns when the program has opened it
+        child.send_signal(signal.SIGINT)
+        _, said = child.communicate(timeout=300)
+        os.close(writer)
+    assert child.returncode == 130
+    assert b"stopped by Ctrl-C" in said
+    assert b"Traceback" not in said
