@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from raydpo.pipelines import check as check
     from raydpo.pipelines import evaluate as evaluate
     from raydpo.pipelines import precompute as precompute
-    from raydpo.pipelines import quickstart as quickstart
+    from raydpo.pipelines.quickstart import quickstart as quickstart
 
 __version__ = "0.1.0"
 

@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import dataclasses
+import datetime
 import json
 import math
+import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any, TextIO
 
 from raydpo.errors import RaydpoError, UserError
@@ -208,29 +212,78 @@ def _strict(value: Any) -> Any:
 
 
 def _complain(command: str, problems: Sequence[str]) -> None:
-    from contextlib import suppress
-
     lines = [f"{command}: {problems[0]}"] if len(problems) == 1 else [f"{command}: {len(problems)} problems"]
     if len(problems) > 1:
         lines += [f"  - {problem}" for problem in problems]
     text = "\n".join(lines).encode("utf-8", "backslashreplace").decode()
-    with suppress(OSError):
+    with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 
 
 def _silence_stdout() -> None:
-    import os
-
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def _cache_list(args: argparse.Namespace) -> int:
+    from raydpo.artifacts.housekeeping import list_caches
+
+    place = _cache_dir(args)
+    found = list_caches(place)
+    if not args.json:
+        print(f"{place}: {len(found)} cache{'s' if len(found) != 1 else ''}")
+        for info in found:
+            used = datetime.date.fromtimestamp(info.last_used).isoformat()
+            size = f"{info.rows:,} rows  {info.tokens:,} tokens  {_megabytes(info.bytes)}"
+            print(f"  {info.digest}  {size}  last used {used}  {info.identity.get('dtype', '')}".rstrip())
+    else:
+        _print_json({"cache_dir": str(place), "caches": [dataclasses.asdict(info) for info in found]})
     return 0
 
 
 def _cache_verify(args: argparse.Namespace) -> int:
-    return 0
+    from raydpo.artifacts.housekeeping import verify_caches
+
+    place = _cache_dir(args)
+    checked, problems = verify_caches(place)
+    if not args.json:
+        print(f"{place}: {checked:,} shards read, {len(problems):,} damaged")
+        for problem in problems:
+            print(f"  {problem}")
+        if problems:
+            print("The next run that needs a damaged shard sets it aside and scores its rows again.")
+    else:
+        _print_json({"cache_dir": str(place), "shards_checked": checked, "problems": problems})
+    return 1 if problems else 0
 
 
 def _cache_gc(args: argparse.Namespace) -> int:
+    from raydpo.artifacts.housekeeping import collect_garbage
+
+    place = _cache_dir(args)
+    removals = collect_garbage(place, older_than_days=args.older_than_days, dry_run=args.dry_run)
+    freed = sum(removal.bytes for removal in removals)
+    if not args.json:
+        done = "would be removed" if args.dry_run else "removed"
+        print(f"{place}: {len(removals):,} {done}, {_megabytes(freed)}")
+        for removal in removals:
+            print(f"  {removal.path}  {_megabytes(removal.bytes)}  {removal.reason}")
+    else:
+        listed = [dataclasses.asdict(removal) for removal in removals]
+        _print_json({"cache_dir": str(place), "dry_run": args.dry_run, "bytes": freed, "removals": listed})
     return 0
+
+
+def _cache_dir(args: argparse.Namespace) -> Path:
+    from raydpo.config.sections import ReferenceSection
+
+    place = Path(args.cache_dir or ReferenceSection.model_fields["cache_dir"].default).expanduser()
+    if not place.is_dir():
+        raise UserError(
+            f"--cache-dir: {place} is not a folder; allowed: the reference.cache_dir of your runs. "
+            "Nothing was read. Give the folder, or run raydpo precompute first."
+        )
+    return place
+
+
+def _megabytes(num_bytes: int) -> str:
+    return f"{num_bytes / 1e6:,.1f} MB"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import signal
@@ -11,6 +12,7 @@ from argparse import Namespace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 import raydpo
@@ -188,3 +190,52 @@ def test_ctrl_c_on_the_program(tmp_path: Path) -> None:
     assert child.returncode == 130
     assert b"stopped by Ctrl-C" in said
     assert b"Traceback" not in said
+
+
+@pytest.fixture
+def cache_dir(tmp_path: Path) -> Path:
+    """A cache directory with one cache of two rows in two shards."""
+    from raydpo.artifacts import CacheIdentity, ReferenceCache
+
+    names = [field.name for field in dataclasses.fields(CacheIdentity)]
+    cache = ReferenceCache(tmp_path / "cache", CacheIdentity(**{name: name for name in names}))
+    cache.open()
+    for number in range(2):
+        values = [np.array([-1.0, -0.5 - number], dtype=np.float32)]
+        cache.write_shard(f"shard-{number}", [f"{number:032x}"], values)
+    return tmp_path / "cache"
+
+
+def test_cache_list_verify_gc(cache_dir: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--cache-dir", str(cache_dir)]
+    assert cli.main(["cache", "list", *place]) == 0
+    assert "2 rows  4 tokens" in capsys.readouterr().out
+    assert cli.main(["cache", "list", "--json", *place]) == 0
+    listed = json.loads(capsys.readouterr().out.splitlines()[-1])
+    assert [cache["rows"] for cache in listed["caches"]] == [2]
+    assert cli.main(["cache", "verify", *place]) == 0
+    assert "2 shards read, 0 damaged" in capsys.readouterr().out
+
+    shard = sorted(cache_dir.rglob("*.arrow"))[0]
+    content = bytearray(shard.read_bytes())
+    content[len(content) // 2] ^= 1
+    shard.write_bytes(content)
+    assert cli.main(["cache", "verify", *place]) == 1
+    said = capsys.readouterr().out
+    assert "1 damaged" in said
+    assert shard.name in said
+
+    assert cli.main(["cache", "gc", *place]) == 0
+    assert "0 removed" in capsys.readouterr().out
+    assert cli.main(["cache", "gc", "--older-than-days", "0", "--dry-run", *place]) == 0
+    assert "1 would be removed" in capsys.readouterr().out
+    assert shard.exists()
+    assert cli.main(["cache", "gc", "--older-than-days", "0", "--json", *place]) == 0
+    assert len(json.loads(capsys.readouterr().out)["removals"]) == 1
+    assert not shard.exists()
+
+
+@pytest.mark.parametrize("action", ["list", "verify", "gc"])
+def test_a_cache_dir_that_is_not_there(action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["cache", action, "--cache-dir", str(tmp_path / "no")]) == 2
+    assert "is not a folder" in capsys.readouterr().err

@@ -36,7 +36,12 @@ class ExampleWriter:
         self, prompt_ids: Sequence[int], answer_ids: Sequence[Sequence[int]], row_keys: Sequence[str], source: str
     ) -> None:
         """Append one example; `answer_ids` and `row_keys` have one entry an answer."""
-        row = {"prompt_ids": prompt_ids, "answer_ids": answer_ids, "row_keys": row_keys, "source": source}
+        row: dict[str, object] = {
+            "prompt_ids": prompt_ids,
+            "answer_ids": answer_ids,
+            "row_keys": row_keys,
+            "source": source,
+        }
         self._rows.append(row)
         if len(self._rows) == self.examples_per_shard:
             self._flush()

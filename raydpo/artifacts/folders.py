@@ -68,7 +68,7 @@ def verify_folder(folder: Path) -> list[str]:
 
 def newest_valid(parent: Path, prefix: str) -> tuple[Path | None, list[str]]:
     """The committed folder with the highest name that verifies, and a line for each damaged one above it."""
-    skipped = []
+    skipped: list[str] = []
     for path in sorted((p for p in parent.glob(f"{prefix}*") if p.is_dir()), reverse=True):
         problems = verify_folder(path)
         if not problems:

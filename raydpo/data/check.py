@@ -53,9 +53,9 @@ class BadRow(Exception):
 
     def __init__(self, reason: str, detail: str) -> None:
         assert reason in REASONS, reason
-        super().__init__(reason, detail)
-        self.reason = reason
-        self.detail = detail
+        # Half surrogates of the data would make the message itself unwritable.
+        self.reason, self.detail = reason, detail.encode("utf-8", "backslashreplace").decode()
+        super().__init__(self.reason, self.detail)
 
 
 def field_of(row: Mapping[str, Any], name: str) -> Any:

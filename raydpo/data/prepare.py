@@ -218,6 +218,12 @@ class _Preparation:
                 f"{'; '.join(report.samples['overlong'])}. Raise data.max_length, or set data.overlong to drop or "
                 "truncate_prompt."
             )
+        if not problems and report.eval_pairs and not report.train_pairs and not self.splits["eval"]:
+            problems.append(
+                f"data.eval_fraction = {self.settings.eval_fraction:g} leaves nothing to train on: all "
+                f"{report.eval_pairs:,} examples have prompts that go to eval. Use a smaller share, or name held-out "
+                "data in data.eval."
+            )
         for split, sources in self.splits.items():
             if sources and not problems and not report.to_json()[f"{split}_pairs"]:
                 problems.append(

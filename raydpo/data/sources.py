@@ -9,6 +9,7 @@ remote code is never run. Price: a hub id needs the network once, until its file
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,6 +26,11 @@ _HUB = re.compile(
 )
 
 
+def printable(path: Path) -> str:
+    """`path` as text that can be written anywhere, also when its bytes are not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
 @dataclass(frozen=True)
 class FileSource:
     """One file of rows."""
@@ -33,7 +39,7 @@ class FileSource:
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return printable(self.path)
 
     def digest(self) -> str:
         """sha256 of the bytes."""
@@ -51,7 +57,7 @@ class FolderSource:
 
     @property
     def name(self) -> str:
-        return str(self.path)
+        return printable(self.path)
 
     def digest(self) -> str:
         """sha256 of each file, joined."""

@@ -19,6 +19,7 @@ from raydpo.errors import IntegrityError
 from raydpo.schema import row_key
 
 _RECORD = "prepared.json"
+_SPLITS = ("train", "eval")
 
 
 class Store:
@@ -40,7 +41,7 @@ class Store:
             record = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))
             if record["input_digest"] != self.input_digest:
                 return None
-            for split in ("train", "eval"):
+            for split in _SPLITS:
                 if len(ExampleTable.open(self.folder, split)) != record["report"][f"{split}_pairs"]:
                     return None
         except (OSError, ValueError, KeyError, TypeError, IntegrityError):
@@ -52,7 +53,10 @@ class Store:
         """Forget what is there and start over."""
         self.folder.mkdir(parents=True, exist_ok=True)
         (self.folder / _RECORD).unlink(missing_ok=True)
-        self._writers = {split: ExampleWriter(self.folder, split) for split in ("train", "eval")}
+        for split in _SPLITS:
+            for leftover in self.folder.glob(f"{split}-*.arrow"):
+                leftover.unlink()
+        self._writers = {split: ExampleWriter(self.folder, split) for split in _SPLITS}
 
     def add(self, split: str, example: Encoded, place: str) -> tuple[str, ...]:
         """Append one example and return its row keys."""

@@ -8,7 +8,6 @@ every cached reference value would be lost. Price: models are trained on that on
 
 from __future__ import annotations
 
-import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,7 +18,13 @@ from raydpo.data.messages import Message
 from raydpo.data.tokenizer import TextTokenizer, count_aliases, holds_private_marks
 from raydpo.errors import DataError
 
-_DATE = datetime.date(2024, 7, 26)
+# What templates call for today's date, with an answer that stays: 26 July 2024, the date that Llama templates name.
+_DATE_PARTS = {"%Y": "2024", "%m": "07", "%d": "26", "%b": "Jul", "%B": "July", "%A": "Friday", "%a": "Fri", "%y": "24"}
+_FIXED_DATE = (
+    "{%- macro strftime_now(layout) -%}{{ layout"
+    + "".join(f" | replace('{part}', '{value}')" for part, value in _DATE_PARTS.items())
+    + " }}{%- endmacro %}"
+)
 
 
 @dataclass(frozen=True)
@@ -140,16 +145,15 @@ def _written(
     return shared, full
 
 
-def _fixed_date(layout: str) -> str:
-    return _DATE.strftime(layout)
-
-
 def _apply(tokenizer: TextTokenizer, turns: list[Message], tools: Any, *, generation: bool) -> str:
     from jinja2 import TemplateError
 
     try:
+        template = tokenizer.tokenizer.get_chat_template(tools=tools)
+        if "strftime_now" in template:
+            template = _FIXED_DATE + template
         written = tokenizer.tokenizer.apply_chat_template(
-            turns, tools=tools, tokenize=False, add_generation_prompt=generation, strftime_now=_fixed_date
+            turns, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=generation
         )
     except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
         raise BadRow("template_error", (str(error) or repr(error)).splitlines()[0][:200]) from error

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal, Protocol
+from typing import ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ class ObjectiveOutput:
 class Objective(Protocol):
     """A callable with the unit of its denominator: examples ("pairs") or answer tokens ("tokens")."""
 
-    unit: Literal["pairs", "tokens"]
+    unit: ClassVar[Literal["pairs", "tokens"]]
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput: ...
 

@@ -21,7 +21,7 @@ from raydpo.pipelines.checkpoints import newest_checkpoint
 from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage
 from raydpo.pipelines.training import training_stage
 from raydpo.pipelines.workspace import Workspace, find_workspace, open_workspace
-from raydpo.schema.events import Advanced, Observer, StageStarted, ignore
+from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted, ignore
 from raydpo.train import TrainSpec
 from raydpo.train.evaluation import run as evaluate_rank
 from raydpo.train.trainer import NAMES
@@ -119,13 +119,19 @@ def _evaluate(
     )
     observer(StageStarted("evaluate", num_examples, "examples"))
     total, done = [0.0] * (2 * len(NAMES)), dict[int, int]()
-    resources: dict[str, Any] = {"cpus": train.cpus_per_worker, "gpus": train.gpus_per_worker}
-    function = partial(evaluate_rank, spec=spec)
     with ray_session(workspace, "train"):
-        ranks = {"num_ranks": train.num_workers, "hang_timeout_s": train.hang_timeout_s}
-        for rank, share in runtime.run_gang("evaluate", function, **ranks, **resources):
+        shares = runtime.run_gang(
+            "evaluate",
+            partial(evaluate_rank, spec=spec),
+            num_ranks=train.num_workers,
+            cpus=train.cpus_per_worker,
+            gpus=train.gpus_per_worker,
+            hang_timeout_s=train.hang_timeout_s,
+        )
+        for rank, share in shares:
             done[rank] = share.examples
             observer(Advanced("evaluate", sum(done.values())))
             if share.done:
                 total = [a + b for a, b in zip(total, share.vector, strict=True)]
+    observer(StageDone("evaluate", f"{num_examples} held-out examples, {model.name}"))
     return means(NAMES, total, "eval/")

@@ -46,6 +46,8 @@ class Engine:
     def __init__(self, scoring: AnswerLogProbs, train: TrainSection, dtype: str, num_ranks: int, use_gpu: bool) -> None:
         import deepspeed
 
+        # A shared-memory kernel would be compiled at the first start; gloo and nccl need no compiler.
+        deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
         self.num_ranks = num_ranks
         trainable = [p for p in scoring.parameters() if p.requires_grad]

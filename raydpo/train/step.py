@@ -50,8 +50,9 @@ def accumulate(
         output = apply_objective(objective, engine.forward(batch.sequences), batch, tie_tolerance_nats)
         weight = 1.0 / global_count if batch.num_examples else 0.0
         loss = output.loss_sum * weight
-        # An infinite loss can have a finite gradient: poison it, so that the engine refuses the step on all ranks.
-        engine.backward(torch.where(torch.isfinite(loss), loss, loss * torch.nan))
+        # An infinite loss can have a finite gradient: poison it, so that the engine refuses the step on all ranks. (A
+        # constant factor, because where(finite, loss, nan * loss) would give every gradient a 0 * nan.)
+        engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
         if batch.num_examples:
             sums.add(output.metrics)
     return sums

@@ -115,6 +115,26 @@ def test_prompt_is_a_prefix_when_the_boundary_would_merge(run: Run, plain_tokeni
     assert prepared.report.boundary_merges == 1
 
 
+def test_a_sentencepiece_like_tokenizer_puts_no_blank_before_the_answer(run: Run, tmp_path: Path) -> None:
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+    from transformers import PreTrainedTokenizerFast
+
+    backend = Tokenizer(models.BPE(unk_token="<unk>"))
+    backend.pre_tokenizer = pre_tokenizers.Metaspace(prepend_scheme="first")
+    backend.decoder = decoders.Metaspace(prepend_scheme="first")
+    trainer = trainers.BpeTrainer(vocab_size=300, special_tokens=["<unk>", "<s>", "</s>"], show_progress=False)
+    backend.train_from_iterator(["the sky is blue and green and blue\n"] * 3, trainer)
+    PreTrainedTokenizerFast(
+        tokenizer_object=backend, bos_token="<s>", eos_token="</s>", unk_token="<unk>"
+    ).save_pretrained(tmp_path)
+    rows = [{"prompt": "the sky is ", "chosen": "blue", "rejected": "green"}, PAIR]
+    prepared = run(rows, tmp_path)
+    (prompt, apart, _), (_, joined, _) = prepared.examples()
+    text = TextTokenizer(str(tmp_path))
+    assert prepared.report.boundary_merges == 1
+    assert text.decode(prompt[1:] + apart[0]) == text.decode(prompt[1:-1] + joined[0]) == "the sky is blue</s>"
+
+
 def test_an_answer_is_never_cut(run: Run, plain_tokenizer: Path) -> None:
     rows = [PAIR, {**PAIR, "chosen": " blue" * 50}, {**PAIR, "rejected": " green" * 50}]
     for policy in ("drop", "truncate_prompt"):

@@ -43,7 +43,8 @@ values = (
 )
 NAMES = ["prompt", "chosen", "rejected", "messages", "conversations", "completion", "text", "instruction", "input"]
 NAMES += ["output", "answers", "responses", "completions", "scores", "system", "history", "tools", "agreement"]
-rows = st.dictionaries(st.sampled_from(NAMES), values, max_size=6) | values
+objects = st.dictionaries(st.sampled_from(NAMES), values, max_size=6)
+rows = objects | values
 good = st.builds(
     lambda prompt, first, second: {"prompt": prompt, "chosen": first, "rejected": second}, texts, texts, texts
 )
@@ -60,7 +61,7 @@ def test_any_bytes_are_a_line(raw: bytes) -> None:
 
 
 @settings(max_examples=100, deadline=None)
-@given(found=st.lists(rows.filter(lambda row: isinstance(row, dict)), max_size=5))
+@given(found=st.lists(objects, max_size=5))
 def test_detection_never_raises(found: list[dict[str, Any]]) -> None:
     assert detect(found) in {None, *FORMATS}
 
@@ -93,8 +94,8 @@ def test_counts_always_add_up(
         try:
             report = prepare(config, str(chat_tokenizer), Path(folder) / "run" / "data", write=False)
         except DataError as error:
-            # Allowed only when nothing at all is left over.
-            assert "gives no example" in str(error)
+            if "gives no example" not in str(error):  # the one thing that is wrong with data as a whole here
+                raise
             return
     assert report.lines_read == len(found) + 1
     assert report.lines_read == report.pairs_used + sum(report.quarantined.values())

@@ -1,4 +1,4 @@
-"""A real Ray head for tests, dashboard on loopback: own ports, own temporary folder, own token, and only its own processes stopped.
+"""A real Ray head for tests: own ports, temporary folder and token; only its own processes are ever stopped.
 
     with ray_head(num_cpus=4) as head:
         done = head.submit(working_dir, "python", "-m", "raydpo", "train", "run.yaml")

@@ -33,9 +33,7 @@ def test_events_stream_in_the_order_of_each_rank() -> None:
 
 
 def test_events_arrive_while_the_rank_still_runs(tmp_path: Path) -> None:
-    stream = run_gang(
-        "early", partial(rank_work.tell_pid_and_wait, folder=str(tmp_path)), num_ranks=1, cpus=1, hang_timeout_s=LONG_S
-    )
+    stream = start(partial(rank_work.tell_pid_and_wait, folder=str(tmp_path)), 1)
     rank, pid = next(stream)
     assert rank == 0
     assert _is_alive(pid)
@@ -76,9 +74,7 @@ def test_ranks_find_each_other_with_torch_distributed() -> None:
     ("how", "expected"), [("raise", "ZeroDivisionError: division in the loss"), ("kill", "SIGKILL")]
 )
 def test_the_rank_that_failed_is_named_not_the_one_that_lost_it(how: str, expected: str) -> None:
-    stream = run_gang(
-        "trainer", partial(rank_torch.fail_in_collective, how=how), num_ranks=2, cpus=1, hang_timeout_s=LONG_S
-    )
+    stream = start(partial(rank_torch.fail_in_collective, how=how), 2)
     with pytest.raises(WorkerError) as caught:
         list(stream)
     first_line = str(caught.value).splitlines()[0]
@@ -88,9 +84,7 @@ def test_the_rank_that_failed_is_named_not_the_one_that_lost_it(how: str, expect
 
 
 def test_one_rank_raising_kills_all() -> None:
-    stream = run_gang(
-        "trainer", partial(rank_work.fail_on_ranks, ranks=(1,), own=False), num_ranks=3, cpus=1, hang_timeout_s=LONG_S
-    )
+    stream = start(partial(rank_work.fail_on_ranks, ranks=(1,), own=False), 3)
     with pytest.raises(WorkerError, match=r"rank 1 .*ValueError: rank 1 saw a bad value") as caught:
         list(stream)
     assert "Traceback of rank 1" in str(caught.value)
@@ -98,9 +92,7 @@ def test_one_rank_raising_kills_all() -> None:
 
 
 def test_an_error_of_ours_keeps_its_class_when_all_failing_ranks_raised_it() -> None:
-    stream = run_gang(
-        "trainer", partial(rank_work.fail_on_ranks, ranks=(0, 2), own=True), num_ranks=3, cpus=1, hang_timeout_s=LONG_S
-    )
+    stream = start(partial(rank_work.fail_on_ranks, ranks=(0, 2), own=True), 3)
     with pytest.raises(IntegrityError, match="shard 7") as caught:
         list(stream)
     assert any("Raised in trainer by rank" in note for note in caught.value.__notes__)
@@ -116,9 +108,7 @@ def test_a_sleeping_rank_is_named_with_the_line_it_sleeps_in() -> None:
 
 
 def test_a_rank_that_waits_in_a_collective_is_not_the_one_behind() -> None:
-    stream = run_gang(
-        "trainer", partial(rank_torch.fail_in_collective, how="sleep"), num_ranks=2, cpus=1, hang_timeout_s=60
-    )
+    stream = start(partial(rank_torch.fail_in_collective, how="sleep"), 2, hang_timeout_s=15)
     with pytest.raises(HangError) as caught:
         list(stream)
     message = str(caught.value)
