@@ -13,6 +13,7 @@ import contextlib
 import dataclasses
 import datetime
 import json
+import logging
 import math
 import os
 import sys
@@ -84,7 +85,7 @@ def _parser() -> argparse.ArgumentParser:
     for verb, text in _RUN_VERBS.items():
         verbs.add_parser(verb, parents=[machine, source], help=text, description=text).set_defaults(act=_run)
     quick = verbs.add_parser("quickstart", parents=[machine], help="a whole small run: no file, no download, no GPU")
-    quick.add_argument("--run-dir", default="runs/quickstart", help="where its outputs go (default: %(default)s)")
+    quick.add_argument("--run-dir", help="where its outputs go (default: runs/quickstart/seed-SEED)")
     quick.add_argument("--seed", type=_seed, default=0, help="seed of the data and the models (default: 0)")
     quick.set_defaults(act=_quickstart)
 
@@ -152,7 +153,8 @@ def _quickstart(args: argparse.Namespace) -> int:
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
         import raydpo.pipelines as pipelines
 
-        summary: dict[str, Any] = pipelines.quickstart(run_dir=args.run_dir, seed=args.seed, observer=observer)
+        run_dir = args.run_dir or f"runs/quickstart/seed-{args.seed}"
+        summary: dict[str, Any] = pipelines.quickstart(run_dir=run_dir, seed=args.seed, observer=observer)
         return summary
 
     return _with_screen(args, work)
@@ -161,6 +163,7 @@ def _quickstart(args: argparse.Namespace) -> int:
 def _with_screen(args: argparse.Namespace, work: Callable[[Callable[[Any], None]], dict[str, Any]]) -> int:
     from raydpo.screen import Screen, print_summary
 
+    _quiet_libraries()
     with _human_stream(args.json) as human:
         with Screen(human) as screen:
             summary = work(screen)
@@ -168,6 +171,11 @@ def _with_screen(args: argparse.Namespace, work: Callable[[Callable[[Any], None]
     if args.json:
         _print_json(summary)
     return 0
+
+
+def _quiet_libraries() -> None:
+    """Keep chatter that tells the user nothing off the screen: the accelerator that DeepSpeed guesses on the driver."""
+    logging.getLogger("DeepSpeed").addFilter(lambda record: record.levelno >= logging.ERROR)
 
 
 @contextlib.contextmanager

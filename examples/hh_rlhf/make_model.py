@@ -13,9 +13,12 @@ from raydpo.models.create import create_model
 
 
 def texts(files: list[Path]) -> list[str]:
-    """The chosen transcript of every line that is valid JSON."""
-    lines = (line for file in files for line in gzip.open(file, "rt", encoding="utf-8"))
-    return [json.loads(line)["chosen"] for line in lines]
+    """The chosen transcript of every line."""
+    chosen = []
+    for file in files:
+        with gzip.open(file, "rt", encoding="utf-8") as lines:
+            chosen += [json.loads(line)["chosen"] for line in lines]
+    return chosen
 
 
 def main() -> None:

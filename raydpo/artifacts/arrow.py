@@ -26,14 +26,21 @@ class ShardRecord:
     sha256: str
 
 
-def write_shard(path: Path, table: pa.Table) -> ShardRecord:
-    """Write `table` durably to `path`."""
+def write_shard(path: Path, table: pa.Table, *, add_hash: bool = False) -> ShardRecord:
+    """Write `table` durably to `path`; with `add_hash` to `hashed_name` beside it, which no other content can take."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)
     data = sink.getvalue().to_pybytes()
+    sha256 = hashlib.sha256(data).hexdigest()
+    path = path.with_name(hashed_name(path.stem, sha256)) if add_hash else path
     write_bytes(path, data)
-    return ShardRecord(path.name, table.num_rows, len(data), hashlib.sha256(data).hexdigest())
+    return ShardRecord(path.name, table.num_rows, len(data), sha256)
+
+
+def hashed_name(stem: str, sha256: str) -> str:
+    """File name of a shard that carries the start of its hash."""
+    return f"{stem}-{sha256[:12]}.arrow"
 
 
 def read_shard(path: Path, record: ShardRecord, schema: pa.Schema) -> pa.Table:

@@ -9,8 +9,11 @@ from typing import Any
 
 from raydpo.errors import ConfigError
 
-VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "_attn_implementation"}
-"""Fields of config.json that change without changing the model."""
+VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "_attn_implementation"} | {
+    "base_model_name_or_path",  # of an adapter: its base has a digest of its own
+    "revision",
+}
+"""Fields of config.json and adapter_config.json that change without changing the model."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
 TOKENIZER_PATTERNS = ("chat_template*", "vocab.*", "merges.txt", "*.model", "additional_chat_templates/*")
 

@@ -63,12 +63,13 @@ class ExampleTable:
 
     def __init__(self, table: pa.Table) -> None:
         self._prompts = _Lists(table["prompt_ids"])
-        self._answers = _Lists(_combined(table["answer_ids"]).values)
+        answers = _combined(table["answer_ids"])
+        self._answers = _Lists(answers.values)
         keys = _combined(table["row_keys"])
         per_example = np.diff(_offsets(keys))
         num_answers = int(per_example[0]) if len(per_example) else 2
-        if not (per_example == num_answers).all():
-            raise IntegrityError("token shards mix examples with different numbers of answers")
+        if not ((per_example == num_answers) & (np.diff(_offsets(answers)) == num_answers)).all():
+            raise IntegrityError("token shards mix examples with different numbers of answers or of row keys")
         self.num_answers = num_answers
         self._keys, self._sources = keys.flatten(), _combined(table["source"])
         self.prompt_lengths = self._prompts.lengths

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.digest import digest_of, file_sha256
-from raydpo.artifacts.durable import crash_point, fsync, write_json
+from raydpo.artifacts.durable import crash_point, fsync, full_disk, write_json
 from raydpo.errors import IntegrityError
 
 COMMIT = "COMMIT.json"
@@ -21,9 +21,16 @@ COMMIT = "COMMIT.json"
 
 def commit_folder(staging: Path, final: Path, meta: Mapping[str, Any]) -> None:
     """Make `staging` durable and call it `final`, which must not exist. `meta` is kept in the manifest."""
+    with full_disk(final):
+        _commit(staging, final, meta)
+
+
+def _commit(staging: Path, final: Path, meta: Mapping[str, Any]) -> None:
     files = {}
-    for path in sorted(p for p in staging.rglob("*") if p.is_file() and p.name != COMMIT):
-        fsync(path)
+    for path in sorted(staging.rglob("*")):
+        fsync(path)  # of sub-folders too: their entries must survive a power cut like the files
+        if not path.is_file() or path == staging / COMMIT:
+            continue
         name = path.relative_to(staging).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
     body = {"files": files, "meta": dict(meta)}
@@ -67,9 +74,10 @@ def verify_folder(folder: Path) -> list[str]:
 
 
 def newest_valid(parent: Path, prefix: str) -> tuple[Path | None, list[str]]:
-    """The committed folder with the highest name that verifies, and a line for each damaged one above it."""
+    """The committed folder with the highest number that verifies, and a line for each damaged one above it."""
     skipped: list[str] = []
-    for path in sorted((p for p in parent.glob(f"{prefix}*") if p.is_dir()), reverse=True):
+    folders = (p for p in parent.glob(f"{prefix}*") if p.is_dir() and p.name[len(prefix) :].isdecimal())
+    for path in sorted(folders, key=lambda p: int(p.name[len(prefix) :]), reverse=True):
         problems = verify_folder(path)
         if not problems:
             return path, skipped

@@ -6,15 +6,17 @@ time are ever removed; by default nothing but leftovers.
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
-from collections.abc import Collection
-from dataclasses import dataclass
+import uuid
+from collections.abc import Collection, Iterable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from raydpo.artifacts.durable import TEMPORARY
-from raydpo.artifacts.reference_cache import IDENTITY, read_cache, shard_names
+from raydpo.artifacts.reference_cache import IDENTITY, read_cache, read_identity, recorded_files, shard_names
+from raydpo.errors import IntegrityError
 
 LEFTOVER_AGE_S = 24 * 3600.0
 """A temporary file younger than this may belong to a run that is alive."""
@@ -22,7 +24,7 @@ LEFTOVER_AGE_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """One cache of a cache directory. tokens: answer tokens. last_used: seconds since the epoch."""
+    """One cache of a cache directory. tokens: answer tokens. last_used: seconds since the epoch. identity: {} if damaged."""
 
     digest: str
     folder: Path
@@ -45,7 +47,8 @@ class Removal:
 
 def cache_folders(cache_dir: Path) -> list[Path]:
     """Folders of all caches under `cache_dir`."""
-    return sorted(path.parent for path in cache_dir.glob(f"*/{IDENTITY}"))
+    found = (path.parent for path in cache_dir.glob(f"*/{IDENTITY}"))
+    return sorted(folder for folder in found if not folder.name.startswith(TEMPORARY))
 
 
 def list_caches(cache_dir: Path) -> list[CacheInfo]:
@@ -54,8 +57,10 @@ def list_caches(cache_dir: Path) -> list[CacheInfo]:
     for folder in cache_folders(cache_dir):
         table, _ = read_cache(folder)
         tokens = int(sum(table["num_tokens"].to_pylist()))
-        identity = json.loads((folder / IDENTITY).read_text())
-        last_used = (folder / IDENTITY).stat().st_mtime
+        identity: dict[str, str] = {}
+        with suppress(IntegrityError):
+            identity = asdict(read_identity(folder))
+        last_used = _last_used(folder)
         shards = len(list(shard_names(folder)))
         infos.append(CacheInfo(folder.name, folder, shards, table.num_rows, tokens, _size(folder), last_used, identity))
     return sorted(infos, key=lambda info: -info.last_used)
@@ -66,6 +71,10 @@ def verify_caches(cache_dir: Path) -> tuple[int, list[str]]:
     checked, problems = 0, []
     for folder in cache_folders(cache_dir):
         checked += len(list(shard_names(folder)))
+        try:
+            read_identity(folder)
+        except IntegrityError as error:
+            problems.append(str(error))
         problems += [problem for _, problem in read_cache(folder)[1]]
     return checked, problems
 
@@ -74,16 +83,16 @@ def collect_garbage(
     cache_dir: Path, *, older_than_days: float | None = None, keep: Collection[str] = (), dry_run: bool = False
 ) -> list[Removal]:
     """Remove leftovers, damaged shards and, with `older_than_days`, caches unused for that long (except `keep`)."""
-    now, removals = time.time(), []
+    now = time.time()
+    removals = [Removal(path, _size(path), "half removed") for path in _leftovers(cache_dir.glob(f"{TEMPORARY}*"), now)]
     for folder in cache_folders(cache_dir):
-        unused_days = (now - (folder / IDENTITY).stat().st_mtime) / 86400
+        unused_days = (now - _last_used(folder)) / 86400
         if older_than_days is not None and unused_days >= older_than_days and folder.name not in keep:
             removals.append(Removal(folder, _size(folder), f"not used for {unused_days:.0f} days"))
             continue
-        removals += [Removal(path, path.stat().st_size, "damaged shard") for path in sorted(folder.glob("damaged/*"))]
-        for path in sorted(folder.rglob(f"{TEMPORARY}*")):
-            if now - path.stat().st_mtime >= LEFTOVER_AGE_S:
-                removals.append(Removal(path, path.stat().st_size, "leftover of a killed run"))
+        removals += [Removal(path, _size(path), "damaged shard") for path in sorted(folder.glob("damaged/*"))]
+        for path in _leftovers(folder.rglob(f"{TEMPORARY}*"), now):
+            removals.append(Removal(path, _size(path), "leftover of a killed run"))
         removals += _orphans(folder, now)
     if not dry_run:
         for removal in removals:
@@ -92,23 +101,46 @@ def collect_garbage(
 
 
 def _orphans(folder: Path, now: float) -> list[Removal]:
-    recorded = set(shard_names(folder))
+    old = _leftovers((folder / "shards").glob("*.arrow"), now)
+    recorded = recorded_files(folder)
     return [
-        Removal(path, path.stat().st_size, "shard that was never committed")
-        for path in sorted((folder / "shards").glob("*.arrow"))
-        if path.stem not in recorded
-        and not path.name.startswith(TEMPORARY)
-        and now - path.stat().st_mtime >= LEFTOVER_AGE_S
+        Removal(path, _size(path), "shard that no record names")
+        for path in old
+        if path.name not in recorded and not path.name.startswith(TEMPORARY)
     ]
+
+
+def _leftovers(paths: Iterable[Path], now: float) -> list[Path]:
+    """Those that nobody has written to for long. A live run may rename a file between any two looks at it."""
+    old = []
+    for path in paths:
+        with suppress(FileNotFoundError):
+            if now - path.stat().st_mtime >= LEFTOVER_AGE_S:
+                old.append(path)
+    return sorted(old)
+
+
+def _last_used(folder: Path) -> float:
+    """When the cache was last opened or written to, seconds since the epoch."""
+    times = [0.0]
+    for path in (folder / IDENTITY, folder / "shards"):
+        with suppress(FileNotFoundError):
+            times.append(path.stat().st_mtime)
+    return max(times)
 
 
 def _remove(path: Path) -> None:
     if path.is_dir():
-        (path / IDENTITY).unlink(missing_ok=True)  # from here on it is no cache, even if we are killed
-        shutil.rmtree(path)
+        doomed = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+        path.rename(doomed)  # from here on it is no cache, and a later collection ends what we may not
+        shutil.rmtree(doomed)
     else:
         path.unlink(missing_ok=True)
 
 
 def _size(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+    total = 0
+    for path in [folder, *folder.rglob("*")]:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size if path.is_file() else 0
+    return total

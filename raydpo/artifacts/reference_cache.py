@@ -1,9 +1,10 @@
 """The reference cache: per-token log-probs by row key, in verified shards that many runs and workers share.
 
-Layout: `<cache_dir>/<identity>/identity.json`, `shards/<name>.arrow` with `shards/<name>.json` (the commit record: rows,
-bytes, sha256, and a digest over itself), `damaged/` for shards that failed their check.
+Layout: `<cache_dir>/<identity>/identity.json`, `shards/<name>.json` (the commit record: file, rows, bytes, sha256, and a
+digest over itself) with `shards/<name>-<hash>.arrow`, `damaged/` for shards that failed their check.
 Decision: one commit record a shard instead of one manifest for all, so that any number of runs add shards without a
-lock. A row that stands in two shards is harmless; a shard without a valid record does not exist.
+lock; two that write one shard with values a little different never share a file, and the last record counts. A row that
+stands in two shards is harmless; a shard without a valid record does not exist.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raydpo.artifacts.arrow import ShardRecord, read_shard, write_shard
+from raydpo.artifacts.arrow import ShardRecord, hashed_name, read_shard, write_shard
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import crash_point, write_json
 from raydpo.errors import IntegrityError, UserError
@@ -58,9 +59,12 @@ class ReferenceCache:
     def open(self) -> ReferenceCache:
         """Verify every shard, set damaged ones aside (they are scored again), and index the rows. Returns self."""
         self._table, found = read_cache(self.folder)
-        for name, problem in found:
-            set_aside(self.folder, name)
-            self.damaged.append(f"{problem}; its rows will be scored again")
+        for name, _ in found:
+            try:  # reading the others took time: another run may have scored this one again by now
+                self._table = pa.concat_tables([self._table, _read_verified(self.folder, name)])
+            except IntegrityError as error:
+                set_aside(self.folder, name)
+                self.damaged.append(f"{error}; its rows will be scored again")
         self._index = _Index(self._table)
         if self._table.num_rows:
             with suppress(OSError):  # a read-only cache can still be used
@@ -100,7 +104,9 @@ class ReferenceCache:
             pa.ListArray.from_arrays(offsets, flat),
             pa.array(lengths, pa.int32()),
         ]
-        record = write_shard(self._shards / f"{name}.arrow", pa.Table.from_arrays(columns, schema=LOGPROBS))
+        record = write_shard(
+            self._shards / f"{name}.arrow", pa.Table.from_arrays(columns, schema=LOGPROBS), add_hash=True
+        )
         crash_point("shard:before-record")
         body = asdict(record)
         write_json(self._shards / f"{name}.json", {**body, "digest": digest_of(body)})
@@ -162,15 +168,8 @@ def shard_names(folder: Path) -> Iterator[str]:
 
 
 def _read_verified(folder: Path, name: str) -> pa.Table:
-    path = folder / "shards" / f"{name}.arrow"
-    try:
-        body = json.loads((folder / "shards" / f"{name}.json").read_bytes())
-        digest = body.pop("digest")
-        record = ShardRecord(**body)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise IntegrityError(f"the commit record of {path} cannot be read ({type(error).__name__})") from error
-    if digest != digest_of(body) or record.name != path.name:
-        raise IntegrityError(f"the commit record of {path} is damaged: its digest does not fit its content")
+    record = _read_record(folder / "shards" / f"{name}.json")
+    path = folder / "shards" / record.name
     table = read_shard(path, record, LOGPROBS)
     lists = table["token_nats"].combine_chunks()
     values = lists.values.to_numpy(zero_copy_only=False)
@@ -181,13 +180,51 @@ def _read_verified(folder: Path, name: str) -> pa.Table:
     return table
 
 
+def _read_record(path: Path) -> ShardRecord:
+    try:
+        body = json.loads(path.read_bytes())
+        digest = body.pop("digest")
+        record = ShardRecord(**body)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        raise IntegrityError(f"the commit record {path} cannot be read ({type(error).__name__})") from error
+    if digest != digest_of(body):
+        raise IntegrityError(f"the commit record {path} is damaged: its digest does not fit its content")
+    if record.name != hashed_name(path.stem, record.sha256):
+        raise IntegrityError(f"the commit record {path} is that of another shard: it names {record.name}")
+    return record
+
+
+def recorded_files(folder: Path) -> set[str]:
+    """File names of all shards whose commit record is whole."""
+    files = set()
+    for name in shard_names(folder):
+        with suppress(IntegrityError):
+            files.add(_read_record(folder / "shards" / f"{name}.json").name)
+    return files
+
+
+def read_identity(folder: Path) -> CacheIdentity:
+    """The identity of a cache folder. Raises IntegrityError when it is damaged or another folder's."""
+    path = folder / IDENTITY
+    try:
+        identity = CacheIdentity(**json.loads(path.read_bytes()))
+    except (OSError, ValueError, TypeError) as error:
+        raise IntegrityError(f"{path} cannot be read ({type(error).__name__})") from error
+    if identity.digest != folder.resolve().name:
+        raise IntegrityError(f"{path} is damaged: its digest is not the name of its folder")
+    return identity
+
+
 def set_aside(folder: Path, name: str) -> None:
     """Move a damaged shard out of the cache. Another run may do the same at the same time."""
     (folder / "damaged").mkdir(exist_ok=True)
     suffix = uuid.uuid4().hex[:6]
-    for kind in ("json", "arrow"):  # the record first: without it the shard does not exist
+    files = [f"{name}.json"]  # the record first: without it the shard does not exist
+    with suppress(IntegrityError):  # which file a damaged record meant is unknown: that one is left to `cache gc`
+        files.append(_read_record(folder / "shards" / files[0]).name)
+    for file in files:
         with suppress(FileNotFoundError):
-            os.replace(folder / "shards" / f"{name}.{kind}", folder / "damaged" / f"{name}-{suffix}.{kind}")
+            os.replace(folder / "shards" / file, folder / "damaged" / f"{suffix}-{file}")
 
 
 def open_reference(path: str | Path) -> pa.Table:
@@ -207,7 +244,7 @@ def _cache_folder(path: Path) -> Path:
     if (path / IDENTITY).is_file():
         return path
     if (path / "reference.json").is_file():
-        return Path(json.loads((path / "reference.json").read_text())["cache"])
+        return _follow(path / "reference.json")
     caches = sorted(found.parent for found in path.glob(f"*/{IDENTITY}"))
     if len(caches) == 1:
         return caches[0]
@@ -216,3 +253,16 @@ def _cache_folder(path: Path) -> Path:
         f"{path} holds {there}; a cache folder (with {IDENTITY}), a run directory (with reference.json) or a cache directory "
         "with exactly one cache is allowed. Nothing was read. Name one of them."
     )
+
+
+def _follow(pointer: Path) -> Path:
+    try:
+        folder = Path(json.loads(pointer.read_bytes())["cache"])
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise UserError(f"{pointer} names no cache ({type(error).__name__}). Run raydpo precompute again.") from error
+    if not (folder / IDENTITY).is_file():
+        raise UserError(
+            f"{pointer} names the cache {folder}, which is not there; it was moved or removed. Nothing was read. Run raydpo "
+            "precompute again: it scores its rows anew."
+        )
+    return folder

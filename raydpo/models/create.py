@@ -12,6 +12,7 @@ from pathlib import Path
 
 import torch
 from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
+from transformers.utils import logging
 
 from raydpo.errors import UserError
 
@@ -54,6 +55,7 @@ def create_model(
         tie_word_embeddings=tie_embeddings,
         **control,
     )
+    logging.disable_progress_bar()
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = LlamaForCausalLM(config).to(torch.float32)

@@ -26,7 +26,9 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
     no causal language model in safetensors.
     """
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
+    logging.disable_progress_bar()  # the driver shows progress; a bar a process would tear it apart
     adapter = folder / "adapter_config.json"
     base = Path(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else folder
     try:

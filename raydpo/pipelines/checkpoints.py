@@ -7,12 +7,15 @@ swept away by the next attempt.
 from __future__ import annotations
 
 import shutil
+import uuid
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import commit_folder, newest_valid, read_commit
+from raydpo.artifacts import commit_folder, newest_valid, read_commit, verify_folder
 from raydpo.config import Config
+from raydpo.errors import IntegrityError
 from raydpo.metrics import best_direction
 from raydpo.pipelines.plan import Checkpoint
 from raydpo.schema.training import Staged
@@ -43,15 +46,43 @@ def best_metric(config: Config, num_answers: int) -> str:
 
 def best_checkpoint(checkpoints: list[Checkpoint], metric: str) -> Checkpoint | None:
     """The best of those that were evaluated at their step; the earliest of equals."""
-    sign = 1 if best_direction(metric) == "higher" else -1
+    return next(iter(_best_first(checkpoints, metric)), None)
+
+
+def best_valid(folder: Path, metric: str) -> tuple[Checkpoint | None, list[str]]:
+    """The best checkpoint whose bytes verify, and a line for each better one that was passed over."""
+    skipped = []
+    for checkpoint in _best_first(committed(folder), metric):
+        problems = verify_folder(checkpoint.folder)
+        if not problems:
+            return checkpoint, skipped
+        skipped.append(f"{checkpoint.folder.name}: {problems[0]}")
+    return None, skipped
+
+
+def _best_first(checkpoints: list[Checkpoint], metric: str) -> list[Checkpoint]:
+    sign = -1 if best_direction(metric) == "higher" else 1
     rated = [c for c in checkpoints if metric in c.meta["metrics"]]
-    return max(rated, key=lambda c: (sign * c.meta["metrics"][metric], -c.step), default=None)
+    return sorted(rated, key=lambda c: (sign * c.meta["metrics"][metric], c.step))
 
 
 def committed(folder: Path) -> list[Checkpoint]:
-    """Every committed checkpoint, oldest first. Bytes are not verified."""
-    paths = sorted(path for path in folder.glob(f"{PREFIX}*") if (path / "COMMIT.json").is_file())
-    return [Checkpoint(path, read_commit(path)["meta"]) for path in paths]
+    """Every committed checkpoint, oldest first. Bytes are not verified, manifests are."""
+    checkpoints = []
+    for path in folder.glob(f"{PREFIX}*"):
+        with suppress(IntegrityError):  # a damaged manifest: the folder does not count
+            checkpoints.append(Checkpoint(path, read_commit(path)["meta"]))
+    return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+
+
+def set_damaged_aside(folder: Path, newest: Checkpoint) -> None:
+    """Move what is above `newest`, the newest that verifies, to `damaged/`: it must not be counted or called the best."""
+    for path in sorted(folder.glob(f"{PREFIX}*")):
+        number = path.name.removeprefix(PREFIX)
+        if number.isdecimal() and int(number) > newest.step:
+            aside = folder / "damaged" / f"{path.name}-{uuid.uuid4().hex[:6]}"
+            aside.parent.mkdir(exist_ok=True)
+            path.rename(aside)
 
 
 def retain(folder: Path, keep: int, metric: str) -> None:

@@ -5,6 +5,7 @@ Each takes a `Config` and an observer and returns the summary that the command l
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,8 +19,8 @@ from raydpo.errors import DataError
 from raydpo.metrics import means
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.pipelines.checkpoints import newest_checkpoint
-from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage
-from raydpo.pipelines.training import training_stage
+from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage, roles
+from raydpo.pipelines.training import plan_stage, training_stage
 from raydpo.pipelines.workspace import Workspace, find_workspace, open_workspace
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted, ignore
 from raydpo.train import TrainSpec
@@ -32,6 +33,7 @@ Summary = dict[str, Any]
 def precompute(config: Config, observer: Observer = ignore) -> Summary:
     """Reference log-probs of every train and eval row into the shared cache. Trains nothing."""
     with open_workspace(config, "precompute") as workspace:
+        workspace.write_config(replace=False)
         data = data_stage(workspace, observer)
         reference = reference_stage(workspace, ("train", "eval"), observer)
         summary = {"run_dir": str(workspace.dir), "data": data.to_json(), "reference": reference.to_json()}
@@ -45,8 +47,12 @@ def train(config: Config, observer: Observer = ignore) -> Summary:
         data = data_stage(workspace, observer)
         if not data.train_pairs:
             raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
-        reference = reference_stage(workspace, ("train", "eval"), observer)
-        training, evaluation = training_stage(workspace, data.train_pairs, reference, observer)
+        plan = plan_stage(workspace, observer)
+        workspace.write_config(replace=True)
+        # One session for both stages; a demand that cannot be met is refused before anything is scored.
+        with nullcontext() if plan.action == "done" else ray_session(workspace, *roles(workspace)):
+            reference = reference_stage(workspace, ("train", "eval"), observer)
+            training, evaluation = training_stage(workspace, plan, data.train_pairs, reference, observer)
         summary = {
             "run_dir": str(workspace.dir),
             "data": data.to_json(),
@@ -76,6 +82,7 @@ def check(config: Config, observer: Observer = ignore) -> Summary:
 def evaluate(config: Config, observer: Observer = ignore) -> Summary:
     """Held-out metrics of `evaluate.model` (default: the run's model). Writes evaluate.json."""
     with open_workspace(config, "evaluate") as workspace:
+        workspace.write_config(replace=False)
         model = _model_to_evaluate(workspace)
         data = data_stage(workspace, observer)
         if not data.eval_pairs:

@@ -58,9 +58,11 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Plan:
-    """start: from the model. resume: from `checkpoint`. done: `checkpoint` is the last one."""
+    """start: from the model. resume: from `checkpoint`. done: `checkpoint` is the last one. trajectory: what decides the
+    numbers of the run."""
 
     action: Literal["start", "resume", "done"]
+    trajectory: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
 
 
@@ -77,7 +79,7 @@ def trajectory(config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
 def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str, Any], skipped: list[str]) -> Plan:
     """Decide. Raises ResumeError for a config that cannot continue what is there. skipped: damaged checkpoints."""
     if config.run.resume == "never":
-        return Plan("start")
+        return Plan("start", wanted)
     if newest is None:
         if config.run.resume == "must":
             damaged = f" These are damaged: {'; '.join(skipped)}." if skipped else ""
@@ -85,7 +87,7 @@ def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str
                 f"run.resume: must, but {config.run.dir} holds no valid checkpoint.{damaged} Training would have started at "
                 "step 0. Set run.resume: auto to allow that."
             )
-        return Plan("start")
+        return Plan("start", wanted)
     if changed := _differences(newest.meta["trajectory"], wanted):
         raise ResumeError(
             [
@@ -94,7 +96,7 @@ def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str
                 *changed,
             ]
         )
-    return Plan("done" if newest.reason else "resume", newest)
+    return Plan("done" if newest.reason else "resume", wanted, newest)
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

@@ -17,7 +17,6 @@ from raydpo.data import DataReport, prepare
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.pipelines.workspace import Workspace
 from raydpo.reference import ShardWork, plan_shards, wanted_rows
-from raydpo.reference.identity import reference_identity
 from raydpo.reference.probe import compare_probe, probe_work
 from raydpo.reference.score import Rescorer, Scorer, ScorerSpec
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
@@ -41,13 +40,18 @@ class ReferenceReport:
         return {**counts, "damaged_shards": list(self.damaged), **where, **self.extra}
 
 
-def ray_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any]:
-    """Ray with enough for each of `roles` ("reference", "train"), which run one after the other."""
+def ray_session(workspace: Workspace, *names: str) -> AbstractContextManager[Any]:
+    """Ray with enough for each role of `names` ("reference", "train"), which run one after the other."""
     demands = []
-    for role in roles:
+    for role in names:
         section = getattr(workspace.config, role)
         demands.append(runtime.Demand(role, section.num_workers, section.cpus_per_worker, section.gpus_per_worker))
     return runtime.session(demands)
+
+
+def roles(workspace: Workspace) -> tuple[str, ...]:
+    """Roles that a training run needs."""
+    return ("reference", "train") if workspace.needs_reference else ("train",)
 
 
 def data_stage(workspace: Workspace, observer: Observer) -> DataReport:
@@ -69,19 +73,12 @@ def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
     )
 
 
-def find_identity(workspace: Workspace) -> CacheIdentity:
-    """Identity of the cache of this run's reference. Hashes the weight files."""
-    use_gpu = workspace.config.reference.gpus_per_worker > 0
-    attention = workspace.config.model.attention
-    return reference_identity(workspace.reference, workspace.model.folder, workspace.dtype, attention, use_gpu)
-
-
 def reference_stage(workspace: Workspace, splits: tuple[str, ...], observer: Observer) -> ReferenceReport:
     """Score the rows of `splits` that the cache does not hold. Needs a Ray session only if there are any."""
-    if not workspace.needs_reference:
+    identity = workspace.identity
+    if identity is None:
         observer(Note("info", f"objective {workspace.config.objective.name} has no reference: nothing to precompute."))
         return ReferenceReport(0)
-    identity = find_identity(workspace)
     cache = ReferenceCache(workspace.cache_dir, identity)
     cache.open()
     for message in cache.damaged:

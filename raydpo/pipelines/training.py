@@ -19,17 +19,16 @@ from raydpo.errors import ResumeError
 from raydpo.metrics import Sinks, Watch
 from raydpo.models.lora import merge_lora
 from raydpo.pipelines.checkpoints import (
-    best_checkpoint,
     best_metric,
+    best_valid,
     commit_checkpoint,
-    committed,
     newest_checkpoint,
     retain,
+    set_damaged_aside,
 )
 from raydpo.pipelines.plan import Checkpoint, Plan, plan_training, trajectory
-from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe
+from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe, roles
 from raydpo.pipelines.workspace import Workspace
-from raydpo.reference.identity import model_digests
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
 from raydpo.schema.training import Evaluated, Finished, Probed, Skipped, Staged, Stepped, TrainEvent
 from raydpo.train import TrainSpec
@@ -38,44 +37,41 @@ from raydpo.train.loop import run as train_rank
 TrainingReport = dict[str, Any]
 
 
-def training_stage(
-    workspace: Workspace, num_examples: int, reference: ReferenceReport, observer: Observer
-) -> tuple[TrainingReport, dict[str, Any]]:
-    """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts."""
-    digests = _digests(workspace)
-    wanted = trajectory(workspace.config, digests)
-    newest, skipped = newest_checkpoint(workspace.checkpoints)
-    for text in skipped:
-        observer(Note("warning", f"checkpoint passed over: {text}"))
-    plan = plan_training(workspace.config, newest, wanted, skipped)
-    if plan.action == "start" and (aside := workspace.set_aside()):
-        observer(Note("info", f"the outputs of an earlier run were moved to {aside}"))
-    if plan.checkpoint is not None:
-        _same_reference(plan.checkpoint, reference)
-    train = workspace.config.train
-    order = Order(num_examples, train.global_batch_pairs, train.epochs, workspace.config.run.seed, train.max_steps)
-    driver = Driver(workspace, plan, order, reference, wanted, observer)
-    if plan.action != "done":
-        _run_gang(driver, _probes(digests, workspace))
-    return driver.finish()
-
-
-def _digests(workspace: Workspace) -> dict[str, str]:
-    weights, adapter = model_digests(workspace.model.folder)
-    return {
+def plan_stage(workspace: Workspace, observer: Observer) -> Plan:
+    """What is to do, decided before anything is scored. Raises ResumeError for what cannot be continued."""
+    weights, adapter = workspace.model_digests
+    digests = {
         "model weights": weights,
         "model adapter": adapter,
         "training data": examples_digest(workspace.data, "train"),
     }
+    newest, skipped = newest_checkpoint(workspace.checkpoints)
+    for text in skipped:
+        observer(Note("warning", f"checkpoint passed over: {text}"))
+    plan = plan_training(workspace.config, newest, trajectory(workspace.config, digests), skipped)
+    if plan.checkpoint is not None:
+        _same_reference(plan.checkpoint, workspace)
+    return plan
 
 
-def _probes(digests: Mapping[str, str], workspace: Workspace) -> bool:
-    """Whether policy and reference start as the same weights."""
-    return (digests["model weights"], digests["model adapter"]) == model_digests(workspace.reference.folder)
+def training_stage(
+    workspace: Workspace, plan: Plan, num_examples: int, reference: ReferenceReport, observer: Observer
+) -> tuple[TrainingReport, dict[str, Any]]:
+    """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts."""
+    if plan.action == "start" and (aside := workspace.set_aside()):
+        observer(Note("info", f"the outputs of an earlier run were moved to {aside}"))
+    if plan.checkpoint is not None:
+        set_damaged_aside(workspace.checkpoints, plan.checkpoint)
+    train = workspace.config.train
+    order = Order(num_examples, train.global_batch_pairs, train.epochs, workspace.config.run.seed, train.max_steps)
+    driver = Driver(workspace, plan, order, reference, observer)
+    if plan.action != "done":
+        _run_gang(driver)
+    return driver.finish()
 
 
-def _same_reference(checkpoint: Checkpoint, reference: ReferenceReport) -> None:
-    now = reference.identity.digest if reference.identity else None
+def _same_reference(checkpoint: Checkpoint, workspace: Workspace) -> None:
+    now = workspace.identity.digest if workspace.identity else None
     then = checkpoint.meta["reference"]
     if then != now:
         raise ResumeError(
@@ -84,14 +80,13 @@ def _same_reference(checkpoint: Checkpoint, reference: ReferenceReport) -> None:
         )
 
 
-def _run_gang(driver: Driver, same_weights: bool) -> None:
+def _run_gang(driver: Driver) -> None:
     workspace, plan = driver.workspace, driver.plan
     config, train = workspace.config, workspace.config.train
-    roles = ("train",) if same_weights or not workspace.needs_reference else ("reference", "train")
     with ExitStack() as stack:
-        stack.enter_context(ray_session(workspace, *roles))
+        stack.enter_context(ray_session(workspace, *roles(workspace)))
         runtime.check_storage(workspace.dir)
-        if plan.action == "start" and workspace.needs_reference and not same_weights:
+        if plan.action == "start" and workspace.needs_reference and not workspace.starts_at_reference:
             driver.probe = rescore_probe(workspace, driver.reference, driver.observer)
         reference = None
         if driver.reference.identity is not None:
@@ -103,7 +98,7 @@ def _run_gang(driver: Driver, same_weights: bool) -> None:
             data=workspace.data,
             staging=workspace.staging(),
             reference=reference,
-            probe=reference is not None and same_weights,
+            probe=workspace.starts_at_reference,
             resume=plan.checkpoint.folder if plan.checkpoint else None,
             resume_step=plan.checkpoint.step if plan.checkpoint else 0,
             eval_history=tuple(plan.checkpoint.meta["eval_history"]) if plan.checkpoint else (),
@@ -131,11 +126,10 @@ class Driver:
         plan: Plan,
         order: Order,
         reference: ReferenceReport,
-        wanted: dict[str, Any],
         observer: Observer,
     ) -> None:
         self.workspace, self.plan, self.order = workspace, plan, order
-        self.reference, self.wanted, self.observer = reference, wanted, observer
+        self.reference, self.observer = reference, observer
         meta: Mapping[str, Any] = plan.checkpoint.meta if plan.checkpoint else {}
         self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
         self.eval_last: dict[str, float] = dict(meta.get("eval_last", {}))
@@ -190,7 +184,7 @@ class Driver:
 
     def _meta(self) -> dict[str, Any]:
         return {
-            "trajectory": self.wanted,
+            "trajectory": dict(self.plan.trajectory),
             "reference": self.reference.identity.digest if self.reference.identity else None,
             "eval_first": self.eval_first,
             "eval_last": self.eval_last,
@@ -204,7 +198,10 @@ class Driver:
         assert self.last is not None
         chosen = self.last
         if self.workspace.config.train.export == "best":
-            chosen = best_checkpoint(committed(self.workspace.checkpoints), self._metric) or self.last
+            best, skipped = best_valid(self.workspace.checkpoints, self._metric)
+            for text in skipped:
+                self.observer(Note("warning", f"checkpoint passed over as the best: {text}"))
+            chosen = best or self.last
         model = self.workspace.publish(chosen.folder / "model", "model")
         report: TrainingReport = {
             "steps": self.last.step,

@@ -11,14 +11,16 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import RunLock, write_json, write_text
+from raydpo.artifacts import CacheIdentity, RunLock, write_json, write_text
 from raydpo.config import OBJECTIVES, Config
 from raydpo.config.load import dump
 from raydpo.errors import ConfigError
 from raydpo.models.resolve import ResolvedModel, resolve_model
+from raydpo.reference.identity import model_digests, reference_identity
 from raydpo.runtime import check_paths
 
 
@@ -59,6 +61,25 @@ class Workspace:
             return self.config.model.dtype
         return "bfloat16" if self.use_gpu else "float32"
 
+    @cached_property
+    def model_digests(self) -> tuple[str, str]:
+        """(weights, adapter) digests of the model that training starts from. Hashes its files at the first use."""
+        return model_digests(self.model.folder)
+
+    @cached_property
+    def identity(self) -> CacheIdentity | None:
+        """Identity of the cache of this run's reference, None without one. Hashes its files at the first use."""
+        if not self.needs_reference:
+            return None
+        use_gpu = self.config.reference.gpus_per_worker > 0
+        return reference_identity(self.reference, self.model.folder, self.dtype, self.config.model.attention, use_gpu)
+
+    @property
+    def starts_at_reference(self) -> bool:
+        """Whether policy and reference start as the same weights."""
+        identity = self.identity
+        return identity is not None and (identity.weights, identity.adapter) == self.model_digests
+
     def staging(self) -> Path:
         """A folder name that no other attempt uses."""
         return self.checkpoints / f".staging-{uuid.uuid4().hex[:12]}"
@@ -92,17 +113,21 @@ class Workspace:
         fresh.rename(final)
         return final
 
+    def write_config(self, *, replace: bool) -> None:
+        """The resolved config as config.yaml. replace=False leaves the one of an earlier training as it is."""
+        if replace or not (self.dir / "config.yaml").is_file():
+            write_text(self.dir / "config.yaml", dump(self.config))
+
     def write_summary(self, summary: dict[str, Any], name: str = "summary.json") -> None:
         write_json(self.dir / name, summary)
 
 
 @contextmanager
 def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
-    """Check paths, find models, lock the run directory and write the resolved config into it."""
+    """Check paths, find models and lock the run directory."""
     workspace = find_workspace(config, verb)
     workspace.dir.mkdir(parents=True, exist_ok=True)
     with RunLock(workspace.dir):
-        write_text(workspace.dir / "config.yaml", dump(config))
         for leftover in [*workspace.checkpoints.glob(".staging-*"), *workspace.dir.glob(".model*-*")]:
             shutil.rmtree(leftover, ignore_errors=True)  # of attempts that are dead: we hold the lock
         yield workspace

@@ -12,6 +12,9 @@ import sys
 import uuid
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
+
 from raydpo.artifacts import (
     ExampleTable,
     ExampleWriter,
@@ -70,6 +73,7 @@ def attempt(folder: Path, point: str) -> int:
 
 def main(folder: Path, points: list[str]) -> None:
     if points:
+        pa.array(np.zeros(1))  # imports what pyarrow imports late, once instead of in every child
         print(json.dumps({point: attempt(folder / point.replace(":", "_"), point) for point in points}))
         return
     os.environ[durable.CRASH_VARIABLE] = "file:before-write:1000000"

@@ -6,6 +6,7 @@ import json
 import random
 import shutil
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -81,19 +82,15 @@ def test_a_shard_cut_or_grown_at_any_length_is_found(cache_dir: Path) -> None:
 def test_a_record_with_any_byte_flipped_is_found_or_says_the_same(cache_dir: Path) -> None:
     path = write(cache_dir).folder / "shards" / f"{HURT}.json"
     data, rng = path.read_bytes(), random.Random(1)
-    places = [(place, rng.randrange(1, 256)) for place in range(len(data))]
+    places = [(place, rng.randrange(1, 256)) for place in range(0, len(data), 2)]
     found = 0
-    for number in damaged_versions(cache_dir, path, flipped(data, places)):
-        if b" \n".find(data[places[number][0] : places[number][0] + 1]) >= 0:
-            continue  # white space may become other white space: the record still says the same
-        assert_only_hurt_is_lost(
-            cache_dir,
-            shard_file(ReferenceCache(cache_dir, IDENTITY), HURT)
-            if (path.parent / f"{HURT}.arrow").exists()
-            else Path(HURT),
-        )
+    for _ in damaged_versions(cache_dir, path, flipped(data, places)):
+        with suppress(ValueError):
+            if json.loads(path.read_bytes()) == json.loads(data):
+                continue  # white space became other white space
+        assert_only_hurt_is_lost(cache_dir, path)
         found += 1
-    assert found > 150
+    assert found > 100
 
 
 @pytest.mark.parametrize("text", ["", "[]", "null", "{}", "3", '{"digest": "x"}', '{"name": "second.arrow"', "\xff"])
@@ -146,7 +143,7 @@ def test_a_value_that_is_no_log_probability_is_damage(cache_dir: Path, value: fl
 def test_num_tokens_that_differ_from_the_values_are_damage(cache_dir: Path) -> None:
     cache = write(cache_dir, "first")
     table = pa.table({"row_key": ["k"], "token_nats": [[-1.0]], "num_tokens": [2]}, schema=LOGPROBS)
-    record = vars(write_shard(cache.folder / "shards" / "odd.arrow", table))
+    record = vars(write_shard(cache.folder / "shards" / "odd.arrow", table, add_hash=True))
     (cache.folder / "shards" / "odd.json").write_text(json.dumps({**record, "digest": digest_of(record)}))
     assert "num_tokens" in cache.open().damaged[0]
     assert cache.missing(["k"]) == ["k"]

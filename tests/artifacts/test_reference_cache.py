@@ -102,7 +102,7 @@ def start(cache_dir: Path, rounds: int, *shifts_nats: float) -> list[subprocess.
 
 
 def test_two_processes_write_the_same_shards_at_once(tmp_path: Path) -> None:
-    writers = start(tmp_path, 25, 0.0, 0.0)
+    writers = start(tmp_path, 10, 0.0, 0.0)
     golden, looked = all_rows(), 0
     while looked == 0 or any(writer.poll() is None for writer in writers):
         cache = ReferenceCache(tmp_path, IDENTITY).open()
@@ -115,7 +115,7 @@ def test_two_processes_write_the_same_shards_at_once(tmp_path: Path) -> None:
 
 
 def test_two_processes_write_the_same_shards_with_values_that_differ_a_little(tmp_path: Path) -> None:
-    writers = start(tmp_path, 25, 0.0, 0.25)
+    writers = start(tmp_path, 10, 0.0, 0.25)
     while any(writer.poll() is None for writer in writers):
         cache = ReferenceCache(tmp_path, IDENTITY).open()
         assert cache.damaged == [], "nothing is damaged; two writers had different values"
@@ -154,7 +154,7 @@ def test_open_reference_finds_a_path_in_the_home_folder(tmp_path: Path, monkeypa
 
 
 def test_open_reference_lists_what_is_there(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="holds no cache; a cache folder .* is allowed"):
+    with pytest.raises(UserError, match=r"holds no cache; a cache folder .* is allowed"):
         open_reference(tmp_path)
     with pytest.raises(UserError, match="no cache"):
         open_reference(tmp_path / "not-there")

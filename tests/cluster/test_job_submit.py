@@ -1,0 +1,56 @@
+"""A real head on loopback, a real `ray job submit`: SUCCEEDED, and the model is there."""
+
+import json
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from raydpo.models.bpe import train_bpe
+from raydpo.models.create import create_model
+from raydpo.models.load import load_model
+from tests.runtime.ray_head import ray_head
+
+ROOT = Path(__file__).parents[2]
+PAIRS = [(f"Count to {n}:", " " + " ".join(map(str, range(1, n + 1))), f" {n} {n}") for n in range(2, 26)]
+
+
+@pytest.fixture(scope="module")
+def working_dir(tmp_path_factory):
+    """What a user would submit: the package, a config and pairs. Outputs and the model lie outside, on 'shared' storage."""
+    folder, shared = tmp_path_factory.mktemp("job"), tmp_path_factory.mktemp("shared")
+    (folder / "raydpo").symlink_to(ROOT / "raydpo")
+    lines = [json.dumps({"prompt": p, "chosen": c, "rejected": r}) + "\n" for p, c, r in PAIRS]
+    (folder / "pairs.jsonl").write_text("".join(lines))
+    tokenizer = train_bpe([p + c for p, c, _ in PAIRS], 300)
+    shape = {"hidden_size": 32, "num_layers": 1, "num_heads": 2, "intermediate_size": 64, "max_positions": 128}
+    create_model(shared / "sft", tokenizer, seed=0, **shape)
+    config = {
+        "run": {"dir": str(shared / "run")},
+        "model": {"path": str(shared / "sft")},
+        "data": {"train": "pairs.jsonl", "eval_fraction": 0.2},
+        "reference": {"cache_dir": str(shared / "cache"), "num_workers": 2},
+        "train": {"num_workers": 2, "global_batch_pairs": 8, "learning_rate": 1e-3},
+    }
+    (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    config["run"]["dir"] = "runs/first"
+    config["reference"]["cache_dir"] = "cache"
+    (folder / "relative.yaml").write_text(yaml.safe_dump(config))
+    return folder, shared
+
+
+def test_a_submitted_job_trains_and_a_relative_run_dir_is_refused(working_dir):
+    folder, shared = working_dir
+    with ray_head(num_cpus=4) as head:
+        refused = head.submit(folder, sys.executable, "-m", "raydpo", "train", "relative.yaml")
+        done = head.submit(folder, sys.executable, "-m", "raydpo", "train", "run.yaml", "--json")
+    assert refused.returncode != 0
+    assert "run.dir" in refused.stdout
+    assert "reference.cache_dir" in refused.stdout
+    assert "Traceback" not in refused.stdout.split("Tailing logs")[-1]
+    assert done.returncode == 0, done.stdout
+    assert "succeeded" in done.stdout.lower()
+    summary = json.loads((shared / "run/summary.json").read_text())
+    assert summary["train"]["steps"] >= 2
+    assert summary["reference"]["rows_scored"] == summary["reference"]["rows"] == 2 * len(PAIRS)
+    assert load_model(shared / "run/model", "float32", "sdpa").num_parameters() > 0

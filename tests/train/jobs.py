@@ -1,0 +1,102 @@
+"""What ranks are asked to do. Module-level functions of (place, ...), sent by name to the processes of a Gang."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import deepspeed
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydpo.errors import RaydpoError
+from raydpo.train import TrainSpec, loop
+from raydpo.train.step import accumulate
+from raydpo.train.trainer import Trainer, build_trainer
+from tests.train.gang import Place
+
+
+def train(place: Place, spec: TrainSpec, poison: Mapping[str, float] | None = None) -> tuple[list[Any], str]:
+    """The loop as it is: (events, "ErrorClass: message" if it raised one of ours).
+
+    poison: row key -> what its first reference token becomes, on whichever rank holds the row.
+    """
+    events: list[Any] = []
+    source: Iterator[Any] = loop.run(place, spec)
+    if poison:
+        trainer = build_trainer(place, spec)
+        trainer.train = replace(trainer.train, lookup=_poisoned(trainer, poison))
+        source = loop._train(trainer)
+    try:
+        events += source
+    except RaydpoError as error:
+        return events, f"{type(error).__name__}: {error}"
+    return events, ""
+
+
+def _poisoned(trainer: Trainer, poison: Mapping[str, float]) -> Callable[[list[str]], list[np.ndarray]]:
+    def lookup(keys: list[str]) -> list[np.ndarray]:
+        assert trainer.train.lookup is not None
+        values = [nats.copy() for nats in honest(keys)]
+        for key, nats in zip(keys, values, strict=True):
+            nats[0] = poison.get(key, nats[0])
+        return values
+
+    honest = trainer.train.lookup
+    assert honest is not None
+    return lookup
+
+
+def train_with_bad_gradient(place: Place, spec: TrainSpec, bad_step: int) -> list[Any]:
+    """A gradient that is infinite on the last rank alone in step `bad_step` (from 1), with a finite loss."""
+    trainer = build_trainer(place, spec)
+    seen = {"step": 0}
+    honest = trainer.update
+
+    def update(step: int) -> Any:
+        seen["step"] = step + 1
+        return honest(step)
+
+    def spoil(gradient: Tensor) -> Tensor:
+        bad = seen["step"] == bad_step and place.rank == place.num_ranks - 1
+        return gradient * torch.inf if bad else gradient
+
+    trainer.update = update  # type: ignore[method-assign]
+    next(p for p in trainer.engine.engine.module.parameters() if p.requires_grad).register_hook(spoil)
+    return list(loop._train(trainer))
+
+
+def train_and_look(place: Place, spec: TrainSpec) -> tuple[list[Any], dict[str, np.ndarray], list[str]]:
+    """(events, weights after training by name, names of those that train). Gathers ZeRO-3 shards."""
+    trainer = build_trainer(place, spec)
+    model = trainer.engine.engine.module.model
+    events = list(loop._train(trainer))
+    weights = {}
+    for name, parameter in model.named_parameters():
+        with deepspeed.zero.GatheredParameters([parameter], enabled=hasattr(parameter, "ds_id")):
+            weights[name] = parameter.detach().float().numpy().copy()
+    return events, weights, [name for name, p in model.named_parameters() if p.requires_grad]
+
+
+def gradient(place: Place, spec: TrainSpec, step: int) -> tuple[float, dict[str, np.ndarray]]:
+    """(loss of the global batch, gradient before clipping by name) of step `step` (from 0), at stage 0."""
+    trainer = build_trainer(place, spec)
+    examples = trainer.order.examples(step)
+    count = trainer.train.count(examples, trainer.objective)
+    sums = accumulate(trainer.engine, trainer.objective, trainer.train.batches(examples), count, 1e-3)
+    total, number = sums.vector(["loss"])
+    model = trainer.engine.engine.module.model
+    return total / number, {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
+
+
+def count_layer_calls(place: Place, spec: TrainSpec) -> tuple[int, int]:
+    """(micro-batches, forwards of the first decoder layer) of one optimizer step."""
+    trainer = build_trainer(place, spec)
+    calls: list[int] = []
+    model = trainer.engine.engine.module.model
+    model = model.get_base_model() if hasattr(model, "get_base_model") else model
+    model.get_decoder().layers[0].mlp.register_forward_hook(lambda *_: calls.append(1))
+    trainer.update(0)
+    return len(trainer.train.micro_batches(trainer.order.examples(0))), len(calls)
