@@ -21,6 +21,8 @@ from raydpo.pipelines.plan import Checkpoint
 from raydpo.schema.training import Staged
 
 PREFIX = "step-"
+REMOVED = ".removed-"
+"""Start of the name of a checkpoint that is being deleted."""
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -51,7 +53,7 @@ def best_checkpoint(checkpoints: list[Checkpoint], metric: str) -> Checkpoint | 
 
 def best_valid(folder: Path, metric: str) -> tuple[Checkpoint | None, list[str]]:
     """The best checkpoint whose bytes verify, and a line for each better one that was passed over."""
-    skipped = []
+    skipped: list[str] = []
     for checkpoint in _best_first(committed(folder), metric):
         problems = verify_folder(checkpoint.folder)
         if not problems:
@@ -91,5 +93,6 @@ def retain(folder: Path, keep: int, metric: str) -> None:
     best = best_checkpoint(checkpoints, metric)
     for checkpoint in checkpoints[:-keep]:
         if best is None or checkpoint.folder != best.folder:
-            (checkpoint.folder / "COMMIT.json").unlink()  # from here on it does not count, even if we are killed
-            shutil.rmtree(checkpoint.folder)
+            doomed = folder / f"{REMOVED}{checkpoint.folder.name}-{uuid.uuid4().hex[:6]}"
+            checkpoint.folder.rename(doomed)  # from here on it does not count, even if we are killed
+            shutil.rmtree(doomed)

@@ -19,7 +19,7 @@ from raydpo.errors import DataError
 from raydpo.metrics import means
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.pipelines.checkpoints import newest_checkpoint
-from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage, roles
+from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage
 from raydpo.pipelines.training import plan_stage, training_stage
 from raydpo.pipelines.workspace import Workspace, find_workspace, open_workspace
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted, ignore
@@ -49,8 +49,8 @@ def train(config: Config, observer: Observer = ignore) -> Summary:
             raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
         plan = plan_stage(workspace, observer)
         workspace.write_config(replace=True)
-        # One session for both stages; a demand that cannot be met is refused before anything is scored.
-        with nullcontext() if plan.action == "done" else ray_session(workspace, *roles(workspace)):
+        # One session for both stages; trainers that can never be placed are refused before anything is scored.
+        with nullcontext() if plan.action == "done" else ray_session(workspace, "train"):
             reference = reference_stage(workspace, ("train", "eval"), observer)
             training, evaluation = training_stage(workspace, plan, data.train_pairs, reference, observer)
         summary = {

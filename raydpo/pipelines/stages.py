@@ -40,18 +40,13 @@ class ReferenceReport:
         return {**counts, "damaged_shards": list(self.damaged), **where, **self.extra}
 
 
-def ray_session(workspace: Workspace, *names: str) -> AbstractContextManager[Any]:
-    """Ray with enough for each role of `names` ("reference", "train"), which run one after the other."""
+def ray_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any]:
+    """Ray with enough for each of `roles` ("reference", "train"), which run one after the other."""
     demands = []
-    for role in names:
+    for role in roles:
         section = getattr(workspace.config, role)
         demands.append(runtime.Demand(role, section.num_workers, section.cpus_per_worker, section.gpus_per_worker))
     return runtime.session(demands)
-
-
-def roles(workspace: Workspace) -> tuple[str, ...]:
-    """Roles that a training run needs."""
-    return ("reference", "train") if workspace.needs_reference else ("train",)
 
 
 def data_stage(workspace: Workspace, observer: Observer) -> DataReport:

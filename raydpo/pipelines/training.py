@@ -27,7 +27,7 @@ from raydpo.pipelines.checkpoints import (
     set_damaged_aside,
 )
 from raydpo.pipelines.plan import Checkpoint, Plan, plan_training, trajectory
-from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe, roles
+from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe
 from raydpo.pipelines.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
 from raydpo.schema.training import Evaluated, Finished, Probed, Skipped, Staged, Stepped, TrainEvent
@@ -83,10 +83,11 @@ def _same_reference(checkpoint: Checkpoint, workspace: Workspace) -> None:
 def _run_gang(driver: Driver) -> None:
     workspace, plan = driver.workspace, driver.plan
     config, train = workspace.config, workspace.config.train
+    other_start = plan.action == "start" and workspace.needs_reference and not workspace.starts_at_reference
     with ExitStack() as stack:
-        stack.enter_context(ray_session(workspace, *roles(workspace)))
+        stack.enter_context(ray_session(workspace, *(("reference", "train") if other_start else ("train",))))
         runtime.check_storage(workspace.dir)
-        if plan.action == "start" and workspace.needs_reference and not workspace.starts_at_reference:
+        if other_start:
             driver.probe = rescore_probe(workspace, driver.reference, driver.observer)
         reference = None
         if driver.reference.identity is not None:

@@ -128,8 +128,9 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
     workspace = find_workspace(config, verb)
     workspace.dir.mkdir(parents=True, exist_ok=True)
     with RunLock(workspace.dir):
-        for leftover in [*workspace.checkpoints.glob(".staging-*"), *workspace.dir.glob(".model*-*")]:
-            shutil.rmtree(leftover, ignore_errors=True)  # of attempts that are dead: we hold the lock
+        for pattern in ("checkpoints/.staging-*", "checkpoints/.removed-*", ".model*-*"):
+            for leftover in workspace.dir.glob(pattern):
+                shutil.rmtree(leftover, ignore_errors=True)  # of attempts that are dead: we hold the lock
         yield workspace
 
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from raydpo.models.bpe import train_bpe
 from raydpo.models.create import create_model
 from raydpo.models.load import load_model

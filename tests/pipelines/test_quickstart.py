@@ -20,6 +20,13 @@ def test_quickstart_raises_exact_match_by_at_least_25_points(tmp_path):
     assert summary["data"]["lines_read"] == summary["data"]["pairs_used"] == 2250
     assert summary["reference"]["rows_scored"] == summary["reference"]["rows"] == 4500
     assert summary == json.loads((tmp_path / "run/summary.json").read_text())
-    for name in ("config.yaml", "metrics.jsonl", "summary.json", "tensorboard", "checkpoints", "model/model.safetensors"):
+    for name in (
+        "config.yaml",
+        "metrics.jsonl",
+        "summary.json",
+        "tensorboard",
+        "checkpoints",
+        "model/model.safetensors",
+    ):
         assert (tmp_path / "run/dpo" / name).exists(), name
     assert "Traceback" not in done.stderr
