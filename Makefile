@@ -26,6 +26,7 @@ format: $(VENV)/.dev
 
 # torch goes first, so that nothing that depends on it brings another build of it.
 $(VENV)/.core: pyproject.toml
+	@echo "installing into $(VENV): a few minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet --upgrade pip
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
