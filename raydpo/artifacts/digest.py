@@ -12,6 +12,8 @@ from raydpo.errors import ConfigError
 VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "_attn_implementation"} | {
     "base_model_name_or_path",  # of an adapter: its base has a digest of its own
     "revision",
+    "peft_version",
+    "inference_mode",
 }
 """Fields of config.json and adapter_config.json that change without changing the model."""
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "added_tokens.json")
@@ -47,8 +49,19 @@ def weights_digest(folder: Path) -> str:
     for name in ("config.json", "adapter_config.json"):
         if (folder / name).is_file():
             fields = json.loads((folder / name).read_text())
-            described[name] = {key: value for key, value in fields.items() if key not in VOLATILE}
+            described[name] = _lasting(fields)
     return digest_of([described, [[path.name, file_sha256(path)] for path in shards]])
+
+
+def _lasting(value: Any) -> Any:
+    """`value` without volatile fields at any depth. PEFT keeps module names as a set: their order in a file is arbitrary."""
+    if isinstance(value, list):
+        return [_lasting(inner) for inner in value]
+    if not isinstance(value, dict):
+        return value
+    kept = {key: _lasting(inner) for key, inner in value.items() if key not in VOLATILE}
+    names = ("target_modules", "exclude_modules", "modules_to_save")
+    return {key: sorted(v) if key in names and isinstance(v, list) else v for key, v in kept.items()}
 
 
 def tokenizer_digest(folder: Path) -> str:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 import uuid
@@ -46,6 +47,7 @@ def crash_point(name: str) -> None:
         return
     _reached[name] = _reached.get(name, 0) + 1
     point, _, count = wanted.rpartition(":") if wanted.rpartition(":")[2].isdigit() else (wanted, "", "1")
+    assert point in CRASH_POINTS, f"{CRASH_VARIABLE}={wanted} is no crash point"
     if point == name and _reached[name] == int(count):
         os._exit(137)
 
@@ -61,8 +63,17 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """`write_text` of indented JSON."""
-    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+    """`write_text` of indented JSON that any parser reads: a number that is not finite becomes null."""
+    write_text(path, json.dumps(strict(value), indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def strict(value: Any) -> Any:
+    """`value` with None for every float that JSON cannot write (NaN, infinities)."""
+    if isinstance(value, dict):
+        return {key: strict(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [strict(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def write_with(path: Path, write: Callable[[Path], None], num_bytes: int = 0) -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.digest import digest_of, file_sha256
-from raydpo.artifacts.durable import crash_point, fsync, full_disk, write_json
+from raydpo.artifacts.durable import crash_point, fsync, full_disk, strict, write_json
 from raydpo.errors import IntegrityError
 
 COMMIT = "COMMIT.json"
@@ -33,7 +33,7 @@ def _commit(staging: Path, final: Path, meta: Mapping[str, Any]) -> None:
             continue
         name = path.relative_to(staging).as_posix()
         files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
-    body = {"files": files, "meta": dict(meta)}
+    body = {"files": files, "meta": strict(dict(meta))}
     crash_point("folder:before-manifest")
     write_json(staging / COMMIT, {**body, "digest": digest_of(body)})
     crash_point("folder:before-rename")

@@ -6,6 +6,7 @@ time are ever removed; by default nothing but leftovers.
 
 from __future__ import annotations
 
+import re
 import shutil
 import time
 import uuid
@@ -46,9 +47,9 @@ class Removal:
 
 
 def cache_folders(cache_dir: Path) -> list[Path]:
-    """Folders of all caches under `cache_dir`."""
+    """Folders of all caches under `cache_dir`: only those named like one, so that a mistyped directory loses nothing."""
     found = (path.parent for path in cache_dir.glob(f"*/{IDENTITY}"))
-    return sorted(folder for folder in found if not folder.name.startswith(TEMPORARY))
+    return sorted(folder for folder in found if re.fullmatch("[0-9a-f]{32}", folder.name))
 
 
 def list_caches(cache_dir: Path) -> list[CacheInfo]:

@@ -11,6 +11,8 @@ import json
 import os
 import socket
 import time
+import weakref
+from contextlib import suppress
 from pathlib import Path
 
 from raydpo.errors import RunInUseError
@@ -35,18 +37,33 @@ class RunLock:
                 f"run.dir: {self.path.parent} is in use by {owner}. Two drivers in one run directory would overwrite each "
                 "other's checkpoints, so nothing was started. Wait for it, end it, or set run.dir to another folder."
             ) from error
+        _held.add(self)
         owner_text = json.dumps({"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T%z")})
         os.ftruncate(self._descriptor, 0)
         os.pwrite(self._descriptor, owner_text.encode(), 0)
         return self
 
     def __exit__(self, *_: object) -> None:
+        _held.discard(self)
         self._close()
 
     def _close(self) -> None:
         if self._descriptor >= 0:
             os.close(self._descriptor)
             self._descriptor = -1
+
+
+_held: weakref.WeakSet[RunLock] = weakref.WeakSet()
+
+
+def _forget_all() -> None:
+    """In a forked child: drop inherited descriptors, so that a lock ends with the process that took it."""
+    for lock in list(_held):
+        with suppress(OSError):
+            lock._close()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 def _owner(text: bytes) -> str:

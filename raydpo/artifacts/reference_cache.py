@@ -63,7 +63,8 @@ class ReferenceCache:
             try:  # reading the others took time: another run may have scored this one again by now
                 self._table = pa.concat_tables([self._table, _read_verified(self.folder, name)])
             except IntegrityError as error:
-                set_aside(self.folder, name)
+                with suppress(PermissionError):  # a cache that can only be read keeps it, and nobody uses it
+                    set_aside(self.folder, name)
                 self.damaged.append(f"{error}; its rows will be scored again")
         self._index = _Index(self._table)
         if self._table.num_rows:
@@ -126,24 +127,27 @@ class _Index:
     """Sorted keys -> rows of a table, by binary search over the whole batch of keys."""
 
     def __init__(self, table: pa.Table) -> None:
-        combined = table.combine_chunks()
-        keys = np.array(combined["row_key"].to_pylist(), dtype=f"S{KEY_LENGTH}")
+        keys = np.array(table["row_key"].to_pylist(), dtype=f"S{KEY_LENGTH}")
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
-        lists = combined["token_nats"].chunk(0) if table.num_rows else pa.array([], LOGPROBS.field("token_nats").type)
-        self._offsets = lists.offsets.to_numpy(zero_copy_only=False)
-        self._values = lists.values.to_numpy(zero_copy_only=False)
+        chunks = table["token_nats"].chunks  # views of the mapped files, never copied together
+        self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
+        self._offsets = [chunk.offsets.to_numpy(zero_copy_only=False) for chunk in chunks]
+        self._values = [chunk.values.to_numpy(zero_copy_only=False) for chunk in chunks]
 
     def find(self, keys: Sequence[str]) -> np.ndarray:
         """Row of each key, -1 where there is none."""
-        wanted = np.array(keys, dtype=f"S{KEY_LENGTH}")
+        wanted = np.array([key.encode() for key in keys])  # as wide as it is: a longer key is not cut to one that fits
         if not len(self._sorted) or not len(wanted):
             return np.full(len(wanted), -1)
         at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
         return np.where(self._sorted[at] == wanted, self._order[at], -1)
 
     def nats(self, row: int) -> np.ndarray:
-        return self._values[self._offsets[row] : self._offsets[row + 1]]
+        chunk = int(np.searchsorted(self._ends, row, side="right"))
+        offsets = self._offsets[chunk]
+        local = row - (int(self._ends[chunk]) - len(offsets) + 1)
+        return self._values[chunk][offsets[local] : offsets[local + 1]]
 
     def distinct(self) -> np.ndarray:
         """Rows in their order, the first of each key."""

@@ -106,6 +106,12 @@ def check_head(scoring: AnswerLogProbs) -> None:
     mask = torch.ones_like(ids)
     logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, :-1].float()
     expected = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
+    if not bool(expected.isfinite().all()):
+        raise ConfigError(
+            f"model.path: {type(model).__name__} gives log-probs that are not finite on a probe of eight tokens: its weights "
+            f"hold NaN or infinity, or overflow in {model.dtype}. Nothing was computed. Use an earlier checkpoint, or "
+            "model.dtype: float32."
+        )
     steps = torch.arange(7, device=device)
     ours = scoring(SequenceBatch(ids, mask, steps, ids[0, 1:], torch.zeros_like(steps)))
     tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1

@@ -14,6 +14,7 @@ import logging
 import os
 import secrets
 import signal
+import socket
 import sys
 import threading
 from collections.abc import Iterator, Mapping, Sequence
@@ -29,6 +30,7 @@ from raydpo.runtime.resources import Demand, check_demands
 LOCAL_CPUS_VARIABLE = "RAYDPO_LOCAL_CPUS"
 """Number of CPUs that a local Ray pretends to have. For tests of many workers on few cores."""
 
+_LISTENER_TIMEOUT_S = 10.0
 _OBJECT_STORE_BYTES = 256 * 2**20
 """What travels between actors and driver are metrics and records of shards, not tensors."""
 
@@ -45,8 +47,8 @@ def session(demands: Sequence[Demand] = (), *, local_cpus: int | None = None) ->
         yield
         return
     with _sigterm_kept():
-        address = os.environ.get("RAY_ADDRESS")
-        with _connected_to(address) if address else _started_locally(local_cpus):
+        address = os.environ.get("RAY_ADDRESS", "")
+        with _connected_to(address) if address not in ("", "local") else _started_locally(local_cpus):
             check_demands(demands, _node_resources())
             yield
 
@@ -59,21 +61,50 @@ def _connected_to(address: str) -> Iterator[None]:
             "send it there with `ray job submit --working-dir . -- python -m raydpo train run.yaml`, or unset "
             "RAY_ADDRESS to run on this machine."
         )
+    _require_listener(address)
     _forget_cached_token()
     try:
         ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
     except (RayError, RuntimeError, ConnectionError, ValueError) as error:
         ray.shutdown()
-        raise ResourceError(
-            f"RAY_ADDRESS is {address!r}, and no Ray cluster let this process in there: {str(error).splitlines()[0]} "
-            "Start one with `ray start --head`, set RAY_AUTH_MODE=token when the cluster wants a token, or unset "
-            "RAY_ADDRESS to run on this machine."
-        ) from error
+        raise ResourceError(f"RAY_ADDRESS is {address!r}, and {_refusal(error)}") from error
     _silence_ray()
     try:
         yield
     finally:
         ray.shutdown()
+
+
+def _require_listener(address: str) -> None:
+    """Ray itself tries for minutes; whether anything listens at HOST:PORT is known at once."""
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=_LISTENER_TIMEOUT_S).close()
+    except OSError as error:
+        raise ResourceError(
+            f"RAY_ADDRESS is {address!r}, and nothing listens there ({error.strerror or error}). Start a cluster with "
+            "`ray start --head`, or unset RAY_ADDRESS to run on this machine."
+        ) from error
+
+
+def _refusal(error: BaseException) -> str:
+    """Why Ray did not let us in, from the whole chain of its exceptions."""
+    texts = []
+    link: BaseException | None = error
+    while link is not None:
+        texts.append(str(link))
+        link = link.__cause__ or link.__context__
+    if any("auth" in text.lower() and "token" in text.lower() for text in texts):
+        return (
+            "the cluster there wants a token that this process does not have. Set RAY_AUTH_MODE=token, and put the "
+            "cluster's token into ~/.ray/auth_token or RAY_AUTH_TOKEN; or unset RAY_ADDRESS to run on this machine."
+        )
+    return (
+        f"no Ray cluster let this process in there: {texts[0].splitlines()[0]}. Start one with `ray start --head`, or "
+        "unset RAY_ADDRESS to run on this machine."
+    )
 
 
 @contextmanager

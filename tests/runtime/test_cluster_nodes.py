@@ -44,6 +44,48 @@ def _drive(head: RayHead, *arguments: str) -> str:
     return done.stdout
 
 
+def test_a_submitted_job_runs_code_of_its_working_directory(head: RayHead, tmp_path: Path) -> None:
+    (tmp_path / "carried").mkdir()
+    (tmp_path / "carried" / "__init__.py").write_text("")
+    (tmp_path / "carried" / "work.py").write_text("def triple(number):\n    return 3 * number\n")
+    (tmp_path / "main.py").write_text(_JOB)
+    done = head.submit(tmp_path, "python", "main.py")
+    assert done.returncode == 0, done.stdout
+    assert "in a job: True" in done.stdout
+    assert "refused: run.dir: 'runs/first' is relative" in done.stdout
+    assert "result: 126" in done.stdout
+
+
+_JOB = """
+from carried.work import triple
+from raydpo.errors import ConfigError
+from raydpo.runtime import Demand, check_paths, in_ray_job, run_single, session
+
+print("in a job:", in_ray_job())
+try:
+    check_paths({"run.dir": "runs/first", "reference.cache_dir": "/mnt/shared/cache"})
+except ConfigError as error:
+    print("refused:", error)
+with session([Demand("train", 2, 1.0)]):
+    print("result:", run_single("triple", triple, 42))
+"""
+
+
+def test_a_wrong_token_is_a_user_error(head: RayHead) -> None:
+    environment = head.driver_environment() | {"RAY_AUTH_TOKEN": "0" * 48}
+    done = subprocess.run(
+        [sys.executable, "-c", "from raydpo.runtime import session\nwith session():\n    pass"],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert "raydpo.errors.ResourceError: RAY_ADDRESS is" in done.stderr
+    assert "wants a token that this process does not have" in done.stderr
+
+
 def test_a_second_node_is_used_and_must_see_the_storage(head: RayHead, tmp_path: Path) -> None:
     shared, private = tmp_path / "shared", tmp_path / "private"
     shared.mkdir()

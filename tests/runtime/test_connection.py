@@ -15,6 +15,7 @@ import pytest
 from raydpo.errors import ResourceError
 from raydpo.runtime import Demand, run_single, session
 from tests.runtime import rank_work
+from tests.runtime.ray_head import free_ports
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
@@ -123,7 +124,12 @@ def test_a_session_inside_a_session_uses_the_outer_one_and_checks_its_own_demand
             pass
 
 
-def test_an_address_without_a_cluster_is_a_user_error(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("RAY_ADDRESS", "ray://127.0.0.1:10001")
-    with pytest.raises(ResourceError, match="ray job submit"), session():
+@pytest.mark.parametrize(
+    ("address", "reason"), [("ray://127.0.0.1:10001", "ray job submit"), ("{free}", "nothing listens")]
+)
+def test_an_address_without_a_cluster_is_a_user_error(
+    monkeypatch: pytest.MonkeyPatch, address: str, reason: str
+) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", address.replace("{free}", f"127.0.0.1:{free_ports(1)[0]}"))
+    with pytest.raises(ResourceError, match=reason), session():
         pass

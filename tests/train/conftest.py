@@ -8,12 +8,22 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from raydpo.schema.training import Evaluated, Finished, Probed, Skipped, Staged, Stepped
 from raydpo.train import TrainSpec
 from tests.train import jobs
 from tests.train.gang import Gang
 from tests.train.world import World, make_world
+
+
+@pytest.fixture(scope="package", autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny models gain nothing from threads, and lose much to them on a busy machine."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")

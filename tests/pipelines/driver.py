@@ -1,0 +1,81 @@
+"""A `raydpo` command in a process of its own, that a test watches and kills; and the processes that hang on it."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+PATIENCE_S = 600.0
+Process = tuple[int, str]
+"""(pid, start time in clock ticks): a pid that is used again is another process."""
+
+
+def start(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
+    """Start `python -m raydpo ...` with a Ray of its own. Output goes to `log`."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
+    with log.open("wb") as file:
+        return subprocess.Popen(
+            [sys.executable, "-m", "raydpo", *arguments],
+            stdout=file,
+            stderr=subprocess.STDOUT,
+            env=kept | {"RAYDPO_LOCAL_CPUS": "4"},
+        )
+
+
+def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], log: Path) -> None:
+    """Return as soon as `condition` holds; fail with the log if the process ends before."""
+    deadline = time.monotonic() + PATIENCE_S
+    while not condition():
+        assert process.poll() is None, f"the command ended by itself:\n{log.read_text()}"
+        assert time.monotonic() < deadline, f"nothing happened:\n{log.read_text()}"
+        time.sleep(0.001)
+
+
+def kill(process: subprocess.Popen[bytes]) -> None:
+    process.send_signal(signal.SIGKILL)
+    assert process.wait(60) == -signal.SIGKILL, "it had ended before it could be killed"
+
+
+def descendants(pid: int) -> set[Process]:
+    """Every process under `pid`."""
+    children: dict[int, list[Process]] = {}
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal() and (fields := _stat(int(folder.name))) is not None:
+            children.setdefault(int(fields[1]), []).append((int(folder.name), fields[19]))
+    found: set[Process] = set()
+    parents = [pid]
+    while parents:
+        for child in children.get(parents.pop(), []):
+            found.add(child)
+            parents.append(child[0])
+    return found
+
+
+def alive(processes: set[Process]) -> set[Process]:
+    """Those that still run. A zombie does not."""
+    return {
+        (pid, started)
+        for pid, started in processes
+        if (fields := _stat(pid)) is not None and fields[19] == started and fields[0] != "Z"
+    }
+
+
+def wait_for_end(processes: set[Process]) -> None:
+    """Fail with their command lines if some are alive after two minutes."""
+    deadline = time.monotonic() + 120
+    while left := alive(processes):
+        assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_text() for pid, _ in left]
+        time.sleep(0.2)
+
+
+def _stat(pid: int) -> list[str] | None:
+    """Fields of /proc/PID/stat behind the command's name: state, parent, ..., start time at 19."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    except (FileNotFoundError, ProcessLookupError):
+        return None

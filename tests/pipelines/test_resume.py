@@ -1,0 +1,166 @@
+"""Going on, starting over, refusing: what a run directory that is already there means."""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from pathlib import Path
+
+import pytest
+import yaml
+
+from raydpo.errors import ResourceError, ResumeError
+from raydpo.pipelines import train
+from tests.pipelines.conftest import Finished
+from tests.pipelines.toy import (
+    Notes,
+    Toy,
+    committed_shards,
+    config,
+    everything_in,
+    flip_byte,
+    metrics,
+    read_pairs,
+    weights,
+    write_model,
+    write_pairs,
+)
+
+NUM_STEPS = 4
+LINES = {"train.keep_checkpoints": 3}
+
+
+@pytest.fixture
+def copy(finished: Finished, tmp_path: Path) -> Path:
+    """A copy of the finished run, to be damaged."""
+    return shutil.copytree(finished.dir, tmp_path / "copy")
+
+
+def test_summary_has_the_promised_keys(finished: Finished) -> None:
+    summary = json.loads((finished.dir / "summary.json").read_text())
+    assert summary == json.loads(json.dumps(finished.summary))
+    data, reference = summary["data"], summary["reference"]
+    assert (data["lines_read"], data["pairs_used"], data["quarantined"]) == (76, 76, {})
+    assert (reference["rows"], reference["rows_scored"], reference["forwards"]) == (152, 0, 0)
+    assert summary["train"]["steps"] == NUM_STEPS
+    assert set(summary["eval"]) == {"first", "last"}
+    for metric in ("loss", "rewards/margins", "rewards/accuracies", "rewards/ties", "logps/chosen"):
+        assert all(math.isfinite(summary["eval"][when][f"eval/{metric}"]) for when in ("first", "last"))
+    assert summary["eval"]["last"]["eval/rewards/margins"] > summary["eval"]["first"]["eval/rewards/margins"]
+
+
+def test_a_run_starts_at_its_reference(finished: Finished) -> None:
+    """The policy's start is `model.path`, which is the reference unless `reference.model` says otherwise."""
+    first = finished.summary["eval"]["first"]
+    assert first["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert (first["eval/rewards/ties"], first["eval/rewards/accuracies"]) == (1.0, 0.5)
+    assert first["eval/rewards/margins"] == pytest.approx(0, abs=1e-5)
+    probe = finished.summary["train"]["probe"]
+    assert probe["rows"] == 8
+    assert probe["max_difference_nats"] <= 1e-4 < probe["tolerance_nats"]
+    (step,) = [line for line in metrics(finished.dir) if line["step"] == 1]
+    assert step["loss"] == pytest.approx(math.log(2), abs=1e-6)
+
+
+def test_the_run_directory_explains_itself(finished: Finished) -> None:
+    assert yaml.safe_load((finished.dir / "config.yaml").read_text())["train"]["learning_rate"] == 1e-3
+    assert list((finished.dir / "tensorboard").glob("events*"))
+    model = {path.name for path in (finished.dir / "model").iterdir()}
+    assert {"config.json", "model.safetensors", "tokenizer.json", "generation_config.json"} <= model
+    assert [line["step"] for line in metrics(finished.dir)] == [0, 1, 2, 2, 3, 4, 4]
+
+
+@pytest.mark.parametrize("resume", ["auto", "must"])
+def test_a_finished_run_is_left_as_it_is(toy: Toy, finished: Finished, resume: str) -> None:
+    before = everything_in(finished.dir / "checkpoints")
+    summary = train(config(toy, finished.dir, {**LINES, "run.resume": resume}))
+    assert (summary["train"]["resumed_from_step"], summary["train"]["steps"]) == (NUM_STEPS, NUM_STEPS)
+    assert summary["eval"] == finished.summary["eval"]
+    assert summary["train"]["probe"] == finished.summary["train"]["probe"]
+    assert everything_in(finished.dir / "checkpoints") == before
+
+
+def test_must_needs_something_to_go_on_from(toy: Toy, scored: object, tmp_path: Path) -> None:
+    with pytest.raises(ResumeError, match=r"run\.resume: must"):
+        train(config(toy, tmp_path / "new", {"run.resume": "must"}))
+    assert not (tmp_path / "new/checkpoints").exists()
+
+
+def test_never_sets_the_old_outputs_aside(toy: Toy, finished: Finished, copy: Path) -> None:
+    notes = Notes()
+    summary = train(config(toy, copy, {"run.resume": "never", "train.learning_rate": 2e-3}), notes)
+    assert (summary["train"]["resumed_from_step"], summary["train"]["steps"]) == (0, NUM_STEPS)
+    (aside,) = copy.glob("replaced-*")
+    assert [str(aside) in text for text in notes.info].count(True) == 1
+    assert weights(aside / "model") == weights(finished.dir / "model") != weights(copy / "model")
+    assert metrics(aside) == metrics(finished.dir) != metrics(copy)
+    assert (aside / "checkpoints/step-000004/COMMIT.json").is_file()
+    assert yaml.safe_load((copy / "config.yaml").read_text())["train"]["learning_rate"] == 2e-3
+
+
+def test_other_settings_are_refused_one_by_one(toy: Toy, finished: Finished, copy: Path) -> None:
+    written = (copy / "config.yaml").read_bytes()
+    changes = {"train.learning_rate": 5e-4, "objective.beta": 0.2, "run.seed": 1, "train.log_every": 2}
+    with pytest.raises(ResumeError) as caught:
+        train(config(toy, copy, changes))
+    problems = "\n".join(caught.value.problems)
+    assert "train.learning_rate: 0.001 then, 0.0005 now." in problems
+    assert "run.seed: 0 then, 1 now." in problems
+    assert "objective.beta" in problems
+    assert "log_every" not in problems
+    assert "run.dir" in problems
+    assert (copy / "config.yaml").read_bytes() == written, "config.yaml is that of the run, not of the refused one"
+
+
+def test_other_data_is_refused_before_anything_is_scored(toy: Toy, finished: Finished, copy: Path) -> None:
+    pairs = read_pairs(toy.train)
+    pairs[0]["chosen"] = " something else"
+    data = write_pairs(copy / "changed.jsonl", pairs)
+    shards = committed_shards(toy.cache)
+    with pytest.raises(ResumeError, match="training data: "):
+        train(config(toy, copy, {"data.train": [str(data)]}))
+    assert committed_shards(toy.cache) == shards
+
+
+def test_changed_model_files_are_refused(finished: Finished, toy: Toy, tmp_path: Path) -> None:
+    run, model = shutil.copytree(finished.dir, tmp_path / "run"), shutil.copytree(toy.model, tmp_path / "model")
+    manifest = run / "checkpoints/step-000004/COMMIT.json"
+    assert str(toy.model) in manifest.read_text()
+    shards = committed_shards(toy.cache)
+    shutil.rmtree(model)
+    write_model(model, seed=3)
+    with pytest.raises(ResumeError, match="model weights: "):
+        train(config(toy, run, {"model.path": str(model)}))
+    assert committed_shards(toy.cache) == shards
+
+
+def test_damaged_checkpoints_are_passed_over(toy: Toy, finished: Finished, copy: Path) -> None:
+    flip_byte(copy / "checkpoints/step-000004/model/model.safetensors")
+    (copy / "checkpoints/step-000002/COMMIT.json").write_text("{")
+    shutil.rmtree(copy / "model")
+    notes = Notes()
+    summary = train(config(toy, copy, LINES), notes)
+    (said,) = notes.warning
+    assert "step-000004" in said
+    assert "model.safetensors differs" in said
+    assert summary["train"]["resumed_from_step"] == 3
+    assert weights(copy / "model") == weights(finished.dir / "model")
+    assert metrics(copy) == metrics(finished.dir)
+    assert summary["eval"] == finished.summary["eval"]
+    assert len(list((copy / "checkpoints/damaged").glob("step-000004-*"))) == 1
+
+
+def test_when_all_checkpoints_are_damaged_must_says_so(toy: Toy, finished: Finished, copy: Path) -> None:
+    for path in (copy / "checkpoints").glob("step-*/COMMIT.json"):
+        flip_byte(path)
+    with pytest.raises(ResumeError, match=r"These are damaged: step-000004") as caught:
+        train(config(toy, copy, {**LINES, "run.resume": "must"}))
+    assert "step-000002" in str(caught.value)
+
+
+def test_more_ranks_than_fit_are_refused_before_anything_is_scored(toy: Toy, local_ray: None, tmp_path: Path) -> None:
+    changes = {"train.num_workers": 64, "reference.cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(ResourceError, match=r"train: 64 workers .* Missing: 60 CPUs"):
+        train(config(toy, tmp_path / "run", changes))
+    assert not committed_shards(tmp_path / "cache")

@@ -1,0 +1,111 @@
+"""Planning: only what is missing, cut so that taking whole shards away leaves the others as they were."""
+
+import itertools
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from raydpo.artifacts import CacheIdentity, ExampleWriter, ReferenceCache
+from raydpo.reference import plan_shards, wanted_rows
+from raydpo.reference.plan import Wanted
+from raydpo.reference.score import cut_batches
+from raydpo.schema import row_key
+
+LENGTHS = st.lists(st.integers(2, 60), max_size=60)
+
+
+class Holding:
+    """A cache as the plan sees it: it holds some keys."""
+
+    def __init__(self, keys):
+        self.keys = set(keys)
+
+    def missing(self, keys):
+        return [key for key in keys if key not in self.keys]
+
+
+def wanted_of(lengths):
+    keys = tuple(f"{number * 7919 % 10007:032x}" for number in range(len(lengths)))
+    places = tuple(("train", number // 2, number % 2) for number in range(len(lengths)))
+    return Wanted(keys, places, np.array(lengths, np.int64))
+
+
+@settings(max_examples=150, deadline=None)
+@given(LENGTHS, st.integers(1, 9), st.data())
+def test_shards_that_are_left_do_not_change_when_others_are_done(lengths, rows_per_shard, data):
+    wanted = wanted_of(lengths)
+    whole = plan_shards(wanted, Holding([]), rows_per_shard)
+    assert sorted(key for shard in whole for key in shard.keys) == sorted(wanted.keys)
+    assert all(len(shard.keys) == rows_per_shard for shard in whole[:-1])
+    done = data.draw(st.lists(st.sampled_from(range(len(whole))), unique=True)) if whole else []
+    held = [key for number in done for key in whole[number].keys]
+    left = plan_shards(wanted, Holding(held), rows_per_shard)
+    assert left == [shard for number, shard in enumerate(whole) if number not in done]
+
+
+@settings(max_examples=50, deadline=None)
+@given(LENGTHS, st.integers(1, 9), st.randoms(use_true_random=False))
+def test_the_plan_does_not_depend_on_the_order_of_rows(lengths, rows_per_shard, draw):
+    wanted = wanted_of(lengths)
+    order = list(range(len(lengths)))
+    draw.shuffle(order)
+    shuffled = Wanted(
+        tuple(wanted.keys[i] for i in order), tuple(wanted.places[i] for i in order), wanted.lengths[order]
+    )
+    plans = [plan_shards(rows, Holding([]), rows_per_shard) for rows in (wanted, shuffled)]
+    assert plans[0] == plans[1]
+    assert len({shard.name for shard in plans[0]}) == len(plans[0])
+    assert all(list(shard.lengths) == sorted(shard.lengths) for shard in plans[0])
+
+
+@settings(max_examples=150, deadline=None)
+@given(LENGTHS, st.integers(1, 300))
+def test_batches_cover_every_row_once_within_the_budget(lengths, budget):
+    lengths = tuple(sorted(lengths))
+    cuts = list(cut_batches(lengths, budget))
+    assert [row for start, stop in cuts for row in range(start, stop)] == list(range(len(lengths)))
+    for start, stop in cuts:
+        assert (stop - start) * lengths[stop - 1] <= budget or stop - start == 1
+    for (start, stop), (_, after) in itertools.pairwise(cuts):
+        assert stop < after
+        assert (stop + 1 - start) * lengths[stop] > budget  # one more row would not have fitted
+
+
+def test_rows_that_stand_twice_are_wanted_once(tmp_path):
+    examples = [([1, 5], [[7, 2], [8, 9, 2]]), ([1, 5], [[7, 2], [6, 2]]), ([1], [[5, 7, 2], [4, 2]])]
+    for split, rows in (("train", examples), ("eval", examples[:1])):
+        writer = ExampleWriter(tmp_path, split)
+        for number, (prompt, answers) in enumerate(rows):
+            writer.add(prompt, answers, [row_key(prompt, answer) for answer in answers], f"pairs.jsonl:{number + 1}")
+        writer.close()
+    wanted = wanted_rows(tmp_path, ("train", "eval"), 2)
+    # ([1], [5, 7, 2]) has the ids of ([1, 5], [7, 2]) but starts its answer elsewhere: another row.
+    assert wanted.places == (
+        ("train", 0, 0),
+        ("train", 0, 1),
+        ("train", 1, 1),
+        ("train", 2, 0),
+        ("train", 2, 1),
+    )
+    assert wanted.lengths.tolist() == [4, 5, 4, 4, 3]
+    assert wanted.keys[0] == row_key([1, 5], [7, 2])
+    assert wanted_rows(tmp_path, ("eval",), 1).places == (("eval", 0, 0),)
+
+
+def test_a_real_cache_leaves_the_rest_to_do(tmp_path):
+    identity = CacheIdentity("w", "none", "t", "float32", "sdpa-cpu", "1")
+    wanted = wanted_of([9, 3, 5, 4, 8, 7, 2])
+    cache = ReferenceCache(tmp_path, identity).open()
+    first, second, third = plan_shards(wanted, cache, 3)
+    cache.write_shard(second.name, second.keys, [np.full(2, -1, np.float32)] * 3)
+    assert plan_shards(wanted, cache.open(), 3) == [first, third]
+    for shard in (first, third):
+        cache.write_shard(shard.name, shard.keys, [np.full(2, -1, np.float32)] * len(shard.keys))
+    assert plan_shards(wanted, cache.open(), 3) == []
+
+
+@pytest.mark.parametrize("rows_per_shard", [1, 100])
+def test_nothing_wanted_nothing_planned(rows_per_shard):
+    assert plan_shards(wanted_of([]), Holding([]), rows_per_shard) == []

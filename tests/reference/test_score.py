@@ -1,0 +1,165 @@
+"""Scoring: the values of plain forwards, the same whoever scores them, counted, and refused when they cannot be."""
+
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
+
+from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
+from raydpo.errors import ConfigError, IntegrityError
+from raydpo.models.create import create_model
+from raydpo.models.load import load_tokenizer
+from raydpo.models.resolve import ResolvedModel
+from raydpo.reference import plan_shards, wanted_rows
+from raydpo.reference.identity import reference_identity
+from raydpo.reference.score import Rescorer, Scorer, cut_batches
+from tests.train.world import NUM_EVAL, NUM_TRAIN, plain_nats
+
+ROWS_PER_SHARD = 32
+
+
+@pytest.fixture(scope="module")
+def work(world):
+    spec = world.scorer_spec(world.folder / "empty")
+    wanted = wanted_rows(world.data, ("train", "eval"), 2)
+    return plan_shards(wanted, ReferenceCache(spec.cache_dir, spec.identity).open(), ROWS_PER_SHARD)
+
+
+@pytest.fixture(scope="module")
+def scored(world, work, tmp_path_factory):
+    """A cache that one scorer filled, and what it said about each shard."""
+    spec = world.scorer_spec(tmp_path_factory.mktemp("cache"))
+    scorer = Scorer(spec)
+    done = [scorer(shard) for shard in work]
+    return ReferenceCache(spec.cache_dir, spec.identity).open(), done
+
+
+def test_values_are_those_of_plain_forwards(world, scored):
+    cache, _ = scored
+    model, largest = AutoModelForCausalLM.from_pretrained(world.reference), 0.0
+    for split, count in (("train", 12), ("eval", NUM_EVAL)):
+        table = ExampleTable.open(world.data, split)
+        for example in range(count):
+            rows = zip(table.answer_ids(example), cache.lookup(table.row_keys(example)), strict=True)
+            for answer, values in rows:
+                expected = plain_nats(model, table.prompt_ids(example), answer)
+                assert values.dtype == np.float32
+                assert values.shape == expected.shape
+                largest = max(largest, float(np.abs(values - expected).max()))
+    assert 0 < largest < 2e-5
+
+
+def test_rows_tokens_and_forwards_are_counted(world, work, scored):
+    cache, done = scored
+    assert [shard.name for shard in done] == [shard.name for shard in work]
+    assert sum(shard.rows for shard in done) == 2 * (NUM_TRAIN + NUM_EVAL) == cache.table().num_rows
+    assert sum(shard.tokens for shard in done) == sum(cache.table()["num_tokens"].to_pylist())
+    assert [shard.forwards for shard in done] == [len(list(cut_batches(shard.lengths, 1024))) for shard in work]
+    scorer, calls = Scorer(world.scorer_spec(world.folder / "counted")), []
+    scorer.scoring.model.register_forward_pre_hook(lambda *_: calls.append(1))
+    scorer.scoring.model.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))
+    _, forwards = scorer.score(work[-1])
+    assert len(calls) == forwards == done[-1].forwards > 1
+
+
+def test_values_do_not_depend_on_who_scored_or_when(world, work, scored, tmp_path):
+    cache, _ = scored
+    workers = [Scorer(world.scorer_spec(tmp_path)) for _ in range(2)]
+    for number, shard in enumerate(reversed(work)):
+        workers[number % 2](shard)
+    again = ReferenceCache(tmp_path, cache.identity).open()
+    keys = [key for shard in work for key in shard.keys]
+    assert cache.missing(keys) == again.missing(keys) == []
+    for one, two in zip(cache.lookup(keys), again.lookup(keys), strict=True):
+        np.testing.assert_array_equal(one, two)
+
+
+def test_a_lost_shard_is_scored_to_the_same_bytes(world, work, scored, tmp_path):
+    cache, _ = scored
+    folder = tmp_path / cache.folder.name
+    shutil.copytree(cache.folder, folder)
+    for suffix in (".arrow", ".json"):
+        (folder / "shards" / f"{work[2].name}{suffix}").unlink()
+    rest = ReferenceCache(tmp_path, cache.identity).open()
+    left = plan_shards(wanted_rows(world.data, ("train", "eval"), 2), rest, ROWS_PER_SHARD)
+    assert left == [work[2]]
+    Scorer(world.scorer_spec(tmp_path))(left[0])
+    name = f"shards/{work[2].name}.arrow"
+    assert (folder / name).read_bytes() == (cache.folder / name).read_bytes()
+
+
+@pytest.mark.parametrize("tokens_per_batch", [1, 10**6])
+def test_batching_changes_values_by_rounding_only(world, work, scored, tokens_per_batch, tmp_path):
+    values, forwards = Rescorer(world.scorer_spec(tmp_path, tokens_per_batch=tokens_per_batch)).score(work[1])
+    assert forwards == (ROWS_PER_SHARD if tokens_per_batch == 1 else 1)
+    for one, two in zip(values, scored[0].lookup(work[1].keys), strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-5)
+
+
+def test_bf16_is_another_cache_with_near_values(world, work, scored, tmp_path):
+    spec = world.scorer_spec(tmp_path, "bfloat16")
+    assert spec.identity.digest != scored[0].identity.digest
+    values, _ = Scorer(spec).score(work[0])
+    exact = scored[0].lookup(work[0].keys)
+    differences = [abs(float(one.sum() - two.sum())) for one, two in zip(values, exact, strict=True)]
+    assert 0 < max(differences) < 0.05 * max(abs(float(two.sum())) for two in exact)
+
+
+def spec_of(world, model, cache_dir):
+    resolved = ResolvedModel(model.name, None, model)
+    identity = reference_identity(resolved, model, "float32", "sdpa", use_gpu=False)
+    return replace(world.scorer_spec(cache_dir), model=resolved, identity=identity)
+
+
+def test_a_value_that_is_not_finite_is_refused_with_its_row(world, work, tmp_path):
+    # A NaN in the input embedding of one letter: rows without that letter, and the check of the head, are well.
+    shape = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 24, "max_positions": 512}
+    model = tmp_path / "model"
+    create_model(model, load_tokenizer(world.reference), **shape, seed=0, tie_embeddings=False)
+    weights = load_file(model / "model.safetensors")
+    token = int(ExampleTable.open(world.data, "train").answer_ids(0)[0][0])
+    assert token > 8
+    weights["model.embed_tokens.weight"][token] = torch.nan
+    save_file(weights, model / "model.safetensors", metadata={"format": "pt"})
+    (shard,) = plan_shards(wanted_rows(world.data, ("train",), 1), ReferenceCache(tmp_path, work_identity()), 1000)
+    with pytest.raises(IntegrityError, match=r"nan nats for a token of .*train\.jsonl:\d+"):
+        Scorer(spec_of(world, model, tmp_path / "cache"))(shard)
+    assert not (tmp_path / "cache").exists()
+
+
+def work_identity():
+    return CacheIdentity("w", "none", "t", "float32", "sdpa-cpu", "1")
+
+
+def test_broken_weights_are_named_as_such(world, tmp_path):
+    shutil.copytree(world.reference, tmp_path / "broken")
+    weights = load_file(tmp_path / "broken" / "model.safetensors")
+    weights["model.layers.1.mlp.up_proj.weight"][0, 0] = torch.nan
+    save_file(weights, tmp_path / "broken" / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match="not finite"):
+        Scorer(spec_of(world, tmp_path / "broken", tmp_path / "cache"))
+
+
+def test_identity_follows_bytes_not_names(world, tmp_path):
+    def identity(folder, **changes):
+        options = {"dtype": "float32", "attention": "sdpa", "use_gpu": False} | changes
+        return reference_identity(ResolvedModel(str(folder), None, folder), folder, **options)
+
+    shutil.copytree(world.reference, tmp_path / "copy")
+    start = identity(world.reference)
+    assert identity(tmp_path / "copy") == start
+    others = [
+        identity(world.policy),
+        identity(world.reference, dtype="bfloat16"),
+        identity(world.reference, attention="eager"),
+        identity(world.reference, use_gpu=True),
+    ]
+    weights = load_file(tmp_path / "copy" / "model.safetensors")
+    weights["model.norm.weight"][0] += 1e-6
+    save_file(weights, tmp_path / "copy" / "model.safetensors", metadata={"format": "pt"})
+    others.append(identity(tmp_path / "copy"))
+    assert len({start.digest, *(other.digest for other in others)}) == 6

@@ -1,0 +1,73 @@
+"""`model/` of a checkpoint is a plain transformers folder with the weights of the trainer's last evaluation."""
+
+import stat
+
+import numpy as np
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
+
+from raydpo.artifacts import ExampleTable
+from raydpo.metrics import means
+from raydpo.models.resolve import ResolvedModel
+from raydpo.train import evaluation
+from raydpo.train.trainer import NAMES
+from tests.train.gang import Place
+from tests.train.world import plain_nats
+
+
+def mean_logps(model, table):
+    """(chosen, rejected) means of plain forwards over a split."""
+    rows = [[plain_nats(model, table.prompt_ids(e), a).sum() for a in table.answer_ids(e)] for e in range(len(table))]
+    return np.mean(rows, axis=0)
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (1, 2), (1, 3), (2, 0), (2, 2), (2, 3)])
+def test_the_exported_model_is_the_one_that_was_evaluated(runs, world, num_ranks, stage):
+    run = runs.get(num_ranks=num_ranks, zero_stage=stage)
+    folder = run.staged() / "model"
+    model = AutoModelForCausalLM.from_pretrained(folder, dtype="auto")
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    chosen, rejected = mean_logps(model, ExampleTable.open(world.data, "eval"))
+    assert chosen == pytest.approx(run.last_evaluation["eval/logps/chosen"], abs=1e-3)
+    assert rejected == pytest.approx(run.last_evaluation["eval/logps/rejected"], abs=1e-3)
+    assert abs(chosen - run.first_evaluation["eval/logps/chosen"]) > 1  # it is not the start model
+
+
+def test_the_folder_is_complete(runs, world):
+    folder = runs.get(num_ranks=2, zero_stage=3).staged() / "model"
+    names = {path.name for path in folder.iterdir()}
+    assert {"config.json", "generation_config.json", "tokenizer.json", "model.safetensors"} <= names
+    assert not [name for name in names if name.endswith((".bin", ".pt"))]
+    text = world.train_rows[0]["prompt"]
+    start, exported = (AutoTokenizer.from_pretrained(path)(text).input_ids for path in (world.reference, folder))
+    assert exported == start
+    assert (
+        GenerationConfig.from_pretrained(folder).eos_token_id
+        == GenerationConfig.from_pretrained(world.reference).eos_token_id
+    )
+    assert all(path.stat().st_mode & stat.S_IROTH for path in folder.iterdir())
+    assert AutoModelForCausalLM.from_pretrained(folder).config.tie_word_embeddings is True
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_bf16_exports_bf16(runs, stage):
+    run = runs.get(num_ranks=2 if stage else 1, dtype="bfloat16", zero_stage=stage)
+    model = AutoModelForCausalLM.from_pretrained(run.staged() / "model", dtype="auto")
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_evaluate_of_the_exported_model_repeats_the_last_evaluation(runs, num_ranks):
+    run = runs.get(zero_stage=2)
+    spec = runs.spec(policy=run.staged() / "model")
+    assert spec.model == ResolvedModel("start", None, run.staged() / "model")
+    total = np.zeros(2 * len(NAMES))
+    for rank in range(num_ranks):
+        *progress, last = evaluation.run(Place(rank, num_ranks), spec)
+        assert last.done
+        assert [share.done for share in progress] == [False] * len(progress)
+        total += last.vector
+    found = means(NAMES, total, "eval/")
+    assert found == pytest.approx(run.last_evaluation, abs=1e-4)
+    assert set(found) == set(run.last_evaluation)

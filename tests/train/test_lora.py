@@ -1,0 +1,78 @@
+"""LoRA: the adapter alone trains, the base stays bit for bit, and what is exported is what was trained."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from peft import PeftModel
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
+
+from raydpo.artifacts import ExampleTable
+from raydpo.models.lora import merge_lora
+from tests.train import jobs
+from tests.train.test_export import mean_logps
+
+LORA = {"rank": 4, "alpha": 8}
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (1, 2), (2, 2), (2, 3)])
+def test_only_the_adapter_trains(runs, world, gangs, num_ranks, stage):
+    spec = runs.spec(zero_stage=stage, lora=LORA, max_steps=2)
+    (_, weights, trainable), *_ = gangs[num_ranks].run(jobs.train_and_look, spec)
+    assert trainable
+    assert all(".lora_" in name for name in trainable)
+    base, compared = load_file(world.reference / "model.safetensors"), 0
+    for name, value in weights.items():
+        if name not in trainable:
+            plain = name.removeprefix("base_model.model.").replace(".base_layer", "")
+            np.testing.assert_array_equal(value, base[plain].numpy(), err_msg=name)
+            compared += 1
+    assert compared == len(base)
+    assert all(np.abs(weights[name]).max() > 0 for name in trainable)  # B started at 0
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 0), (2, 2), (2, 3)])
+def test_losses_are_the_same_and_start_at_ln_2(runs, num_ranks, stage):
+    run, plain = runs.get(num_ranks=num_ranks, zero_stage=stage, lora=LORA), runs.get(zero_stage=0, lora=LORA)
+    assert run.losses[0] == pytest.approx(math.log(2), abs=1e-6)
+    assert run.losses[-1] < 0.5
+    assert run.losses == pytest.approx(plain.losses, abs=1e-5)
+    assert run.probed.max_difference_nats < 1e-4
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
+def test_peft_loads_the_adapter_and_gives_the_trainers_log_probs(runs, world, num_ranks, stage, tmp_path):
+    run = runs.get(num_ranks=num_ranks, zero_stage=stage, lora=LORA)
+    adapter = run.staged() / "model"
+    assert not list(adapter.glob("model*.safetensors"))
+    assert all("lora_" in name for name in load_file(adapter / "adapter_model.safetensors"))
+    table = ExampleTable.open(world.data, "eval")
+    expected = [run.last_evaluation[f"eval/logps/{side}"] for side in ("chosen", "rejected")]
+    model = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(world.reference), adapter).eval()
+    assert mean_logps(model, table) == pytest.approx(expected, abs=1e-3)
+    with model.disable_adapter():
+        off = [run.first_evaluation[f"eval/logps/{side}"] for side in ("chosen", "rejected")]
+        assert mean_logps(model, table) == pytest.approx(off, abs=1e-3)
+    merge_lora(world.reference, adapter, tmp_path / "merged", "float32")
+    merged = AutoModelForCausalLM.from_pretrained(tmp_path / "merged", dtype="auto")
+    assert mean_logps(merged, table) == pytest.approx(expected, abs=1e-3)
+    assert abs(np.subtract(expected, off)).max() > 1
+
+
+def test_an_exported_adapter_can_be_evaluated_and_trained_further(runs, world):
+    # An adapter folder is merged into its base on loading: it starts where the first run ended.
+    adapter = runs.get(lora=LORA).staged() / "model"
+    further = runs.get(lora=LORA, policy=adapter, max_steps=1)
+    ended = runs.get(lora=LORA).last_evaluation
+    assert further.first_evaluation == pytest.approx(ended, abs=1e-3)
+
+
+def test_the_seed_alone_decides_the_adapter(runs, gangs):
+    first, second = (runs.get(lora=LORA, save_every=1, max_steps=n).staged(1) / "model" for n in (1, 2))
+    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
+    name = next(name for name in a if "lora_A" in name)
+    assert not torch.equal(a[name], torch.zeros_like(a[name]))
+    assert a[name].shape[0] == LORA["rank"]
+    assert a.keys() == b.keys()

@@ -1,0 +1,61 @@
+"""N steps in one go, or k steps, a committed checkpoint, a new engine and the rest: the same bits."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raydpo.artifacts import commit_folder, verify_folder
+from raydpo.schema.training import Evaluated, Probed
+
+LORA = {"rank": 4, "alpha": 8}
+CASES = [
+    (1, {"zero_stage": 0}),
+    (1, {"zero_stage": 2}),
+    (1, {"zero_stage": 3}),
+    (2, {"zero_stage": 0}),
+    (2, {"zero_stage": 2}),
+    (2, {"zero_stage": 3}),
+    (2, {"zero_stage": 3, "offload_optimizer": True, "offload_parameters": True}),
+    (1, {"zero_stage": 2, "offload_optimizer": True}),
+    (1, {"zero_stage": 0, "lora": LORA}),
+    (2, {"zero_stage": 3, "lora": LORA}),
+    (2, {"zero_stage": 2, "dtype": "bfloat16"}),
+    (2, {"zero_stage": 3, "dtype": "bfloat16"}),
+]
+
+
+def resume(runs, run, step, num_ranks, tmp_path, **options):
+    """Commit what `run` staged at `step` and go on from it in a new engine."""
+    committed = tmp_path / f"step-{step:06d}"
+    run.staged(step).rename(tmp_path / "staged")
+    commit_folder(tmp_path / "staged", committed, {"step": step})
+    assert verify_folder(committed) == []
+    spec = replace(runs.spec(**options), resume=committed, resume_step=step, probe=False)
+    return runs.fresh(spec, num_ranks)
+
+
+@pytest.mark.parametrize(("num_ranks", "options"), CASES, ids=[f"{n} ranks {o}" for n, o in CASES])
+def test_weights_are_bitwise_those_of_an_undisturbed_run(runs, num_ranks, options, tmp_path):
+    options = {**options, "save_every": 2}
+    straight = runs.fresh(runs.spec(**options), num_ranks)
+    again = resume(runs, straight, 2, num_ranks, tmp_path, **options)
+    assert not again.error
+    assert not again.of(Probed)
+    assert [event.step for event in again.of(Evaluated)] == [5]
+    assert again.losses == straight.losses[2:]
+    file = "adapter_model.safetensors" if "lora" in options else "model.safetensors"
+    one, two = (load_file(run.staged() / "model" / file) for run in (straight, again))
+    assert one.keys() == two.keys()
+    differing = [name for name in one if not torch.equal(one[name], two[name])]
+    assert differing == []
+    before = load_file(tmp_path / "step-000002" / "model" / file)
+    assert any(not torch.equal(one[name], before[name]) for name in one)
+
+
+def test_going_on_after_the_last_step_does_nothing(runs, tmp_path):
+    run = runs.fresh(runs.spec(max_steps=2))
+    again = resume(runs, run, 2, 1, tmp_path, max_steps=2)
+    assert again.losses == []
+    assert (again.finished.step, again.finished.reason) == (2, "all steps were done before")
