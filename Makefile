@@ -1,6 +1,6 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`.
 # PYTHON picks the interpreter of the virtual environment (>= 3.11). VENV may point at an existing one.
-# TORCH is what is installed first: without CUDA on the machine, the plain CPU build of this version is enough.
+# TORCH is what is installed first, so that nothing brings another build of it; TORCH=torch takes the newest.
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0

@@ -56,15 +56,19 @@ class ReferenceCache:
         self._table = LOGPROBS.empty_table()
         self._index = _Index(self._table)
 
-    def open(self) -> ReferenceCache:
-        """Verify every shard, set damaged ones aside (they are scored again), and index the rows. Returns self."""
+    def open(self, *, is_owner: bool = True) -> ReferenceCache:
+        """Verify every shard, set damaged ones aside (they are scored again), and index the rows. Returns self.
+
+        is_owner: False for a reader that scores nothing; it leaves damaged shards where they are.
+        """
         self._table, found = read_cache(self.folder)
         for name, _ in found:
             try:  # reading the others took time: another run may have scored this one again by now
                 self._table = pa.concat_tables([self._table, _read_verified(self.folder, name)])
             except IntegrityError as error:
-                with suppress(PermissionError):  # a cache that can only be read keeps it, and nobody uses it
-                    set_aside(self.folder, name)
+                if is_owner:
+                    with suppress(PermissionError):  # a cache that can only be read keeps it, and nobody uses it
+                        set_aside(self.folder, name)
                 self.damaged.append(f"{error}; its rows will be scored again")
         self._index = _Index(self._table)
         if self._table.num_rows:

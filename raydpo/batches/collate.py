@@ -38,10 +38,6 @@ class MicroBatch:
     def num_examples(self) -> int:
         return self.answers.shape[0]
 
-    @property
-    def num_answer_tokens(self) -> int:
-        return len(self.sequences.targets) if self.num_examples else 0
-
     def to(self, device: torch.device | str) -> MicroBatch:
         nats = None if self.reference_nats is None else self.reference_nats.to(device)
         return replace(self, sequences=self.sequences.to(device), answers=self.answers.to(device), reference_nats=nats)
@@ -61,15 +57,23 @@ def collate_rows(rows: Rows, pad_id: int = 0) -> SequenceBatch:
         targets.append(np.asarray(answer, dtype=np.int64))
         sequences.append(np.full(len(answer), s, dtype=np.int64))
     return SequenceBatch(
-        *(torch.from_numpy(x) for x in (ids, mask)),
-        *(torch.from_numpy(np.concatenate(x)) for x in (predictors, targets, sequences)),
+        input_ids=torch.from_numpy(ids),
+        attention_mask=torch.from_numpy(mask),
+        predictors=torch.from_numpy(np.concatenate(predictors)),
+        targets=torch.from_numpy(np.concatenate(targets)),
+        sequences=torch.from_numpy(np.concatenate(sequences)),
     )
 
 
-def collate(table: ExampleTable, examples: Sequence[int], num_answers: int, lookup: Lookup | None) -> MicroBatch:
-    """The micro-batch of `examples`. An empty list gives a dummy of one token whose loss counts nothing."""
+def collate(
+    table: ExampleTable, examples: Sequence[int], num_answers: int, lookup: Lookup | None, num_chunks: int = 1
+) -> MicroBatch:
+    """The micro-batch of `examples`. An empty list gives a dummy of one token whose loss counts nothing.
+
+    num_chunks: calls of the head that every rank makes for its micro-batch.
+    """
     if not examples:
-        dummy = collate_rows([(np.zeros(1, np.int32), np.zeros(1, np.int32))])
+        dummy = replace(collate_rows([(np.zeros(1, np.int32), np.zeros(1, np.int32))]), num_chunks=num_chunks)
         nats = None if lookup is None else torch.zeros(1)
         return MicroBatch(dummy, torch.zeros((0, num_answers), dtype=torch.int64), nats, 0)
     rows, keys = [], []
@@ -80,4 +84,4 @@ def collate(table: ExampleTable, examples: Sequence[int], num_answers: int, look
     reference = None if lookup is None else torch.from_numpy(np.concatenate(lookup(keys)).astype(np.float32))
     answers = torch.arange(len(rows), dtype=torch.int64).reshape(-1, num_answers)
     num_tokens = sum(len(prompt) + len(answer) for prompt, answer in rows)
-    return MicroBatch(collate_rows(rows), answers, reference, num_tokens)
+    return MicroBatch(replace(collate_rows(rows), num_chunks=num_chunks), answers, reference, num_tokens)

@@ -196,9 +196,11 @@ class TrainSection(Section):
     """Stop and name the ranks that reported nothing for this long."""
 
     @model_validator(mode="after")
-    def _offload_needs_zero(self) -> Self:
+    def _one_device_a_rank_and_offload_needs_zero(self) -> Self:
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage: 3")
+        if self.gpus_per_worker not in (0, 1):
+            raise ValueError("gpus_per_worker is 0 (train on the CPU) or 1 (a rank drives one GPU)")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage: 1, 2 or 3")
         return self

@@ -1,8 +1,8 @@
 """Metrics: declared once, summed exactly, written to sinks, watched for trouble."""
 
 from raydpo.metrics.declared import METRICS, Metric, best_direction
-from raydpo.metrics.sinks import Sinks
+from raydpo.metrics.sinks import Sinks, keep_lines
 from raydpo.metrics.sums import Sums, means
 from raydpo.metrics.watch import Patience, Watch
 
-__all__ = ["METRICS", "Metric", "Patience", "Sinks", "Sums", "Watch", "best_direction", "means"]
+__all__ = ["METRICS", "Metric", "Patience", "Sinks", "Sums", "Watch", "best_direction", "keep_lines", "means"]

@@ -1,7 +1,7 @@
 """Where metrics go: `metrics.jsonl`, the one that survives everything, and TensorBoard events.
 
 Decision: a resumed run first drops the lines beyond the step it goes on from, so that the file of an interrupted run
-reads like that of an undisturbed one. A TensorBoard that fails never stops training.
+reads like that of an undisturbed one.
 """
 
 from __future__ import annotations
@@ -14,16 +14,21 @@ from pathlib import Path
 from typing import Any
 
 
+def keep_lines(path: Path, last_step: int) -> None:
+    """Cut a file of JSON lines with a `step` back to the steps up to `last_step`; half lines go too."""
+    kept = [line for line in _lines(path) if line["step"] <= last_step] if last_step > 0 else []
+    if kept or path.exists():
+        staging = path.with_name(path.name + ".tmp")
+        staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        os.replace(staging, path)
+
+
 class MetricsFile:
     """Append-only JSON lines: {"step": n, name: value, ...}."""
 
     def __init__(self, path: Path, resume_step: int) -> None:
-        kept = [line for line in _lines(path) if line["step"] <= resume_step] if resume_step > 0 else []
-        staging = path.with_name(path.name + ".tmp")
-        staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
-        os.replace(staging, path)
+        keep_lines(path, resume_step)
         self._file = path.open("a")
-        self.last_step = kept[-1]["step"] if kept else 0
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         self._file.write(json.dumps({"step": step, **metrics}) + "\n")

@@ -26,9 +26,6 @@ class Sums:
         """[sum, count, sum, count, ...] in the order of `names`; 0, 0 for a name that was never added."""
         return [x for n in names for x in (float(self._sums.get(n, 0.0)), float(self._counts.get(n, 0.0)))]
 
-    def names(self) -> set[str]:
-        return set(self._sums)
-
 
 def means(names: Iterable[str], vector: Iterable[float], prefix: str = "") -> dict[str, float]:
     """Divide a (summed) vector: name -> mean, leaving out what nobody counted."""

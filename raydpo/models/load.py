@@ -1,8 +1,8 @@
 """A transformers folder -> a causal language model that is ready to score or to train.
 
 Goes out: the module in the asked dtype, every dropout at 0, cache off. Remote code is never run.
-Decision: an SFT *adapter* folder is merged into its base on loading, for policy and reference alike, so that "the
-adapter off" always means the SFT model; the price is that the merged weights are full size.
+Decision: an *adapter* folder is merged into its base on loading, so that a trained adapter can be evaluated like any
+model. It cannot be trained from or be a reference: "the adapter off" would then be the base, not the SFT model.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from raydpo.errors import ConfigError
+from raydpo.models.resolve import resolve_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -30,12 +31,14 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
 
     logging.disable_progress_bar()  # the driver shows progress; a bar a process would tear it apart
     adapter = folder / "adapter_config.json"
-    base = Path(json.loads(adapter.read_text())["base_model_name_or_path"]) if adapter.is_file() else folder
+    base = folder
+    if adapter.is_file():
+        base = resolve_model("base of the adapter", json.loads(adapter.read_text())["base_model_name_or_path"]).folder
     try:
         model = AutoModelForCausalLM.from_pretrained(
             str(base), dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True, trust_remote_code=False
         )
-    except (OSError, ValueError, KeyError) as error:
+    except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
             f"{base} could not be loaded as a causal language model: {error}. Allowed: a transformers folder or hub id with "
             "*.safetensors whose architecture transformers knows without remote code."
@@ -44,7 +47,6 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
         from peft import PeftModel
 
         model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
-    model.config.use_cache = False
     return switch_dropout_off(model).eval()
 
 

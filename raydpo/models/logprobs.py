@@ -10,7 +10,7 @@ Shapes: S sequences, T tokens of the longest, N answer tokens in all, H hidden, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -27,6 +27,9 @@ CHUNK_TOKENS = 1024
 class SequenceBatch:
     """Sequences to score. Every tensor is int64.
 
+    num_chunks: calls of the head at least. Under ZeRO-3 each call gathers the head's weights from all ranks, so ranks
+    must make the same number, however many answer tokens each has.
+
     input_ids, attention_mask: [S, T], right-padded. predictors: [N], index s * T + t of the position whose hidden state
     predicts the answer token. targets: [N], its id. sequences: [N], the sequence s that it belongs to, ascending.
     """
@@ -36,13 +39,15 @@ class SequenceBatch:
     predictors: Tensor
     targets: Tensor
     sequences: Tensor
+    num_chunks: int = 1
 
     @property
     def num_sequences(self) -> int:
         return self.input_ids.shape[0]
 
     def to(self, device: torch.device | str) -> SequenceBatch:
-        return SequenceBatch(**{f.name: getattr(self, f.name).to(device) for f in fields(self)})
+        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_chunks"}
+        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
 
 
 class AnswerLogProbs(nn.Module):
@@ -59,18 +64,24 @@ class AnswerLogProbs(nn.Module):
         mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
         output = inner.get_decoder()(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
         hidden_NH = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
-        return self._score(inner.get_output_embeddings(), hidden_NH, batch.targets)
+        num_chunks = max(batch.num_chunks, count_chunks(len(batch.targets), self.chunk_tokens))
+        return self._score(inner.get_output_embeddings(), hidden_NH, batch.targets, num_chunks)
 
-    def _score(self, head: nn.Module, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-        chunks = list(zip(hidden_NH.split(self.chunk_tokens), targets_N.split(self.chunk_tokens), strict=True))
-        recompute = len(chunks) > 1 and torch.is_grad_enabled()
+    def _score(self, head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int) -> Tensor:
+        chunks = zip(hidden_NH.tensor_split(num_chunks), targets_N.tensor_split(num_chunks), strict=True)
+        recompute = num_chunks > 1 and torch.is_grad_enabled()
         nats = [
             checkpoint(_chunk_nats, head, self._adjust, h, t, use_reentrant=False)
             if recompute
             else _chunk_nats(head, self._adjust, h, t)
             for h, t in chunks
         ]
-        return torch.cat(nats) if nats else hidden_NH.sum(dtype=torch.float32)[None][:0]
+        return torch.cat(nats)
+
+
+def count_chunks(num_tokens: int, chunk_tokens: int = CHUNK_TOKENS) -> int:
+    """Calls of the head for `num_tokens` answer tokens; at least one."""
+    return max(1, -(-num_tokens // chunk_tokens))
 
 
 def _chunk_nats(head: nn.Module, adjust: Callable[[Tensor], Tensor], hidden_NH: Tensor, targets_N: Tensor) -> Tensor:

@@ -11,6 +11,8 @@ from typing import Any
 
 import torch
 
+from raydpo.errors import ConfigError
+
 
 def add_lora(model: Any, *, rank: int, alpha: float, target_modules: str | tuple[str, ...], seed: int) -> Any:
     """Wrap `model` in a PeftModel with one trainable adapter; weights depend on `seed` only."""
@@ -27,7 +29,13 @@ def add_lora(model: Any, *, rank: int, alpha: float, target_modules: str | tuple
         task_type="CAUSAL_LM",
         init_lora_weights=True,
     )
-    return get_peft_model(model, config)
+    try:
+        return get_peft_model(model, config)
+    except ValueError as error:
+        raise ConfigError(
+            f"train.lora.target_modules: {target_modules!r} fits no module of {type(model).__name__} ({error}). Nothing was "
+            "trained. Give names of its linear modules, or all-linear."
+        ) from error
 
 
 def merge_lora(base: Path, adapter: Path, out: Path, dtype: str) -> None:

@@ -5,6 +5,9 @@ Decision: the tolerance is the noise of the arithmetic (batching, sharding), far
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
+
 import numpy as np
 
 NUM_EXAMPLES = 4
@@ -23,3 +26,24 @@ def probe_examples(lengths: np.ndarray) -> list[int]:
     order = np.argsort(lengths, kind="stable")
     places = np.linspace(0, len(order) - 1, min(NUM_EXAMPLES, len(order))).round().astype(int)
     return [int(order[place]) for place in dict.fromkeys(places.tolist())]
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Two scorings of the same rows. worst_nats: largest difference of a row's sum; allowed_nats: what it may be.
+    problem: (row, first sum, second sum, difference, allowed) of the row that is furthest out, None if all agree."""
+
+    rows: int
+    worst_nats: float
+    allowed_nats: float
+    problem: tuple[int, float, float, float, float] | None
+
+
+def compare(first: Sequence[np.ndarray], second: Sequence[np.ndarray], dtype: str) -> Comparison:
+    """Compare per-token log-probs of the same rows by their sums; `second` sets the scale of the tolerance."""
+    ours, theirs = (np.array([values.astype(np.float64).sum() for values in side]) for side in (first, second))
+    differences, allowed = np.abs(ours - theirs), tolerance_nats(dtype, theirs)
+    at, worst = int(np.argmax(differences - allowed)), int(np.argmax(differences))
+    row = (at, float(ours[at]), float(theirs[at]), float(differences[at]), float(allowed[at]))
+    agree = bool((differences <= allowed).all())
+    return Comparison(len(ours), float(differences[worst]), float(allowed[worst]), None if agree else row)

@@ -28,10 +28,19 @@ class ResolvedModel:
         return self.folder if self.commit is None else _download(self.name, self.commit)
 
 
-def resolve_model(key: str, name: str, revision: str | None = None) -> ResolvedModel:
-    """Find the model that `key` of the config names. Raises ConfigError when there is none."""
+def resolve_model(key: str, name: str, revision: str | None = None, *, allow_adapter: bool = False) -> ResolvedModel:
+    """Find the model that `key` of the config names. Raises ConfigError when there is none.
+
+    allow_adapter: whether a LoRA adapter folder will do.
+    """
     folder = Path(name).expanduser()
     if folder.is_dir():
+        if (folder / "adapter_config.json").is_file() and not allow_adapter:
+            raise ConfigError(
+                f"{key}: {name} is a LoRA adapter; a full model is allowed. The adapter of a new run would sit on its base "
+                "model, not on this one, and export would lose it. Merge it first (train.lora.merge: true writes "
+                "model_merged/)."
+            )
         if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
             raise ConfigError(
                 f"{key}: {name} is a folder without config.json; a transformers folder (config.json, *.safetensors, "
@@ -49,11 +58,11 @@ def resolve_model(key: str, name: str, revision: str | None = None) -> ResolvedM
 
 def _download(name: str, revision: str | None, key: str = "model.path") -> Path:
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError, RepositoryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=list(WEIGHTS)))
-    except (RepositoryNotFoundError, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ConfigError(
             f"{key}: {name} is not a folder, and the hub gave no snapshot of it (revision {revision or 'main'}): "
             f"{type(error).__name__}. Nothing was loaded. Give an existing folder, or a hub id that this machine can reach "

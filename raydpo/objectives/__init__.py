@@ -6,8 +6,8 @@ file of its own, a row in `raydpo.config.objectives`, an entry here, golden valu
 
 from collections.abc import Callable, Mapping
 
-from raydpo.objectives.base import Objective, ObjectiveInput, ObjectiveOutput
 from raydpo.objectives.dpo import DPO
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput
 from raydpo.objectives.sft import SFT
 
 OBJECTIVE_CLASSES: dict[str, Callable[..., Objective]] = {"dpo": DPO, "sft": SFT}

@@ -14,7 +14,7 @@ from typing import ClassVar, Literal
 
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.base import ObjectiveInput, ObjectiveOutput, preference_metrics
+from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, preference_metrics
 
 
 @dataclass(frozen=True)

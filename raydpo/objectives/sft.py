@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from raydpo.objectives.base import ObjectiveInput, ObjectiveOutput
+from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput
 
 
 @dataclass(frozen=True)

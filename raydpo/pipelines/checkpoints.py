@@ -6,6 +6,7 @@ swept away by the next attempt.
 
 from __future__ import annotations
 
+import math
 import shutil
 import uuid
 from collections.abc import Mapping
@@ -64,7 +65,7 @@ def best_valid(folder: Path, metric: str) -> tuple[Checkpoint | None, list[str]]
 
 def _best_first(checkpoints: list[Checkpoint], metric: str) -> list[Checkpoint]:
     sign = -1 if best_direction(metric) == "higher" else 1
-    rated = [c for c in checkpoints if metric in c.meta["metrics"]]
+    rated = [c for c in checkpoints if math.isfinite(c.meta["metrics"].get(metric, math.nan))]
     return sorted(rated, key=lambda c: (sign * c.meta["metrics"][metric], c.step))
 
 

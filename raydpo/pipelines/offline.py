@@ -108,8 +108,8 @@ def _model_to_evaluate(workspace: Workspace) -> ResolvedModel:
         published = workspace.dir / "model"
         name = str(newest.folder if newest and not published.is_dir() else published)
     inside = Path(name).expanduser() / "model"
-    is_checkpoint = (inside.parent / "COMMIT.json").is_file()
-    return replace(resolve_model("evaluate.model", str(inside) if is_checkpoint else name), name=name)
+    path = str(inside) if (inside.parent / "COMMIT.json").is_file() else name
+    return replace(resolve_model("evaluate.model", path, allow_adapter=True), name=name)
 
 
 def _evaluate(

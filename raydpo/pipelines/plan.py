@@ -13,8 +13,16 @@ from typing import Any, Literal
 from raydpo.config import Config
 from raydpo.errors import ResumeError
 
-# What may change between two attempts at the same run without changing its numbers.
+# What may change between two attempts at the same run without changing its numbers. Paths are free, because digests of
+# what they lead to are compared.
 FREE = {
+    "model.path",
+    "model.revision",
+    "reference.model",
+    "reference.revision",
+    "data.train",
+    "data.eval",
+    "data.chat_template",
     "run.dir",
     "run.resume",
     "reference.cache_dir",
@@ -100,5 +108,6 @@ def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str
 
 
 def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
-    keys = [key for key in [*new, *(k for k in old if k not in new)] if old.get(key) != new.get(key)]
-    return [f"{key}: {old.get(key)!r} then, {new.get(key)!r} now." for key in keys]
+    # A key that only one of them has came or went with another version of the program.
+    keys = [key for key in new if key in old and old[key] != new[key]]
+    return [f"{key}: {old[key]!r} then, {new[key]!r} now." for key in keys]

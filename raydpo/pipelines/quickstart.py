@@ -8,7 +8,6 @@ the task, whose answers a program can check.
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,8 @@ def quickstart(run_dir: str, seed: int = 0, observer: Observer = ignore) -> dict
     observer(
         Note("info", f"task: {task.prompts[0]!r} -> {task.expected[0]!r}; a fresh model of {num_parameters:,} weights")
     )
-    workers = min(2, os.cpu_count() or 1)
-    sections = {"seed": seed, "workers": workers}
-    with runtime.session([runtime.Demand("train", workers, 1, 0)]):
+    with runtime.session():
+        sections = {"seed": seed, "workers": min(2, runtime.count_cpus())}
         train(_sft(root, task, **sections), observer)
         before = _accuracy(root / "sft/model", task)
         observer(StageDone("sft", f"exact match {before:.1%} on {len(task.prompts)} held-out prompts"))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -15,9 +15,10 @@ from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
 from raydpo.data import DataReport, prepare
 from raydpo.errors import IntegrityError, ReferenceMismatchError
+from raydpo.models.probe import compare
 from raydpo.pipelines.workspace import Workspace
 from raydpo.reference import ShardWork, plan_shards, wanted_rows
-from raydpo.reference.probe import compare_probe, probe_work
+from raydpo.reference.probe import probe_work
 from raydpo.reference.score import Rescorer, Scorer, ScorerSpec
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
 
@@ -32,12 +33,11 @@ class ReferenceReport:
     damaged: tuple[str, ...] = ()
     cache: ReferenceCache | None = None
     identity: CacheIdentity | None = None
-    extra: dict[str, Any] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         counts = {"rows": self.rows, "rows_scored": self.rows_scored, "forwards": self.forwards}
         where = {} if self.cache is None else {"cache": str(self.cache.folder)}
-        return {**counts, "damaged_shards": list(self.damaged), **where, **self.extra}
+        return {**counts, "damaged_shards": list(self.damaged), **where}
 
 
 def ray_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any]:
@@ -129,10 +129,14 @@ def rescore_probe(workspace: Workspace, report: ReferenceReport, observer: Obser
     resources = {"cpus": section.cpus_per_worker, "gpus": section.gpus_per_worker}
     results = runtime.run_pool("reference probe", make, [work], num_workers=1, max_retries=1, **resources)
     fresh = next(values for _, values in results)
-    worst, allowed, problem = compare_probe(fresh, report.cache.lookup(list(work.keys)), workspace.dtype)
-    if problem:
-        raise ReferenceMismatchError(problem)
-    observer(
-        Note("info", f"{len(fresh)} cached rows scored again by the declared reference: max {worst:.2g} nats apart")
-    )
-    return {"rows": float(len(fresh)), "max_difference_nats": worst, "tolerance_nats": allowed}
+    found = compare(fresh, report.cache.lookup(list(work.keys)), workspace.dtype)
+    if found.problem is not None:
+        _, now, then, difference, allowed = found.problem
+        raise ReferenceMismatchError(
+            f"the cache says {then:.6f} nats for a probe row, the reference now gives {now:.6f}: they differ by "
+            f"{difference:.3g}, allowed are {allowed:.3g} in {workspace.dtype}. Margins would be measured from the wrong "
+            "reference. The cache was made by other kernels or on other hardware: use another reference.cache_dir."
+        )
+    text = f"{found.rows} cached rows scored again by the declared reference: max {found.worst_nats:.2g} nats apart"
+    observer(Note("info", text))
+    return {"rows": found.rows, "max_difference_nats": found.worst_nats, "tolerance_nats": found.allowed_nats}

@@ -7,16 +7,18 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping
 from contextlib import ExitStack
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from raydpo import runtime
 from raydpo.artifacts import examples_digest
 from raydpo.batches.order import Order
 from raydpo.errors import ResumeError
-from raydpo.metrics import Sinks, Watch
+from raydpo.metrics import Sinks, Watch, keep_lines
 from raydpo.models.lora import merge_lora
 from raydpo.pipelines.checkpoints import (
     best_metric,
@@ -39,11 +41,10 @@ TrainingReport = dict[str, Any]
 
 def plan_stage(workspace: Workspace, observer: Observer) -> Plan:
     """What is to do, decided before anything is scored. Raises ResumeError for what cannot be continued."""
-    weights, adapter = workspace.model_digests
     digests = {
-        "model weights": weights,
-        "model adapter": adapter,
+        "model weights": workspace.model_digest,
         "training data": examples_digest(workspace.data, "train"),
+        "evaluation data": examples_digest(workspace.data, "eval"),
     }
     newest, skipped = newest_checkpoint(workspace.checkpoints)
     for text in skipped:
@@ -102,10 +103,13 @@ def _run_gang(driver: Driver) -> None:
             probe=workspace.starts_at_reference,
             resume=plan.checkpoint.folder if plan.checkpoint else None,
             resume_step=plan.checkpoint.step if plan.checkpoint else 0,
-            eval_history=tuple(plan.checkpoint.meta["eval_history"]) if plan.checkpoint else (),
+            eval_history=tuple(driver.eval_history),
+            skipped_steps=driver.skipped,
+            chat_template=Path(template).expanduser().read_text() if (template := config.data.chat_template) else None,
         )
         driver.observer(StageStarted("train", driver.order.num_steps, "steps"))
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step))
+        keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
         events = runtime.run_gang(
             "train",
             partial(train_rank, spec=spec),
@@ -116,6 +120,7 @@ def _run_gang(driver: Driver) -> None:
         )
         for _, event in events:
             driver.handle(event)
+    shutil.rmtree(spec.staging, ignore_errors=True)
 
 
 class Driver:

@@ -15,12 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import CacheIdentity, RunLock, write_json, write_text
+from raydpo.artifacts import CacheIdentity, RunLock, weights_digest, write_json, write_text
 from raydpo.config import OBJECTIVES, Config
 from raydpo.config.load import dump
-from raydpo.errors import ConfigError
+from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, resolve_model
-from raydpo.reference.identity import model_digests, reference_identity
+from raydpo.pipelines.checks import cross_checks, fit_to_model
+from raydpo.reference.identity import reference_identity
 from raydpo.runtime import check_paths
 
 
@@ -62,9 +63,9 @@ class Workspace:
         return "bfloat16" if self.use_gpu else "float32"
 
     @cached_property
-    def model_digests(self) -> tuple[str, str]:
-        """(weights, adapter) digests of the model that training starts from. Hashes its files at the first use."""
-        return model_digests(self.model.folder)
+    def model_digest(self) -> str:
+        """Digest of the weights that training starts from. Hashes its files at the first use."""
+        return weights_digest(self.model.folder)
 
     @cached_property
     def identity(self) -> CacheIdentity | None:
@@ -72,13 +73,14 @@ class Workspace:
         if not self.needs_reference:
             return None
         use_gpu = self.config.reference.gpus_per_worker > 0
-        return reference_identity(self.reference, self.model.folder, self.dtype, self.config.model.attention, use_gpu)
+        weights = self.model_digest if self.reference == self.model else weights_digest(self.reference.folder)
+        return reference_identity(weights, self.model.folder, self.dtype, self.config.model.attention, use_gpu)
 
     @property
     def starts_at_reference(self) -> bool:
         """Whether policy and reference start as the same weights."""
         identity = self.identity
-        return identity is not None and (identity.weights, identity.adapter) == self.model_digests
+        return identity is not None and identity.weights == self.model_digest
 
     def staging(self) -> Path:
         """A folder name that no other attempt uses."""
@@ -126,7 +128,13 @@ class Workspace:
 def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
     """Check paths, find models and lock the run directory."""
     workspace = find_workspace(config, verb)
-    workspace.dir.mkdir(parents=True, exist_ok=True)
+    try:
+        workspace.dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"run.dir: {workspace.dir} cannot be made ({error.strerror}); a folder that this user may write to is needed, and "
+            "nothing was started. Choose another run.dir."
+        ) from error
     with RunLock(workspace.dir):
         for pattern in ("checkpoints/.staging-*", "checkpoints/.removed-*", ".model*-*"):
             for leftover in workspace.dir.glob(pattern):
@@ -137,7 +145,7 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
 def find_workspace(config: Config, verb: str) -> Workspace:
     """The workspace of `config`, touching nothing. Every problem at once as ConfigError."""
     check_paths({"run.dir": config.run.dir, "reference.cache_dir": config.reference.cache_dir})
-    problems, found = _cross_checks(config, verb), []
+    problems, found = cross_checks(config, verb), []
     for key, name, revision in (
         ("model.path", config.model.path, config.model.revision),
         ("reference.model", config.reference.model, config.reference.revision),
@@ -151,30 +159,9 @@ def find_workspace(config: Config, verb: str) -> Workspace:
     model, reference = found
     assert model is not None
     return Workspace(
-        config,
+        fit_to_model(config, model.folder),
         Path(config.run.dir).expanduser().absolute(),
         Path(config.reference.cache_dir).expanduser().absolute(),
         model,
         reference or model,
     )
-
-
-def _cross_checks(config: Config, verb: str) -> list[str]:
-    problems = []
-    if verb == "train" and not config.data.train:
-        problems.append("data.train is empty: train needs at least one file, folder, glob or hub id of examples.")
-    if verb == "evaluate" and not config.data.eval and not config.data.eval_fraction:
-        problems.append("data.eval is empty: evaluate needs held-out examples, or data.eval_fraction above 0.")
-    if not config.data.train and not config.data.eval:
-        problems.append("data.train and data.eval are both empty: there is nothing to read.")
-    if OBJECTIVES[config.objective.name].num_answers < 2:
-        pairs = {
-            "train.early_stopping_patience": config.train.early_stopping_patience,
-            "train.best_metric": config.train.best_metric if config.train.best_metric != "eval/loss" else None,
-        }
-        problems += [
-            f"{key}: {value} needs reward margins, and objective {config.objective.name} has no pairs; leave it out."
-            for key, value in pairs.items()
-            if value is not None
-        ]
-    return list(dict.fromkeys(problems))

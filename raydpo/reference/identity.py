@@ -5,33 +5,23 @@ Decision: files are hashed, never names or live tensors, so a re-pushed reposito
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
-from raydpo.artifacts import CacheIdentity, tokenizer_digest, weights_digest
-from raydpo.models.resolve import ResolvedModel
+from raydpo.artifacts import CacheIdentity, tokenizer_digest
 from raydpo.schema import LOGPROB_VERSION
 
 NO_ADAPTER = "none"
+"""An adapter is refused as a reference (see models.load); the field keeps identities readable when that changes."""
 
 
-def model_digests(folder: Path) -> tuple[str, str]:
-    """(weights, adapter) digests of a model folder. An adapter folder counts with the base that it names."""
-    adapter = folder / "adapter_config.json"
-    if not adapter.is_file():
-        return weights_digest(folder), NO_ADAPTER
-    base = Path(json.loads(adapter.read_text())["base_model_name_or_path"])
-    return weights_digest(base), weights_digest(folder)
+def reference_identity(weights: str, tokenizer: Path, dtype: str, attention: str, use_gpu: bool) -> CacheIdentity:
+    """Identity of the cache that a reference fills.
 
-
-def reference_identity(
-    reference: ResolvedModel, tokenizer: Path, dtype: str, attention: str, use_gpu: bool
-) -> CacheIdentity:
-    """Identity of the cache that `reference` fills. `attention` is a class of kernels: backend and kind of device."""
-    weights, adapter = model_digests(reference.folder)
+    weights: digest of its weight files. attention: with the kind of device it makes a class of kernels.
+    """
     return CacheIdentity(
         weights=weights,
-        adapter=adapter,
+        adapter=NO_ADAPTER,
         tokenizer=tokenizer_digest(tokenizer),
         dtype=dtype,
         attention=f"{attention}-{'cuda' if use_gpu else 'cpu'}",

@@ -11,6 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raydpo.runtime.connection import count_cpus as count_cpus
     from raydpo.runtime.connection import session as session
     from raydpo.runtime.gang import RankContext as RankContext
     from raydpo.runtime.gang import run_gang as run_gang
@@ -26,6 +27,7 @@ _HOME = {
     "RankContext": "gang",
     "check_paths": "job",
     "check_storage": "storage",
+    "count_cpus": "connection",
     "in_ray_job": "job",
     "run_gang": "gang",
     "run_pool": "pool",
@@ -38,6 +40,7 @@ __all__ = [
     "RankContext",
     "check_paths",
     "check_storage",
+    "count_cpus",
     "in_ray_job",
     "run_gang",
     "run_pool",

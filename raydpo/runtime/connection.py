@@ -31,6 +31,7 @@ LOCAL_CPUS_VARIABLE = "RAYDPO_LOCAL_CPUS"
 """Number of CPUs that a local Ray pretends to have. For tests of many workers on few cores."""
 
 _LISTENER_TIMEOUT_S = 10.0
+_START_ATTEMPTS = 4
 _OBJECT_STORE_BYTES = 256 * 2**20
 """What travels between actors and driver are metrics and records of shards, not tensors."""
 
@@ -114,6 +115,17 @@ def _started_locally(local_cpus: int | None) -> Iterator[None]:
     with _environment(_local_environment()):
         _forget_cached_token()
         try:
+            _start_with_patience(num_cpus)
+            _silence_ray()
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _start_with_patience(num_cpus: int | None) -> None:
+    """Start the local Ray. It gives itself 30 s, too little for a machine that is busy with something else."""
+    for attempts_left in reversed(range(_START_ATTEMPTS)):
+        try:
             ray.init(
                 address="local",
                 num_cpus=num_cpus,
@@ -122,15 +134,26 @@ def _started_locally(local_cpus: int | None) -> Iterator[None]:
                 logging_level=logging.ERROR,
                 object_store_memory=_OBJECT_STORE_BYTES,
             )
-            _silence_ray()
-            yield
-        finally:
+            return
+        except Exception as error:
             ray.shutdown()
+            if "timed out during startup" not in str(error):
+                raise
+            if not attempts_left:
+                raise ResourceError(
+                    f"a local Ray did not start in {_START_ATTEMPTS} attempts of 30 s each; this machine is too busy. Nothing "
+                    "was computed. Run the same command again when it is quieter."
+                ) from error
 
 
 def _local_environment() -> dict[str, str]:
     """What the processes of a local Ray inherit: its token, no usage reports, and the driver's import path."""
-    variables = {"RAY_USAGE_STATS_ENABLED": "0", "PYTHONPATH": os.pathsep.join(_import_path())}
+    # Ray would give its workers the lowest priority, below whatever else the machine does.
+    variables = {
+        "RAY_worker_niceness": "0",
+        "RAY_USAGE_STATS_ENABLED": "0",
+        "PYTHONPATH": os.pathsep.join(_import_path()),
+    }
     if "RAY_AUTH_MODE" not in os.environ:
         variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     return variables
@@ -192,3 +215,8 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)
+
+
+def count_cpus() -> int:
+    """CPUs that the open session's cluster has, at least 1."""
+    return max(1, int(ray.cluster_resources().get("CPU", 1)))

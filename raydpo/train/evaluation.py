@@ -40,7 +40,7 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[Share]:
     objective = make_objective(spec.config.objective.name, spec.config.objective.parameters)
     assert OBJECTIVES[spec.config.objective.name].needs_reference == (spec.reference is not None)
     feed, sums, examples = make_feed(rank, spec, "eval", open_lookup(spec)), Sums(), 0
-    for micro_batch in feed.everything():
+    for micro_batch in (batch for block in feed.blocks() for batch in feed.batches(block)):
         if not micro_batch.num_examples:
             continue
         batch = micro_batch.to(device)

@@ -17,8 +17,18 @@ from raydpo.models.logprobs import AnswerLogProbs
 COPIED = ("generation_config.json", "chat_template.jinja")
 
 
-def export_model(scoring: AnswerLogProbs, stage: int, source: Path, folder: Path, is_writer: bool) -> None:
-    """Write the current weights to `folder`. Collective: every rank calls it. `source`: folder of the start model."""
+def export_model(
+    scoring: AnswerLogProbs,
+    stage: int,
+    source: Path,
+    folder: Path,
+    is_writer: bool,
+    chat_template: str | None = None,
+) -> None:
+    """Write the current weights to `folder`. Collective: every rank calls it.
+
+    source: folder of the start model, for its tokenizer and generation config. chat_template: replaces the tokenizer's.
+    """
     model = scoring.model
     state = _gathered_state(model, is_writer) if stage == 3 else None
     if not is_writer:
@@ -29,7 +39,9 @@ def export_model(scoring: AnswerLogProbs, stage: int, source: Path, folder: Path
         if (source / name).is_file():
             shutil.copyfile(source / name, folder / name)
     with contextlib.suppress(OSError, ValueError):  # a model folder without a tokenizer stays one
-        load_tokenizer(source).save_pretrained(str(folder))
+        tokenizer = load_tokenizer(source)
+        tokenizer.chat_template = chat_template or tokenizer.chat_template
+        tokenizer.save_pretrained(str(folder))
     _make_readable(folder)
 
 

@@ -13,13 +13,12 @@ from collections.abc import Iterator
 
 from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
-from raydpo.schema.training import Alive, Finished, Skipped, Stepped, TrainEvent
+from raydpo.schema.training import Alive, Evaluated, Finished, Skipped, Stepped, TrainEvent
 from raydpo.train.probe import probe
 from raydpo.train.spec import TrainSpec
 from raydpo.train.trainer import Rank, Trainer, build_trainer
 
 MARGINS = "eval/rewards/margins"
-MOST_SOURCES = 32
 
 
 def run(rank: Rank, spec: TrainSpec) -> Iterator[TrainEvent]:
@@ -35,7 +34,7 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
         trainer.engine.load(spec.resume / "engine")
     else:
         yield from _before_first_step(trainer, patience)
-    meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps)
+    meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps, spec.skipped_steps)
     reason = ""
     for step in range(spec.resume_step + 1, num_steps + 1):
         applied, metrics = trainer.update(step - 1)
@@ -50,15 +49,17 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
         reason = "all steps done" if step == num_steps else ""
         evaluation: dict[str, float] = {}
         if trainer.eval is not None and (reason or _due(step, train.eval_every)):
-            event = trainer.evaluate(step)
-            evaluation = dict(event.metrics)
-            yield event
+            for event in trainer.evaluate(step):
+                evaluation = dict(event.metrics) if isinstance(event, Evaluated) else evaluation
+                yield event
             if patience.exhausted(evaluation.get(MARGINS, 0.0)) and not reason:
                 reason = f"{MARGINS} did not rise in {patience.patience} evaluations"
         if reason or _due(step, train.save_every) or (evaluation and train.export == "best"):
             yield trainer.stage(step, evaluation, reason)
         if reason:
             break
+        if evaluation or _due(step, train.save_every):
+            meter.restart()
     yield Finished(step if reason else spec.resume_step, reason or "all steps were done before")
 
 
@@ -66,9 +67,10 @@ def _before_first_step(trainer: Trainer, patience: Patience) -> Iterator[TrainEv
     if trainer.spec.probe:
         yield probe(trainer.engine, trainer.train, trainer.spec.dtype)
     if trainer.eval is not None:
-        first = trainer.evaluate(0)
-        patience.exhausted(first.metrics.get(MARGINS, 0.0))
-        yield first
+        for event in trainer.evaluate(0):
+            if isinstance(event, Evaluated):
+                patience.exhausted(event.metrics.get(MARGINS, 0.0))
+            yield event
 
 
 def _due(step: int, every: int | None) -> bool:
@@ -78,8 +80,8 @@ def _due(step: int, every: int | None) -> bool:
 class _NonFinite:
     """Counts the steps that the engine refused."""
 
-    def __init__(self, most_in_a_row: int) -> None:
-        self.most_in_a_row, self.in_a_row, self.total, self._last = most_in_a_row, 0, 0, ""
+    def __init__(self, most_in_a_row: int, total: int) -> None:
+        self.most_in_a_row, self.in_a_row, self.total, self._last = most_in_a_row, 0, total, ""
 
     def observe(self, trainer: Trainer, step: int, applied: bool, metrics: dict[str, float]) -> Skipped | None:
         if applied:
@@ -87,8 +89,7 @@ class _NonFinite:
             return None
         self.in_a_row += 1
         self.total += 1
-        examples = trainer.order.examples(step - 1)[:MOST_SOURCES]
-        sources = tuple(trainer.train.table.source(int(example)) for example in examples)
+        sources = tuple(trainer.train.table.source(int(e)) for e in trainer.order.examples(step - 1))
         self._last = (
             f"loss {metrics.get('loss', math.nan)}, gradient norm {metrics['grad_norm']}; rows {sources[0]} ..."
         )
@@ -104,13 +105,17 @@ class _NonFinite:
 
 
 class _Meter:
-    """Real tokens a second since the last reading."""
+    """Real tokens a second of training since the last reading."""
 
     def __init__(self) -> None:
         self._tokens, self._since = 0, time.monotonic()
 
     def add(self, tokens: int) -> None:
         self._tokens += tokens
+
+    def restart(self) -> None:
+        """Forget the time since the last reading: it went into an evaluation or a checkpoint."""
+        self._tokens, self._since = 0, time.monotonic()
 
     def read(self) -> dict[str, float]:
         now = time.monotonic()

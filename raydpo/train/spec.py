@@ -5,11 +5,12 @@ Decision: ranks get paths that every node sees and read the rest themselves; not
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 
 from raydpo.artifacts import CacheIdentity
 from raydpo.config import Config
+from raydpo.models.logprobs import CHUNK_TOKENS
 from raydpo.models.resolve import ResolvedModel
 
 
@@ -17,8 +18,8 @@ from raydpo.models.resolve import ResolvedModel
 class TrainSpec:
     """model: what training starts from. dtype: resolved compute dtype. data: folder of token shards. reference: cache
     directory and identity, None without a reference. probe: compare cached rows with the trainer's own at a fresh start.
-    staging: attempt-unique folder for checkpoints. resume: committed checkpoint to go on from. eval_history: margins
-    of earlier evaluations."""
+    staging: attempt-unique folder for checkpoints. resume: committed checkpoint to go on from. eval_history,
+    skipped_steps: of the run before `resume`. chat_template: Jinja text that the exported tokenizer gets."""
 
     config: Config
     model: ResolvedModel
@@ -29,7 +30,10 @@ class TrainSpec:
     probe: bool = False
     resume: Path | None = None
     resume_step: int = 0
-    eval_history: tuple[float, ...] = field(default=())
+    eval_history: tuple[float, ...] = ()
+    skipped_steps: int = 0
+    chat_template: str | None = None
+    chunk_tokens: int = CHUNK_TOKENS
 
     @property
     def tie_tolerance_nats(self) -> float:

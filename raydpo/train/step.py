@@ -60,16 +60,18 @@ def accumulate(
 
 @torch.no_grad()
 def evaluate_share(
-    engine: Engine, objective: Objective, micro_batches: Iterable[MicroBatch], tie_tolerance_nats: float
-) -> Sums:
-    """This rank's share of an evaluation."""
-    sums = Sums()
+    engine: Engine,
+    objective: Objective,
+    micro_batches: Iterable[MicroBatch],
+    tie_tolerance_nats: float,
+    sums: Sums,
+) -> None:
+    """Add this rank's share of a block of held-out examples to `sums`."""
     for micro_batch in micro_batches:
         batch = micro_batch.to(engine.device)
         nats = engine.forward(batch.sequences)
         if batch.num_examples:
             sums.add(apply_objective(objective, nats, batch, tie_tolerance_nats).metrics)
-    return sums
 
 
 def all_reduce(sums: Sums, names: list[str], device: torch.device | str) -> list[float]:

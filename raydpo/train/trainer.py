@@ -6,6 +6,7 @@ order; the loop above them holds no state but the step number.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,12 +16,12 @@ from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.batches import Order
 from raydpo.batches.collate import Lookup
 from raydpo.config import OBJECTIVES
-from raydpo.metrics import METRICS, means
+from raydpo.metrics import METRICS, Sums, means
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
 from raydpo.objectives import Objective, make_objective
-from raydpo.schema.training import Evaluated, Staged
+from raydpo.schema.training import Alive, Evaluated, Staged
 from raydpo.train.engine import Engine
 from raydpo.train.export import export_model
 from raydpo.train.feed import Feed
@@ -77,17 +78,21 @@ class Trainer:
             "epoch": self.order.epoch_at(step + 1),
         }
 
-    def evaluate(self, step: int) -> Evaluated:
-        """Metrics of the held-out split after `step` steps. Collective."""
+    def evaluate(self, step: int) -> Iterator[Alive | Evaluated]:
+        """Metrics of the held-out split after `step` steps, after an `Alive` for each block of it. Collective."""
         assert self.eval is not None
-        sums = evaluate_share(self.engine, self.objective, self.eval.everything(), self.spec.tie_tolerance_nats)
-        return Evaluated(step, means(NAMES, all_reduce(sums, NAMES, self.engine.device), "eval/"))
+        sums = Sums()
+        for examples in self.eval.blocks():
+            evaluate_share(self.engine, self.objective, self.eval.batches(examples), self.spec.tie_tolerance_nats, sums)
+            yield Alive(step)
+        yield Evaluated(step, means(NAMES, all_reduce(sums, NAMES, self.engine.device), "eval/"))
 
     def stage(self, step: int, metrics: dict[str, float], reason: str) -> Staged:
         """Write this rank's part of a checkpoint; returns when every rank has. Collective."""
         folder = self.spec.staging / f"step-{step:06d}"
         scoring = self.engine.engine.module
-        export_model(scoring, self.engine.stage, self.spec.model.here(), folder / "model", self.rank.rank == 0)
+        source, is_writer = self.spec.model.here(), self.rank.rank == 0
+        export_model(scoring, self.engine.stage, source, folder / "model", is_writer, self.spec.chat_template)
         self.engine.save(folder / "engine")
         torch.distributed.barrier()
         return Staged(step, str(folder), metrics, reason)
@@ -104,7 +109,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     torch.set_flush_denormal(True)
     torch.manual_seed(config.run.seed)
     model = load_model(spec.model.here(), spec.dtype, config.model.attention)
-    check_head(AnswerLogProbs(model))
+    if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
+        check_head(AnswerLogProbs(model))
     if (lora := train.lora) is not None:
         targets = lora.target_modules
         model = add_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=targets, seed=config.run.seed)
@@ -112,7 +118,7 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
         model.gradient_checkpointing_enable({"use_reentrant": False})
         model.enable_input_require_grads()
     model.train()  # every dropout is 0; gradient checkpointing works in training mode only
-    engine = Engine(AnswerLogProbs(model), train, spec.dtype, rank.num_ranks, rank.use_gpu)
+    engine = Engine(AnswerLogProbs(model, spec.chunk_tokens), train, spec.dtype, rank.num_ranks, rank.use_gpu)
     lookup = open_lookup(spec)
     training, held_out = (make_feed(rank, spec, split, lookup) for split in ("train", "eval"))
     order = Order(len(training.table), train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
@@ -125,7 +131,7 @@ def open_lookup(spec: TrainSpec) -> Lookup | None:
     if spec.reference is None:
         return None
     cache = ReferenceCache(*spec.reference)
-    cache.open()
+    cache.open(is_owner=False)
     return cache.lookup
 
 
@@ -133,4 +139,5 @@ def make_feed(rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None) ->
     """One split of the run's token shards, seen from one rank."""
     table = ExampleTable.open(spec.data, split)
     num_answers = OBJECTIVES[spec.config.objective.name].num_answers
-    return Feed(table, rank.rank, rank.num_ranks, num_answers, spec.config.train.tokens_per_microbatch, lookup)
+    budget = spec.config.train.tokens_per_microbatch
+    return Feed(table, rank.rank, rank.num_ranks, num_answers, budget, lookup, spec.chunk_tokens)

@@ -6,6 +6,8 @@ a second one at its first checkpoint, a third one is left alone. Beside it an un
 
 from __future__ import annotations
 
+import contextlib
+import io
 import signal
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,9 +98,6 @@ def story(toy: Toy, local_ray: None) -> Story:
 
 def _try(file: Path) -> tuple[int, str]:
     """Exit code and words of a second driver, in this process."""
-    import contextlib
-    import io
-
     said = io.StringIO()
     with contextlib.redirect_stderr(said), contextlib.redirect_stdout(said):
         code = cli.main(["train", str(file)])
@@ -160,8 +159,8 @@ def test_no_process_of_a_killed_run_is_left(story: Story) -> None:
 
 def test_nothing_half_done_is_left_in_the_run_directory(story: Story) -> None:
     checkpoints = sorted((story.dir / "checkpoints").iterdir())
-    best = story.dir / "checkpoints/step-000015"  # evaluated every third step and at the end
-    assert {path.name for path in checkpoints} <= {"step-000015", "step-000016", best.name}
+    assert [path.name for path in checkpoints][-2:] == ["step-000015", "step-000016"]
+    assert len(checkpoints) <= 3, "the newest two, and the best"
     assert [verify_folder(path) for path in checkpoints] == [[] for _ in checkpoints]
     assert not [
         path for path in story.dir.rglob("*") if path.name.startswith((".staging", ".removed", ".model", ".tmp"))

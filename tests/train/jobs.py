@@ -97,6 +97,6 @@ def count_layer_calls(place: Place, spec: TrainSpec) -> tuple[int, int]:
     calls: list[int] = []
     model = trainer.engine.engine.module.model
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    model.get_decoder().layers[0].register_forward_pre_hook(lambda *_: calls.append(1))
+    model.get_decoder().layers[0].input_layernorm.register_forward_pre_hook(lambda *_: calls.append(1))
     trainer.update(0)
     return len(trainer.train.micro_batches(trainer.order.examples(0))), len(calls)

@@ -4,7 +4,6 @@ import math
 
 import numpy as np
 import pytest
-import torch
 from peft import PeftModel
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
@@ -37,7 +36,7 @@ def test_only_the_adapter_trains(runs, world, gangs, num_ranks, stage):
 def test_losses_are_the_same_and_start_at_ln_2(runs, num_ranks, stage):
     run, plain = runs.get(num_ranks=num_ranks, zero_stage=stage, lora=LORA), runs.get(zero_stage=0, lora=LORA)
     assert run.losses[0] == pytest.approx(math.log(2), abs=1e-6)
-    assert run.losses[-1] < 0.5
+    assert run.losses[-1] < run.losses[0] - 0.05
     assert run.losses == pytest.approx(plain.losses, abs=1e-5)
     assert run.probed.max_difference_nats < 1e-4
 
@@ -69,10 +68,12 @@ def test_an_exported_adapter_can_be_evaluated_and_trained_further(runs, world):
     assert further.first_evaluation == pytest.approx(ended, abs=1e-3)
 
 
-def test_the_seed_alone_decides_the_adapter(runs, gangs):
-    first, second = (runs.get(lora=LORA, save_every=1, max_steps=n).staged(1) / "model" for n in (1, 2))
-    a, b = (load_file(folder / "adapter_model.safetensors") for folder in (first, second))
-    name = next(name for name in a if "lora_A" in name)
-    assert not torch.equal(a[name], torch.zeros_like(a[name]))
-    assert a[name].shape[0] == LORA["rank"]
-    assert a.keys() == b.keys()
+def test_the_seed_alone_decides_where_the_adapter_starts(runs, gangs):
+    # A learning rate of nearly nothing leaves the adapter where it started.
+    starts = {}
+    for num_ranks, stage in ((1, 0), (2, 3)):
+        spec = runs.spec(zero_stage=stage, lora=LORA, max_steps=1, learning_rate=1e-30)
+        (_, starts[num_ranks], trainable), *_ = gangs[num_ranks].run(jobs.train_and_look, spec)
+    for name in trainable:
+        np.testing.assert_allclose(starts[1][name], starts[2][name], rtol=0, atol=1e-29, err_msg=name)
+        assert (np.abs(starts[1][name]).max() > 1e-3) == (".lora_A." in name)

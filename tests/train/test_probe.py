@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
-from raydpo.models.probe import probe_examples, tolerance_nats
-from raydpo.reference.probe import compare_probe, probe_work
+from raydpo.models.probe import compare, probe_examples, tolerance_nats
+from raydpo.reference.probe import probe_work
 from raydpo.reference.score import Rescorer
 from raydpo.schema.training import Probed
 
@@ -64,9 +64,10 @@ def test_the_declared_reference_is_scored_again(world, wrong_cache, tmp_path):
     fresh = Rescorer(world.scorer_spec(tmp_path))(work)
     assert list(tmp_path.iterdir()) == []  # it commits nothing
     good, wrong = (ReferenceCache(*cache).open().lookup(list(work.keys)) for cache in (world.cache(), wrong_cache))
-    worst, allowed, problem = compare_probe(fresh, good, "float32")
-    assert worst < 1e-4 < allowed
-    assert problem == ""
-    worst, _, problem = compare_probe(fresh, wrong, "float32")
-    assert worst == pytest.approx(1, abs=1e-3)
-    assert "they differ by 1," in problem
+    found = compare(fresh, good, "float32")
+    assert found.worst_nats < 1e-4 < found.allowed_nats
+    assert found.problem is None
+    found = compare(fresh, wrong, "float32")
+    assert found.worst_nats == pytest.approx(1, abs=1e-3)
+    assert found.problem is not None
+    assert found.problem[3] == pytest.approx(1, abs=1e-3)

@@ -32,7 +32,7 @@ def test_the_denominator_is_answer_tokens_of_the_answers_that_are_read(table):
 def test_ranks_share_a_global_batch(table):
     examples = np.arange(3, 30)
     shares = [Feed(table, rank, 3, 2, 300, None).micro_batches(examples) for rank in range(3)]
-    assert sorted(e for share in shares for micro in share for e in micro) == examples.tolist()
+    assert sorted(e for share in shares for micro, _ in share for e in micro) == examples.tolist()
     assert len({len(share) for share in shares}) == 1
 
 
@@ -54,4 +54,4 @@ def test_the_loss_of_the_first_batch_by_hand(runs, world, table, num_ranks, stag
 def test_sft_learns_the_same_on_two_ranks(runs):
     one, two = runs.get(objective="sft"), runs.get(num_ranks=2, objective="sft", zero_stage=3)
     assert two.losses == pytest.approx(one.losses, abs=1e-5)
-    assert one.losses[-1] < one.losses[0] - 0.5
+    assert one.losses[-1] < one.losses[0] - 0.3

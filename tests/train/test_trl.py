@@ -12,7 +12,6 @@ from tests.train import jobs
 from tests.train.world import GLOBAL_BATCH, NUM_TRAIN
 
 trl = pytest.importorskip("trl", reason="TRL is the oracle of these tests: pip install --no-deps trl")
-SMOOTHING = 0.1
 
 
 @pytest.fixture(scope="module")
@@ -82,24 +81,6 @@ def test_loss_and_gradient_of_a_batch(trainer, runs, gangs, world, step):
     distance = np.sqrt(sum(((gradient[name] - expected[name]) ** 2).sum() for name in expected))
     norm = np.sqrt(sum((value**2).sum() for value in expected.values()))
     assert distance <= 1e-5 * norm
-
-
-def test_label_smoothing_is_theirs_too(trainer, runs, world):
-    before, trainer.label_smoothing = trainer.label_smoothing, SMOOTHING
-    try:
-        with torch.no_grad():
-            theirs = float(loss_of(trainer, 0))
-    finally:
-        trainer.label_smoothing = before
-    spec = runs.spec(policy=world.policy, max_steps=1)
-    spec = spec.__class__(**{**vars(spec), "config": _smoothed(spec.config)})
-    assert runs.fresh(spec).losses == pytest.approx([theirs], abs=1e-5)
-
-
-def _smoothed(config):
-    return config.__class__.model_validate(
-        {**config.model_dump(), "objective": {"name": "dpo", "beta": 0.1, "label_smoothing": SMOOTHING}}
-    )
 
 
 def test_metrics_of_the_first_step_are_theirs(trainer, runs, world):

@@ -1,0 +1,98 @@
+"""Checks that need more than one section of the config, or the config of the model. No weights are read.
+
+Decision: an option that would have no effect is an error here, before anything is started, with what to do.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from raydpo.config import OBJECTIVES, Config
+from raydpo.errors import ConfigError
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+
+
+def cross_checks(config: Config, verb: str) -> list[str]:
+    """Every problem between sections, as finished sentences."""
+    problems = [*_data(config, verb), *_model(config), *_evaluations(config)]
+    if OBJECTIVES[config.objective.name].num_answers < 2:
+        needs_pairs = {
+            "train.early_stopping_patience": config.train.early_stopping_patience,
+            "train.best_metric": config.train.best_metric if config.train.best_metric != "eval/loss" else None,
+        }
+        problems += [
+            f"{key}: {value} needs reward margins, and objective {config.objective.name} has no pairs; leave it out."
+            for key, value in needs_pairs.items()
+            if value is not None
+        ]
+    return problems
+
+
+def _data(config: Config, verb: str) -> list[str]:
+    data = config.data
+    if not data.train and not data.eval:
+        return ["data.train and data.eval are both empty: there is nothing to read. Name at least one file."]
+    if verb == "train" and not data.train:
+        return ["data.train is empty: train needs at least one file, folder, glob or hub id of examples."]
+    if verb == "evaluate" and not data.eval and not data.eval_fraction:
+        return ["data.eval is empty: evaluate needs held-out examples, or data.eval_fraction above 0."]
+    return []
+
+
+def _model(config: Config) -> list[str]:
+    problems = []
+    if config.model.revision is not None and Path(config.model.path).expanduser().is_dir():
+        problems.append("model.revision is set, but model.path is a folder, which has no revisions; leave it out.")
+    if config.reference.revision is not None and config.reference.model is None:
+        problems.append("reference.revision is set without reference.model and would do nothing; leave it out.")
+    gpus = (config.train.gpus_per_worker, config.reference.gpus_per_worker)
+    if config.model.attention == "flash_attention_2" and (not all(gpus) or config.model.dtype == "float32"):
+        problems.append(
+            "model.attention: flash_attention_2 needs bfloat16 and GPUs for both roles (train.gpus_per_worker and "
+            "reference.gpus_per_worker above 0). Use sdpa otherwise."
+        )
+    return problems
+
+
+def _evaluations(config: Config) -> list[str]:
+    train, data = config.train, config.data
+    wanting = [
+        f"{key}: {value}"
+        for key, value, default in (
+            ("train.early_stopping_patience", train.early_stopping_patience, None),
+            ("train.export", train.export, "last"),
+        )
+        if value != default
+    ]
+    problems = []
+    if wanting and not data.eval and not data.eval_fraction:
+        problems.append(f"{', '.join(wanting)} looks at held-out data, and there is none; set data.eval.")
+    if wanting and train.eval_every is None:
+        problems.append(f"{', '.join(wanting)} looks at evaluations during training; set train.eval_every.")
+    return problems
+
+
+def fit_to_model(config: Config, folder: Path) -> Config:
+    """Compare `data.max_length` with the positions that the model has. Raises ConfigError.
+
+    A max_length that nobody set is lowered to them; one that was set is never changed.
+    """
+    try:
+        described = json.loads((folder / "config.json").read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"model.path: {folder / 'config.json'} cannot be read: {error}. Is the model whole?"
+        ) from error
+    described = described.get("text_config") or described
+    positions = next((described[key] for key in POSITIONS if isinstance(described.get(key), int)), None)
+    if positions is None or config.data.max_length <= positions:
+        return config
+    if "max_length" in config.data.model_fields_set:
+        raise ConfigError(
+            f"data.max_length: {config.data.max_length}, but the model in {folder} has {positions} positions; beyond them its "
+            f"log-probs would be noise or an error. Set data.max_length to at most {positions}."
+        )
+    data = config.data.model_copy(update={"max_length": positions})
+    return config.model_copy(update={"data": data})
