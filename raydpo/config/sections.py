@@ -146,7 +146,7 @@ class TrainSection(Section):
     learning_rate: float = Field(default=5e-7, gt=0)
     """Peak learning rate."""
     schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Decay after the warm-up, to 0 at the last step (constant: no decay)."""
+    """Decay after the warm-up, to 0 one step after the last (constant: no decay)."""
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps over which the learning rate rises linearly from 0."""
     global_batch_pairs: int = Field(default=64, ge=1)

@@ -21,6 +21,9 @@ FAMILIES = {
     "cohere": {**SMALL, "num_key_value_heads": 2, "logit_scale": 0.25},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 61, "n_positions": 64},
 }
+PARTLY_FLOAT32 = {"cohere": torch.float64, "gemma2": torch.float32}
+"""Families that compute in float32 inside whatever their dtype, and the dtype they are tried in. (Gemma 2 turns the mask's
+lowest float64 into -inf in float32, and a padded row into NaN.)"""
 ROWS = [
     ([1, 5, 7], [8, 9, 2]),
     ([1], [4]),
@@ -32,7 +35,8 @@ ROWS = [
 def make_model(family, dtype=torch.float64):
     torch.manual_seed(0)
     config = AutoConfig.for_model(family, **FAMILIES[family], pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").to(dtype)
+    attention = "eager" if family == "gemma2" else "sdpa"  # transformers offers no sdpa with soft-capped attention
+    model = AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype)
     return switch_dropout_off(model)
 
 
@@ -46,19 +50,21 @@ def plain(model, prompt, answer):
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("chunk_tokens", [1024, 5])
 def test_values_and_gradients_equal_plain_forwards(family, chunk_tokens):
-    model = make_model(family)
+    dtype = PARTLY_FLOAT32.get(family, torch.float64)
+    model = make_model(family, dtype)
     scoring = AnswerLogProbs(model, chunk_tokens)
-    weights = torch.randn(sum(len(a) for _, a in ROWS), dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    weights = torch.randn(sum(len(a) for _, a in ROWS), dtype=dtype, generator=torch.Generator().manual_seed(1))
     ours = scoring(collate_rows(ROWS))
     (ours * weights).sum().backward()
     gradients = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
     theirs = torch.cat([plain(model, *row) for row in ROWS])
     (theirs * weights).sum().backward()
-    torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9)
+    tolerance = 1e-5 if family in PARTLY_FLOAT32 else 1e-9
+    torch.testing.assert_close(ours, theirs, rtol=tolerance, atol=tolerance)
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            torch.testing.assert_close(gradients[name], parameter.grad, rtol=1e-8, atol=1e-9, msg=name)
+            torch.testing.assert_close(gradients[name], parameter.grad, rtol=10 * tolerance, atol=tolerance, msg=name)
 
 
 def test_low_precision_logits_are_reduced_in_float32():

@@ -9,7 +9,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
+from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache, weights_digest
 from raydpo.errors import ConfigError, IntegrityError
 from raydpo.models.create import create_model
 from raydpo.models.load import load_tokenizer
@@ -113,7 +113,7 @@ def test_bf16_is_another_cache_with_near_values(world, work, scored, tmp_path):
 
 def spec_of(world, model, cache_dir):
     resolved = ResolvedModel(model.name, None, model)
-    identity = reference_identity(resolved, model, "float32", "sdpa", use_gpu=False)
+    identity = reference_identity(weights_digest(resolved.folder), model, "float32", "sdpa", use_gpu=False)
     return replace(world.scorer_spec(cache_dir), model=resolved, identity=identity)
 
 
@@ -149,7 +149,7 @@ def test_broken_weights_are_named_as_such(world, tmp_path):
 def test_identity_follows_bytes_not_names(world, tmp_path):
     def identity(folder, **changes):
         options = {"dtype": "float32", "attention": "sdpa", "use_gpu": False} | changes
-        return reference_identity(ResolvedModel(str(folder), None, folder), folder, **options)
+        return reference_identity(weights_digest(folder), folder, **options)
 
     shutil.copytree(world.reference, tmp_path / "copy")
     start = identity(world.reference)

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from raydpo.artifacts import ReferenceCache
+from raydpo.artifacts import ReferenceCache, weights_digest
 from raydpo.config import Config
 from raydpo.data import prepare
 from raydpo.models.bpe import train_bpe
@@ -82,7 +82,7 @@ class World:
 
     def scorer_spec(self, cache_dir: Path, dtype: str = "float32", tokens_per_batch: int = 1024) -> ScorerSpec:
         reference = ResolvedModel("reference", None, self.reference)
-        identity = reference_identity(reference, self.reference, dtype, "sdpa", use_gpu=False)
+        identity = reference_identity(weights_digest(reference.folder), self.reference, dtype, "sdpa", use_gpu=False)
         return ScorerSpec(reference, dtype, "sdpa", self.data, cache_dir, identity, tokens_per_batch)
 
     def cache(self, dtype: str = "float32") -> tuple[Path, Any]:
