@@ -74,8 +74,8 @@ def _evaluations(config: Config) -> list[str]:
     return problems
 
 
-def fit_to_model(config: Config, folder: Path) -> Config:
-    """Compare `data.max_length` with the positions that the model has. Raises ConfigError.
+def fit_to_model(config: Config, folder: Path) -> tuple[Config, tuple[str, ...]]:
+    """Compare `data.max_length` with the positions that the model has: (config, what was changed). Raises ConfigError.
 
     A max_length that nobody set is lowered to them; one that was set is never changed.
     """
@@ -88,11 +88,12 @@ def fit_to_model(config: Config, folder: Path) -> Config:
     described = described.get("text_config") or described
     positions = next((described[key] for key in POSITIONS if isinstance(described.get(key), int)), None)
     if positions is None or config.data.max_length <= positions:
-        return config
+        return config, ()
     if "max_length" in config.data.model_fields_set:
         raise ConfigError(
             f"data.max_length: {config.data.max_length}, but the model in {folder} has {positions} positions; beyond them its "
             f"log-probs would be noise or an error. Set data.max_length to at most {positions}."
         )
     data = config.data.model_copy(update={"max_length": positions})
-    return config.model_copy(update={"data": data})
+    note = f"data.max_length is {positions}, all the positions that the model has (its default would be more)"
+    return config.model_copy(update={"data": data}), (note,)

@@ -5,7 +5,6 @@ Each takes a `Config` and an observer and returns the summary that the command l
 
 from __future__ import annotations
 
-from contextlib import nullcontext
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -14,7 +13,6 @@ from typing import Any
 from raydpo import runtime
 from raydpo.batches.order import Order
 from raydpo.config import Config
-from raydpo.data import prepare
 from raydpo.errors import DataError
 from raydpo.metrics import means
 from raydpo.models.resolve import ResolvedModel, resolve_model
@@ -43,16 +41,15 @@ def precompute(config: Config, observer: Observer = ignore) -> Summary:
 
 def train(config: Config, observer: Observer = ignore) -> Summary:
     """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json."""
-    with open_workspace(config, "train") as workspace:
+    # One session for all stages: a demand that can never be met is refused before any work is done.
+    with open_workspace(config, "train") as workspace, ray_session(workspace, *workspace.roles):
         data = data_stage(workspace, observer)
         if not data.train_pairs:
             raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
         plan = plan_stage(workspace, observer)
         workspace.write_config(replace=True)
-        # One session for both stages; trainers that can never be placed are refused before anything is scored.
-        with nullcontext() if plan.action == "done" else ray_session(workspace, "train"):
-            reference = reference_stage(workspace, ("train", "eval"), observer)
-            training, evaluation = training_stage(workspace, plan, data.train_pairs, reference, observer)
+        reference = reference_stage(workspace, ("train", "eval"), observer)
+        training, evaluation = training_stage(workspace, plan, data.train_pairs, reference, observer)
         summary = {
             "run_dir": str(workspace.dir),
             "data": data.to_json(),
@@ -67,9 +64,8 @@ def train(config: Config, observer: Observer = ignore) -> Summary:
 def check(config: Config, observer: Observer = ignore) -> Summary:
     """Config and data, without loading a model, starting Ray or writing anything."""
     workspace = find_workspace(config, "check")
-    folder = str(workspace.model.folder)
-    data = prepare(config, folder, workspace.data, write=False, observer=observer)
-    settings = config.train
+    data = data_stage(workspace, observer, write=False)
+    settings = workspace.config.train
     plan: dict[str, Any] = {}
     if data.train_pairs:
         order = Order(

@@ -49,9 +49,15 @@ def ray_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any
     return runtime.session(demands)
 
 
-def data_stage(workspace: Workspace, observer: Observer) -> DataReport:
-    """Read, check and encode into `<run>/data`; reuses a finished preparation of the same inputs."""
-    return prepare(workspace.config, str(workspace.model.folder), workspace.data, observer=observer)
+def data_stage(workspace: Workspace, observer: Observer, *, write: bool = True) -> DataReport:
+    """Read, check and encode into `<run>/data`; reuses a finished preparation of the same inputs.
+
+    write=False: everything but writing.
+    """
+    for text in workspace.notes:
+        observer(Note("warning", text))
+    folder = str(workspace.model.folder)
+    return prepare(workspace.config, folder, workspace.data, write=write, observer=observer)
 
 
 def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:

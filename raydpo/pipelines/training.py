@@ -208,7 +208,9 @@ class Driver:
             for text in skipped:
                 self.observer(Note("warning", f"checkpoint passed over as the best: {text}"))
             chosen = best or self.last
-        model = self.workspace.publish(chosen.folder / "model", "model")
+        fresh = self.workspace.unpublished("model")
+        shutil.copytree(chosen.folder / "model", fresh)
+        model = self.workspace.publish(fresh, "model")
         report: TrainingReport = {
             "steps": self.last.step,
             "reason": self.last.reason,
@@ -220,7 +222,7 @@ class Driver:
         }
         lora = self.workspace.config.train.lora
         if lora is not None and lora.merge:
-            merged = self.workspace.dir / ".model_merged-fresh"
+            merged = self.workspace.unpublished("model_merged")
             merge_lora(self.workspace.model.folder, model, merged, self.workspace.dtype)
             report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))
         return report, {"first": self.eval_first, "last": self.eval_last}

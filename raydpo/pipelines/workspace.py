@@ -27,13 +27,14 @@ from raydpo.runtime import check_paths
 
 @dataclass(frozen=True)
 class Workspace:
-    """The run directory of `config`, with the models it names found on disk."""
+    """The run directory of `config`, with the models it names found on disk. notes: what was fitted to the model."""
 
     config: Config
     dir: Path
     cache_dir: Path
     model: ResolvedModel
     reference: ResolvedModel
+    notes: tuple[str, ...] = ()
 
     @property
     def data(self) -> Path:
@@ -46,6 +47,11 @@ class Workspace:
     @property
     def needs_reference(self) -> bool:
         return OBJECTIVES[self.config.objective.name].needs_reference
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Who works for a training run."""
+        return ("reference", "train") if self.needs_reference else ("train",)
 
     @property
     def num_answers(self) -> int:
@@ -106,10 +112,13 @@ class Workspace:
             path.rename(aside / path.name)
         return aside
 
-    def publish(self, folder: Path, name: str) -> Path:
-        """Make a copy of `folder` the run's `name`. A reader sees the old one, none, or the new one, never a half."""
-        final, fresh = self.dir / name, self.dir / f".{name}-{uuid.uuid4().hex[:12]}"
-        shutil.copytree(folder, fresh)
+    def unpublished(self, name: str) -> Path:
+        """Where to put what will become the run's `name`; leftovers of it are swept away."""
+        return self.dir / f".{name}-{uuid.uuid4().hex[:12]}"
+
+    def publish(self, fresh: Path, name: str) -> Path:
+        """Make the `unpublished` folder the run's `name`. A reader sees the old one, none, or the new one, never a half."""
+        final = self.dir / name
         if final.exists():
             shutil.rmtree(final)
         fresh.rename(final)
@@ -158,10 +167,12 @@ def find_workspace(config: Config, verb: str) -> Workspace:
         raise ConfigError(problems)
     model, reference = found
     assert model is not None
+    fitted, notes = fit_to_model(config, model.folder)
     return Workspace(
-        fit_to_model(config, model.folder),
+        fitted,
         Path(config.run.dir).expanduser().absolute(),
         Path(config.reference.cache_dir).expanduser().absolute(),
         model,
         reference or model,
+        notes,
     )
