@@ -62,4 +62,5 @@ def test_linked_files_and_named_tests_exist():
 
 
 def test_no_value_is_left_to_be_determined():
-    assert "TBD" not in README
+    pages = [README, *(path.read_text() for path in ROOT.glob("examples/*/README.md"))]
+    assert not [page for page in pages if re.search(r"TBD|@\w", page)]

@@ -123,11 +123,14 @@ def test_other_data_is_refused_before_anything_is_scored(toy: Toy, finished: Fin
     assert committed_shards(toy.cache) == shards
 
 
-def test_changed_model_files_are_refused(finished: Finished, toy: Toy, tmp_path: Path) -> None:
+def test_a_moved_model_is_the_same_model_and_changed_files_are_not(
+    finished: Finished, toy: Toy, tmp_path: Path
+) -> None:
     run, model = shutil.copytree(finished.dir, tmp_path / "run"), shutil.copytree(toy.model, tmp_path / "model")
-    manifest = run / "checkpoints/step-000004/COMMIT.json"
-    assert str(toy.model) in manifest.read_text()
     shards = committed_shards(toy.cache)
+    moved = train(config(toy, run, {"model.path": str(model)}))
+    assert moved["train"]["steps"] == finished.summary["train"]["steps"]
+    assert moved["reference"]["forwards"] == 0
     shutil.rmtree(model)
     write_model(model, seed=3)
     with pytest.raises(ResumeError, match="model weights: "):
