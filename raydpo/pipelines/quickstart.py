@@ -19,7 +19,7 @@ from raydpo.models.bpe import train_bpe
 from raydpo.models.create import create_model
 from raydpo.models.load import load_tokenizer
 from raydpo.pipelines.offline import train
-from raydpo.pipelines.sorting_task import TaskFiles, exact_match, write_task
+from raydpo.pipelines.sorting_task import TaskFiles, exact_match, is_correct, write_task
 from raydpo.schema.events import Note, Observer, StageDone, ignore
 
 VOCABULARY = 320
@@ -48,11 +48,17 @@ def quickstart(run_dir: str, seed: int = 0, observer: Observer = ignore) -> dict
     with runtime.session():
         sections = {"seed": seed, "workers": min(2, runtime.count_cpus())}
         train(_sft(root, task, **sections), observer)
-        before = _accuracy(root / "sft/model", task)
+        first = _answers(root / "sft/model", task)
+        before = exact_match(task.prompts, first)
         observer(StageDone("sft", f"exact match {before:.1%} on {len(task.prompts)} held-out prompts"))
         summary = train(_dpo(root, task, **sections), observer)
-        after = _accuracy(root / "dpo/model", task)
+        last = _answers(root / "dpo/model", task)
+        after = exact_match(task.prompts, last)
         observer(StageDone("dpo", f"exact match {after:.1%} on {len(task.prompts)} held-out prompts"))
+    for prompt, old, new in zip(task.prompts, first, last, strict=True):
+        if is_correct(prompt, new) and not is_correct(prompt, old):
+            observer(Note("info", f"for example {prompt!r}: {old!r} before, {new!r} after"))
+            break
     summary = {**summary, "run_dir": str(root), "exact_match": {"before": before, "after": after}}
     write_json(root / "summary.json", summary)
     return summary
@@ -87,8 +93,7 @@ def _dpo(root: Path, task: TaskFiles, *, seed: int, workers: int) -> Config:
     )
 
 
-def _accuracy(model: Path, task: TaskFiles) -> float:
+def _answers(model: Path, task: TaskFiles) -> list[str]:
     tokenizer = load_tokenizer(model)
     prompts = [tokenizer(prompt)["input_ids"] for prompt in task.prompts]
-    answers = [tokenizer.decode(ids) for ids in greedy(model, prompts, MAX_NEW_TOKENS)]
-    return exact_match(task.prompts, answers)
+    return [tokenizer.decode(ids) for ids in greedy(model, prompts, MAX_NEW_TOKENS)]
