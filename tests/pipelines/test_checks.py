@@ -1,0 +1,78 @@
+"""Options that would do nothing, and models that do not fit, are refused before anything is started."""
+
+import json
+
+import pytest
+
+from raydpo.config import Config
+from raydpo.errors import ConfigError, StorageError
+from raydpo.pipelines.checks import cross_checks, fit_to_model
+from raydpo.pipelines.workspace import find_workspace, open_workspace
+
+
+def make(folder, **sections):
+    values = {"run": {"dir": str(folder / "run")}, "model": {"path": str(folder)}, "data": {"train": ["a.jsonl"]}}
+    for name, section in sections.items():
+        values[name] = values.get(name, {}) | section
+    return Config.model_validate(values)
+
+
+@pytest.fixture
+def model(tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps({"max_position_embeddings": 128}))
+    return tmp_path
+
+
+@pytest.mark.parametrize(
+    ("sections", "words"),
+    [
+        ({"train": {"early_stopping_patience": 2}}, ["early_stopping_patience: 2", "data.eval", "train.eval_every"]),
+        ({"train": {"export": "best"}, "data": {"eval": ["b"]}}, ["train.export: best", "train.eval_every"]),
+        ({"model": {"revision": "main"}}, ["model.revision"]),
+        ({"reference": {"revision": "main"}}, ["reference.revision"]),
+        ({"model": {"attention": "flash_attention_2"}}, ["flash_attention_2 needs"]),
+        ({"objective": {"name": "sft"}, "train": {"best_metric": "eval/rewards/margins"}}, ["has no pairs"]),
+        ({"data": {"train": []}}, ["data.train and data.eval are both empty"]),
+    ],
+)
+def test_options_without_effect_are_named(model, sections, words):
+    text = "\n".join(cross_checks(make(model, **sections), "train"))
+    assert all(word in text for word in words), text
+
+
+def test_a_plain_config_has_no_problems(model):
+    good = {"data": {"eval": ["b"]}, "train": {"eval_every": 5, "early_stopping_patience": 2, "export": "best"}}
+    assert cross_checks(make(model, **good), "train") == []
+
+
+def test_max_length_follows_the_model_unless_it_was_set(model):
+    fitted, notes = fit_to_model(make(model), model)
+    assert fitted.data.max_length == 128
+    assert "128" in notes[0]
+    assert fit_to_model(make(model, data={"max_length": 100}), model) == (make(model, data={"max_length": 100}), ())
+    with pytest.raises(ConfigError, match=r"data\.max_length: 129, but the model .* has 128 positions"):
+        fit_to_model(make(model, data={"max_length": 129}), model)
+
+
+def test_an_adapter_is_no_start(model):
+    (model / "adapter_config.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"is a LoRA adapter.*model_merged"):
+        find_workspace(make(model), "train")
+
+
+def test_problems_of_several_places_come_together(model):
+    config = make(
+        model, model={"path": str(model / "nowhere")}, reference={"model": "no/such/model"}, data={"train": []}
+    )
+    with pytest.raises(ConfigError) as caught:
+        find_workspace(config, "train")
+    assert len(caught.value.problems) == 3
+
+
+def test_a_run_dir_below_a_file_is_a_clear_error(model):
+    (model / "file").write_text("")
+    with (
+        pytest.raises(StorageError, match=r"run\.dir: .* cannot be made"),
+        open_workspace(make(model, run={"dir": str(model / "file/run")}), "train"),
+    ):
+        pass
