@@ -10,14 +10,13 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo import runtime
 from raydpo.batches.order import Order
 from raydpo.config import Config
 from raydpo.errors import DataError
 from raydpo.metrics import means
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.pipelines.checkpoints import newest_checkpoint
-from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage
+from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage, trainer_ranks
 from raydpo.pipelines.training import plan_stage, training_stage
 from raydpo.pipelines.workspace import Workspace, find_workspace, open_workspace
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted, ignore
@@ -111,7 +110,6 @@ def _model_to_evaluate(workspace: Workspace) -> ResolvedModel:
 def _evaluate(
     workspace: Workspace, model: ResolvedModel, reference: ReferenceReport, num_examples: int, observer: Observer
 ) -> dict[str, float]:
-    train = workspace.config.train
     spec = TrainSpec(
         config=workspace.config,
         model=model,
@@ -123,15 +121,7 @@ def _evaluate(
     observer(StageStarted("evaluate", num_examples, "examples"))
     total, done = [0.0] * (2 * len(NAMES)), dict[int, int]()
     with ray_session(workspace, "train"):
-        shares = runtime.run_gang(
-            "evaluate",
-            partial(evaluate_rank, spec=spec),
-            num_ranks=train.num_workers,
-            cpus=train.cpus_per_worker,
-            gpus=train.gpus_per_worker,
-            hang_timeout_s=train.hang_timeout_s,
-        )
-        for rank, share in shares:
+        for rank, share in trainer_ranks(workspace, "evaluate", partial(evaluate_rank, spec=spec)):
             done[rank] = share.examples
             observer(Advanced("evaluate", sum(done.values())))
             if share.done:

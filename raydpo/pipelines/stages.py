@@ -5,11 +5,11 @@ Decision: a stage returns a small report that goes into the summary as it is; wh
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, TypeVar
 
 from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
@@ -21,6 +21,8 @@ from raydpo.reference import ShardWork, plan_shards, wanted_rows
 from raydpo.reference.probe import probe_work
 from raydpo.reference.score import Rescorer, Scorer, ScorerSpec
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,21 @@ def ray_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any
         section = getattr(workspace.config, role)
         demands.append(runtime.Demand(role, section.num_workers, section.cpus_per_worker, section.gpus_per_worker))
     return runtime.session(demands)
+
+
+def trainer_ranks(
+    workspace: Workspace, name: str, function: Callable[[runtime.RankContext], Iterator[T]]
+) -> Iterator[tuple[int, T]]:
+    """Run `function` on the gang of ranks that `train` asks for: (rank, what it yields). Needs a Ray session."""
+    train = workspace.config.train
+    return runtime.run_gang(
+        name,
+        function,
+        num_ranks=train.num_workers,
+        cpus=train.cpus_per_worker,
+        gpus=train.gpus_per_worker,
+        hang_timeout_s=train.hang_timeout_s,
+    )
 
 
 def data_stage(workspace: Workspace, observer: Observer, *, write: bool = True) -> DataReport:

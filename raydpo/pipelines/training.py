@@ -29,7 +29,7 @@ from raydpo.pipelines.checkpoints import (
     set_damaged_aside,
 )
 from raydpo.pipelines.plan import Checkpoint, Plan, plan_training, trajectory
-from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe
+from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe, trainer_ranks
 from raydpo.pipelines.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
 from raydpo.schema.training import Evaluated, Finished, Probed, Skipped, Staged, Stepped, TrainEvent
@@ -83,7 +83,7 @@ def _same_reference(checkpoint: Checkpoint, workspace: Workspace) -> None:
 
 def _run_gang(driver: Driver) -> None:
     workspace, plan = driver.workspace, driver.plan
-    config, train = workspace.config, workspace.config.train
+    config = workspace.config
     other_start = plan.action == "start" and workspace.needs_reference and not workspace.starts_at_reference
     with ExitStack() as stack:
         stack.enter_context(ray_session(workspace, *(("reference", "train") if other_start else ("train",))))
@@ -110,15 +110,7 @@ def _run_gang(driver: Driver) -> None:
         driver.observer(StageStarted("train", driver.order.num_steps, "steps"))
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
-        events = runtime.run_gang(
-            "train",
-            partial(train_rank, spec=spec),
-            num_ranks=train.num_workers,
-            cpus=train.cpus_per_worker,
-            gpus=train.gpus_per_worker,
-            hang_timeout_s=train.hang_timeout_s,
-        )
-        for _, event in events:
+        for _, event in trainer_ranks(workspace, "train", partial(train_rank, spec=spec)):
             driver.handle(event)
     shutil.rmtree(spec.staging, ignore_errors=True)
 
