@@ -89,6 +89,10 @@ def _parser() -> argparse.ArgumentParser:
     quick.add_argument("--seed", type=_seed, default=0, help="seed of the data and the models (default: 0)")
     quick.set_defaults(act=_quickstart)
 
+    listed = verbs.add_parser("objectives", parents=[machine], help="the objectives, their papers and parameters")
+    listed.add_argument("--markdown", action="store_true", help="as the page docs/objectives.md")
+    listed.set_defaults(act=_objectives)
+
     config = verbs.add_parser("config", help="look at the configuration without running anything")
     actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("schema", help="JSON schema of the YAML file, for editors").set_defaults(act=_config_schema)
@@ -203,6 +207,17 @@ def _config_show(args: argparse.Namespace) -> int:
         _print_json({"config": loaded.config.model_dump(mode="json"), "origins": dict(loaded.origins)})
     else:
         print(dump(loaded.config, loaded.origins), end="")
+    return 0
+
+
+def _objectives(args: argparse.Namespace) -> int:
+    from raydpo.config.objectives import OBJECTIVES
+    from raydpo.config.objectives_page import page, table
+
+    if args.json:
+        _print_json({"objectives": [dataclasses.asdict(row) for row in OBJECTIVES.values()]})
+    else:
+        print(page() if args.markdown else "\n".join([*table(), ""]), end="")
     return 0
 
 

@@ -38,10 +38,12 @@ def modules_after(code: str, cwd: Path) -> set[str]:
         "import raydpo.cli, contextlib\nwith contextlib.suppress(SystemExit): raydpo.cli.main(['--help'])",
         "import raydpo.cli\nassert raydpo.cli.main(['config', 'show', 'run.yaml', 'run.seed=1']) == 0",
         "import raydpo.cli\nassert raydpo.cli.main(['config', 'schema']) == 0",
+        "import raydpo.cli\nassert raydpo.cli.main(['objectives']) == 0",
+        "import raydpo.cli\nassert raydpo.cli.main(['objectives', '--json']) == 0",
         "import raydpo.cli, io\nkeep, sys.stderr = sys.stderr, io.StringIO()\n"
         "assert raydpo.cli.main(['train', 'run.yaml', 'run.seed=x']) == 2\nsys.stderr = keep",
     ],
-    ids=["import", "names", "help", "show", "schema", "config error"],
+    ids=["import", "names", "help", "show", "schema", "objectives", "objectives json", "config error"],
 )
 def test_nothing_heavy(tmp_path: Path, code: str) -> None:
     (tmp_path / "run.yaml").write_text(RUN)

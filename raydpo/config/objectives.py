@@ -7,59 +7,271 @@ its names (tests/objectives/test_table.py). To add an objective: a row here, a f
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
-from dataclasses import dataclass, field
 from typing import Any
 
-
-@dataclass(frozen=True)
-class Parameter:
-    """A number that an objective reads. `low` and `high` bound it; an open bound excludes the bound itself."""
-
-    default: float
-    low: float
-    high: float
-    help: str
-    low_open: bool = False
-    high_open: bool = False
-
-    def problem(self, value: Any) -> str | None:
-        """Why `value` is not allowed, or None."""
-        if isinstance(value, bool) or not isinstance(value, int | float):
-            return f"{value!r} is not a number; {self.bounds()}"
-        low_ok = value > self.low if self.low_open else value >= self.low
-        high_ok = value < self.high if self.high_open else value <= self.high
-        return None if low_ok and high_ok else f"{value!r} is out of range; {self.bounds()}"
-
-    def bounds(self) -> str:
-        """The allowed range in interval notation."""
-        return f"allowed: {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
+from raydpo.config.objective_row import ObjectiveRow, Parameter
 
 
-@dataclass(frozen=True)
-class ObjectiveRow:
-    """What the rest of the program must know about an objective before it loads torch.
-
-    num_answers: answers of one example that the objective reads (2: chosen and rejected; 1: one answer).
-    """
-
-    name: str
-    title: str
-    needs_reference: bool
-    num_answers: int
-    parameters: Mapping[str, Parameter] = field(default_factory=dict)
+def _beta(default: float, help: str = "strength of the pull to the reference, in 1/nats") -> Parameter:
+    return Parameter(default, 0.0, 1e4, help, low_open=True)
 
 
-_BETA = Parameter(0.1, 0.0, 1e4, "strength of the pull to the reference, in 1/nats", low_open=True)
-_SMOOTHING = Parameter(0.0, 0.0, 0.5, "probability that a label is flipped (cDPO)", high_open=True)
+def _flips(default: float, help: str, *, zero: bool = False) -> Parameter:
+    return Parameter(default, 0.0, 0.5, help, low_open=not zero, high_open=True)
 
-OBJECTIVES: dict[str, ObjectiveRow] = {
-    row.name: row
-    for row in (
-        ObjectiveRow("dpo", "DPO, sigmoid", True, 2, {"beta": _BETA, "label_smoothing": _SMOOTHING}),
-        ObjectiveRow("sft", "next-token likelihood of the chosen answer", False, 1),
-    )
-}
+
+def _weight(default: float, help: str) -> Parameter:
+    return Parameter(default, 0.0, 1e4, help)
+
+
+_PER_TOKEN = "strength of the pull to the reference, on the mean log-ratio of a token, in tokens/nats"
+_TAU = "the paper's tau: the target margin is 1 / (2 beta)"
+_SCALE = "scale of the mean log-prob of a token, in tokens/nats"
+_FLIPPED = "probability that a label is flipped"
+_MARGIN = "target margin gamma as a ratio of beta"
+
+_ROWS = (
+    ObjectiveRow(
+        "dpo",
+        "DPO, sigmoid",
+        True,
+        2,
+        {"beta": _beta(0.1), "label_smoothing": _flips(0.0, f"{_FLIPPED} (cDPO)", zero=True)},
+        "2305.18290",
+        "the policy is its own reward model: logistic loss on the difference of log-ratios",
+    ),
+    ObjectiveRow(
+        "cdpo",
+        "conservative DPO",
+        True,
+        2,
+        {"beta": _beta(0.1), "label_smoothing": _flips(0.1, _FLIPPED)},
+        "2305.18290",
+        "DPO whose labels are flipped with a known probability, so that the margin stays bounded",
+    ),
+    ObjectiveRow(
+        "robust",
+        "robust DPO",
+        True,
+        2,
+        {"beta": _beta(0.1), "label_smoothing": _flips(0.1, _FLIPPED)},
+        "2403.00409",
+        "the DPO loss without the bias of flipped labels",
+    ),
+    ObjectiveRow(
+        "hinge",
+        "hinge on log-ratios (RSO)",
+        True,
+        2,
+        {"beta": _beta(0.1)},
+        "2309.06657",
+        "pairs within the margin count, pairs beyond it do not",
+    ),
+    ObjectiveRow(
+        "ipo",
+        "IPO, sums",
+        True,
+        2,
+        {"beta": _beta(0.1, _TAU)},
+        "2310.12036",
+        "log-ratios are drawn to a finite margin, so certain labels do not overfit",
+    ),
+    ObjectiveRow(
+        "ipo_mean",
+        "IPO, means per token",
+        True,
+        2,
+        {"beta": _beta(0.1, _TAU)},
+        "2310.12036",
+        "IPO whose margin does not grow with answer length",
+        "lengths",
+    ),
+    ObjectiveRow(
+        "exo",
+        "EXO for pairs",
+        True,
+        2,
+        {"beta": _beta(0.1), "label_smoothing": _flips(1e-3, "mass of the rejected answer")},
+        "2402.00856",
+        "the reverse KL, which seeks the mode, in place of DPO's forward KL to the label",
+    ),
+    ObjectiveRow(
+        "nca",
+        "NCA for pairs",
+        True,
+        2,
+        {"beta": _beta(0.01)},
+        "2402.05369",
+        "the chosen answer's likelihood is held at an absolute level",
+    ),
+    ObjectiveRow(
+        "bco_pair",
+        "BCO on pairs, without shift",
+        True,
+        2,
+        {"beta": _beta(0.1)},
+        "2404.04656",
+        "a classifier of single answers whose logit is the reward",
+    ),
+    ObjectiveRow(
+        "sppo",
+        "SPPO, hard labels",
+        True,
+        2,
+        {"beta": _beta(1e-3, "1 / eta: log-ratios are drawn to +-1 / (2 beta)")},
+        "2405.00675",
+        "self-play to a Nash equilibrium: log-ratios regress to win probabilities",
+    ),
+    ObjectiveRow(
+        "apo_zero",
+        "APO-zero",
+        True,
+        2,
+        {"beta": _beta(0.1)},
+        "2408.06266",
+        "chosen up and rejected down, for chosen answers better than the model's",
+    ),
+    ObjectiveRow(
+        "apo_down",
+        "APO-down",
+        True,
+        2,
+        {"beta": _beta(0.1)},
+        "2408.06266",
+        "both down, rejected further, for chosen answers worse than the model's",
+    ),
+    ObjectiveRow(
+        "discopop",
+        "DiscoPOP",
+        True,
+        2,
+        {
+            "beta": _beta(0.05),
+            "tau": Parameter(0.05, 0.0, 1.0, "temperature of the blend of the two losses", low_open=True),
+        },
+        "2406.08414",
+        "a blend of logistic and exponential loss, found by a language model",
+    ),
+    ObjectiveRow(
+        "dpo_norm",
+        "DPO, means per token",
+        True,
+        2,
+        {"beta": _beta(5.0, _PER_TOKEN)},
+        "2411.15124",
+        "DPO whose reward does not grow with answer length",
+        "lengths",
+    ),
+    ObjectiveRow(
+        "dpop",
+        "DPO-positive",
+        True,
+        2,
+        {"beta": _beta(0.3), "penalty": _weight(50.0, "lambda, of nats that the chosen answer is below the reference")},
+        "2402.13228",
+        "DPO may lower both answers; this one punishes a falling chosen answer",
+    ),
+    ObjectiveRow(
+        "fdpo_forward_kl",
+        "f-DPO, forward KL",
+        True,
+        2,
+        {"beta": _beta(0.1, "strength of the pull to the reference")},
+        "2309.16240",
+        "DPO with another divergence from the reference; this one covers its modes",
+    ),
+    ObjectiveRow(
+        "fdpo_js",
+        "f-DPO, Jensen-Shannon",
+        True,
+        2,
+        {"beta": _beta(0.1, "strength of the pull to the reference")},
+        "2309.16240",
+        "DPO with another divergence from the reference; this one is symmetric and bounded",
+    ),
+    ObjectiveRow(
+        "fdpo_alpha",
+        "f-DPO, alpha divergence",
+        True,
+        2,
+        {
+            "beta": _beta(0.1, "strength of the pull to the reference"),
+            "alpha": Parameter(0.5, 0.0, 1.0, "0: reverse KL, 1: forward KL", low_open=True, high_open=True),
+        },
+        "2309.16240",
+        "DPO with another divergence from the reference; this one is between the two KLs",
+    ),
+    ObjectiveRow(
+        "simpo",
+        "SimPO",
+        False,
+        2,
+        {"beta": _beta(2.0, _SCALE), "gamma_beta_ratio": _weight(0.5, f"{_MARGIN}, in nats a token")},
+        "2405.14734",
+        "the reward is what generation maximises, the mean log-prob, with a target margin",
+        "lengths",
+    ),
+    ObjectiveRow(
+        "orpo",
+        "ORPO",
+        False,
+        2,
+        {"odds_weight": _weight(0.1, "lambda, of the log odds ratio")},
+        "2403.07691",
+        "fine-tuning and preferences in one stage: likelihood plus an odds ratio",
+        "lengths",
+    ),
+    ObjectiveRow(
+        "cpo",
+        "CPO",
+        False,
+        2,
+        {
+            "beta": _beta(0.1, "scale of the log-prob of an answer, in 1/nats"),
+            "nll_weight": _weight(1.0, "of the negative log-likelihood of the chosen answer, a sum"),
+        },
+        "2401.08417",
+        "DPO with a uniform reference, kept near the chosen answers by their likelihood",
+    ),
+    ObjectiveRow(
+        "slic",
+        "SLiC-HF",
+        False,
+        2,
+        {
+            "delta": _weight(1.0, "margin between log-probs, in nats"),
+            "nll_weight": _weight(0.1, "of the negative log-likelihood of the chosen answer, a sum"),
+        },
+        "2305.10425",
+        "sequence likelihoods are calibrated by a margin, next to fine-tuning",
+    ),
+    ObjectiveRow(
+        "alphapo",
+        "AlphaPO",
+        False,
+        2,
+        {
+            "beta": _beta(2.0, _SCALE),
+            "gamma_beta_ratio": _weight(0.5, _MARGIN),
+            "alpha": Parameter(0.25, -10.0, 10.0, "bend of the reward; 0 is SimPO"),
+        },
+        "2501.03884",
+        "the shape of the reward decides how far likelihoods move",
+        "lengths",
+    ),
+    ObjectiveRow(
+        "sft",
+        "next-token likelihood of the chosen answer",
+        False,
+        1,
+        {},
+        "",
+        "supervised fine-tuning, mean over tokens",
+        "tokens",
+    ),
+)
+
+OBJECTIVES: dict[str, ObjectiveRow] = {row.name: row for row in _ROWS}
 
 
 def check_objective(value: Any) -> dict[str, Any]:

@@ -1,7 +1,9 @@
 """Every metric, declared once: unit, denominator, direction. A name that is not here cannot be logged.
 
 Decision: values travel as (sum, count) until one division on the driver's side of the all-reduce, so a mean is never a
-mean of means. Names are those that users of TRL know.
+mean of means. Names are those that users of TRL know. Rewards are beta x log-ratio, of the answer or, where the
+objective takes means, of its mean token; without a reference they are its scale x log-prob. `log_ratios/margins` knows
+no beta and no mean, so it compares runs of different objectives.
 """
 
 from __future__ import annotations
@@ -23,7 +25,7 @@ class Metric:
 METRICS: dict[str, Metric] = {
     metric.name: metric
     for metric in (
-        Metric("loss", "nats", "pair, or answer token for sft", "lower"),
+        Metric("loss", "the objective's own, most in nats", "pair, or answer token for sft", "lower"),
         Metric("rewards/chosen", "beta x nats", "pair", "higher"),
         Metric("rewards/rejected", "beta x nats", "pair"),
         Metric("rewards/margins", "beta x nats", "pair", "higher"),
@@ -32,6 +34,8 @@ METRICS: dict[str, Metric] = {
         Metric("logps/chosen", "nats", "answer", "higher"),
         Metric("logps/rejected", "nats", "answer"),
         Metric("log_ratios/abs", "nats", "answer"),
+        Metric("log_ratios/margins", "nats", "pair", "higher"),
+        Metric("clamped", "share whose exponential or odds met a clamp", "answer"),
         Metric("grad_norm", "norm before clipping", "step"),
         Metric("learning_rate", "1", "step"),
         Metric("tokens_per_s", "real tokens a second, all ranks", "log interval"),

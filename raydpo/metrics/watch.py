@@ -28,7 +28,8 @@ class Watch:
             return []
         self._chosen.append(metrics["rewards/chosen"])
         self._margins.append(metrics["rewards/margins"])
-        self._ratios.append(metrics["log_ratios/abs"])
+        if (ratio := metrics.get("log_ratios/abs")) is not None:  # there is none without a reference
+            self._ratios.append(ratio)
         checks = {"falling": self._falling, "flat": self._flat, "runaway": self._runaway}
         found = {name: text for name, check in checks.items() if name not in self._given and (text := check())}
         self._given |= set(found)
@@ -42,8 +43,8 @@ class Watch:
             return None
         return (
             f"log-probs of the chosen answers fall steadily (rewards/chosen {first:.2f} -> {middle:.2f} -> {last:.2f} over "
-            f"{len(self._chosen)} steps): the margin grows by unlearning both answers. Lower train.learning_rate or raise "
-            "objective.beta."
+            f"{len(self._chosen)} steps): the margin grows by unlearning both answers. Lower train.learning_rate"
+            f"{' or raise objective.beta' if self._ratios else ''}."
         )
 
     def _flat(self) -> str | None:

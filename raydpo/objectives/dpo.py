@@ -5,6 +5,7 @@
 
 Rafailov et al. 2023, arXiv 2305.18290, equation 7; label smoothing: Mitchell, "A note on DPO with noisy preferences"
 (cDPO), equation 3, with 0 <= eps < 1/2 the probability that a label is flipped. eps = 0 is DPO. At u = v the loss is ln 2.
+`cdpo` is the same with eps > 0; its minimum is at sigma(beta d) = 1 - eps.
 """
 
 from __future__ import annotations
@@ -12,9 +13,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
+from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, preference_metrics
+from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_ratios
 
 
 @dataclass(frozen=True)
@@ -26,11 +28,16 @@ class DPO:
     unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
-        policy = inputs.answer_sums(inputs.policy_nats)
-        reference = inputs.answer_sums(inputs.reference())
-        ratios = policy - reference
-        logits = self.beta * (ratios[:, 0] - ratios[:, 1])
-        losses = -(1 - self.label_smoothing) * logsigmoid(logits) - self.label_smoothing * logsigmoid(-logits)
-        loss_sum = losses.sum()
-        metrics = preference_metrics(inputs, policy, reference, self.beta)
-        return ObjectiveOutput(loss_sum, {"loss": (loss_sum.detach(), len(losses)), **metrics})
+        return from_log_ratios(inputs, self.beta, self.losses)
+
+    def losses(self, u: Tensor, v: Tensor) -> Tensor:
+        """Of each pair, from log-ratios in nats: [E]."""
+        logits, eps = self.beta * (u - v), self.label_smoothing
+        return -(1 - eps) * logsigmoid(logits) - eps * logsigmoid(-logits)
+
+
+@dataclass(frozen=True)
+class CDPO(DPO):
+    """DPO with noisy labels. label_smoothing: eps in (0, 0.5)."""
+
+    label_smoothing: float = 0.1

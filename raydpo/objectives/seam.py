@@ -2,14 +2,16 @@
 
 Decision: an objective never divides. It returns the sum of its loss over the examples (or answer tokens) it was given
 and says in which unit it counts; the step divides by the count of the whole global batch, so that micro-batches,
-ranks and accumulation change nothing.
+ranks and accumulation change nothing. Objectives share code through this file only: what differs between two of them
+is a function of two scores, everything around it (sums, means, metrics, ties) is here once.
 
 Shapes: E examples, A answers an example (2 for pairs: chosen, rejected), S sequences, N answer tokens.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import math
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import ClassVar, Literal, Protocol
 
@@ -39,6 +41,10 @@ class ObjectiveInput:
         sums = torch.zeros(self.num_sequences, dtype=token_values.dtype, device=token_values.device)
         return sums.index_add(0, self.sequences, token_values)[self.answers]
 
+    def answer_lengths(self) -> Tensor:
+        """Tokens of each answer, as numbers that divide: [E, A] in the dtype of `policy_nats`."""
+        return self.answer_sums(torch.ones_like(self.policy_nats))
+
     def reference(self) -> Tensor:
         """`reference_nats`, present by contract for objectives whose table row says needs_reference."""
         assert self.reference_nats is not None, "the objective needs a reference and the batch has none"
@@ -61,26 +67,88 @@ class Objective(Protocol):
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput: ...
 
 
-def preference_metrics(
-    inputs: ObjectiveInput, policy: Tensor, reference: Tensor, beta: float
-) -> dict[str, tuple[Tensor, int]]:
-    """Metrics that every paired objective with a reference reports, from [E, 2] answer sums in nats.
+EXPONENT_MAX = 30.0
+"""Above this an exponential goes on as a straight line: e^30 = 1e13, beyond it a gradient norm soon overflows float32."""
 
-    Rewards are beta * log-ratio. A tie counts half an accuracy.
+PairLosses = Callable[[Tensor, Tensor], Tensor]
+"""(score of chosen [E], score of rejected [E]) -> loss of each pair [E]."""
+
+
+def expm1_or_line(x: Tensor) -> Tensor:
+    """exp(x) - 1 up to EXPONENT_MAX and its tangent there beyond: finite, and a gradient that never vanishes."""
+    return torch.expm1(x.clamp(max=EXPONENT_MAX)) + math.exp(EXPONENT_MAX) * torch.relu(x - EXPONENT_MAX)
+
+
+def from_log_ratios(
+    inputs: ObjectiveInput,
+    beta: float,
+    losses: PairLosses,
+    *,
+    per_token: bool = False,
+    clamped: Callable[[Tensor], Tensor] | None = None,
+) -> ObjectiveOutput:
+    """An objective on u = log pi/ref of the chosen and v of the rejected answer, in nats.
+
+    per_token: u and v are divided by the tokens of their answer. clamped: [E, 2] log-ratios -> which of them met a clamp.
+    Rewards are beta * u and beta * v.
     """
-    policy = policy.detach()
-    ratios = policy - reference
-    margin_nats = ratios[:, 0] - ratios[:, 1]
-    ties = (margin_nats.abs() <= inputs.tie_tolerance_nats).to(policy.dtype)
-    wins = (margin_nats > inputs.tie_tolerance_nats).to(policy.dtype)
-    pairs = len(margin_nats)
-    return {
-        "rewards/chosen": (beta * ratios[:, 0].sum(), pairs),
-        "rewards/rejected": (beta * ratios[:, 1].sum(), pairs),
-        "rewards/margins": (beta * margin_nats.sum(), pairs),
+    policy = inputs.answer_sums(inputs.policy_nats)
+    ratios = policy - inputs.answer_sums(inputs.reference())
+    scores = ratios / inputs.answer_lengths() if per_token else ratios
+    output = _output(inputs, policy, scores, beta, losses, per_token, clamped)
+    ratios = ratios.detach()
+    pairs = len(ratios)
+    more = {
+        "log_ratios/abs": (ratios.abs().sum(), 2 * pairs),
+        "log_ratios/margins": ((ratios[:, 0] - ratios[:, 1]).sum(), pairs),
+    }
+    return ObjectiveOutput(output.loss_sum, {**output.metrics, **more})
+
+
+def from_log_probs(
+    inputs: ObjectiveInput,
+    scale: float,
+    losses: PairLosses,
+    *,
+    per_token: bool = False,
+    clamped: Callable[[Tensor], Tensor] | None = None,
+) -> ObjectiveOutput:
+    """An objective without a reference, on the log-probs of the answers, in nats; options as in `from_log_ratios`.
+
+    Rewards are scale * log-prob.
+    """
+    policy = inputs.answer_sums(inputs.policy_nats)
+    scores = policy / inputs.answer_lengths() if per_token else policy
+    return _output(inputs, policy, scores, scale, losses, per_token, clamped)
+
+
+def _output(
+    inputs: ObjectiveInput,
+    policy: Tensor,
+    scores: Tensor,
+    scale: float,
+    losses: PairLosses,
+    per_token: bool,
+    clamped: Callable[[Tensor], Tensor] | None,
+) -> ObjectiveOutput:
+    each = losses(scores[:, 0], scores[:, 1])
+    loss_sum, pairs = each.sum(), len(each)
+    scores, policy = scores.detach(), policy.detach()
+    margins = scores[:, 0] - scores[:, 1]
+    tolerance = inputs.tie_tolerance_nats
+    within: Tensor | float = tolerance / inputs.answer_lengths().amin(dim=1) if per_token else tolerance
+    ties = (margins.abs() <= within).to(policy.dtype)
+    wins = (margins > within).to(policy.dtype)
+    metrics = {
+        "loss": (loss_sum.detach(), pairs),
+        "rewards/chosen": (scale * scores[:, 0].sum(), pairs),
+        "rewards/rejected": (scale * scores[:, 1].sum(), pairs),
+        "rewards/margins": (scale * margins.sum(), pairs),
         "rewards/accuracies": ((wins + ties / 2).sum(), pairs),
         "rewards/ties": (ties.sum(), pairs),
         "logps/chosen": (policy[:, 0].sum(), pairs),
         "logps/rejected": (policy[:, 1].sum(), pairs),
-        "log_ratios/abs": (ratios.abs().sum(), 2 * pairs),
     }
+    if clamped is not None:
+        metrics["clamped"] = (clamped(scores).to(policy.dtype).sum(), 2 * pairs)
+    return ObjectiveOutput(loss_sum, metrics)

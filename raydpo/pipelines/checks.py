@@ -45,6 +45,11 @@ def _model(config: Config) -> list[str]:
     problems = []
     if config.model.revision is not None and Path(config.model.path).expanduser().is_dir():
         problems.append("model.revision is set, but model.path is a folder, which has no revisions; leave it out.")
+    if config.reference.model is not None and not OBJECTIVES[config.objective.name].needs_reference:
+        problems.append(
+            f"reference.model is set, but objective {config.objective.name} has no reference and "
+            "does not read it; leave it out."
+        )
     if config.reference.revision is not None and config.reference.model is None:
         problems.append("reference.revision is set without reference.model and would do nothing; leave it out.")
     gpus = (config.train.gpus_per_worker, config.reference.gpus_per_worker)

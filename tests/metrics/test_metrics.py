@@ -64,6 +64,14 @@ def test_each_warning_comes_once_and_names_a_remedy():
     assert "runs away" in runaway[0]
 
 
+def test_without_a_reference_there_is_no_log_ratio_and_no_advice_on_beta():
+    watch = Watch()
+    rows = [{"rewards/chosen": -0.1 * i, "rewards/margins": 0.1 * i} for i in range(90)]
+    (falling,) = [text for row in rows for text in watch.observe(row)]
+    assert "Lower train.learning_rate." in falling
+    assert "beta" not in falling
+
+
 def test_a_healthy_run_is_quiet():
     assert feed([(0.01 * i, 0.02 * i, 2.0) for i in range(90)]) == []
     assert Watch().observe({"loss": 1.0}) == []

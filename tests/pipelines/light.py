@@ -1,6 +1,6 @@
-"""Run `check`, then `precompute` of an objective without a reference; say after each what was imported.
+"""Run `check`, then `precompute` of objectives without a reference; say after each what was imported.
 
-Run as `python -m tests.pipelines.light DPO.yaml SFT.yaml`; prints two lines of JSON.
+Run as `python -m tests.pipelines.light DPO.yaml SFT.yaml ...`; prints a line of JSON each.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from raydpo.schema.events import Event, Note
 HEAVY = ("ray", "deepspeed", "peft", "datasets")
 
 
-def main(dpo: str, sft: str) -> None:
+def main(dpo: str, *without_reference: str) -> None:
     notes: list[str] = []
 
     def observe(event: Event) -> None:
         if isinstance(event, Note):
             notes.append(event.text)
 
-    for verb, path in ((check, dpo), (precompute, sft)):
+    for verb, path in ((check, dpo), *((precompute, path) for path in without_reference)):
         notes.clear()
         summary = verb(Config.load(path), observe)
         imported = [name for name in HEAVY if name in sys.modules]

@@ -1,4 +1,4 @@
-"""Verbs that must cost nothing: `check` loads no model, starts no Ray and writes nothing; sft has no reference."""
+"""Verbs that must cost nothing: `check` loads no model, starts no Ray and writes nothing; sft and simpo have no reference."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from typing import Any
 import pytest
 
 from raydpo.config.load import dump
+from raydpo.errors import ConfigError
+from raydpo.pipelines import check
 from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, config, everything_in, make_toy
 
 
@@ -20,12 +22,12 @@ def small(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 @pytest.fixture(scope="module")
 def said(small: Toy) -> list[dict[str, Any]]:
-    """What a fresh process says of check, then of precompute with sft. The weights are garbage."""
+    """What a fresh process says of check, then of precompute with sft and simpo. The weights are garbage."""
     (small.model / "model.safetensors").write_bytes(b"not a model")
     with small.train.open("a") as file:
         file.write("{broken\n")
     files = []
-    for name, objective in (("dpo", {"name": "dpo"}), ("sft", {"name": "sft"})):
+    for name, objective in ((name, {"name": name}) for name in ("dpo", "sft", "simpo")):
         settings = config(small, small.root / name, {"data.max_bad_fraction": 0.5}, objective=objective)
         files.append(small.root / f"{name}.yaml")
         files[-1].write_text(dump(settings))
@@ -49,9 +51,16 @@ def test_check_starts_no_ray_and_writes_nothing(said: list[dict[str, Any]]) -> N
     assert not [name for name in said[0]["changed"] if name.startswith("dpo")]
 
 
-def test_sft_has_nothing_to_precompute(said: list[dict[str, Any]], small: Toy) -> None:
-    reference = said[1]["summary"]["reference"]
+@pytest.mark.parametrize("place", [1, 2], ids=["sft", "simpo"])
+def test_without_a_reference_there_is_nothing_to_precompute(said: list[dict[str, Any]], small: Toy, place: int) -> None:
+    reference = said[place]["summary"]["reference"]
     assert (reference["rows"], reference["rows_scored"], reference["forwards"]) == (0, 0, 0)
-    assert any("nothing to precompute" in note for note in said[1]["notes"])
-    assert "ray" not in said[1]["imported"]
+    assert any("nothing to precompute" in note for note in said[place]["notes"])
+    assert "ray" not in said[place]["imported"]
     assert not small.cache.exists()
+
+
+def test_a_reference_model_that_nothing_reads_is_refused(small: Toy) -> None:
+    wanted = config(small, small.root / "odd", {"reference.model": str(small.other)}, objective={"name": "simpo"})
+    with pytest.raises(ConfigError, match=r"reference\.model is set, but objective simpo has no reference"):
+        check(wanted)

@@ -1,0 +1,33 @@
+"""APO-zero: chosen up, rejected down, each for itself.
+
+    u = log pi(y_w|x) - log ref(y_w|x)      v = log pi(y_l|x) - log ref(y_l|x)      d = u - v
+    loss = 1 - sigma(beta u) + sigma(beta v)
+
+D'Oosterlinck et al. 2024, arXiv 2408.06266, equation 7; for chosen answers better than what the model writes. The 1 is
+added here as in TRL, so that the loss is positive; gradients are the paper's. At u = v the loss is 1. No unit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.nn.functional import sigmoid
+
+from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_ratios
+
+
+@dataclass(frozen=True)
+class APOZero:
+    """beta: 1/nats, > 0."""
+
+    beta: float = 0.1
+    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
+
+    def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
+        return from_log_ratios(inputs, self.beta, self.losses)
+
+    def losses(self, u: Tensor, v: Tensor) -> Tensor:
+        """Of each pair, from log-ratios in nats: [E]."""
+        return sigmoid(-self.beta * u) + sigmoid(self.beta * v)
