@@ -212,12 +212,12 @@ def _config_show(args: argparse.Namespace) -> int:
 
 def _objectives(args: argparse.Namespace) -> int:
     from raydpo.config.objectives import OBJECTIVES
-    from raydpo.config.objectives_page import page, table
+    from raydpo.config.objectives_page import notes, page, table
 
     if args.json:
         _print_json({"objectives": [dataclasses.asdict(row) for row in OBJECTIVES.values()]})
     else:
-        print(page() if args.markdown else "\n".join([*table(), ""]), end="")
+        print(page() if args.markdown else "\n".join([*table(), *notes(), ""]), end="")
     return 0
 
 

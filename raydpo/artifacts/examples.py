@@ -33,7 +33,13 @@ class ExampleWriter:
         _manifest(folder, split).unlink(missing_ok=True)
 
     def add(
-        self, prompt_ids: Sequence[int], answer_ids: Sequence[Sequence[int]], row_keys: Sequence[str], source: str
+        self,
+        prompt_ids: Sequence[int] | np.ndarray,
+        answer_ids: Sequence[Sequence[int] | np.ndarray],
+        row_keys: Sequence[str],
+        source: str,
+        label: bool = True,
+        weight: float = 1.0,
     ) -> None:
         """Append one example; `answer_ids` and `row_keys` have one entry an answer."""
         row: dict[str, object] = {
@@ -41,6 +47,8 @@ class ExampleWriter:
             "answer_ids": answer_ids,
             "row_keys": row_keys,
             "source": source,
+            "label": label,
+            "weight": weight,
         }
         self._rows.append(row)
         if len(self._rows) == self.examples_per_shard:
@@ -59,7 +67,8 @@ class ExampleWriter:
 
 
 class ExampleTable:
-    """The examples of one split, by index. `prompt_lengths`: [n] int64; `answer_lengths`: [n, answers] int64."""
+    """The examples of one split, by index. `prompt_lengths`: [n] int64; `answer_lengths`: [n, answers] int64; `labels`: [n]
+    bool; `weights`: [n] float32; `is_weighted`: whether any is not 1."""
 
     def __init__(self, table: pa.Table) -> None:
         self._prompts = _Lists(table["prompt_ids"])
@@ -72,6 +81,9 @@ class ExampleTable:
             raise IntegrityError("token shards mix examples with different numbers of answers or of row keys")
         self.num_answers = num_answers
         self._keys, self._sources = keys.flatten(), _combined(table["source"])
+        self.labels = table["label"].to_numpy().astype(bool)
+        self.weights = table["weight"].to_numpy().astype(np.float32)
+        self.is_weighted = bool((self.weights != 1).any())
         self.prompt_lengths = self._prompts.lengths
         self.answer_lengths = self._answers.lengths.reshape(-1, num_answers)
 
@@ -104,9 +116,10 @@ class ExampleTable:
 
 
 def examples_digest(folder: Path, split: str) -> str:
-    """Digest of the row keys of a split, in order: equal for equal token ids, wherever they were read from."""
+    """Digest of the rows, labels and weights of a split, in order: equal for equal examples, wherever they were read."""
     table = ExampleTable.open(folder, split)
-    return digest_of([table.row_keys(example) for example in range(len(table))])
+    marks = zip(table.labels.tolist(), table.weights.tolist(), strict=True)
+    return digest_of([(table.row_keys(example), *mark) for example, mark in enumerate(marks)])
 
 
 class _Lists:

@@ -7,7 +7,8 @@ is an index, not a mask, so that only answer positions reach the head.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,12 +27,16 @@ Lookup = Callable[[list[str]], list[np.ndarray]]
 class MicroBatch:
     """What one forward of the trainer needs.
 
-    answers: [E, A] int64, sequence of each answer. reference_nats: [N] float32 or None. num_tokens: real tokens.
+    answers: [E, A] int64, sequence of each answer. reference_nats: [N] float32 or None. labels: [E] bool. weights: [E]
+    float32, None when all are 1. positions: [E] int64, places of the examples in the global batch. num_tokens: real tokens.
     """
 
     sequences: SequenceBatch
     answers: Tensor
     reference_nats: Tensor | None
+    labels: Tensor
+    weights: Tensor | None
+    positions: Tensor
     num_tokens: int
 
     @property
@@ -39,8 +44,9 @@ class MicroBatch:
         return self.answers.shape[0]
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        nats = None if self.reference_nats is None else self.reference_nats.to(device)
-        return replace(self, sequences=self.sequences.to(device), answers=self.answers.to(device), reference_nats=nats)
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_tokens"}
+        changed: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in moved.items()}
+        return replace(self, **changed)
 
 
 def collate_rows(rows: Rows, pad_id: int = 0) -> SequenceBatch:
@@ -66,22 +72,37 @@ def collate_rows(rows: Rows, pad_id: int = 0) -> SequenceBatch:
 
 
 def collate(
-    table: ExampleTable, examples: Sequence[int], num_answers: int, lookup: Lookup | None, num_chunks: int = 1
+    table: ExampleTable,
+    examples: Sequence[int],
+    columns: Sequence[int],
+    lookup: Lookup | None,
+    num_chunks: int = 1,
+    positions: Sequence[int] | None = None,
 ) -> MicroBatch:
     """The micro-batch of `examples`. An empty list gives a dummy of one token whose loss counts nothing.
 
-    num_chunks: calls of the head that every rank makes for its micro-batch.
+    columns: which answers of an example to take. num_chunks: calls of the head that every rank makes for its micro-batch.
+    positions: places of the examples in the global batch, default their order here.
     """
+    chosen = np.asarray(examples, dtype=np.int64)
+    places = torch.tensor(range(len(examples)) if positions is None else positions, dtype=torch.int64)
+    weights = table.weights[chosen]
+    marks: dict[str, Any] = {
+        "labels": torch.from_numpy(table.labels[chosen]),
+        "weights": torch.from_numpy(weights) if table.is_weighted else None,
+        "positions": places,
+    }
     if not examples:
         dummy = replace(collate_rows([(np.zeros(1, np.int32), np.zeros(1, np.int32))]), num_chunks=num_chunks)
         nats = None if lookup is None else torch.zeros(1)
-        return MicroBatch(dummy, torch.zeros((0, num_answers), dtype=torch.int64), nats, 0)
+        return MicroBatch(dummy, torch.zeros((0, len(columns)), dtype=torch.int64), nats, **marks, num_tokens=0)
     rows, keys = [], []
     for example in examples:
-        prompt = table.prompt_ids(example)
-        rows += [(prompt, answer) for answer in table.answer_ids(example)[:num_answers]]
-        keys += table.row_keys(example)[:num_answers]
+        prompt, answers, row_keys = table.prompt_ids(example), table.answer_ids(example), table.row_keys(example)
+        rows += [(prompt, answers[column]) for column in columns]
+        keys += [row_keys[column] for column in columns]
     reference = None if lookup is None else torch.from_numpy(np.concatenate(lookup(keys)).astype(np.float32))
-    answers = torch.arange(len(rows), dtype=torch.int64).reshape(-1, num_answers)
+    answers_EA = torch.arange(len(rows), dtype=torch.int64).reshape(-1, len(columns))
     num_tokens = sum(len(prompt) + len(answer) for prompt, answer in rows)
-    return MicroBatch(replace(collate_rows(rows), num_chunks=num_chunks), answers, reference, num_tokens)
+    batch = replace(collate_rows(rows), num_chunks=num_chunks)
+    return MicroBatch(batch, answers_EA, reference, **marks, num_tokens=num_tokens)

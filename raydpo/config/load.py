@@ -18,7 +18,7 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from raydpo.config.objectives import OBJECTIVES, check_objective
+from raydpo.config.objectives import OBJECTIVES, check_objective, readable
 from raydpo.config.problems import allowed, members, nearest, remedy, section_of, show, unknown_key
 from raydpo.config.render import dump, schema
 from raydpo.config.sections import Config, ObjectiveSection
@@ -211,19 +211,21 @@ class _Check:
         if (problem := _refusal({"name": name})) is not None:
             self._add(children["name"].where, f"{key}.{problem}. Write one of the allowed names.")
             return
-        readable = OBJECTIVES[name].parameters
+        options = readable(OBJECTIVES[name])
         good: dict[str, Any] = {"name": name}
         for child, inner in children.items():
             problem = _refusal({"name": name, child: inner.plain()}) if child != "name" else None
             if problem is None:
                 good[child] = inner.plain()
-            elif child in readable:
-                default = readable[child].default
-                self._add(inner.where, f"{key}.{problem}. Correct it, or leave it out for the default, {default:g}.")
+            elif child == "plus":
+                self._add(inner.where, f"{key}.{problem}. Correct the terms, or leave plus out.")
+            elif child in options:
+                default = options[child].shown()
+                self._add(inner.where, f"{key}.{problem}. Correct it, or leave it out for the default, {default}.")
             else:
-                near = [k for k in nearest(f"{key}.{child}", list(readable)) if k != f"{key}.{child}"]
+                near = [k for k in nearest(f"{key}.{child}", list(options)) if k != f"{key}.{child}"]
                 hint = f" Did you mean {near[0]}?" if near else ""
-                names = ", ".join(["name", *readable])
+                names = ", ".join(["name", *options, "plus"])
                 self._add(inner.where, f"{key}.{problem}.{hint} Allowed for {name}: {names}. Rename or remove it.")
         values[key] = good
 

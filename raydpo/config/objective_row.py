@@ -33,6 +33,48 @@ class Parameter:
         """The allowed range in interval notation."""
         return f"allowed: {'(' if self.low_open else '['}{self.low:g}, {self.high:g}{')' if self.high_open else ']'}"
 
+    def read(self, value: Any) -> float:
+        """A value without a `problem`, as the objective gets it."""
+        return float(value)
+
+    def shown(self) -> str:
+        """The default as text."""
+        return f"{self.default:g}"
+
+    def schema(self) -> dict[str, Any]:
+        """JSON schema of the value."""
+        return {
+            "type": "number",
+            "exclusiveMinimum" if self.low_open else "minimum": self.low,
+            "exclusiveMaximum" if self.high_open else "maximum": self.high,
+            "default": self.default,
+            "description": self.help,
+        }
+
+
+@dataclass(frozen=True)
+class Flag:
+    """A switch, off unless it is set."""
+
+    help: str
+    default: bool = False
+
+    def problem(self, value: Any) -> str | None:
+        """Why `value` is not allowed, or None."""
+        return None if isinstance(value, bool) else f"{value!r} is not true or false; {self.bounds()}"
+
+    def bounds(self) -> str:
+        return "allowed: true or false"
+
+    def read(self, value: Any) -> bool:
+        return bool(value)
+
+    def shown(self) -> str:
+        return str(self.default).lower()
+
+    def schema(self) -> dict[str, Any]:
+        return {"type": "boolean", "default": self.default, "description": self.help}
+
 
 @dataclass(frozen=True)
 class ObjectiveRow:
@@ -40,7 +82,9 @@ class ObjectiveRow:
 
     num_answers: answers of one example that the objective reads (2: chosen and rejected; 1: one answer). paper: arXiv
     id, empty without one. reading: what the paper says, in a line. reads: what it takes of each answer's log-probs, their
-    sum, the sum and the number of tokens (lengths), or every token.
+    sum, the sum and the number of tokens (lengths), or every token. data: pairs, single answers with a label (labels), or
+    single answers. batch: what a pass without gradient over the global batch looks at before the loss, nothing, the
+    answers, or each prompt with the answer to another one (mismatched).
     """
 
     name: str
@@ -51,3 +95,19 @@ class ObjectiveRow:
     paper: str = ""
     reading: str = ""
     reads: Literal["sums", "lengths", "tokens"] = "sums"
+    data: Literal["pairs", "labels", "answers"] = "pairs"
+    batch: Literal["none", "answers", "mismatched"] = "none"
+
+
+@dataclass(frozen=True)
+class Term:
+    """One checked term of the loss: an objective with its parameters, its weight and its modifiers."""
+
+    row: ObjectiveRow
+    weight: float
+    parameters: Mapping[str, float]
+    modifiers: Mapping[str, float | bool]
+
+    @property
+    def name(self) -> str:
+        return self.row.name

@@ -16,7 +16,7 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raydpo.config.objectives import OBJECTIVES
+from raydpo.config.objectives import OBJECTIVES, readable
 from raydpo.config.sections import Config, ObjectiveSection
 
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
@@ -97,7 +97,8 @@ def _walk(model: type[BaseModel], prefix: str) -> Iterator[str]:
         section = section_of(field.annotation)
         if section is ObjectiveSection:
             yield f"{prefix}{name}.name"
-            yield from dict.fromkeys(f"{prefix}{name}.{key}" for row in OBJECTIVES.values() for key in row.parameters)
+            options = dict.fromkeys(key for row in OBJECTIVES.values() for key in readable(row))
+            yield from (f"{prefix}{name}.{key}" for key in [*options, "plus"])
         elif section is not None:
             yield from _walk(section, f"{prefix}{name}.")
         else:

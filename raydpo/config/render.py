@@ -11,9 +11,11 @@ from typing import Any
 
 import yaml
 
-from raydpo.config.objectives import OBJECTIVES
+from raydpo.config.objectives import OBJECTIVES, readable
 from raydpo.config.sections import Config
 from raydpo.config.source import PlainDumper
+
+_PLUS = "further terms of the loss, each an objective with its weight and options"
 
 
 def dump(config: Config, origins: Mapping[str, str] | None = None) -> str:
@@ -36,7 +38,9 @@ def _lines(values: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tuple
 
 
 def _flow(value: Any) -> str:
-    readable = "".join(value if isinstance(value, list) else [str(value)]).isprintable()  # else escape: NEL, BOM, ...
+    readable = "".join(
+        map(str, value if isinstance(value, list) else [value])
+    ).isprintable()  # else escape: NEL, BOM, ...
     text = yaml.dump(value, Dumper=PlainDumper, default_flow_style=True, width=float("inf"), allow_unicode=readable)
     return text.removesuffix("\n").removesuffix("\n...").removesuffix("\n")
 
@@ -57,14 +61,8 @@ def _objective_schema() -> dict[str, Any]:
     rows = []
     for row in OBJECTIVES.values():
         properties: dict[str, Any] = {"name": {"const": row.name, "description": row.title}}
-        for name, parameter in row.parameters.items():
-            properties[name] = {
-                "type": "number",
-                "exclusiveMinimum" if parameter.low_open else "minimum": parameter.low,
-                "exclusiveMaximum" if parameter.high_open else "maximum": parameter.high,
-                "default": parameter.default,
-                "description": parameter.help,
-            }
+        properties |= {name: option.schema() for name, option in readable(row).items()}
+        properties["plus"] = {"type": "array", "items": {"type": ["object", "string"]}, "description": _PLUS}
         required = [] if row.name == "dpo" else ["name"]
         rows.append(
             {

@@ -12,7 +12,8 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from raydpo.config.objectives import check_objective
+from raydpo.config.objective_row import ObjectiveRow, Term
+from raydpo.config.objectives import OBJECTIVES, check_objective, make_term
 
 
 class Section(BaseModel):
@@ -50,10 +51,11 @@ class DataSection(Section):
     eval: tuple[str, ...] = ()
     """The same for held-out examples."""
     format: Literal[
-        "auto", "standard", "conversational", "ultrafeedback", "sharegpt", "alpaca", "hh", "scored", "text"
+        "auto", "standard", "conversational", "ultrafeedback", "sharegpt", "alpaca", "hh", "scored", "labelled", "text"
     ] = "auto"
     """Layout of the rows. auto: detected from the first good rows of each file, and named in the log.
-    text (a prompt and one completion, or chosen alone) serves the sft objective."""
+    labelled (prompt, completion, label) serves objectives on labels, text (a prompt and one completion, or chosen
+    alone) the sft objective."""
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of prompts moved from train to eval when `eval` is empty. Rows of one prompt stay together."""
     max_length: int = Field(default=2048, ge=2)
@@ -71,6 +73,11 @@ class DataSection(Section):
     """Column with annotator confidence or agreement; dots reach into nested fields."""
     min_confidence: float | None = None
     """Rows whose `confidence_column` is below this are left out and counted."""
+    unpair: bool = False
+    """For objectives on labels (kto, bco, apo_zero_unpaired): read each pair as a desirable and an undesirable answer."""
+    weight_column: str | None = None
+    """Column with a weight of the example, at least 0; dots reach into nested fields. Its loss is multiplied by it, the
+    denominator stays the number of examples."""
     chat_template: str | None = None
     """Path of a Jinja chat template that replaces the tokenizer's own."""
 
@@ -87,7 +94,8 @@ class DataSection(Section):
 
 
 class ObjectiveSection(BaseModel):
-    """`name` plus exactly the parameters that the table in `raydpo.config.objectives` lists for it."""
+    """`name` plus exactly the options that the table in `raydpo.config.objectives` lists for it, and `plus`: further
+    terms of the loss, each with its own name, weight and options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -99,9 +107,35 @@ class ObjectiveSection(BaseModel):
         return check_objective(value)
 
     @property
+    def terms(self) -> tuple[Term, ...]:
+        """The terms of the loss, the one that is named first."""
+        values = dict(self.__pydantic_extra__ or {})
+        return tuple(make_term(term) for term in ({"name": self.name, **values}, *values["plus"]))
+
+    @property
+    def row(self) -> ObjectiveRow:
+        """The row of the table: it says what data there is and what rewards are."""
+        return OBJECTIVES[self.name]
+
+    @property
     def parameters(self) -> dict[str, float]:
         """Every parameter of the objective, defaults filled in."""
-        return dict(self.__pydantic_extra__ or {})
+        return dict(self.terms[0].parameters)
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether any term does."""
+        return any(term.row.needs_reference for term in self.terms)
+
+    @property
+    def batch_kinds(self) -> tuple[str, ...]:
+        """What passes without gradient over the global batch look at: "answers", "mismatched", both or nothing."""
+        return tuple(dict.fromkeys(term.row.batch for term in self.terms if term.row.batch != "none"))
+
+    @property
+    def num_rows(self) -> int:
+        """Rows (a prompt with an answer) of one example in the token shards: its answers, then the mismatched one."""
+        return self.row.num_answers + ("mismatched" in self.batch_kinds)
 
 
 class ReferenceSection(Section):

@@ -22,7 +22,9 @@ REASONS: dict[str, str] = {
     "unknown_format": "no known row layout fits the file",
     "missing_field": "a field that the format needs is absent or null",
     "not_a_string": "a field that must be text is something else",
-    "not_a_number": "a score or confidence is not a finite number",
+    "not_a_number": "a score, confidence or weight is not a finite number",
+    "negative_weight": "a weight is below 0",
+    "not_a_label": "a label is neither true nor false (nor 1 or 0)",
     "too_few_answers": "fewer than two answers to compare",
     "length_mismatch": "not as many scores as answers",
     "unknown_role": "a message has a role other than system, developer, user, assistant, tool",
@@ -39,10 +41,11 @@ REASONS: dict[str, str] = {
     "overlong": "longer than data.max_length",
     "low_confidence": "confidence below data.min_confidence",
     "tied_scores": "best and worst answer have the same score",
+    "undesirable": "an undesirable answer, which sft does not imitate",
 }
 """Every reason for leaving a line out, with its meaning. Order of the table on the screen."""
 
-APART = frozenset({"blank_line", "overlong", "low_confidence", "tied_scores"})
+APART = frozenset({"blank_line", "overlong", "low_confidence", "tied_scores", "undesirable"})
 """Reasons that say nothing about broken data: counted, but not against `data.max_bad_fraction`."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
@@ -93,14 +96,36 @@ def number(value: Any, name: str) -> float:
     raise BadRow("not_a_number", f"{name} is {str(value)[:40]!r}, not a finite number")
 
 
-def confidence(row: Mapping[str, Any], column: str, least: float) -> None:
-    """Refuse a row whose `column` (dots reach into nested fields) is below `least`."""
+def column_number(row: Mapping[str, Any], column: str) -> float:
+    """The number under `column`; dots reach into nested fields. BadRow: missing_field, not_a_number."""
     value: Any = row
     for part in (column,) if column in row else column.split("."):
         value = value.get(part) if isinstance(value, Mapping) else None
-    found = number(value, column)
+    return number(value, column)
+
+
+def confidence(row: Mapping[str, Any], column: str, least: float) -> None:
+    """Refuse a row whose `column` is below `least`."""
+    found = column_number(row, column)
     if found < least:
         raise BadRow("low_confidence", f"{column} is {found:g}, below {least:g}")
+
+
+def weight(row: Mapping[str, Any], column: str) -> float:
+    """The weight of a row. BadRow: missing_field, not_a_number, negative_weight."""
+    found = column_number(row, column)
+    if found < 0:
+        raise BadRow("negative_weight", f"{column} is {found:g}")
+    return found
+
+
+def label(value: Any) -> bool:
+    """`value` as a label: true or false, or 1 or 0. BadRow: missing_field, not_a_label."""
+    if value is None:
+        raise BadRow("missing_field", "label is missing")
+    if not isinstance(value, bool | int | float) or value not in (0, 1):
+        raise BadRow("not_a_label", f"label is {str(value)[:40]!r}")
+    return bool(value)
 
 
 def answer_texts(answers: list[str]) -> None:

@@ -7,7 +7,7 @@ row of the file is then read that way. To add a layout: a pair of functions in a
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from raydpo.data.chat_rows import (
     alpaca,
@@ -20,7 +20,7 @@ from raydpo.data.chat_rows import (
     sharegpt,
     whole,
 )
-from raydpo.data.check import BadRow, field_of, text
+from raydpo.data.check import BadRow, field_of, label, text
 from raydpo.data.messages import Example, Row, is_messages, messages
 from raydpo.data.plain_rows import fits_hh, fits_standard, hh, standard
 from raydpo.data.scored_rows import fits_scored, scored
@@ -63,6 +63,14 @@ def _text(row: Row, num_answers: int) -> Example:
     return Example(text(prompt, "prompt"), [text(answer, name)])
 
 
+def _fits_labelled(row: Row) -> bool:
+    return isinstance(row.get("label"), bool | int) and row.get("completion") is not None and _fits_text(row)
+
+
+def _labelled(row: Row, num_answers: int) -> Example:
+    return replace(_text(row, num_answers), label=label(row.get("label")))
+
+
 FORMATS: dict[str, Format] = {
     layout.name: layout
     for layout in (
@@ -73,6 +81,7 @@ FORMATS: dict[str, Format] = {
         Format("ultrafeedback", "message lists beside a prompt", fits_ultrafeedback, message_pair),
         Format("conversational", "message lists", fits_conversational, message_pair),
         Format("standard", "plain text", fits_standard, standard),
+        Format("labelled", "single answers, each desirable or not", _fits_labelled, _labelled),
         Format("text", "single answers", _fits_text, _text),
     )
 }

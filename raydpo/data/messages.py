@@ -38,12 +38,14 @@ class Example:
     """One prompt with its answers, chosen first. Plain: all are str. Conversation: all are lists of messages.
 
     plain: (prompt, answer separator included) for instruction rows that can also be read without a chat template.
+    label: whether the one answer is desirable, for labelled rows.
     """
 
     prompt: str | list[Message]
     answers: list[str] | list[list[Message]]
     plain: str | None = None
     tools: Any = None
+    label: bool = True
 
     @property
     def is_conversation(self) -> bool:

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raydpo.artifacts import digest, durable
 from raydpo.config import Config
-from raydpo.config.objectives import OBJECTIVES
-from raydpo.data.check import BadRow, confidence
+from raydpo.data.check import BadRow, confidence, weight
 from raydpo.data.encode import Encoded, encode
 from raydpo.data.formats import FORMATS, Format, detect
 from raydpo.data.read import Line
@@ -28,7 +27,7 @@ from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import DataError
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted, ignore
 
-VERSION = "data-1"
+VERSION = "data-2"
 """Version of reading and encoding: raise it when the same input may give other ids."""
 
 _BATCH_ROWS = 512
@@ -48,11 +47,21 @@ def prepare(
     return _Preparation(config, tokenizer_path, Path(folder), write, observer).run()
 
 
+@dataclass(frozen=True)
+class _Marks:
+    """What an example carries besides its text."""
+
+    label: bool = True
+    weight: float = 1.0
+
+
 class _Preparation:
     def __init__(self, config: Config, tokenizer_path: str, folder: Path, write: bool, observer: Observer) -> None:
         self.settings = config.data
-        self.objective = config.objective.name
-        self.num_answers = OBJECTIVES[config.objective.name].num_answers
+        self.objective = config.objective.row
+        self.is_unpaired = self.settings.unpair and self.objective.data == "labels"
+        self.num_answers = 2 if self.is_unpaired else self.objective.num_answers
+        self.with_mismatched = "mismatched" in config.objective.batch_kinds
         self.folder, self.write, self.observer = folder, write, observer
         self.splits: dict[str, list[Source]] = {}
         problems: list[str] = []
@@ -97,6 +106,8 @@ class _Preparation:
             )
         self._judge(report)
         if store is not None:
+            if self.with_mismatched:
+                store.add_mismatched(self.settings.max_length)
             store.finish(report.to_json())
         self._tell(report)
         return report
@@ -109,6 +120,8 @@ class _Preparation:
                 "settings": self.settings.model_dump(mode="json"),
                 "tokenizer": self.tokenizer.digest,
                 "num_answers": self.num_answers,
+                "data": self.objective.data,
+                "with_mismatched": self.with_mismatched,
             }
         )
 
@@ -123,16 +136,19 @@ class _Preparation:
 
     def _pass(self, store: Store | None, threshold: int) -> Tally:
         """Read everything once. Problems of whole files are raised together at the end."""
-        tally = Tally()
+        tally = Tally(examples_per_line=2 if self.is_unpaired else 1)
         problems: list[str] = []
         if store is not None:
             store.begin()
         for split, sources in self.splits.items():
             for source in sources:
                 try:
-                    for place, example in self._examples(source, tally):
+                    for place, example, marks in self._examples(source, tally):
                         target = "eval" if example.prompt_hash < threshold else split
-                        keys = store.add(target, example, place) if store is not None else Store.keys(example)
+                        keys = Store.keys(example)
+                        if store is not None:
+                            for part, label in self._parts(example, marks.label):
+                                store.add(target, part, place, label, marks.weight)
                         lengths = (len(example.prompt_ids), max(map(len, example.answer_ids)))
                         tally.use(target, example.prompt_hash, lengths, keys)
                 except DataError as error:
@@ -141,7 +157,16 @@ class _Preparation:
             raise DataError(problems)
         return tally
 
-    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded]]:
+    def _parts(self, example: Encoded, label: bool) -> list[tuple[Encoded, bool]]:
+        """What becomes of one line: itself, or its two answers as a desirable and an undesirable one."""
+        if not self.is_unpaired:
+            return [(example, label)]
+        return [
+            (replace(example, answer_ids=[ids]), side)
+            for ids, side in zip(example.answer_ids, (True, False), strict=True)
+        ]
+
+    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, _Marks]]:
         """Good examples of one source with their places; everything else is put down in the tally."""
         rows = source.rows()
         seen = list(itertools.islice(rows, _DETECT_ROWS))
@@ -156,31 +181,51 @@ class _Preparation:
         tally.formats[source.name] = _described(layout, good)
         title = f", {layout.title}" if layout is not None else f"; none of {', '.join(FORMATS)} fits"
         self.observer(Note("info", f"{source.name}: format {tally.formats[source.name]}{title}"))
+        self._check_labels(source, layout)
         lines = itertools.chain(seen, rows)
         while batch := list(itertools.islice(lines, _BATCH_ROWS)):
             tally.lines_read += len(batch)
             yield from self._batch(source, batch, layout, tally)
             self.observer(Advanced("data", tally.lines_read))
 
+    def _check_labels(self, source: Source, layout: Format | None) -> None:
+        """Raise DataError for a file of pairs where labels are needed, or of labels where pairs are to be split."""
+        if self.objective.data != "labels" or layout is None:
+            return
+        if layout.name not in ("labelled", "text") and not self.is_unpaired:
+            raise DataError(
+                f"{source.name} holds pairs ({layout.title}); objective {self.objective.name} reads rows of prompt, completion "
+                "and label, and would have had none. Set data.unpair: true to read each pair as a desirable and an "
+                "undesirable answer."
+            )
+        if layout.name == "labelled" and self.is_unpaired:
+            raise DataError(
+                f"{source.name} holds labelled answers already; data.unpair would have split pairs, of which it has none. "
+                "Leave data.unpair out, or name files of pairs."
+            )
+
     def _batch(
         self, source: Source, batch: list[Line], layout: Format | None, tally: Tally
-    ) -> Iterator[tuple[str, Encoded]]:
+    ) -> Iterator[tuple[str, Encoded, _Marks]]:
         outcomes = [self._text(source, line, layout) for line in batch]
-        texts = [outcome for outcome in outcomes if isinstance(outcome, Rendered)]
+        texts = [outcome[0] for outcome in outcomes if isinstance(outcome, tuple)]
         limits = (self.settings.max_length, self.settings.overlong)
         encoded = iter(encode(self.tokenizer, texts, max_length=limits[0], overlong=limits[1]))
         for line, outcome in zip(batch, outcomes, strict=True):
-            example = outcome if isinstance(outcome, BadRow) else next(encoded)
-            if isinstance(outcome, Rendered):
-                tally.counts["control_tokens_found"] += outcome.found
+            if isinstance(outcome, BadRow):
+                tally.leave_out(source.name, line, outcome)
+                continue
+            text, marks = outcome
+            tally.counts["control_tokens_found"] += text.found
+            example = next(encoded)
             if isinstance(example, BadRow):
                 tally.leave_out(source.name, line, example)
                 continue
             tally.counts["truncated_prompts"] += example.truncated
             tally.counts["boundary_merges"] += example.merged
-            yield f"{source.name}:{line.number}", example
+            yield f"{source.name}:{line.number}", example, marks
 
-    def _text(self, source: Source, line: Line, layout: Format | None) -> Rendered | BadRow:
+    def _text(self, source: Source, line: Line, layout: Format | None) -> tuple[Rendered, _Marks] | BadRow:
         """Text of one line, or why there is none. Raises DataError when the whole file cannot be written down."""
         try:
             if line.bad is not None or line.row is None:
@@ -189,10 +234,16 @@ class _Preparation:
                 return BadRow("unknown_format", f"fields: {', '.join(map(str, line.row))[:160] or 'none'}")
             if self.settings.confidence_column is not None and self.settings.min_confidence is not None:
                 confidence(line.row, self.settings.confidence_column, self.settings.min_confidence)
+            column = self.settings.weight_column
+            factor = 1.0 if column is None else weight(line.row, column)
             example = layout.convert(line.row, self.num_answers)
+            if self.objective.data == "labels" and layout.name == "text":
+                raise BadRow("missing_field", "label is missing")
+            if self.objective.data == "answers" and not example.label:
+                raise BadRow("undesirable", "label is false")
             if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
                 raise no_template(self.tokenizer, source.name)
-            return render(example, self.tokenizer, self.settings.control_tokens)
+            return render(example, self.tokenizer, self.settings.control_tokens), _Marks(example.label, factor)
         except BadRow as bad:
             return bad
         except RecursionError:

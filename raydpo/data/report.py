@@ -28,7 +28,8 @@ class DataReport:
     quarantined: lines left out by reason. samples: the first places of each reason. formats: layout of each file.
     control_tokens_found: control tokens spelled out in the data. boundary_merges: examples whose prompt and answer
     were tokenised apart. duplicates: examples that were there before (they are used). eval_prompts_in_train: eval
-    examples whose prompt is also trained on. reused: an earlier preparation of the same input was taken.
+    examples whose prompt is also trained on. examples_per_line: 2 when pairs are read as two answers each (data.unpair).
+    reused: an earlier preparation of the same input was taken.
     """
 
     lines_read: int
@@ -44,10 +45,11 @@ class DataReport:
     duplicates: int = 0
     eval_prompts_in_train: int = 0
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
+    examples_per_line: int = 1
     reused: bool = False
 
     def __post_init__(self) -> None:
-        accounted = self.pairs_used + sum(self.quarantined.values())
+        accounted = self.pairs_used // self.examples_per_line + sum(self.quarantined.values())
         assert self.lines_read == accounted, f"{self.lines_read} lines read, {accounted} accounted for"
         assert self.pairs_used == self.train_pairs + self.eval_pairs
 
@@ -77,7 +79,8 @@ class DataReport:
 class Tally:
     """Counts of one pass over the data."""
 
-    def __init__(self) -> None:
+    def __init__(self, examples_per_line: int = 1) -> None:
+        self.examples_per_line = examples_per_line
         self.lines_read = 0
         self.pairs = {"train": 0, "eval": 0}
         self.quarantined: Counter[str] = Counter()
@@ -100,8 +103,8 @@ class Tally:
         self.entries.append(json.dumps({**entry, "sample": line.sample()}))
 
     def use(self, split: str, prompt_hash: int, lengths: tuple[int, int], keys: tuple[str, ...]) -> None:
-        """Count one example. lengths: tokens of the prompt and of the longest answer."""
-        self.pairs[split] += 1
+        """Count the examples of one line. lengths: tokens of the prompt and of the longest answer."""
+        self.pairs[split] += self.examples_per_line
         self._prompt_tokens.append(lengths[0])
         self._answer_tokens.append(lengths[1])
         self.counts["duplicates"] += keys in self._seen
@@ -132,6 +135,7 @@ class Tally:
             duplicates=self.counts["duplicates"],
             eval_prompts_in_train=sum(prompt in self._prompts["train"] for prompt in self._eval_prompts),
             lengths=self._lengths(),
+            examples_per_line=self.examples_per_line,
         )
 
     def _lengths(self) -> dict[str, dict[str, float]]:

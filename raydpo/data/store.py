@@ -15,6 +15,7 @@ import numpy as np
 from raydpo.artifacts import durable
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter
 from raydpo.data.encode import Encoded
+from raydpo.data.mismatched import add_mismatched
 from raydpo.errors import IntegrityError
 from raydpo.schema import row_key
 
@@ -58,11 +59,19 @@ class Store:
                 leftover.unlink()
         self._writers = {split: ExampleWriter(self.folder, split) for split in _SPLITS}
 
-    def add(self, split: str, example: Encoded, place: str) -> tuple[str, ...]:
-        """Append one example and return its row keys."""
-        keys = self.keys(example)
-        self._writers[split].add(example.prompt_ids, example.answer_ids, list(keys), place)
-        return keys
+    def add(self, split: str, example: Encoded, place: str, label: bool = True, weight: float = 1.0) -> None:
+        """Append one example."""
+        keys = list(self.keys(example))
+        self._writers[split].add(example.prompt_ids, example.answer_ids, keys, place, label, weight)
+
+    def add_mismatched(self, max_length: int) -> None:
+        """Write both splits again, each example with the answer to another prompt as its last."""
+        for split in _SPLITS:
+            self._writers[split].close()
+            table = ExampleTable.open(self.folder, split)  # stays mapped while its files are replaced
+            self._writers[split] = ExampleWriter(self.folder, split)
+            if len(table):
+                add_mismatched(table, self._writers[split], split, max_length)
 
     def finish(self, report: dict[str, Any]) -> None:
         """Close both splits, then commit."""

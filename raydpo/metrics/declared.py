@@ -11,6 +11,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+from raydpo.config import OBJECTIVES
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -34,7 +36,13 @@ METRICS: dict[str, Metric] = {
         Metric("logps/chosen", "nats", "answer", "higher"),
         Metric("logps/rejected", "nats", "answer"),
         Metric("log_ratios/abs", "nats", "answer"),
+        Metric("log_ratios/chosen", "nats", "chosen or desirable answer", "higher"),
+        Metric("log_ratios/rejected", "nats", "rejected or undesirable answer"),
         Metric("log_ratios/margins", "nats", "pair", "higher"),
+        Metric("kl", "nats: KTO's reference point, an estimate of KL(policy || reference)", "example"),
+        Metric("rewards/shift", "beta x nats: BCO's delta", "example"),
+        Metric("weights", "factor of the loss, from the data and WPO", "example"),
+        *(Metric(f"loss/{name}", "the loss of one term of a sum, unweighted", "as `loss`") for name in OBJECTIVES),
         Metric("clamped", "share whose exponential or odds met a clamp", "answer"),
         Metric("grad_norm", "norm before clipping", "step"),
         Metric("learning_rate", "1", "step"),

@@ -10,13 +10,13 @@ from typing import Any
 
 
 class Sums:
-    """Named sums with counts. Values may be torch scalars: they stay on their device until `vector` is asked for."""
+    """Named sums with counts. Both may be torch scalars: they stay on their device until `vector` is asked for."""
 
     def __init__(self) -> None:
         self._sums: dict[str, Any] = {}
-        self._counts: dict[str, float] = {}
+        self._counts: dict[str, Any] = {}
 
-    def add(self, metrics: Mapping[str, tuple[Any, float]]) -> None:
+    def add(self, metrics: Mapping[str, tuple[Any, Any]]) -> None:
         for name, (value, count) in metrics.items():
             value = value.double() if hasattr(value, "double") else float(value)
             self._sums[name] = self._sums.get(name, 0.0) + value
@@ -28,6 +28,14 @@ class Sums:
 
 
 def means(names: Iterable[str], vector: Iterable[float], prefix: str = "") -> dict[str, float]:
-    """Divide a (summed) vector: name -> mean, leaving out what nobody counted."""
+    """Divide a (summed) vector: name -> mean, leaving out what nobody counted.
+
+    Margins of answers that come one by one are the difference of the two means.
+    """
     values = list(vector)
-    return {prefix + name: values[2 * i] / values[2 * i + 1] for i, name in enumerate(names) if values[2 * i + 1] > 0}
+    found = {prefix + name: values[2 * i] / values[2 * i + 1] for i, name in enumerate(names) if values[2 * i + 1] > 0}
+    for family in (f"{prefix}rewards", f"{prefix}log_ratios"):
+        sides = [found.get(f"{family}/{side}") for side in ("chosen", "rejected")]
+        if f"{family}/margins" not in found and sides[0] is not None and sides[1] is not None:
+            found[f"{family}/margins"] = sides[0] - sides[1]
+    return found

@@ -10,7 +10,9 @@ from collections import deque
 from collections.abc import Mapping
 
 WINDOW = 20
-FLAT_MARGIN = 0.01
+FLAT_MARGIN = {"log_ratios/margins": 0.1, "rewards/margins": 0.01}
+"""Margins that move less are flat. Log-ratios, in nats, are looked at where there is a reference: rewards are scaled by
+beta, and some objectives have a very small one."""
 RUNAWAY_NATS = 100.0
 
 
@@ -21,13 +23,15 @@ class Watch:
         self._chosen: deque[float] = deque(maxlen=3 * WINDOW)
         self._margins: deque[float] = deque(maxlen=3 * WINDOW)
         self._ratios: deque[float] = deque(maxlen=WINDOW)
+        self._kind = "rewards/margins"
         self._given: set[str] = set()
 
     def observe(self, metrics: Mapping[str, float]) -> list[str]:
         if "rewards/margins" not in metrics:
             return []
         self._chosen.append(metrics["rewards/chosen"])
-        self._margins.append(metrics["rewards/margins"])
+        self._kind = "log_ratios/margins" if "log_ratios/margins" in metrics else "rewards/margins"
+        self._margins.append(metrics[self._kind])
         if (ratio := metrics.get("log_ratios/abs")) is not None:  # there is none without a reference
             self._ratios.append(ratio)
         checks = {"falling": self._falling, "flat": self._flat, "runaway": self._runaway}
@@ -51,10 +55,11 @@ class Watch:
         if len(self._margins) < self._margins.maxlen:  # type: ignore[operator]
             return None
         first, _, last = _thirds(self._margins)
-        if abs(last - first) > FLAT_MARGIN or last > 10 * FLAT_MARGIN:
+        flat = FLAT_MARGIN[self._kind]
+        if abs(last - first) > flat or last > 10 * flat:
             return None
         return (
-            f"reward margins stay flat ({first:.4f} -> {last:.4f} over {len(self._margins)} steps): the pairs move nothing. "
+            f"margins stay flat ({self._kind} {first:.4f} -> {last:.4f} over {len(self._margins)} steps): the pairs move nothing. "
             "Raise train.learning_rate, or look whether the chosen and rejected columns are what they say."
         )
 

@@ -51,7 +51,11 @@ class SequenceBatch:
 
 
 class AnswerLogProbs(nn.Module):
-    """A causal LM as a function from a SequenceBatch to log-probs of the answer tokens: [N] float32 nats."""
+    """A causal LM as a function from a SequenceBatch to log-probs of the answer tokens: [N] float32 nats.
+
+    With collisions: [2, N], the log-probs and, without gradient, log sum_v p(v)^2 at each answer token: the log of how
+    probable a token is on average that is drawn from the model itself.
+    """
 
     def __init__(self, model: Any, chunk_tokens: int = CHUNK_TOKENS) -> None:
         super().__init__()
@@ -59,24 +63,27 @@ class AnswerLogProbs(nn.Module):
         self.chunk_tokens = chunk_tokens
         self._adjust = logits_adjustment(model.config)
 
-    def forward(self, batch: SequenceBatch) -> Tensor:
+    def forward(self, batch: SequenceBatch, with_collisions: bool = False) -> Tensor:
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
         mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
         output = inner.get_decoder()(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
         hidden_NH = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
         num_chunks = max(batch.num_chunks, count_chunks(len(batch.targets), self.chunk_tokens))
-        return self._score(inner.get_output_embeddings(), hidden_NH, batch.targets, num_chunks)
+        score = _chunk_nats_and_collisions if with_collisions else _chunk_nats
+        return self._score(score, inner.get_output_embeddings(), hidden_NH, batch.targets, num_chunks)
 
-    def _score(self, head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int) -> Tensor:
+    def _score(
+        self, score: ChunkScore, head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int
+    ) -> Tensor:
         chunks = zip(hidden_NH.tensor_split(num_chunks), targets_N.tensor_split(num_chunks), strict=True)
         recompute = num_chunks > 1 and torch.is_grad_enabled()
         nats = [
-            checkpoint(_chunk_nats, head, self._adjust, h, t, use_reentrant=False)
+            checkpoint(score, head, self._adjust, h, t, use_reentrant=False)
             if recompute
-            else _chunk_nats(head, self._adjust, h, t)
+            else score(head, self._adjust, h, t)
             for h, t in chunks
         ]
-        return torch.cat(nats)
+        return torch.cat(nats, dim=-1)
 
 
 def count_chunks(num_tokens: int, chunk_tokens: int = CHUNK_TOKENS) -> int:
@@ -84,11 +91,26 @@ def count_chunks(num_tokens: int, chunk_tokens: int = CHUNK_TOKENS) -> int:
     return max(1, -(-num_tokens // chunk_tokens))
 
 
-def _chunk_nats(head: nn.Module, adjust: Callable[[Tensor], Tensor], hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+Adjust = Callable[[Tensor], Tensor]
+ChunkScore = Callable[[nn.Module, Adjust, Tensor, Tensor], Tensor]
+
+
+def _chunk_logits(head: nn.Module, adjust: Adjust, hidden_NH: Tensor) -> Tensor:
     # float64 stays float64 (the tests' oracle); everything narrower is reduced in float32.
     logits_NV = head(hidden_NH)
-    logits_NV = adjust(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float())
+    return adjust(logits_NV if logits_NV.dtype == torch.float64 else logits_NV.float())
+
+
+def _chunk_nats(head: nn.Module, adjust: Adjust, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+    logits_NV = _chunk_logits(head, adjust, hidden_NH)
     return logits_NV.gather(1, targets_N[:, None]).squeeze(1) - logits_NV.logsumexp(1)
+
+
+def _chunk_nats_and_collisions(head: nn.Module, adjust: Adjust, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+    logits_NV = _chunk_logits(head, adjust, hidden_NH)
+    nats_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1) - logits_NV.logsumexp(1)
+    fixed_NV = logits_NV.detach()
+    return torch.stack([nats_N, (2 * fixed_NV).logsumexp(1) - 2 * fixed_NV.logsumexp(1)])
 
 
 def logits_adjustment(config: Any) -> Callable[[Tensor], Tensor]:

@@ -7,8 +7,11 @@ file of its own, a row in `raydpo.config.objectives`, an entry here, golden valu
 from collections.abc import Callable, Mapping
 
 from raydpo.objectives.alphapo import AlphaPO
+from raydpo.objectives.aot import AOT, AOTUnpaired
 from raydpo.objectives.apo_down import APODown
 from raydpo.objectives.apo_zero import APOZero
+from raydpo.objectives.apo_zero_unpaired import APOZeroUnpaired
+from raydpo.objectives.bco import BCO
 from raydpo.objectives.bco_pair import BCOPair
 from raydpo.objectives.cpo import CPO
 from raydpo.objectives.discopop import DiscoPOP
@@ -22,7 +25,9 @@ from raydpo.objectives.fdpo_js import FDPOJensenShannon
 from raydpo.objectives.hinge import Hinge
 from raydpo.objectives.ipo import IPO
 from raydpo.objectives.ipo_mean import IPOMean
+from raydpo.objectives.kto import KTO
 from raydpo.objectives.nca import NCA
+from raydpo.objectives.nll import NLL
 from raydpo.objectives.orpo import ORPO
 from raydpo.objectives.robust import Robust
 from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput
@@ -35,8 +40,12 @@ OBJECTIVE_CLASSES: dict[str, Callable[..., Objective]] = {
     "cdpo": CDPO,
     "dpo": DPO,
     "alphapo": AlphaPO,
+    "aot": AOT,
+    "aot_unpaired": AOTUnpaired,
     "apo_down": APODown,
     "apo_zero": APOZero,
+    "apo_zero_unpaired": APOZeroUnpaired,
+    "bco": BCO,
     "bco_pair": BCOPair,
     "cpo": CPO,
     "discopop": DiscoPOP,
@@ -49,7 +58,9 @@ OBJECTIVE_CLASSES: dict[str, Callable[..., Objective]] = {
     "hinge": Hinge,
     "ipo": IPO,
     "ipo_mean": IPOMean,
+    "kto": KTO,
     "nca": NCA,
+    "nll": NLL,
     "orpo": ORPO,
     "robust": Robust,
     "sft": SFT,

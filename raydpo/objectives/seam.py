@@ -26,7 +26,11 @@ class ObjectiveInput:
     policy_nats: [N] log-prob of each answer token under the policy, with gradient. reference_nats: [N] the same under the
     reference, None for objectives without one. sequences: [N] int64, the sequence of each token. answers: [E, A] int64,
     the sequence of each answer of each example. num_sequences: S. tie_tolerance_nats: margins of log-ratios
-    within this of 0 are ties.
+    within this of 0 are ties. labels: [E] bool, whether the answer is desirable. example_weights: [E], factors of the
+    loss of each example, None for 1. token_weights: [N], factors of log-probs in sums over an answer, None for 1.
+    length_normalized: log-ratios are divided by the tokens of their answer. log_collisions: [N] log sum_v pi(v)^2 at each
+    answer token, no gradient. batch: [B, k] float64, what `observe` saw of every example of the global batch, in its
+    order, no gradient. positions: [E] int64, where the examples here stand in it.
     """
 
     policy_nats: Tensor
@@ -35,6 +39,13 @@ class ObjectiveInput:
     answers: Tensor
     num_sequences: int
     tie_tolerance_nats: float = 1e-3
+    labels: Tensor | None = None
+    example_weights: Tensor | None = None
+    token_weights: Tensor | None = None
+    length_normalized: bool = False
+    log_collisions: Tensor | None = None
+    batch: Tensor | None = None
+    positions: Tensor | None = None
 
     def answer_sums(self, token_values: Tensor) -> Tensor:
         """Sum [N] token values over each answer: [E, A]."""
@@ -45,10 +56,33 @@ class ObjectiveInput:
         """Tokens of each answer, as numbers that divide: [E, A] in the dtype of `policy_nats`."""
         return self.answer_sums(torch.ones_like(self.policy_nats))
 
+    def log_ratios(self) -> Tensor:
+        """log policy/reference of each answer, tokens weighted: [E, A] nats, with gradient."""
+        return self._weighted_sums(self.policy_nats) - self._weighted_sums(self.reference())
+
+    def reference_margins(self) -> Tensor:
+        """Log-prob of the chosen less that of the rejected answer under the reference, tokens weighted: [E] nats."""
+        sums = self._weighted_sums(self.reference())
+        return sums[:, 0] - sums[:, 1]
+
     def reference(self) -> Tensor:
         """`reference_nats`, present by contract for objectives whose table row says needs_reference."""
         assert self.reference_nats is not None, "the objective needs a reference and the batch has none"
         return self.reference_nats
+
+    def desirable(self) -> Tensor:
+        """`labels`, present by contract for objectives whose table row says data: labels."""
+        assert self.labels is not None, "the objective needs labels and the batch has none"
+        return self.labels
+
+    def observed(self) -> tuple[Tensor, Tensor]:
+        """(`batch`, `positions`), present by contract for objectives that `observe`."""
+        assert self.batch is not None, "the objective needs the global batch and nobody looked at it"
+        assert self.positions is not None
+        return self.batch, self.positions
+
+    def _weighted_sums(self, token_values: Tensor) -> Tensor:
+        return self.answer_sums(token_values if self.token_weights is None else self.token_weights * token_values)
 
 
 @dataclass(frozen=True)
@@ -56,7 +90,7 @@ class ObjectiveOutput:
     """loss_sum: scalar with gradient. metrics: name -> (sum, count), no gradient, names as in `raydpo.metrics`."""
 
     loss_sum: Tensor
-    metrics: Mapping[str, tuple[Tensor, int]] = field(default_factory=dict)
+    metrics: Mapping[str, tuple[Tensor, int | Tensor]] = field(default_factory=dict)
 
 
 class Objective(Protocol):
@@ -65,6 +99,20 @@ class Objective(Protocol):
     unit: ClassVar[Literal["pairs", "tokens"]]
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput: ...
+
+
+class BatchObjective(Objective, Protocol):
+    """An objective whose loss of one example depends on the whole global batch: it is asked twice.
+
+    Decision: every example is observed once, without gradient, and all ranks then hold the table of the global batch;
+    the loss of an example is a function of that table and of its own log-probs. Micro-batches, ranks and accumulation
+    change nothing; the price is a second forward of what is observed.
+    """
+
+    num_values: ClassVar[int]
+
+    def observe(self, inputs: ObjectiveInput) -> Tensor:
+        """What the loss must know of each example here: [E, num_values]."""
 
 
 EXPONENT_MAX = 30.0
@@ -94,15 +142,48 @@ def from_log_ratios(
     """
     policy = inputs.answer_sums(inputs.policy_nats)
     ratios = policy - inputs.answer_sums(inputs.reference())
-    scores = ratios / inputs.answer_lengths() if per_token else ratios
+    scores = ratios if inputs.token_weights is None else inputs.log_ratios()
+    per_token = per_token or inputs.length_normalized
+    scores = scores / inputs.answer_lengths() if per_token else scores
     output = _output(inputs, policy, scores, beta, losses, per_token, clamped)
     ratios = ratios.detach()
     pairs = len(ratios)
     more = {
         "log_ratios/abs": (ratios.abs().sum(), 2 * pairs),
+        "log_ratios/chosen": (ratios[:, 0].sum(), pairs),
+        "log_ratios/rejected": (ratios[:, 1].sum(), pairs),
         "log_ratios/margins": ((ratios[:, 0] - ratios[:, 1]).sum(), pairs),
     }
     return ObjectiveOutput(output.loss_sum, {**output.metrics, **more})
+
+
+def from_labels(
+    inputs: ObjectiveInput, beta: float, losses: Callable[[Tensor, Tensor], Tensor], middle_nats: Tensor | float = 0.0
+) -> ObjectiveOutput:
+    """An objective on u = log pi/ref of one answer an example, in nats, and its label: losses(u [E], desirable [E]) -> [E].
+
+    middle_nats: where a desirable and an undesirable answer part; the accuracy counts answers on their label's side.
+    """
+    ratios, desirable = inputs.log_ratios()[:, 0], inputs.desirable()
+    each = losses(ratios, desirable)
+    each = each if inputs.example_weights is None else each * inputs.example_weights
+    ratios, examples = ratios.detach(), len(each)
+    policy = inputs.answer_sums(inputs.policy_nats.detach())[:, 0]
+    signed = torch.where(desirable, 1.0, -1.0) * (ratios - middle_nats)
+    ties = signed.abs() <= inputs.tie_tolerance_nats
+    wins = (signed > inputs.tie_tolerance_nats).to(ratios.dtype) + ties.to(ratios.dtype) / 2
+    metrics: dict[str, tuple[Tensor, int | Tensor]] = {
+        "loss": (each.detach().sum(), examples),
+        "log_ratios/abs": (ratios.abs().sum(), examples),
+        "rewards/accuracies": (wins.sum(), examples),
+        "rewards/ties": (ties.sum(), examples),
+        **_weights(inputs),
+    }
+    for side, of_side in (("chosen", desirable), ("rejected", ~desirable)):
+        metrics[f"rewards/{side}"] = (beta * ratios[of_side].sum(), of_side.sum())
+        metrics[f"log_ratios/{side}"] = (ratios[of_side].sum(), of_side.sum())
+        metrics[f"logps/{side}"] = (policy[of_side].sum(), of_side.sum())
+    return ObjectiveOutput(each.sum(), metrics)
 
 
 def from_log_probs(
@@ -132,6 +213,7 @@ def _output(
     clamped: Callable[[Tensor], Tensor] | None,
 ) -> ObjectiveOutput:
     each = losses(scores[:, 0], scores[:, 1])
+    each = each if inputs.example_weights is None else each * inputs.example_weights
     loss_sum, pairs = each.sum(), len(each)
     scores, policy = scores.detach(), policy.detach()
     margins = scores[:, 0] - scores[:, 1]
@@ -139,7 +221,7 @@ def _output(
     within: Tensor | float = tolerance / inputs.answer_lengths().amin(dim=1) if per_token else tolerance
     ties = (margins.abs() <= within).to(policy.dtype)
     wins = (margins > within).to(policy.dtype)
-    metrics = {
+    metrics: dict[str, tuple[Tensor, int | Tensor]] = {
         "loss": (loss_sum.detach(), pairs),
         "rewards/chosen": (scale * scores[:, 0].sum(), pairs),
         "rewards/rejected": (scale * scores[:, 1].sum(), pairs),
@@ -148,7 +230,13 @@ def _output(
         "rewards/ties": (ties.sum(), pairs),
         "logps/chosen": (policy[:, 0].sum(), pairs),
         "logps/rejected": (policy[:, 1].sum(), pairs),
+        **_weights(inputs),
     }
     if clamped is not None:
         metrics["clamped"] = (clamped(scores).to(policy.dtype).sum(), 2 * pairs)
     return ObjectiveOutput(loss_sum, metrics)
+
+
+def _weights(inputs: ObjectiveInput) -> dict[str, tuple[Tensor, int | Tensor]]:
+    weights = inputs.example_weights
+    return {} if weights is None else {"weights": (weights.detach().sum(), len(weights))}

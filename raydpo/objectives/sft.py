@@ -1,8 +1,9 @@
 """Supervised fine-tuning: the negative log-likelihood of the (chosen) answer.
 
-    loss = - sum_t log pi(y_t | x, y_<t)      divided by the answer tokens of the global batch
+    loss = - sum_t log pi(y_t | x, y_<t)      divided by the chosen answers' tokens of the global batch
 
-No reference. The mean is over tokens of the whole global batch, not over examples: a long answer weighs more.
+No reference. The mean is over tokens of the whole global batch, not over examples: a long answer weighs more; `nll` is the
+mean over examples.
 """
 
 from __future__ import annotations
@@ -20,12 +21,10 @@ class SFT:
     unit: ClassVar[Literal["pairs", "tokens"]] = "tokens"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
-        loss_sum = -inputs.policy_nats.sum()
-        answers = inputs.answer_sums(inputs.policy_nats.detach())
+        nats = inputs.answer_sums(inputs.policy_nats)[:, 0]
+        loss_sum = -(nats if inputs.example_weights is None else nats * inputs.example_weights).sum()
+        tokens = inputs.answer_lengths()[:, 0].sum()
         return ObjectiveOutput(
             loss_sum,
-            {
-                "loss": (loss_sum.detach(), len(inputs.policy_nats)),
-                "logps/chosen": (answers[:, 0].sum(), len(answers)),
-            },
+            {"loss": (loss_sum.detach(), tokens), "logps/chosen": (nats.detach().sum(), len(nats))},
         )

@@ -42,9 +42,10 @@ def commit_checkpoint(staged: Staged, folder: Path, meta: Mapping[str, Any]) -> 
     return Checkpoint(final, full)
 
 
-def best_metric(config: Config, num_answers: int) -> str:
+def best_metric(config: Config) -> str:
     """The metric that names the best checkpoint."""
-    return config.train.best_metric or ("eval/rewards/margins" if num_answers == 2 else "eval/loss")
+    has_rewards = config.objective.row.data != "answers"
+    return config.train.best_metric or ("eval/rewards/margins" if has_rewards else "eval/loss")
 
 
 def best_checkpoint(checkpoints: list[Checkpoint], metric: str) -> Checkpoint | None:

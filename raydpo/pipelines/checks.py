@@ -17,7 +17,7 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 def cross_checks(config: Config, verb: str) -> list[str]:
     """Every problem between sections, as finished sentences."""
     problems = [*_data(config, verb), *_model(config), *_evaluations(config)]
-    if OBJECTIVES[config.objective.name].num_answers < 2:
+    if config.objective.row.data == "answers":
         needs_pairs = {
             "train.early_stopping_patience": config.train.early_stopping_patience,
             "train.best_metric": config.train.best_metric if config.train.best_metric != "eval/loss" else None,
@@ -32,6 +32,12 @@ def cross_checks(config: Config, verb: str) -> list[str]:
 
 def _data(config: Config, verb: str) -> list[str]:
     data = config.data
+    if data.unpair and config.objective.row.data != "labels":
+        names = ", ".join(row.name for row in OBJECTIVES.values() if row.data == "labels")
+        return [
+            f"data.unpair is true, but objective {config.objective.name} does not read labels, and it would do nothing; "
+            f"objectives that do: {names}. Leave it out."
+        ]
     if not data.train and not data.eval:
         return ["data.train and data.eval are both empty: there is nothing to read. Name at least one file."]
     if verb == "train" and not data.train:
@@ -45,7 +51,7 @@ def _model(config: Config) -> list[str]:
     problems = []
     if config.model.revision is not None and Path(config.model.path).expanduser().is_dir():
         problems.append("model.revision is set, but model.path is a folder, which has no revisions; leave it out.")
-    if config.reference.model is not None and not OBJECTIVES[config.objective.name].needs_reference:
+    if config.reference.model is not None and not config.objective.needs_reference:
         problems.append(
             f"reference.model is set, but objective {config.objective.name} has no reference and "
             "does not read it; leave it out."

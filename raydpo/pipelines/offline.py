@@ -15,6 +15,7 @@ from raydpo.config import Config
 from raydpo.errors import DataError
 from raydpo.metrics import means
 from raydpo.models.resolve import ResolvedModel, resolve_model
+from raydpo.objectives.loss import Loss
 from raydpo.pipelines.checkpoints import newest_checkpoint
 from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage, trainer_ranks
 from raydpo.pipelines.training import plan_stage, training_stage
@@ -127,4 +128,4 @@ def _evaluate(
             if share.done:
                 total = [a + b for a, b in zip(total, share.vector, strict=True)]
     observer(StageDone("evaluate", f"{num_examples} held-out examples, {model.name}"))
-    return means(NAMES, total, "eval/")
+    return Loss(workspace.config.objective.terms).total(means(NAMES, total, "eval/"), "eval/")

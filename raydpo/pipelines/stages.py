@@ -102,7 +102,7 @@ def reference_stage(workspace: Workspace, splits: tuple[str, ...], observer: Obs
     for message in cache.damaged:
         observer(Note("warning", message))
     write_json(workspace.dir / "reference.json", {"cache": str(cache.folder), "identity": identity.digest})
-    wanted = wanted_rows(workspace.data, splits, workspace.num_answers)
+    wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     scored = forwards = 0
     if works:
@@ -147,7 +147,7 @@ def rescore_probe(workspace: Workspace, report: ReferenceReport, observer: Obser
     assert report.cache is not None
     assert report.identity is not None
     section = workspace.config.reference
-    work = probe_work(workspace.data, workspace.num_answers)
+    work = probe_work(workspace.data, workspace.config.objective.num_rows)
     make = partial(Rescorer, scorer_spec(workspace, report.identity))
     resources = {"cpus": section.cpus_per_worker, "gpus": section.gpus_per_worker}
     results = runtime.run_pool("reference probe", make, [work], num_workers=1, max_retries=1, **resources)

@@ -137,7 +137,7 @@ class Driver:
         self.last: Checkpoint | None = plan.checkpoint
         self.sinks: Sinks | None = None
         self._watch = Watch()
-        self._metric = best_metric(workspace.config, workspace.num_answers)
+        self._metric = best_metric(workspace.config)
 
     def handle(self, event: TrainEvent) -> None:
         match event:

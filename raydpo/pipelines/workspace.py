@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts import CacheIdentity, RunLock, weights_digest, write_json, write_text
-from raydpo.config import OBJECTIVES, Config
+from raydpo.config import Config
 from raydpo.config.load import dump
 from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, resolve_model
@@ -46,16 +46,12 @@ class Workspace:
 
     @property
     def needs_reference(self) -> bool:
-        return OBJECTIVES[self.config.objective.name].needs_reference
+        return self.config.objective.needs_reference
 
     @property
     def roles(self) -> tuple[str, ...]:
         """Who works for a training run."""
         return ("reference", "train") if self.needs_reference else ("train",)
-
-    @property
-    def num_answers(self) -> int:
-        return OBJECTIVES[self.config.objective.name].num_answers
 
     @property
     def use_gpu(self) -> bool:

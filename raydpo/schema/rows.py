@@ -1,6 +1,7 @@
 """What a row is between two stages: columns, units and the key of a row.
 
-An *example* is one prompt with its answers: a pair has two (chosen first, rejected second), sft data one.
+An *example* is one prompt with its answers: a pair has two (chosen first, rejected second), labelled and sft data one; the
+answer to another prompt may stand after them (raydpo.data.mismatched).
 A *row* is one prompt with one answer; its key is the digest of its token ids and of where the answer starts.
 Decision: a key holds nothing else, so that order, objective, learning rate and file names never change it.
 """
@@ -18,6 +19,8 @@ EXAMPLES = pa.schema(
         pa.field("answer_ids", pa.list_(pa.list_(pa.int32())), nullable=False),  # pair: [chosen, rejected]
         pa.field("row_keys", pa.list_(pa.string()), nullable=False),  # one an answer
         pa.field("source", pa.string(), nullable=False),  # "file:line", for messages
+        pa.field("label", pa.bool_(), nullable=False),  # whether the answer is desirable; true for pairs
+        pa.field("weight", pa.float32(), nullable=False),  # factor of the example's loss
     ]
 )
 """Token shards: one example a row. Ids include BOS in the prompt and EOS in the answers."""

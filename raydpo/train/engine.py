@@ -70,9 +70,9 @@ class Engine:
         )
         self.device = self.engine.device
 
-    def forward(self, batch: SequenceBatch) -> Tensor:
-        """Log-probs of the answer tokens, [N] float32 nats."""
-        return self.engine(batch)
+    def forward(self, batch: SequenceBatch, with_collisions: bool = False) -> Tensor:
+        """Log-probs of the answer tokens, [N] float32 nats, or [2, N] as `AnswerLogProbs` says."""
+        return self.engine(batch, with_collisions)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of `loss`. DeepSpeed averages over ranks, so the loss is multiplied by their number."""

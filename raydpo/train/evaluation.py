@@ -1,22 +1,23 @@
 """`raydpo evaluate`: held-out metrics of any model folder, one share a rank, no optimizer and no collectives.
 
-Decision: every rank yields its own sums and the caller adds them up, so nothing of DeepSpeed has to start.
+Decision: every rank yields its own sums and the caller adds them up, so nothing of DeepSpeed has to start. The price:
+where the loss looks at the whole split (kto, bco, aot), every rank does so by itself.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
-from raydpo.config import OBJECTIVES
 from raydpo.metrics import Sums
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
-from raydpo.objectives import make_objective
+from raydpo.objectives.loss import Loss
 from raydpo.train.spec import TrainSpec
-from raydpo.train.step import apply_objective
+from raydpo.train.step import BatchLoss, evaluate_share, observe
 from raydpo.train.trainer import NAMES, Rank, make_feed, open_lookup
 
 
@@ -37,14 +38,19 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[Share]:
     model = load_model(spec.model.here(), spec.dtype, spec.config.model.attention).to(device)
     scoring = AnswerLogProbs(model)
     check_head(scoring)
-    objective = make_objective(spec.config.objective.name, spec.config.objective.parameters)
-    assert OBJECTIVES[spec.config.objective.name].needs_reference == (spec.reference is not None)
+    loss = Loss(spec.config.objective.terms)
+    assert loss.needs_reference == (spec.reference is not None)
     feed, sums, examples = make_feed(rank, spec, "eval", open_lookup(spec)), Sums(), 0
-    for micro_batch in (batch for block in feed.blocks() for batch in feed.batches(block)):
-        if not micro_batch.num_examples:
-            continue
-        batch = micro_batch.to(device)
-        sums.add(apply_objective(objective, scoring(batch.sequences), batch, spec.tie_tolerance_nats).metrics)
-        examples += batch.num_examples
-        yield Share(examples, ())
+    seen, every = {}, replace(feed, rank=0, num_ranks=1)
+    for kind in loss.batch_kinds:
+        seen[kind] = loss.unseen(kind, len(feed.table), device)
+        for block in every.blocks(feed.columns(kind)):
+            observe(scoring, loss, kind, block, seen[kind])
+            yield Share(0, ())
+    counts = feed.counts(np.arange(len(feed.table)), loss)
+    batch_loss = BatchLoss(loss, counts, seen, spec.tie_tolerance_nats)
+    for micro_batch in (batch for block in feed.blocks() for batch in block):
+        if micro_batch.num_examples:
+            examples += evaluate_share(scoring, batch_loss, micro_batch, device, sums)
+            yield Share(examples, ())
     yield Share(examples, tuple(sums.vector(NAMES)), done=True)

@@ -15,7 +15,7 @@ from raydpo.artifacts import ExampleTable
 from raydpo.batches import MicroBatch, collate, pack
 from raydpo.batches.collate import Lookup
 from raydpo.models.logprobs import CHUNK_TOKENS, count_chunks
-from raydpo.objectives import Objective
+from raydpo.objectives.loss import Loss
 
 EVAL_EXAMPLES = 1024
 """Examples that are laid out at a time in an evaluation."""
@@ -23,7 +23,8 @@ EVAL_EXAMPLES = 1024
 
 @dataclass(frozen=True)
 class Feed:
-    """One split seen from one rank. lookup: row keys -> reference log-probs, None without a reference."""
+    """One split seen from one rank. num_answers: answers that the loss reads; a mismatched one stands after them. lookup:
+    row keys -> reference log-probs, None without a reference."""
 
     table: ExampleTable
     rank: int
@@ -33,36 +34,46 @@ class Feed:
     lookup: Lookup | None
     chunk_tokens: int = CHUNK_TOKENS
 
-    def row_lengths(self, examples: np.ndarray) -> np.ndarray:
-        """Prompt + answer tokens of every row of `examples`: [E, A] int64."""
-        answers = self.table.answer_lengths[examples][:, : self.num_answers]
-        return answers + self.table.prompt_lengths[examples][:, None]
+    @property
+    def answers(self) -> range:
+        """Columns of the answers that the loss reads."""
+        return range(self.num_answers)
 
-    def micro_batches(self, examples: np.ndarray) -> list[tuple[list[int], int]]:
-        """This rank's micro-batches of a global batch: (example indices, head calls). As many on every rank.
+    def columns(self, kind: str) -> range:
+        """Columns that a pass of `kind` over the global batch looks at."""
+        return range(self.num_answers, self.num_answers + 1) if kind == "mismatched" else self.answers
+
+    def row_lengths(self, examples: np.ndarray, columns: range | None = None) -> np.ndarray:
+        """Prompt + answer tokens of every row of `examples`: [E, A] int64."""
+        return self._answer_lengths(examples, columns) + self.table.prompt_lengths[examples][:, None]
+
+    def micro_batches(self, examples: np.ndarray, columns: range | None = None) -> list[tuple[list[int], int]]:
+        """This rank's micro-batches of a global batch: (positions in it, head calls). As many on every rank.
 
         Head calls are those of the rank with the most answer tokens in its micro-batch of the same place.
         """
-        layout = pack(self.row_lengths(examples), self.num_ranks, self.tokens_per_microbatch)
-        answers = self.table.answer_lengths[examples][:, : self.num_answers].sum(axis=1)
+        layout = pack(self.row_lengths(examples, columns), self.num_ranks, self.tokens_per_microbatch)
+        tokens = self._answer_lengths(examples, columns).sum(axis=1)
         calls = [
-            max(count_chunks(int(answers[m].sum()), self.chunk_tokens) for m in ms) for ms in zip(*layout, strict=True)
+            max(count_chunks(int(tokens[m].sum()), self.chunk_tokens) for m in ms) for ms in zip(*layout, strict=True)
         ]
-        mine = layout[self.rank]
-        return [([int(examples[p]) for p in micro], number) for micro, number in zip(mine, calls, strict=True)]
+        return list(zip(layout[self.rank], calls, strict=True))
 
-    def batches(self, examples: np.ndarray) -> Iterator[MicroBatch]:
-        """Tensors of this rank's share of a global batch."""
-        for micro, num_chunks in self.micro_batches(examples):
-            yield collate(self.table, micro, self.num_answers, self.lookup, num_chunks)
+    def batches(self, examples: np.ndarray, columns: range | None = None, first: int = 0) -> Iterator[MicroBatch]:
+        """Tensors of this rank's share of a global batch. first: position of `examples` in it, if they are a part."""
+        columns = self.answers if columns is None else columns
+        for micro, num_chunks in self.micro_batches(examples, columns):
+            chosen, positions = [int(examples[p]) for p in micro], [first + p for p in micro]
+            yield collate(self.table, chosen, columns, self.lookup, num_chunks, positions)
 
-    def blocks(self) -> Iterator[np.ndarray]:
-        """The whole split in blocks of examples, for an evaluation."""
+    def _answer_lengths(self, examples: np.ndarray, columns: range | None) -> np.ndarray:
+        return self.table.answer_lengths[examples][:, list(self.answers if columns is None else columns)]
+
+    def blocks(self, columns: range | None = None) -> Iterator[Iterator[MicroBatch]]:
+        """This rank's share of the whole split, block by block. The split is one global batch."""
         for start in range(0, len(self.table), EVAL_EXAMPLES):
-            yield np.arange(start, min(start + EVAL_EXAMPLES, len(self.table)))
+            yield self.batches(np.arange(start, min(start + EVAL_EXAMPLES, len(self.table))), columns, start)
 
-    def count(self, examples: np.ndarray, objective: Objective) -> int:
-        """The denominator of a global batch in the objective's unit."""
-        if objective.unit == "pairs":
-            return len(examples)
-        return int(self.table.answer_lengths[examples][:, : self.num_answers].sum())
+    def counts(self, examples: np.ndarray, loss: Loss) -> list[int]:
+        """The denominator of each term of the loss for a global batch."""
+        return loss.counts(len(examples), int(self.table.answer_lengths[examples][:, 0].sum()))

@@ -24,10 +24,10 @@ def probe(engine: Engine, feed: Feed, dtype: str) -> Probed:
     cached: list[np.ndarray] = []
     examples = probe_examples(feed.table.prompt_lengths + feed.table.answer_lengths.sum(axis=1))
     for example in examples:
-        batch = collate(feed.table, [example], feed.num_answers, feed.lookup)
+        batch = collate(feed.table, [example], feed.answers, feed.lookup)
         assert batch.reference_nats is not None
         nats = engine.forward(batch.sequences.to(engine.device)).float().cpu().numpy()
-        ends = np.cumsum([len(answer) for answer in feed.table.answer_ids(example)])[:-1]
+        ends = np.cumsum([len(answer) for answer in feed.table.answer_ids(example)[: feed.num_answers]])[:-1]
         ours += np.split(nats, ends)
         cached += np.split(batch.reference_nats.numpy(), ends)
     found = compare(ours, cached, dtype)

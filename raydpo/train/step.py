@@ -1,77 +1,95 @@
 """One optimizer step, and one evaluation: micro-batches in, summed metrics out.
 
 Decision: each micro-batch's loss is a sum divided by the count of the *global* batch, known to every rank before the
-first forward; 1 x 8, 8 x 1 and two ranks x 4 are therefore the same update.
+first forward; 1 x 8, 8 x 1 and two ranks x 4 are therefore the same update. What a loss must know of the whole batch
+besides is observed in a pass of its own, without gradient, before the first backward.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from raydpo.batches import MicroBatch
 from raydpo.metrics import Sums
-from raydpo.objectives import Objective, ObjectiveInput, ObjectiveOutput
+from raydpo.models.logprobs import SequenceBatch
+from raydpo.objectives import ObjectiveInput
+from raydpo.objectives.loss import Loss, Observations
 from raydpo.train.engine import Engine
 
+Forward = Callable[[SequenceBatch, bool], Tensor]
+"""`AnswerLogProbs`, or an engine around one: (sequences, with collisions) -> [N] or [2, N]."""
 
-def apply_objective(
-    objective: Objective, nats: Tensor, batch: MicroBatch, tie_tolerance_nats: float
-) -> ObjectiveOutput:
-    """The objective on one micro-batch's log-probs."""
-    return objective(
-        ObjectiveInput(
-            policy_nats=nats,
-            reference_nats=batch.reference_nats,
-            sequences=batch.sequences.sequences,
-            answers=batch.answers,
-            num_sequences=batch.sequences.num_sequences,
-            tie_tolerance_nats=tie_tolerance_nats,
-        )
+
+@dataclass(frozen=True)
+class BatchLoss:
+    """The loss of one global batch: its terms, the denominator of each, what was observed, what counts as a tie."""
+
+    loss: Loss
+    counts: list[int]
+    seen: Observations
+    tie_tolerance_nats: float
+
+
+def read(forward: Forward, batch: MicroBatch, loss: Loss, tie_tolerance_nats: float) -> ObjectiveInput:
+    """One micro-batch, scored, as objectives read it."""
+    scores = forward(batch.sequences, loss.needs_collisions)
+    nats, collisions = (scores[0], scores[1].detach()) if loss.needs_collisions else (scores, None)
+    return ObjectiveInput(
+        policy_nats=nats,
+        reference_nats=batch.reference_nats,
+        sequences=batch.sequences.sequences,
+        answers=batch.answers,
+        num_sequences=batch.sequences.num_sequences,
+        tie_tolerance_nats=tie_tolerance_nats,
+        labels=batch.labels,
+        example_weights=None if batch.weights is None else batch.weights.to(nats.dtype),
+        log_collisions=collisions,
+        positions=batch.positions,
     )
 
 
-def accumulate(
-    engine: Engine,
-    objective: Objective,
-    micro_batches: Iterable[MicroBatch],
-    global_count: int,
-    tie_tolerance_nats: float,
-) -> Sums:
-    """Forward and backward of this rank's share of a global batch; the engine holds the gradient afterwards.
+@torch.no_grad()
+def observe(forward: Forward, loss: Loss, kind: str, micro_batches: Iterable[MicroBatch], seen: Tensor) -> None:
+    """Put down what a pass of `kind` sees of this rank's share of a global batch. seen: [examples, k] float64, 0 before."""
+    for micro_batch in micro_batches:
+        batch = micro_batch.to(seen.device)
+        inputs = read(forward, batch, loss, 0.0)  # also for an empty one: under ZeRO-3 forwards are collective
+        if batch.num_examples:
+            seen[batch.positions] = loss.observe(kind, inputs).double()
 
-    global_count: pairs or answer tokens of the global batch over all ranks, in the objective's unit.
-    """
+
+def accumulate(engine: Engine, batch_loss: BatchLoss, micro_batches: Iterable[MicroBatch]) -> Sums:
+    """Forward and backward of this rank's share of a global batch; the engine holds the gradient afterwards."""
     sums = Sums()
     for micro_batch in micro_batches:
         batch = micro_batch.to(engine.device)
-        output = apply_objective(objective, engine.forward(batch.sequences), batch, tie_tolerance_nats)
-        weight = 1.0 / global_count if batch.num_examples else 0.0
-        loss = output.loss_sum * weight
+        inputs = read(engine.forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
+        if batch.num_examples:
+            output = batch_loss.loss(inputs, batch_loss.counts, batch_loss.seen)
+            loss = output.loss_sum
+            sums.add(output.metrics)
+        else:
+            loss = inputs.policy_nats.sum() * 0.0
         # An infinite loss can have a finite gradient: poison it, so that the engine refuses the step on all ranks. (A
         # constant factor, because where(finite, loss, nan * loss) would give every gradient a 0 * nan.)
         engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
-        if batch.num_examples:
-            sums.add(output.metrics)
     return sums
 
 
 @torch.no_grad()
 def evaluate_share(
-    engine: Engine,
-    objective: Objective,
-    micro_batches: Iterable[MicroBatch],
-    tie_tolerance_nats: float,
-    sums: Sums,
-) -> None:
-    """Add this rank's share of a block of held-out examples to `sums`."""
-    for micro_batch in micro_batches:
-        batch = micro_batch.to(engine.device)
-        nats = engine.forward(batch.sequences)
-        if batch.num_examples:
-            sums.add(apply_objective(objective, nats, batch, tie_tolerance_nats).metrics)
+    forward: Forward, batch_loss: BatchLoss, micro_batch: MicroBatch, device: torch.device | str, sums: Sums
+) -> int:
+    """Add one micro-batch of held-out examples to `sums`; returns how many there were."""
+    batch = micro_batch.to(device)
+    inputs = read(forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
+    if batch.num_examples:
+        sums.add(batch_loss.loss(inputs, batch_loss.counts, batch_loss.seen).metrics)
+    return batch.num_examples
 
 
 def all_reduce(sums: Sums, names: list[str], device: torch.device | str) -> list[float]:

@@ -1,4 +1,4 @@
-"""One rank's model, engine, objective and data, put together; and the three things that it can do.
+"""One rank's model, engine, loss and data, put together; and the three things that it can do.
 
 Decision: everything collective happens inside `update`, `evaluate` and `stage`, which every rank calls in the same
 order; the loop above them holds no state but the step number.
@@ -10,24 +10,24 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
+import numpy as np
 import torch
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.batches import Order
 from raydpo.batches.collate import Lookup
-from raydpo.config import OBJECTIVES
 from raydpo.metrics import METRICS, Sums, means
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
-from raydpo.objectives import Objective, make_objective
+from raydpo.objectives.loss import Loss
 from raydpo.schema.training import Alive, Evaluated, Staged
 from raydpo.train.engine import Engine
 from raydpo.train.export import export_model
 from raydpo.train.feed import Feed
 from raydpo.train.schedule import learning_rate
 from raydpo.train.spec import TrainSpec
-from raydpo.train.step import accumulate, all_reduce, evaluate_share
+from raydpo.train.step import BatchLoss, accumulate, all_reduce, evaluate_share, observe
 
 NAMES = sorted(METRICS)
 
@@ -50,7 +50,7 @@ class Trainer:
     spec: TrainSpec
     rank: Rank
     engine: Engine
-    objective: Objective
+    loss: Loss
     train: Feed
     eval: Feed | None
     order: Order
@@ -58,10 +58,7 @@ class Trainer:
     def update(self, step: int) -> tuple[bool, dict[str, float]]:
         """Optimizer step `step` (from 0): (applied, metrics of the global batch). Collective."""
         train, examples = self.spec.config.train, self.order.examples(step)
-        count = self.train.count(examples, self.objective)
-        sums = accumulate(
-            self.engine, self.objective, self.train.batches(examples), count, self.spec.tie_tolerance_nats
-        )
+        sums = accumulate(self.engine, self.batch_loss(examples), self.train.batches(examples))
         rate = learning_rate(
             step,
             self.order.num_steps,
@@ -70,7 +67,7 @@ class Trainer:
             schedule=train.schedule,
         )
         applied, grad_norm = self.engine.step(rate)
-        metrics = means(NAMES, all_reduce(sums, NAMES, self.engine.device))
+        metrics = self._means(sums)
         return applied, {
             **metrics,
             "grad_norm": grad_norm,
@@ -78,14 +75,40 @@ class Trainer:
             "epoch": self.order.epoch_at(step + 1),
         }
 
+    def batch_loss(self, examples: np.ndarray) -> BatchLoss:
+        """The loss of one global batch, after the passes over it that it needs. Collective."""
+        seen = {}
+        for kind in self.loss.batch_kinds:
+            seen[kind] = self.loss.unseen(kind, len(examples), self.engine.device)
+            batches = self.train.batches(examples, self.train.columns(kind))
+            observe(self.engine.forward, self.loss, kind, batches, seen[kind])
+            torch.distributed.all_reduce(seen[kind])
+        return BatchLoss(self.loss, self.train.counts(examples, self.loss), seen, self.spec.tie_tolerance_nats)
+
     def evaluate(self, step: int) -> Iterator[Alive | Evaluated]:
-        """Metrics of the held-out split after `step` steps, after an `Alive` for each block of it. Collective."""
+        """Metrics of the held-out split after `step` steps, after an `Alive` for each block of it. Collective.
+
+        The split is one global batch: a loss that looks at the whole batch looks at the whole split.
+        """
         assert self.eval is not None
-        sums = Sums()
-        for examples in self.eval.blocks():
-            evaluate_share(self.engine, self.objective, self.eval.batches(examples), self.spec.tie_tolerance_nats, sums)
+        sums, seen, num_examples = Sums(), {}, len(self.eval.table)
+        for kind in self.loss.batch_kinds:
+            seen[kind] = self.loss.unseen(kind, num_examples, self.engine.device)
+            for block in self.eval.blocks(self.eval.columns(kind)):
+                observe(self.engine.forward, self.loss, kind, block, seen[kind])
+                yield Alive(step)
+            torch.distributed.all_reduce(seen[kind])
+        counts = self.eval.counts(np.arange(num_examples), self.loss)
+        batch_loss = BatchLoss(self.loss, counts, seen, self.spec.tie_tolerance_nats)
+        for block in self.eval.blocks():
+            for micro_batch in block:
+                evaluate_share(self.engine.forward, batch_loss, micro_batch, self.engine.device, sums)
             yield Alive(step)
-        yield Evaluated(step, means(NAMES, all_reduce(sums, NAMES, self.engine.device), "eval/"))
+        yield Evaluated(step, self._means(sums, "eval/"))
+
+    def _means(self, sums: Sums, prefix: str = "") -> dict[str, float]:
+        found = means(NAMES, all_reduce(sums, NAMES, self.engine.device), prefix)
+        return self.loss.total(found, prefix)
 
     def stage(self, step: int, metrics: dict[str, float], reason: str) -> Staged:
         """Write this rank's part of a checkpoint; returns when every rank has. Collective."""
@@ -122,8 +145,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     lookup = open_lookup(spec)
     training, held_out = (make_feed(rank, spec, split, lookup) for split in ("train", "eval"))
     order = Order(len(training.table), train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
-    objective = make_objective(config.objective.name, config.objective.parameters)
-    return Trainer(spec, rank, engine, objective, training, held_out if len(held_out.table) else None, order)
+    loss = Loss(config.objective.terms)
+    return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order)
 
 
 def open_lookup(spec: TrainSpec) -> Lookup | None:
@@ -138,6 +161,6 @@ def open_lookup(spec: TrainSpec) -> Lookup | None:
 def make_feed(rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None) -> Feed:
     """One split of the run's token shards, seen from one rank."""
     table = ExampleTable.open(spec.data, split)
-    num_answers = OBJECTIVES[spec.config.objective.name].num_answers
+    num_answers = spec.config.objective.row.num_answers
     budget = spec.config.train.tokens_per_microbatch
     return Feed(table, rank.rank, rank.num_ranks, num_answers, budget, lookup, spec.chunk_tokens)

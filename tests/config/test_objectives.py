@@ -8,8 +8,9 @@ import pytest
 
 import raydpo
 from raydpo import cli
-from raydpo.config.objectives import OBJECTIVES, check_objective
-from raydpo.config.objectives_page import page, table
+from raydpo.config.modifiers import MODIFIERS
+from raydpo.config.objectives import OBJECTIVES, check_objective, readable
+from raydpo.config.objectives_page import notes, page, table
 
 PAGE = Path(raydpo.__file__).parents[1] / "docs/objectives.md"
 
@@ -18,17 +19,21 @@ def test_the_page_is_up_to_date(capsys):
     assert cli.main(["objectives", "--markdown"]) == 0
     printed = capsys.readouterr().out
     assert printed == page() == PAGE.read_text(), "run: raydpo objectives --markdown > docs/objectives.md"
-    assert set(re.findall(r"^\| `(\w+)`", printed, re.M)) == set(OBJECTIVES)
+    assert set(re.findall(r"^\| `(\w+)`", printed, re.M)) == {*OBJECTIVES, *MODIFIERS}
 
 
 def test_the_verb_shows_every_objective(capsys):
     assert cli.main(["objectives"]) == 0
-    head, *lines = capsys.readouterr().out.splitlines()
-    assert head.split() == ["objective", "reference", "reads", "arXiv", "parameters"]
+    printed = capsys.readouterr().out.splitlines()
+    assert max(map(len, printed)) <= 100
+    head, *lines = printed[: printed.index("")]
+    assert printed[len(lines) + 1 :] == notes()
+    assert "aot, aot_unpaired, kto, bco." in notes()[1]
+    assert head.split() == ["objective", "data", "reference", "reads", "parameters"]
     shown = {line.split()[0]: line.split()[1:] for line in lines}
     assert list(shown) == list(OBJECTIVES)
-    assert shown["simpo"] == ["no", "lengths", "2405.14734", "beta=2", "gamma_beta_ratio=0.5"]
-    assert shown["hinge"] == ["yes", "sums", "2309.06657", "beta=0.1"]
+    assert shown["simpo"] == ["pairs", "no", "lengths", "beta=2", "gamma_beta_ratio=0.5"]
+    assert shown["hinge"] == ["pairs", "yes", "sums", "beta=0.1"]
     assert [head, *lines] == table()
 
 
@@ -42,7 +47,8 @@ def test_the_verb_as_json(capsys):
 
 @pytest.mark.parametrize("row", OBJECTIVES.values(), ids=lambda row: row.name)
 def test_defaults_are_within_their_bounds_and_rows_are_complete(row):
-    assert check_objective(row.name) == {"name": row.name, **{k: p.default for k, p in row.parameters.items()}}
+    defaults = {key: option.default for key, option in readable(row).items()}
+    assert check_objective(row.name) == {"name": row.name, **defaults, "plus": []}
     assert re.fullmatch(r"\d{4}\.\d{5}", row.paper) or row.name == "sft"
     assert row.reading
     assert all(parameter.help for parameter in row.parameters.values())

@@ -82,3 +82,21 @@ def test_patience_counts_evaluations_without_a_better_one():
     assert [patience.exhausted(m) for m in (0.0, 1.0, 0.5, 1.0)] == [False, False, False, True]
     assert not any(Patience(None).exhausted(0.0) for _ in range(9))
     assert Patience(2, [0.0, 1.0, 0.5]).exhausted(0.9)
+
+
+def test_margins_in_nats_count_where_there_is_a_reference():
+    """A tiny beta makes tiny rewards: 4 nats of margin are not flat."""
+    rows = [{"rewards/chosen": 0.0, "rewards/margins": 4e-5 * i, "log_ratios/margins": 0.04 * i} for i in range(90)]
+    moving, still = Watch(), Watch()
+    assert not [text for row in rows for text in moving.observe(row)]
+    flat = [text for row in rows for text in still.observe({**row, "log_ratios/margins": 0.05})]
+    assert len(flat) == 1
+    assert "log_ratios/margins" in flat[0]
+
+
+def test_margins_of_single_answers_are_the_difference_of_two_means():
+    sums = Sums()
+    sums.add({"rewards/chosen": (3.0, 2), "rewards/rejected": (-1.0, 4), "log_ratios/chosen": (1.0, 1)})
+    found = means(sorted(METRICS), sums.vector(sorted(METRICS)), "eval/")
+    assert found["eval/rewards/margins"] == 1.5 + 0.25
+    assert "eval/log_ratios/margins" not in found  # nobody counted the other side

@@ -5,12 +5,14 @@ Two pairs of `pairs.GOLDEN`: u = 1, -1; v = -1, 1.5; d = 2, -2.5; mean log-probs
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import exp, log, log1p
 from typing import Any
 
+import torch
+
 from raydpo.config import OBJECTIVES
-from raydpo.objectives import Objective, make_objective
+from raydpo.objectives import Objective, ObjectiveInput, ObjectiveOutput, make_objective
 
 
 def objective(name: str, **parameters: float) -> Objective:
@@ -18,7 +20,16 @@ def objective(name: str, **parameters: float) -> Objective:
     return make_objective(name, {k: p.default for k, p in OBJECTIVES[name].parameters.items()} | parameters)
 
 
-PAIRED = [name for name, row in OBJECTIVES.items() if row.num_answers == 2]
+def whole(one: Objective, given: ObjectiveInput) -> ObjectiveOutput:
+    """An objective on a global batch that is one micro-batch: observed first, if it wants to."""
+    if hasattr(one, "observe"):
+        places = torch.arange(len(given.answers))
+        given = replace(given, batch=one.observe(given).detach().double(), positions=places)
+    return one(given)
+
+
+PAIRED = [name for name, row in OBJECTIVES.items() if row.data == "pairs" and row.batch == "none"]
+LABELLED = [name for name, row in OBJECTIVES.items() if row.data == "labels"]
 WITH_REFERENCE = [name for name in PAIRED if OBJECTIVES[name].needs_reference]
 REFERENCE_FREE = [name for name in PAIRED if not OBJECTIVES[name].needs_reference]
 CLAMPED = ["fdpo_forward_kl", "fdpo_alpha", "orpo", "alphapo"]

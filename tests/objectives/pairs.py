@@ -1,5 +1,7 @@
 """Two pairs with round sums, spread over tokens: the inputs of the golden values."""
 
+from dataclasses import replace
+
 import torch
 
 from raydpo.objectives import ObjectiveInput
@@ -30,3 +32,45 @@ def inputs(pairs, dtype=torch.float64, requires_grad=False) -> ObjectiveInput:
 
 def golden_inputs(**options) -> ObjectiveInput:
     return inputs(GOLDEN, **options)
+
+
+def labelled(answers, labels, dtype=torch.float64, requires_grad=False) -> ObjectiveInput:
+    """ObjectiveInput of single answers (policy, reference, tokens), evenly spread over the tokens, with their labels."""
+    spread = [(p / n, r / n, i) for i, (p, r, n) in enumerate(answers) for _ in range(n)]
+    policy, reference, sequences = (list(column) for column in zip(*spread, strict=True))
+    return ObjectiveInput(
+        policy_nats=torch.tensor(policy, dtype=dtype, requires_grad=requires_grad),
+        reference_nats=torch.tensor(reference, dtype=dtype),
+        sequences=torch.tensor(sequences),
+        answers=torch.arange(len(answers))[:, None],
+        num_sequences=len(answers),
+        labels=torch.tensor(labels, dtype=torch.bool),
+    )
+
+
+def part(given: ObjectiveInput, examples: list[int]) -> ObjectiveInput:
+    """The micro-batch of some examples of a batch, with their positions in it; sequences are numbered anew."""
+    kept = given.answers[examples].flatten()
+    number = torch.full((given.num_sequences,), -1)
+    number[kept] = torch.arange(len(kept))
+    tokens = number[given.sequences] >= 0
+    order = number[given.sequences[tokens]].argsort(stable=True)
+
+    def of_tokens(values):
+        return None if values is None else values[tokens][order]
+
+    def of_examples(values):
+        return None if values is None else values[examples]
+
+    return replace(
+        given,
+        policy_nats=of_tokens(given.policy_nats),
+        reference_nats=of_tokens(given.reference_nats),
+        log_collisions=of_tokens(given.log_collisions),
+        sequences=number[given.sequences[tokens]][order],
+        answers=number[given.answers[examples]],
+        num_sequences=len(kept),
+        labels=of_examples(given.labels),
+        example_weights=of_examples(given.example_weights),
+        positions=torch.tensor(examples),
+    )

@@ -1,12 +1,15 @@
 """The config's table and the implementations name the same objectives and the same parameters."""
 
 import dataclasses
+from dataclasses import replace
 
 import pytest
+import torch
 
 from raydpo.config import OBJECTIVES
 from raydpo.metrics import METRICS
-from raydpo.objectives import OBJECTIVE_CLASSES, make_objective
+from raydpo.objectives import OBJECTIVE_CLASSES
+from tests.objectives.cases import objective, whole
 from tests.objectives.pairs import golden_inputs
 
 
@@ -22,6 +25,14 @@ def test_parameters_and_defaults_agree(name):
 
 @pytest.mark.parametrize("name", OBJECTIVES)
 def test_every_metric_is_declared(name):
-    output = make_objective(name, {k: p.default for k, p in OBJECTIVES[name].parameters.items()})(golden_inputs())
+    given = replace(golden_inputs(), labels=torch.tensor([True, False]))
+    given = given if OBJECTIVES[name].data == "pairs" else replace(given, answers=given.answers[:, :1])
+    output = whole(objective(name), given)
     assert set(output.metrics) <= set(METRICS)
     assert "loss" in output.metrics
+    assert f"loss/{name}" in METRICS
+
+
+@pytest.mark.parametrize("name", OBJECTIVES)
+def test_the_table_says_what_looks_at_the_whole_batch(name):
+    assert hasattr(OBJECTIVE_CLASSES[name], "observe") == (OBJECTIVES[name].batch != "none")

@@ -10,14 +10,19 @@ import torch
 from tests.train.world import World, make_world
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quiet_torch() -> Iterator[None]:
-    """One thread, because tiny models lose much to threads on a busy machine; and denormal numbers come back after
-    what a worker process switches off for itself, because hypothesis draws them."""
+    """One thread, because tiny models lose much to threads on a busy machine, and their number decides the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(autouse=True)
+def denormals() -> Iterator[None]:
+    """Denormal numbers come back after what a worker process switches off for itself, because hypothesis draws them."""
+    yield
     torch.set_flush_denormal(False)
 
 

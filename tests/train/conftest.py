@@ -17,9 +17,9 @@ from tests.train.gang import Gang
 from tests.train.world import World, make_world
 
 
-@pytest.fixture(autouse=True)
+@pytest.fixture(scope="module", autouse=True)
 def quiet_torch() -> Iterator[None]:
-    """One thread, because tiny models lose much to threads on a busy machine."""
+    """One thread, because tiny models lose much to threads on a busy machine, and their number decides the last bit."""
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     yield

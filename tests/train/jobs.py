@@ -84,11 +84,9 @@ def gradient(place: Place, spec: TrainSpec, step: int) -> tuple[float, dict[str,
     """(loss of the global batch, gradient before clipping by name) of step `step` (from 0), at stage 0."""
     trainer = build_trainer(place, spec)
     examples = trainer.order.examples(step)
-    count = trainer.train.count(examples, trainer.objective)
-    sums = accumulate(trainer.engine, trainer.objective, trainer.train.batches(examples), count, 1e-3)
-    total, number = sums.vector(["loss"])
+    sums = accumulate(trainer.engine, trainer.batch_loss(examples), trainer.train.batches(examples))
     model = trainer.engine.engine.module.model
-    return total / number, {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
+    return trainer._means(sums)["loss"], {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
 
 
 def count_layer_calls(place: Place, spec: TrainSpec) -> tuple[int, int]:

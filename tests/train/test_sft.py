@@ -6,7 +6,8 @@ from transformers import AutoModelForCausalLM
 
 from raydpo.artifacts import ExampleTable
 from raydpo.batches import Order
-from raydpo.objectives import make_objective
+from raydpo.config.sections import ObjectiveSection
+from raydpo.objectives.loss import Loss
 from raydpo.schema.training import Probed
 from raydpo.train.feed import Feed
 from tests.train.world import GLOBAL_BATCH, NUM_TRAIN, plain_nats
@@ -21,9 +22,11 @@ def test_the_denominator_is_answer_tokens_of_the_answers_that_are_read(table):
     feed = Feed(table, 0, 1, 1, 512, None)
     examples = np.array([5, 0, 7])
     tokens = sum(len(table.answer_ids(e)[0]) for e in examples)
-    assert feed.count(examples, make_objective("sft", {})) == tokens
+    assert feed.counts(examples, Loss(ObjectiveSection(name="sft").terms)) == [tokens]
     pairs = Feed(table, 0, 1, 2, 512, None)
-    assert pairs.count(examples, make_objective("dpo", {})) == 3
+    assert pairs.counts(examples, Loss(ObjectiveSection(name="dpo").terms)) == [3]
+    both_terms = Loss(ObjectiveSection(name="dpo", plus=["sft", "nll"]).terms)
+    assert pairs.counts(examples, both_terms) == [3, tokens, 3]
     both = [[len(table.prompt_ids(e)) + len(answer) for answer in table.answer_ids(e)] for e in examples]
     assert pairs.row_lengths(examples).tolist() == both
     assert feed.row_lengths(examples).tolist() == [[first] for first, _ in both]
@@ -32,7 +35,9 @@ def test_the_denominator_is_answer_tokens_of_the_answers_that_are_read(table):
 def test_ranks_share_a_global_batch(table):
     examples = np.arange(3, 30)
     shares = [Feed(table, rank, 3, 2, 300, None).micro_batches(examples) for rank in range(3)]
-    assert sorted(e for share in shares for micro, _ in share for e in micro) == examples.tolist()
+    assert sorted(place for share in shares for micro, _ in share for place in micro) == list(range(27))
+    batches = list(Feed(table, 1, 3, 2, 300, None).batches(examples, first=100))
+    assert [batch.positions.tolist() for batch in batches] == [[100 + p for p in micro] for micro, _ in shares[1]]
     assert len({len(share) for share in shares}) == 1
 
 

@@ -1,0 +1,30 @@
+"""The negative log-likelihood of the (chosen) answer, per token of that answer.
+
+    loss = - (1 / |y|) sum_t log pi(y_t | x, y_<t)      the mean is over examples: every answer weighs the same
+
+No reference. As a second term beside `dpo` it is the NLL term of iterative RPO, Pang et al. 2024, arXiv 2404.19733,
+equation 2 (their weight alpha is 1). `sft` is the mean over all tokens of the batch instead.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput
+
+
+@dataclass(frozen=True)
+class NLL:
+    """No parameters."""
+
+    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
+
+    def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
+        nats = inputs.answer_sums(inputs.policy_nats)[:, 0]
+        each = -nats / inputs.answer_lengths()[:, 0]
+        each = each if inputs.example_weights is None else each * inputs.example_weights
+        return ObjectiveOutput(
+            each.sum(),
+            {"loss": (each.detach().sum(), len(each)), "logps/chosen": (nats.detach().sum(), len(each))},
+        )
