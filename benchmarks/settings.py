@@ -1,0 +1,39 @@
+"""Which objectives are compared, what each needs besides its defaults, and what a reader should know of its result.
+
+In: the table of objectives. Out: settings over those of the quickstart, and notes for the page.
+Decision: every objective runs at its documented default and at the quickstart's learning rate. What departs from that
+stands here with its reason and is printed on the page; the price is that a new objective may need a line here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from raydpo.config import OBJECTIVES
+
+
+@dataclass(frozen=True)
+class Override:
+    """settings: section -> key -> value, over those of the quickstart's alignment. reason: why; goes onto the page."""
+
+    reason: str
+    settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+
+
+OVERRIDES: dict[str, Override] = {}
+"""Objective -> what it needs: another `train.learning_rate`, or another reading of the pairs (section `data`)."""
+
+NOTES: dict[str, str] = {}
+"""Objective -> why its numbers are what they are, where the table alone would mislead."""
+
+
+def compared() -> list[str]:
+    """Objectives that can learn from the quickstart's pairs, in the order of the table."""
+    return [name for name, row in OBJECTIVES.items() if row.num_answers == 2 or "data" in settings_of(name)]
+
+
+def settings_of(name: str) -> Mapping[str, Mapping[str, Any]]:
+    """What `name` needs over the quickstart's settings; empty for most."""
+    return OVERRIDES[name].settings if name in OVERRIDES else {}
