@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.settings import settings_of
-from raydpo.artifacts import write_json
+from raydpo.artifacts import write_text
+from raydpo.artifacts.durable import strict
 from raydpo.config import OBJECTIVES
 from raydpo.pipelines.quickstart import DPO, SFT, SHAPE, Aligned, Supervised
 
@@ -43,10 +44,11 @@ def read(path: Path) -> list[Entry]:
 
 
 def write(path: Path, entries: list[Entry]) -> None:
-    """In the order of the table of objectives, then of seeds."""
+    """In the order of the table of objectives, then of seeds; one entry a line, so that two changes seldom meet."""
     order = {name: place for place, name in enumerate(OBJECTIVES)}
     entries = sorted(entries, key=lambda entry: (order.get(name_of(entry), len(order)), entry["settings"]["seed"]))
-    write_json(path, {"results": entries})
+    lines = ",\n".join(json.dumps(strict(entry), allow_nan=False) for entry in entries)
+    write_text(path, f'{{"results": [\n{lines}\n]}}\n')
 
 
 def name_of(entry: Entry) -> str:

@@ -74,7 +74,9 @@ def test_the_page_says_what_was_measured_and_what_was_not():
     assert "- 2026-02-01, commit abc, 2 CPU cores (x), torch 1: `ipo`\n" in text
     row = "| `dpo` | `beta` 0.1<br>`label_smoothing` 0 | 7e-05 | 40.0% | 90.0% | 3.50 | 87.5% |"
     assert row in text
-    assert "2 of these runs read a reference, 20 rows in all; 10 of them were scored, in 2 forwards" in text
+    assert (
+        "2 of these runs read a reference, 20 rows in all; 10 of them were scored in these runs, in 2 forwards" in text
+    )
     assert "Not measured yet: `cdpo`, " in text
     assert "commit not known" in page([an_entry("dpo", commit="")])
 
