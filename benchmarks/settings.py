@@ -25,19 +25,28 @@ class Override:
 OVERRIDES: dict[str, Override] = {}
 """Objective -> what it needs: another `train.learning_rate`, or another reading of the pairs (section `data`)."""
 
+CONTROL = "sft"
+"""What it takes no preferences for: the same steps on the chosen answers alone."""
+
 NOTES: dict[str, str] = {
     "apo_down": "Pushes the rejected answer down and leaves the chosen one alone at first; here that one rises by itself.",
     "discopop": "The paper's own function: at its defaults the loss rises with the margin from -2.37 to 1.44 nats, so "
     "training from margin 0 goes down to -2.37, against the label. It falls at margin 0 for `tau` above (1 - ln 2) / 3 = 0.102: "
     "with `tau` 0.3 the same run reached 99.2%. The paper trained on long answers, whose "
     "margins move by more nats than this stretch is wide.",
+    CONTROL: "For comparison: the chosen answers alone, no preferences. What has a likelihood term (`orpo`, `cpo`, `slic`) "
+    "could do as well by that term alone; the accuracy on held-out pairs is what tells them apart.",
 }
 """Objective -> why its numbers are what they are, where the table alone would mislead."""
 
 
 def compared() -> list[str]:
-    """Objectives that can learn from the quickstart's pairs, in the order of the table."""
-    return [name for name, row in OBJECTIVES.items() if row.num_answers == 2 or "data" in settings_of(name)]
+    """Objectives that can learn from the quickstart's pairs, and the control, in the order of the table."""
+    return [
+        name
+        for name, row in OBJECTIVES.items()
+        if row.num_answers == 2 or name == CONTROL or "data" in settings_of(name)
+    ]
 
 
 def settings_of(name: str) -> Mapping[str, Mapping[str, Any]]:
