@@ -31,11 +31,11 @@ CONTROL = "sft"
 NOTES: dict[str, str] = {
     "apo_down": "Pushes the rejected answer down and leaves the chosen one alone at first; here that one rises by itself.",
     "discopop": "The paper's own function: at its defaults the loss rises with the margin from -2.37 to 1.44 nats, so "
-    "training from margin 0 goes down to -2.37, against the label. It falls at margin 0 for `tau` above (1 - ln 2) / 3 = 0.102: "
-    "with `tau` 0.3 the same run reached 99.2%. The paper trained on long answers, whose "
-    "margins move by more nats than this stretch is wide.",
-    CONTROL: "For comparison: the chosen answers alone, no preferences. What has a likelihood term (`orpo`, `cpo`, `slic`) "
-    "could do as well by that term alone; the accuracy on held-out pairs is what tells them apart.",
+    "training from margin 0 goes down to -2.37, against the label. It falls at margin 0 for `tau` above "
+    "(1 - ln 2) / 3 = 0.102: with `tau` 0.3 the same run reached 99.2%. The paper trained on long answers, whose margins "
+    "move by more nats than this stretch is wide.",
+    CONTROL: "For comparison: the chosen answers alone, no preferences. Where the loss has a likelihood term (`orpo`, `cpo`, "
+    "`slic`), exact match does not say what the preferences add to it.",
 }
 """Objective -> why its numbers are what they are, where the table alone would mislead."""
 
