@@ -6,7 +6,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test check format clean
+.PHONY: quickstart test check format bench-objectives clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -23,6 +23,10 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Every objective that the results lack, then the page. ONLY="dpo ipo" and SEEDS="0 1" choose.
+bench-objectives: $(VENV)/.core
+	$(BIN)/python -m benchmarks.objectives $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
 
 # torch goes first, so that nothing that depends on it brings another build of it.
 $(VENV)/.core: pyproject.toml

@@ -1,0 +1,1 @@
+"""Benchmarks: commands that measure and write pages of `docs/`. They import raydpo; raydpo never imports them."""
