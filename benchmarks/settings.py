@@ -22,7 +22,11 @@ class Override:
     settings: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
 
 
-OVERRIDES: dict[str, Override] = {}
+_AS_LABELS = Override(
+    "Each pair is read as a desirable and an undesirable answer; a batch of 128 answers is one of 64 pairs.",
+    {"data": {"unpair": True}, "train": {"global_batch_pairs": 128}},
+)
+OVERRIDES: dict[str, Override] = {name: _AS_LABELS for name, row in OBJECTIVES.items() if row.data == "labels"}
 """Objective -> what it needs: another `train.learning_rate`, or another reading of the pairs (section `data`)."""
 
 CONTROL = "sft"
@@ -42,11 +46,7 @@ NOTES: dict[str, str] = {
 
 def compared() -> list[str]:
     """Objectives that can learn from the quickstart's pairs, and the control, in the order of the table."""
-    return [
-        name
-        for name, row in OBJECTIVES.items()
-        if row.num_answers == 2 or name == CONTROL or "data" in settings_of(name)
-    ]
+    return [name for name, row in OBJECTIVES.items() if row.data != "answers" or name == CONTROL]
 
 
 def settings_of(name: str) -> Mapping[str, Mapping[str, Any]]:

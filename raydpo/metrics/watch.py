@@ -59,8 +59,8 @@ class Watch:
         if abs(last - first) > flat or last > 10 * flat:
             return None
         return (
-            f"margins stay flat ({self._kind} {first:.4f} -> {last:.4f} over {len(self._margins)} steps): the pairs move nothing. "
-            "Raise train.learning_rate, or look whether the chosen and rejected columns are what they say."
+            f"margins stay flat ({self._kind} {first:.4f} -> {last:.4f} over {len(self._margins)} steps): the data move "
+            "nothing. Raise train.learning_rate, or look whether the chosen and rejected columns are what they say."
         )
 
     def _runaway(self) -> str | None:
