@@ -157,6 +157,12 @@ class ReferenceSection(Section):
     """Rows of one shard: what a killed run loses at most, per worker."""
     max_retries: int = Field(default=2, ge=0)
     """How often a shard is given to another worker after its worker died."""
+    sync_every: int | None = Field(default=None, ge=1)
+    """Optimizer steps between two updates of the reference from the policy (TR-DPO; 512 in the paper). At each there is
+    a checkpoint, and the rows of the steps up to the next one are scored again. Rewards are measured from the current
+    reference, so margins fall back at every update. None: the reference never moves."""
+    sync_alpha: float = Field(default=0.6, gt=0, le=1)
+    """Share of the policy in an updated reference; the rest is the reference before. 1: the policy itself."""
 
 
 class LoraSection(Section):

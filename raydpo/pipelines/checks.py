@@ -9,6 +9,7 @@ import json
 from pathlib import Path
 
 from raydpo.config import OBJECTIVES, Config
+from raydpo.config.sections import ReferenceSection
 from raydpo.errors import ConfigError
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
@@ -16,7 +17,7 @@ POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 def cross_checks(config: Config, verb: str) -> list[str]:
     """Every problem between sections, as finished sentences."""
-    problems = [*_data(config, verb), *_model(config), *_evaluations(config)]
+    problems = [*_data(config, verb), *_model(config), *_moving_reference(config), *_evaluations(config)]
     if config.objective.row.data == "answers":
         needs_pairs = {
             "train.early_stopping_patience": config.train.early_stopping_patience,
@@ -63,6 +64,27 @@ def _model(config: Config) -> list[str]:
         problems.append(
             "model.attention: flash_attention_2 needs bfloat16 and GPUs for both roles (train.gpus_per_worker and "
             "reference.gpus_per_worker above 0). Use sdpa otherwise."
+        )
+    return problems
+
+
+def _moving_reference(config: Config) -> list[str]:
+    """Of `reference.sync_every`. (A config.yaml that was written resolved names the default of sync_alpha: no problem.)"""
+    reference = config.reference
+    if reference.sync_every is None:
+        if reference.sync_alpha == ReferenceSection.model_fields["sync_alpha"].default:
+            return []
+        return [
+            f"reference.sync_alpha: {reference.sync_alpha} is the policy's share at an update of the reference, and without "
+            "reference.sync_every there is none; set reference.sync_every, or leave sync_alpha out."
+        ]
+    problems, given = [], f"reference.sync_every: {reference.sync_every}"
+    if not config.objective.needs_reference:
+        problems.append(f"{given}, but objective {config.objective.name} has no reference to update; leave it out.")
+    if config.train.lora is not None:
+        problems.append(
+            f"{given} with train.lora: an update mixes all weights of policy and reference, and the policy would be an "
+            "adapter. Leave train.lora out to train all weights, or leave reference.sync_every out."
         )
     return problems
 

@@ -17,6 +17,7 @@ from raydpo.metrics import means
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.objectives.loss import Loss
 from raydpo.pipelines.checkpoints import newest_checkpoint
+from raydpo.pipelines.moving_reference import References
 from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage, trainer_ranks
 from raydpo.pipelines.training import plan_stage, training_stage
 from raydpo.pipelines.workspace import Workspace, find_workspace, open_workspace
@@ -40,20 +41,27 @@ def precompute(config: Config, observer: Observer = ignore) -> Summary:
 
 
 def train(config: Config, observer: Observer = ignore) -> Summary:
-    """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json."""
+    """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json.
+
+    With `reference.sync_every` an evaluation measures rewards from the reference that the steps up to it were trained
+    against: the first one from the reference of the config, the last one from that of the last steps.
+    """
     # One session for all stages: a demand that can never be met is refused before any work is done.
     with open_workspace(config, "train") as workspace, ray_session(workspace, *workspace.roles):
         data = data_stage(workspace, observer)
         if not data.train_pairs:
             raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
         plan = plan_stage(workspace, observer)
+        references = References(workspace, _order(workspace.config, data.train_pairs))
+        current = references.after(plan.checkpoint)
         workspace.write_config(replace=True)
-        reference = reference_stage(workspace, ("train", "eval"), observer)
-        training, evaluation = training_stage(workspace, plan, data.train_pairs, reference, observer)
+        reference = references.score(current, plan.checkpoint, observer)
+        training, evaluation, syncs = training_stage(workspace, plan, references, reference, observer)
+        moving = {} if references.every is None else {"syncs": syncs}
         summary = {
             "run_dir": str(workspace.dir),
             "data": data.to_json(),
-            "reference": reference.to_json(),
+            "reference": {**reference.to_json(), **moving},
             "train": training,
             "eval": evaluation,
         }
@@ -65,18 +73,19 @@ def check(config: Config, observer: Observer = ignore) -> Summary:
     """Config and data, without loading a model, starting Ray or writing anything."""
     workspace = find_workspace(config, "check")
     data = data_stage(workspace, observer, write=False)
-    settings = workspace.config.train
     plan: dict[str, Any] = {}
     if data.train_pairs:
-        order = Order(
-            data.train_pairs, settings.global_batch_pairs, settings.epochs, config.run.seed, settings.max_steps
-        )
+        order = _order(workspace.config, data.train_pairs)
         plan = {"steps": order.num_steps, "steps_per_epoch": order.steps_per_epoch}
     return {"run_dir": str(workspace.dir), "data": data.to_json(), "plan": plan}
 
 
 def evaluate(config: Config, observer: Observer = ignore) -> Summary:
-    """Held-out metrics of `evaluate.model` (default: the run's model). Writes evaluate.json."""
+    """Held-out metrics of `evaluate.model` (default: the run's model). Writes evaluate.json.
+
+    Rewards are measured from the reference that the config names, of a run with `reference.sync_every` too: then every
+    checkpoint and every run is measured from one model, and the numbers are not those of the run's own evaluations.
+    """
     with open_workspace(config, "evaluate") as workspace:
         workspace.write_config(replace=False)
         model = _model_to_evaluate(workspace)
@@ -94,6 +103,11 @@ def evaluate(config: Config, observer: Observer = ignore) -> Summary:
         }
         workspace.write_summary(summary, "evaluate.json")
     return summary
+
+
+def _order(config: Config, num_examples: int) -> Order:
+    train = config.train
+    return Order(num_examples, train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
 
 
 def _model_to_evaluate(workspace: Workspace) -> ResolvedModel:

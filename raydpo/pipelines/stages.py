@@ -5,11 +5,13 @@ Decision: a stage returns a small report that goes into the summary as it is; wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from functools import partial
 from typing import Any, TypeVar
+
+import numpy as np
 
 from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
@@ -91,8 +93,16 @@ def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
     )
 
 
-def reference_stage(workspace: Workspace, splits: tuple[str, ...], observer: Observer) -> ReferenceReport:
-    """Score the rows of `splits` that the cache does not hold. Needs a Ray session only if there are any."""
+def reference_stage(
+    workspace: Workspace,
+    splits: tuple[str, ...],
+    observer: Observer,
+    examples: Mapping[str, np.ndarray] | None = None,
+) -> ReferenceReport:
+    """Score the rows of `splits` that the cache does not hold. Needs a Ray session only if there are any.
+
+    examples: split -> the examples whose rows are needed, all of a split that is not in it.
+    """
     identity = workspace.identity
     if identity is None:
         observer(Note("info", f"objective {workspace.config.objective.name} has no reference: nothing to precompute."))
@@ -102,7 +112,7 @@ def reference_stage(workspace: Workspace, splits: tuple[str, ...], observer: Obs
     for message in cache.damaged:
         observer(Note("warning", message))
     write_json(workspace.dir / "reference.json", {"cache": str(cache.folder), "identity": identity.digest})
-    wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows)
+    wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     scored = forwards = 0
     if works:

@@ -16,8 +16,6 @@ from typing import Any
 
 from raydpo import runtime
 from raydpo.artifacts import examples_digest
-from raydpo.batches.order import Order
-from raydpo.errors import ResumeError
 from raydpo.metrics import Sinks, Watch, keep_lines
 from raydpo.models.lora import merge_lora
 from raydpo.pipelines.checkpoints import (
@@ -28,6 +26,7 @@ from raydpo.pipelines.checkpoints import (
     retain,
     set_damaged_aside,
 )
+from raydpo.pipelines.moving_reference import References
 from raydpo.pipelines.plan import Checkpoint, Plan, plan_training, trajectory
 from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe, trainer_ranks
 from raydpo.pipelines.workspace import Workspace
@@ -49,42 +48,38 @@ def plan_stage(workspace: Workspace, observer: Observer) -> Plan:
     newest, skipped = newest_checkpoint(workspace.checkpoints)
     for text in skipped:
         observer(Note("warning", f"checkpoint passed over: {text}"))
-    plan = plan_training(workspace.config, newest, trajectory(workspace.config, digests), skipped)
-    if plan.checkpoint is not None:
-        _same_reference(plan.checkpoint, workspace)
-    return plan
+    return plan_training(workspace.config, newest, trajectory(workspace.config, digests), skipped)
 
 
 def training_stage(
-    workspace: Workspace, plan: Plan, num_examples: int, reference: ReferenceReport, observer: Observer
-) -> tuple[TrainingReport, dict[str, Any]]:
-    """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts."""
+    workspace: Workspace, plan: Plan, references: References, reference: ReferenceReport, observer: Observer
+) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]]]:
+    """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts and the updates
+    of the reference.
+
+    reference: of the steps up to the next update; the later ones are made and scored here.
+    """
     if plan.action == "start" and (aside := workspace.set_aside()):
         observer(Note("info", f"the outputs of an earlier run were moved to {aside}"))
     if plan.checkpoint is not None:
         set_damaged_aside(workspace.checkpoints, plan.checkpoint)
-    train = workspace.config.train
-    order = Order(num_examples, train.global_batch_pairs, train.epochs, workspace.config.run.seed, train.max_steps)
-    driver = Driver(workspace, plan, order, reference, observer)
+    references.warn(observer)
+    driver = Driver(workspace, plan, references, reference, observer)
     if plan.action != "done":
-        _run_gang(driver)
+        observer(StageStarted("train", references.order.num_steps, "steps"))
+        stop = references.stop_after(driver.step)
+        _run_gang(driver, stop)
+        while stop is not None and not driver.is_over:
+            driver.move_reference()
+            stop = references.stop_after(driver.step)
+            _run_gang(driver, stop)
+    references.retain()
     return driver.finish()
 
 
-def _same_reference(checkpoint: Checkpoint, workspace: Workspace) -> None:
-    now = workspace.identity.digest if workspace.identity else None
-    then = checkpoint.meta["reference"]
-    if then != now:
-        raise ResumeError(
-            f"{checkpoint.folder} was trained against reference {then}, this config's reference is {now}. Going on would "
-            "measure rewards from another model. Restore the reference's files, or set run.dir to a new folder."
-        )
-
-
-def _run_gang(driver: Driver) -> None:
-    workspace, plan = driver.workspace, driver.plan
-    config = workspace.config
-    other_start = plan.action == "start" and workspace.needs_reference and not workspace.starts_at_reference
+def _run_gang(driver: Driver, stop: int | None) -> None:
+    workspace, config = driver.workspace, driver.workspace.config
+    other_start = driver.last is None and workspace.needs_reference and not workspace.starts_at_reference
     with ExitStack() as stack:
         stack.enter_context(ray_session(workspace, *(("reference", "train") if other_start else ("train",))))
         runtime.check_storage(workspace.dir)
@@ -101,13 +96,14 @@ def _run_gang(driver: Driver) -> None:
             staging=workspace.staging(),
             reference=reference,
             probe=workspace.starts_at_reference,
-            resume=plan.checkpoint.folder if plan.checkpoint else None,
-            resume_step=plan.checkpoint.step if plan.checkpoint else 0,
+            resume=driver.last.folder if driver.last else None,
+            resume_step=driver.step,
+            stop_step=stop,
             eval_history=tuple(driver.eval_history),
             skipped_steps=driver.skipped,
+            skipped_in_a_row=driver.skipped_in_a_row,
             chat_template=Path(template).expanduser().read_text() if (template := config.data.chat_template) else None,
         )
-        driver.observer(StageStarted("train", driver.order.num_steps, "steps"))
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
         for _, event in trainer_ranks(workspace, "train", partial(train_rank, spec=spec)):
@@ -122,11 +118,11 @@ class Driver:
         self,
         workspace: Workspace,
         plan: Plan,
-        order: Order,
+        references: References,
         reference: ReferenceReport,
         observer: Observer,
     ) -> None:
-        self.workspace, self.plan, self.order = workspace, plan, order
+        self.workspace, self.plan, self.references = workspace, plan, references
         self.reference, self.observer = reference, observer
         meta: Mapping[str, Any] = plan.checkpoint.meta if plan.checkpoint else {}
         self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
@@ -134,10 +130,44 @@ class Driver:
         self.eval_history: list[float] = list(meta.get("eval_history", []))
         self.probe: dict[str, float] = dict(meta.get("probe", {}))
         self.skipped: int = int(meta.get("skipped_steps", 0))
+        self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
         self.last: Checkpoint | None = plan.checkpoint
+        self._last_skipped = (0, 0)  # step, and how many in a row up to it
+        self._record_sync()
         self.sinks: Sinks | None = None
         self._watch = Watch()
         self._metric = best_metric(workspace.config)
+
+    @property
+    def step(self) -> int:
+        """The step that training goes on from."""
+        return self.last.step if self.last else 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.last is not None and bool(self.last.reason)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        step, number = self._last_skipped
+        return number if step == self.step else 0
+
+    def move_reference(self) -> None:
+        """Make the reference that is due at the newest checkpoint, and score with it what the next steps read."""
+        current = self.references.after(self.last)
+        self.observer(Note("info", f"the reference was updated from the policy after {self.step} steps"))
+        self.reference = self.references.score(current, self.last, self.observer)
+        self.references.retain()
+        self._record_sync()
+        self._watch = Watch()  # what it saw was measured from another reference
+
+    def _record_sync(self) -> None:
+        every, identity = self.references.every, self.reference.identity
+        if every is None or identity is None or not self.step or self.step % every:
+            return
+        report = self.reference.to_json()
+        counts = {name: report[name] for name in ("rows", "rows_scored", "forwards")}
+        self.syncs.append({"step": self.step, "reference": identity.digest, **counts})
 
     def handle(self, event: TrainEvent) -> None:
         match event:
@@ -174,6 +204,8 @@ class Driver:
 
     def _skipped(self, step: int, loss: float, grad_norm: float, sources: tuple[str, ...]) -> None:
         self.skipped += 1
+        before, number = self._last_skipped
+        self._last_skipped = (step, number + 1 if before == step - 1 else 1)
         line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "sources": sources}
         with (self.workspace.dir / "bad_batches.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")
@@ -184,6 +216,8 @@ class Driver:
         return {
             "trajectory": dict(self.plan.trajectory),
             "reference": self.reference.identity.digest if self.reference.identity else None,
+            "first_reference": self.workspace.identity.digest if self.workspace.identity else None,
+            "syncs": self.syncs,
             "eval_first": self.eval_first,
             "eval_last": self.eval_last,
             "eval_history": self.eval_history,
@@ -191,7 +225,7 @@ class Driver:
             "skipped_steps": self.skipped,
         }
 
-    def finish(self) -> tuple[TrainingReport, dict[str, Any]]:
+    def finish(self) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]]]:
         """Publish `model/` from the last or best checkpoint."""
         assert self.last is not None
         chosen = self.last
@@ -217,7 +251,7 @@ class Driver:
             merged = self.workspace.unpublished("model_merged")
             merge_lora(self.workspace.model.folder, model, merged, self.workspace.dtype)
             report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))
-        return report, {"first": self.eval_first, "last": self.eval_last}
+        return report, {"first": self.eval_first, "last": self.eval_last}, self.syncs
 
 
 _SHOWN = ("eval/loss", "eval/rewards/margins", "eval/rewards/accuracies", "eval/rewards/ties")

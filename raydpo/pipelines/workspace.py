@@ -10,7 +10,7 @@ import time
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -43,6 +43,11 @@ class Workspace:
     @property
     def checkpoints(self) -> Path:
         return self.dir / "checkpoints"
+
+    @property
+    def references(self) -> Path:
+        """Where a reference that follows the policy is kept, a folder an update."""
+        return self.dir / "references"
 
     @property
     def needs_reference(self) -> bool:
@@ -84,6 +89,10 @@ class Workspace:
         identity = self.identity
         return identity is not None and identity.weights == self.model_digest
 
+    def measured_from(self, folder: Path) -> Workspace:
+        """The same workspace with the model in `folder` as its reference."""
+        return replace(self, reference=ResolvedModel(str(folder), None, folder))
+
     def staging(self) -> Path:
         """A folder name that no other attempt uses."""
         return self.checkpoints / f".staging-{uuid.uuid4().hex[:12]}"
@@ -92,6 +101,7 @@ class Workspace:
         """Move the outputs of an earlier run out of the way (`resume: never`). Nothing is deleted."""
         names = (
             "checkpoints",
+            "references",
             "model",
             "model_merged",
             "metrics.jsonl",
@@ -141,7 +151,8 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
             "nothing was started. Choose another run.dir."
         ) from error
     with RunLock(workspace.dir):
-        for pattern in ("checkpoints/.staging-*", "checkpoints/.removed-*", ".model*-*"):
+        folders = [f"{name}/.{what}-*" for name in ("checkpoints", "references") for what in ("staging", "removed")]
+        for pattern in (*folders, ".model*-*"):
             for leftover in workspace.dir.glob(pattern):
                 shutil.rmtree(leftover, ignore_errors=True)  # of attempts that are dead: we hold the lock
         yield workspace

@@ -7,7 +7,7 @@ list leaves the other cuts where they were, so a run that goes on after a kill s
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,14 +35,20 @@ class Wanted:
     lengths: np.ndarray
 
 
-def wanted_rows(data: Path, splits: Iterable[str], num_answers: int) -> Wanted:
-    """Every distinct row of `splits` in the token shards of `data`."""
+def wanted_rows(
+    data: Path, splits: Iterable[str], num_answers: int, examples: Mapping[str, np.ndarray] | None = None
+) -> Wanted:
+    """Every distinct row of `splits` in the token shards of `data`.
+
+    examples: split -> the examples whose rows are wanted; a split that is not in it is wanted whole.
+    """
     places: dict[str, tuple[str, int, int]] = {}
     lengths: dict[str, int] = {}
     for split in splits:
         table = ExampleTable.open(data, split)
         rows = table.answer_lengths[:, :num_answers] + table.prompt_lengths[:, None] if len(table) else np.zeros((0, 0))
-        for example in range(len(table)):
+        chosen = range(len(table)) if examples is None or split not in examples else examples[split].tolist()
+        for example in chosen:
             for answer, key in enumerate(table.row_keys(example)[:num_answers]):
                 if key not in places:
                     places[key] = (split, example, answer)

@@ -2,7 +2,8 @@
 
 Comes in: a `TrainSpec` (paths and config). Goes out: events, and staged checkpoints that the driver commits.
 Decision: the loop holds no state but the step number; order and learning rate are functions of it, everything else is
-in the checkpoint. It knows no Ray: a test iterates over it.
+in the checkpoint. It knows no Ray: a test iterates over it. Told to stop in the middle (`stop_step`), it stages a
+checkpoint there and ends without `Finished`.
 """
 
 from __future__ import annotations
@@ -34,9 +35,9 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
         trainer.engine.load(spec.resume / "engine")
     else:
         yield from _before_first_step(trainer, patience)
-    meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps, spec.skipped_steps)
-    reason = ""
-    for step in range(spec.resume_step + 1, num_steps + 1):
+    meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps, spec.skipped_steps, spec.skipped_in_a_row)
+    stop, reason = min(spec.stop_step or num_steps, num_steps), ""
+    for step in range(spec.resume_step + 1, stop + 1):
         applied, metrics = trainer.update(step - 1)
         meter.add(trainer.num_tokens(step - 1))
         if skipped := guard.observe(trainer, step, applied, metrics):
@@ -54,13 +55,16 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
                 yield event
             if patience.exhausted(evaluation.get(MARGINS, 0.0)) and not reason:
                 reason = f"{MARGINS} did not rise in {patience.patience} evaluations"
-        if reason or _due(step, train.save_every) or (evaluation and train.export == "best"):
+        if reason or step == stop or _due(step, train.save_every) or (evaluation and train.export == "best"):
             yield trainer.stage(step, evaluation, reason)
         if reason:
             break
         if evaluation or _due(step, train.save_every):
             meter.restart()
-    yield Finished(step if reason else spec.resume_step, reason or "all steps were done before")
+    if reason:
+        yield Finished(step, reason)
+    elif stop == num_steps:
+        yield Finished(spec.resume_step, "all steps were done before")
 
 
 def _before_first_step(trainer: Trainer, patience: Patience) -> Iterator[TrainEvent]:
@@ -80,8 +84,8 @@ def _due(step: int, every: int | None) -> bool:
 class _NonFinite:
     """Counts the steps that the engine refused."""
 
-    def __init__(self, most_in_a_row: int, total: int) -> None:
-        self.most_in_a_row, self.in_a_row, self.total, self._last = most_in_a_row, 0, total, ""
+    def __init__(self, most_in_a_row: int, total: int, in_a_row: int) -> None:
+        self.most_in_a_row, self.in_a_row, self.total, self._last = most_in_a_row, in_a_row, total, ""
 
     def observe(self, trainer: Trainer, step: int, applied: bool, metrics: dict[str, float]) -> Skipped | None:
         if applied:

@@ -18,8 +18,9 @@ from raydpo.models.resolve import ResolvedModel
 class TrainSpec:
     """model: what training starts from. dtype: resolved compute dtype. data: folder of token shards. reference: cache
     directory and identity, None without a reference. probe: compare cached rows with the trainer's own at a fresh start.
-    staging: attempt-unique folder for checkpoints. resume: committed checkpoint to go on from. eval_history,
-    skipped_steps: of the run before `resume`. chat_template: Jinja text that the exported tokenizer gets."""
+    staging: attempt-unique folder for checkpoints. resume: committed checkpoint to go on from. stop_step: stage a
+    checkpoint after this step and end there, though training is not over. eval_history, skipped_steps, skipped_in_a_row:
+    of the run before `resume`. chat_template: Jinja text that the exported tokenizer gets."""
 
     config: Config
     model: ResolvedModel
@@ -30,8 +31,10 @@ class TrainSpec:
     probe: bool = False
     resume: Path | None = None
     resume_step: int = 0
+    stop_step: int | None = None
     eval_history: tuple[float, ...] = ()
     skipped_steps: int = 0
+    skipped_in_a_row: int = 0
     chat_template: str | None = None
     chunk_tokens: int = CHUNK_TOKENS
 

@@ -1,0 +1,129 @@
+"""Two model folders -> a third one whose weights are a weighted mean of theirs: how a reference follows a policy.
+
+Comes in: transformers folders of one architecture, with safetensors in one file or in many. Goes out: a folder of the
+files of the policy, with tensors in float32.
+Decision: one tensor is in memory at a time, whatever the model's size; safetensors' own writer wants a whole file at
+once, so this one writes the format itself. Float32 for every dtype, because what a small share adds would vanish in
+bfloat16; the price is twice the disk of a bfloat16 model.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from torch import Tensor
+
+from raydpo.errors import ConfigError
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+FLOATS = ("F64", "F32", "F16", "BF16")
+"""What safetensors calls the numbers that are blended."""
+
+
+def blend(policy: Path, reference: Path | None, alpha: float, out: Path) -> None:
+    """Write alpha * policy + (1 - alpha) * reference to the new folder `out`, with everything else of `policy`.
+
+    reference: may be None when alpha is 1. Tensors that only the reference has (copies of tied weights) are left out;
+    those that are no floating-point numbers are the policy's. Raises ConfigError when the two do not fit together.
+    """
+    out.mkdir(parents=True)
+    ours = tensor_files(policy)
+    theirs = {} if reference is None else tensor_files(reference)
+    if reference is not None and not ours.keys() <= theirs.keys():
+        theirs = tensor_files(_saved_anew(reference, out / "renamed"))
+    written = 0
+    for path in sorted(set(ours.values())):
+        names = sorted(name for name, place in ours.items() if place == path)
+        written += _write_mean(path, names, theirs, alpha, out / path.name)
+    shutil.rmtree(out / "renamed", ignore_errors=True)
+    for path in policy.iterdir():
+        if path.is_file() and path.suffix != ".safetensors":
+            shutil.copyfile(path, out / path.name)
+    if (out / INDEX).is_file():
+        index = json.loads((out / INDEX).read_text())
+        index["metadata"] = {**index.get("metadata", {}), "total_size": written}
+        (out / INDEX).write_text(json.dumps(index, indent=2) + "\n")
+
+
+def tensor_files(folder: Path) -> dict[str, Path]:
+    """Name of each tensor of a model folder -> the file that holds it."""
+    if (folder / INDEX).is_file():
+        places: dict[str, str] = json.loads((folder / INDEX).read_text())["weight_map"]
+        return {name: folder / file for name, file in places.items()}
+    files = [folder / SINGLE] if (folder / SINGLE).is_file() else sorted(folder.glob("*.safetensors"))
+    found: dict[str, Path] = {}
+    for path in files:
+        with safe_open(path, "pt") as tensors:
+            found |= dict.fromkeys(tensors.keys(), path)
+    return found
+
+
+def other_shapes(first: Path, second: Path) -> list[str]:
+    """A line for each tensor that both folders hold in different shapes. Reads no values."""
+    shapes = [_shapes(folder) for folder in (first, second)]
+    both = sorted(shapes[0].keys() & shapes[1].keys())
+    return [f"{name}: {shapes[0][name]} and {shapes[1][name]}" for name in both if shapes[0][name] != shapes[1][name]]
+
+
+def _shapes(folder: Path) -> dict[str, list[int]]:
+    places, shapes = tensor_files(folder), dict[str, list[int]]()
+    for path in sorted(set(places.values())):
+        with safe_open(path, "pt") as tensors:
+            shapes |= {name: tensors.get_slice(name).get_shape() for name in tensors.keys() if name in places}  # noqa: SIM118
+    return shapes
+
+
+def _saved_anew(model: Path, folder: Path) -> Path:
+    """The model under the names that this version of transformers gives its tensors. Holds all of it in memory."""
+    from raydpo.models.load import load_model
+
+    load_model(model, "float32", "eager").save_pretrained(str(folder), safe_serialization=True)
+    return folder
+
+
+def _write_mean(path: Path, names: list[str], theirs: Mapping[str, Path], alpha: float, out: Path) -> int:
+    """Write the tensors `names` of the policy's file `path`, blended, to the safetensors file `out`: bytes of tensors."""
+    with safe_open(path, "pt") as policy, out.open("wb") as file:
+        kinds = {name: policy.get_slice(name).get_dtype() for name in names}
+        header, end = dict[str, object](), 0
+        for name, kind in kinds.items():
+            shape = policy.get_slice(name).get_shape()
+            size = math.prod(shape) * (4 if kind in FLOATS else policy.get_tensor(name).element_size())
+            kind = "F32" if kind in FLOATS else kind
+            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
+            end += size
+        text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
+        text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name, kind in kinds.items():
+            tensor = policy.get_tensor(name)
+            if kind in FLOATS:
+                tensor = _mean(name, tensor, theirs.get(name), alpha)
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return end
+
+
+def _mean(name: str, policy: Tensor, place: Path | None, alpha: float) -> Tensor:
+    if alpha == 1:
+        return policy.float()
+    if place is None:
+        raise ConfigError(
+            f"the reference has no tensor {name}, which the policy has; a mean of the two needs one architecture. Nothing was "
+            "written. Set reference.model to a model of the same kind, or leave reference.sync_every out."
+        )
+    with safe_open(place, "pt") as tensors:
+        reference = tensors.get_tensor(name)
+    if reference.shape != policy.shape:
+        raise ConfigError(
+            f"{name} is {list(policy.shape)} in the policy and {list(reference.shape)} in the reference; a mean of the two "
+            "needs one shape. Nothing was written. Set reference.model to a model of the same shape, or leave "
+            "reference.sync_every out."
+        )
+    return (policy.float() * alpha).add_(reference.float(), alpha=1 - alpha)
