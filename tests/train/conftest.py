@@ -98,7 +98,7 @@ class Runs:
         return self.world.spec(self.folder / f"run-{len(list(self.folder.iterdir()))}", **options)
 
     def get(self, num_ranks: int = 1, **options: Any) -> Run:
-        key = f"{num_ranks} {sorted(options.items())}"
+        key = f"{num_ranks} {sorted(options.items(), key=lambda option: option[0])}"
         if key not in self.done:
             self.done[key] = self.fresh(self.spec(**options), num_ranks)
         return self.done[key]

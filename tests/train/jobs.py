@@ -11,7 +11,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from raydpo.config.sections import ObjectiveSection
 from raydpo.errors import RaydpoError
+from raydpo.objectives.loss import Loss
 from raydpo.train import TrainSpec, loop
 from raydpo.train.step import accumulate
 from raydpo.train.trainer import Trainer, build_trainer
@@ -80,13 +82,35 @@ def train_and_look(place: Place, spec: TrainSpec) -> tuple[list[Any], dict[str, 
     return events, weights, [name for name, p in model.named_parameters() if p.requires_grad]
 
 
-def gradient(place: Place, spec: TrainSpec, step: int) -> tuple[float, dict[str, np.ndarray]]:
-    """(loss of the global batch, gradient before clipping by name) of step `step` (from 0), at stage 0."""
+Gradient = tuple[float, dict[str, np.ndarray]]
+"""Loss of a global batch, and the gradient before clipping by name."""
+
+
+def gradient(place: Place, spec: TrainSpec, step: int) -> Gradient:
+    """Of step `step` (from 0), at stage 0."""
     trainer = build_trainer(place, spec)
+    return _gradient(trainer, step)
+
+
+def gradients(place: Place, spec: TrainSpec, step: int, sections: list[dict[str, Any]]) -> list[Gradient]:
+    """`gradient` for one objective section after the other, on one engine and one set of data."""
+    trainer = build_trainer(place, spec)
+    found = []
+    for section in sections:
+        trainer.loss = Loss(ObjectiveSection.model_validate(section).terms)
+        found.append(_gradient(trainer, step))
+        trainer.engine.engine.module.zero_grad()
+    return found
+
+
+def _gradient(trainer: Trainer, step: int) -> Gradient:
     examples = trainer.order.examples(step)
     sums = accumulate(trainer.engine, trainer.batch_loss(examples), trainer.train.batches(examples))
     model = trainer.engine.engine.module.model
-    return trainer._means(sums)["loss"], {name: p.grad.numpy().copy() for name, p in model.named_parameters()}
+    shares = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    for share in shares.values():  # ranks hold their own share until the step; each was multiplied by their number
+        torch.distributed.all_reduce(share.div_(trainer.engine.num_ranks))
+    return trainer._means(sums)["loss"], {name: share.numpy().copy() for name, share in shares.items()}
 
 
 def count_layer_calls(place: Place, spec: TrainSpec) -> tuple[int, int]:

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from raydpo.artifacts import ReferenceCache, weights_digest
-from raydpo.config import Config
+from raydpo.config import OBJECTIVES, Config
 from raydpo.data import prepare
 from raydpo.models.bpe import train_bpe
 from raydpo.models.create import create_model
@@ -67,28 +67,34 @@ class World:
     reference: Path
     policy: Path
     data: Path
+    labelled: Path
     train_rows: list[dict[str, str]]
 
-    def config(self, objective: str = "dpo", dtype: str = "float32", **train: Any) -> Config:
+    def config(self, objective: Any = "dpo", dtype: str = "float32", **train: Any) -> Config:
+        """objective: a name, or the whole section. Objectives on labels read each pair as two answers."""
+        name = objective if isinstance(objective, str) else objective["name"]
+        files = {split: [str(self.folder / f"{split}.jsonl")] for split in ("train", "eval")}
         return Config.model_validate(
             {
                 "run": {"dir": str(self.folder / "run"), "seed": 3},
                 "model": {"path": str(self.reference), "dtype": dtype},
-                "data": {"train": [str(self.folder / "train.jsonl")], "eval": [str(self.folder / "eval.jsonl")]},
-                "objective": {"name": objective},
+                "data": {**files, "unpair": OBJECTIVES[name].data == "labels"},
+                "objective": objective,
                 "train": TRAIN | train,
             }
         )
 
-    def scorer_spec(self, cache_dir: Path, dtype: str = "float32", tokens_per_batch: int = 1024) -> ScorerSpec:
+    def scorer_spec(
+        self, cache_dir: Path, dtype: str = "float32", tokens_per_batch: int = 1024, data: Path | None = None
+    ) -> ScorerSpec:
         reference = ResolvedModel("reference", None, self.reference)
         identity = reference_identity(weights_digest(reference.folder), self.reference, dtype, "sdpa", use_gpu=False)
-        return ScorerSpec(reference, dtype, "sdpa", self.data, cache_dir, identity, tokens_per_batch)
+        return ScorerSpec(reference, dtype, "sdpa", data or self.data, cache_dir, identity, tokens_per_batch)
 
-    def cache(self, dtype: str = "float32") -> tuple[Path, Any]:
+    def cache(self, dtype: str = "float32", data: Path | None = None) -> tuple[Path, Any]:
         """Cache directory and identity, scored on first use."""
-        spec = self.scorer_spec(self.folder / "cache", dtype)
-        wanted = wanted_rows(self.data, ("train", "eval"), 2)
+        spec = self.scorer_spec(self.folder / "cache", dtype, data=data)
+        wanted = wanted_rows(spec.data, ("train", "eval"), 2)
         work = plan_shards(wanted, ReferenceCache(spec.cache_dir, spec.identity).open(), 32)
         if work:
             scorer = Scorer(spec)
@@ -97,17 +103,20 @@ class World:
         return spec.cache_dir, spec.identity
 
     def spec(
-        self, staging: Path, objective: str = "dpo", dtype: str = "float32", policy: Path | None = None, **train: Any
+        self, staging: Path, objective: Any = "dpo", dtype: str = "float32", policy: Path | None = None, **train: Any
     ) -> TrainSpec:
         """A fresh start from the reference's weights (or `policy`), with an evaluation and the probe before step 1."""
+        config = self.config(objective, dtype, **train)
+        data = self.labelled if config.objective.row.data == "labels" else self.data
+        needs_reference = config.objective.needs_reference
         return TrainSpec(
-            config=self.config(objective, dtype, **train),
+            config=config,
             model=ResolvedModel("start", None, policy or self.reference),
             dtype=dtype,
-            data=self.data,
+            data=data,
             staging=staging,
-            reference=self.cache(dtype) if objective == "dpo" else None,
-            probe=objective == "dpo" and policy is None,
+            reference=self.cache(dtype, data) if needs_reference else None,
+            probe=needs_reference and policy is None,
         )
 
 
@@ -121,9 +130,11 @@ def make_world(folder: Path) -> World:
         shape = {"hidden_size": 32, "num_layers": 2, "num_heads": 4, "intermediate_size": 48, "max_positions": 512}
         create_model(folder / name, tokenizer, **shape, seed=seed)
         _give_opinions(folder / name)
-    world = World(folder, folder / "reference", folder / "policy", folder / "data", train)
+    folders = (folder / name for name in ("reference", "policy", "data", "labelled"))
+    world = World(folder, *folders, train)
     report = prepare(world.config(), str(world.reference), world.data)
     assert (report.train_pairs, report.eval_pairs) == (NUM_TRAIN, NUM_EVAL)
+    assert prepare(world.config("kto"), str(world.reference), world.labelled).train_pairs == 2 * NUM_TRAIN
     return world
 
 
