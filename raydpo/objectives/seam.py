@@ -57,8 +57,12 @@ class ObjectiveInput:
         return self.answer_sums(torch.ones_like(self.policy_nats))
 
     def log_ratios(self) -> Tensor:
-        """log policy/reference of each answer, tokens weighted: [E, A] nats, with gradient."""
-        return self._weighted_sums(self.policy_nats) - self._weighted_sums(self.reference())
+        """log policy/reference of each answer, tokens weighted: [E, A] nats, with gradient.
+
+        Token by token and then summed: the difference of two sums of hundreds of nats would lose what float32 holds of
+        a few.
+        """
+        return self._weighted_sums(self.policy_nats - self.reference())
 
     def reference_margins(self) -> Tensor:
         """Log-prob of the chosen less that of the rejected answer under the reference, tokens weighted: [E] nats."""
@@ -140,8 +144,8 @@ def from_log_ratios(
     per_token: u and v are divided by the tokens of their answer. clamped: [E, 2] log-ratios -> which of them met a clamp.
     Rewards are beta * u and beta * v.
     """
-    policy = inputs.answer_sums(inputs.policy_nats)
-    ratios = policy - inputs.answer_sums(inputs.reference())
+    policy = inputs.answer_sums(inputs.policy_nats.detach())
+    ratios = inputs.answer_sums(inputs.policy_nats - inputs.reference())
     scores = ratios if inputs.token_weights is None else inputs.log_ratios()
     per_token = per_token or inputs.length_normalized
     scores = scores / inputs.answer_lengths() if per_token else scores
