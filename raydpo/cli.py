@@ -213,11 +213,12 @@ def _config_show(args: argparse.Namespace) -> int:
 def _objectives(args: argparse.Namespace) -> int:
     from raydpo.config.objectives import OBJECTIVES
     from raydpo.config.objectives_page import notes, page, table
+    from raydpo.metrics import declared
 
     if args.json:
         _print_json({"objectives": [dataclasses.asdict(row) for row in OBJECTIVES.values()]})
     else:
-        print(page() if args.markdown else "\n".join([*table(), *notes(), ""]), end="")
+        print(page() + declared.page() if args.markdown else "\n".join([*table(), *notes(), ""]), end="")
     return 0
 
 

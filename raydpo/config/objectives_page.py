@@ -73,6 +73,10 @@ Options of any objective (or term) that reads them:
 _LAST = """
 `data.weight_column` names a column of weights; it works with every objective. The loss of an example is multiplied by
 its weight, the denominator stays the number of examples (or tokens), so an example of weight 0 teaches nothing.
+
+With `reference.sync_every` the reference follows the policy (TR-DPO, [2404.09656](https://arxiv.org/abs/2404.09656)): every
+so many steps it becomes `reference.sync_alpha` x policy + the rest of itself, its log-probs go to a cache of their own,
+and `rewards/*` are measured from it.
 """
 
 

@@ -58,7 +58,7 @@ class _Marks:
 class _Preparation:
     def __init__(self, config: Config, tokenizer_path: str, folder: Path, write: bool, observer: Observer) -> None:
         self.settings = config.data
-        self.objective = config.objective.row
+        self.objective, self.parameters = config.objective.row, config.objective.parameters
         self.is_unpaired = self.settings.unpair and self.objective.data == "labels"
         self.num_answers = 2 if self.is_unpaired else self.objective.num_answers
         self.with_mismatched = "mismatched" in config.objective.batch_kinds
@@ -149,6 +149,7 @@ class _Preparation:
                         if store is not None:
                             for part, label in self._parts(example, marks.label):
                                 store.add(target, part, place, label, marks.weight)
+                        tally.counts["desirable"] += marks.label
                         lengths = (len(example.prompt_ids), max(map(len, example.answer_ids)))
                         tally.use(target, example.prompt_hash, lengths, keys)
                 except DataError as error:
@@ -296,10 +297,29 @@ class _Preparation:
         if report.eval_prompts_in_train:
             text = f"{report.eval_prompts_in_train:,} eval examples have a prompt that is also trained on"
             self.observer(Note("warning", text))
+        if self.objective.data == "labels":
+            self._tell_labels(report.desirable, report.pairs_used - report.desirable)
         if report.control_tokens_found:
             how = {"plain": "read as plain text", "allow": "read as control tokens", "quarantine": "left out"}
             text = f"{report.control_tokens_found:,} control tokens in the data, {how[self.settings.control_tokens]}"
             self.observer(Note("info", text))
+
+    def _tell_labels(self, desirable: int, undesirable: int) -> None:
+        self.observer(Note("info", f"{desirable:,} desirable and {undesirable:,} undesirable answers"))
+        if not desirable or not undesirable:
+            way = "up" if desirable else "down"
+            self.observer(
+                Note("warning", f"all answers have one label: everything is pushed {way}, nothing against it")
+            )
+        elif self.objective.name == "kto":
+            weights = [self.parameters[f"{side}_weight"] for side in ("desirable", "undesirable")]
+            gain, loss = weights[0] * desirable, weights[1] * undesirable
+            if not loss <= gain <= 4 / 3 * loss:
+                text = (
+                    f"kto: desirable answers weigh {gain:g} and undesirable ones {loss:g} in all; the paper advises a ratio of "
+                    f"1 to 4/3. objective.desirable_weight: {loss / desirable:.3g} would make it 1"
+                )
+                self.observer(Note("warning", text))
 
 
 def _described(layout: Format | None, rows: list[dict[str, object]]) -> str:

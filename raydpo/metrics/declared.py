@@ -59,3 +59,21 @@ def best_direction(name: str) -> Literal["higher", "lower"]:
     if better is None:
         raise KeyError(name)
     return better
+
+
+def page() -> str:
+    """Every metric as a Markdown table."""
+    rows = [metric for metric in METRICS.values() if not metric.name.startswith("loss/")]
+    lines = [f"| `{metric.name}` | {metric.unit} | {metric.per} |\n" for metric in rows]
+    return "".join([_PAGE, *lines])
+
+
+_PAGE = """
+## Metrics
+
+Of the training steps as they are named here, of evaluations with `eval/` before. `loss/<name>` is the loss of one term of
+a sum. Where an objective has no such thing (no reference, no clamp), the metric is absent.
+
+| Name | Unit | Mean over, or per |
+|---|---|---|
+"""

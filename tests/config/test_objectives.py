@@ -11,6 +11,7 @@ from raydpo import cli
 from raydpo.config.modifiers import MODIFIERS
 from raydpo.config.objectives import OBJECTIVES, check_objective, readable
 from raydpo.config.objectives_page import notes, page, table
+from raydpo.metrics import METRICS, declared
 
 PAGE = Path(raydpo.__file__).parents[1] / "docs/objectives.md"
 
@@ -18,8 +19,11 @@ PAGE = Path(raydpo.__file__).parents[1] / "docs/objectives.md"
 def test_the_page_is_up_to_date(capsys):
     assert cli.main(["objectives", "--markdown"]) == 0
     printed = capsys.readouterr().out
-    assert printed == page() == PAGE.read_text(), "run: raydpo objectives --markdown > docs/objectives.md"
-    assert set(re.findall(r"^\| `(\w+)`", printed, re.M)) == {*OBJECTIVES, *MODIFIERS}
+    assert printed == page() + declared.page(), "the verb prints both"
+    assert printed == PAGE.read_text(), "run: raydpo objectives --markdown > docs/objectives.md"
+    assert set(re.findall(r"^\| `(\w+)`", page(), re.M)) == {*OBJECTIVES, *MODIFIERS}
+    listed = set(re.findall(r"^\| `([\w/]+)`", declared.page(), re.M))
+    assert listed | {f"loss/{name}" for name in OBJECTIVES} == set(METRICS)
 
 
 def test_the_verb_shows_every_objective(capsys):

@@ -11,12 +11,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.artifacts.examples import ExampleTable, examples_digest
+from raydpo.config.sections import ObjectiveSection
 from raydpo.data import prepare
 from raydpo.data.formats import detect
 from raydpo.data.mismatched import partners
 from raydpo.errors import DataError
 from raydpo.schema import row_key
-from tests.data.conftest import Prepared, Run, config_of
+from raydpo.schema.events import Event, Note
+from tests.data.conftest import Prepared, Run, config_of, write_jsonl
 
 PAIRS = [{"prompt": f"question {i}:", "chosen": f" yes {i}", "rejected": f" no {i} {i}"} for i in range(6)]
 LABELLED = [
@@ -105,6 +107,26 @@ def test_pairs_are_not_made_of_labelled_answers_and_sft_leaves_undesirable_ones_
         run(LABELLED, plain_tokenizer, objective="dpo")
     prepared = run(LABELLED, plain_tokenizer, objective="sft", max_bad_fraction=0.0)
     assert (prepared.report.train_pairs, prepared.report.quarantined) == (6, {"undesirable": 6})
+
+
+def test_the_balance_of_labels_is_told(plain_tokenizer: Path, tmp_path: Path) -> None:
+    def warnings(labels: list[bool], objective: dict[str, Any]) -> list[str]:
+        rows = [{"prompt": f"p{i}:", "completion": f" c{i}", "label": label} for i, label in enumerate(labels)]
+        events: list[Event] = []
+        config = config_of("kto", train=[str(write_jsonl(tmp_path / "rows.jsonl", rows))])
+        config = config.model_copy(update={"objective": ObjectiveSection.model_validate(objective)})
+        report = prepare(config, str(plain_tokenizer), tmp_path / "run" / "data", observer=events.append)
+        assert report.desirable == sum(labels)
+        return [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
+
+    assert warnings([True, False], {"name": "kto"}) == []
+    assert warnings([True] * 4 + [False] * 3, {"name": "kto"}) == []
+    (text,) = warnings([True] * 6 + [False] * 2, {"name": "kto"})
+    assert "objective.desirable_weight: 0.333 would make it 1" in text
+    assert warnings([True] * 6 + [False] * 2, {"name": "kto", "desirable_weight": 0.34}) == []
+    assert warnings([True] * 6 + [False] * 2, {"name": "bco"}) == []
+    (text,) = warnings([False, False], {"name": "bco"})
+    assert "everything is pushed down" in text
 
 
 # --- the answer to another prompt ------------------------------------------------------------------------------
