@@ -10,7 +10,7 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from raydpo.config.modifiers import MODIFIERS, modifiers_of
+from raydpo.config.modifiers import modifiers_of
 from raydpo.config.objective_row import Flag, ObjectiveRow, Parameter, Term
 
 
@@ -351,9 +351,7 @@ def readable(row: ObjectiveRow) -> dict[str, Parameter | Flag]:
 
 def readers(option: str) -> str:
     """Who reads `option`, in words for an error."""
-    if option in MODIFIERS:
-        return f"it is read by {MODIFIERS[option].readers}"
-    names = [row.name for row in OBJECTIVES.values() if option in row.parameters]
+    names = [row.name for row in OBJECTIVES.values() if option in readable(row)]
     return f"objectives that read it: {', '.join(names)}" if names else "no objective reads it"
 
 

@@ -173,7 +173,10 @@ def test_the_weight_of_a_single_term_scales_the_loss():
 # --- what is refused -------------------------------------------------------------------------------------------
 
 REFUSED = {
-    "it is read by objectives on pairs that read sums": {"name": "dpo_norm", "ld_alpha": 0.5},
+    "does not read ld_alpha; objectives that read it: dpo, cdpo, robust, hinge, ipo, exo": {
+        "name": "dpo_norm",
+        "ld_alpha": 0.5,
+    },
     "objective simpo does not read ld_alpha": {"name": "simpo", "ld_alpha": 0.5},
     "objective kto does not read wpo": {"name": "kto", "wpo": True},
     "objective aot does not read length_normalized": {"name": "aot", "length_normalized": True},

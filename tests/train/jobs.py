@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
 import deepspeed
 import numpy as np
@@ -82,17 +82,21 @@ def train_and_look(place: Place, spec: TrainSpec) -> tuple[list[Any], dict[str, 
     return events, weights, [name for name, p in model.named_parameters() if p.requires_grad]
 
 
-Gradient = tuple[float, dict[str, np.ndarray]]
-"""Loss of a global batch, and the gradient before clipping by name."""
+class Batch(NamedTuple):
+    """One global batch: its metrics, its gradient before clipping by name, the sizes of this rank's micro-batches."""
+
+    metrics: dict[str, float]
+    gradient: dict[str, np.ndarray]
+    sizes: list[int]
 
 
-def gradient(place: Place, spec: TrainSpec, step: int) -> Gradient:
+def gradient(place: Place, spec: TrainSpec, step: int) -> Batch:
     """Of step `step` (from 0), at stage 0."""
     trainer = build_trainer(place, spec)
     return _gradient(trainer, step)
 
 
-def gradients(place: Place, spec: TrainSpec, step: int, sections: list[dict[str, Any]]) -> list[Gradient]:
+def gradients(place: Place, spec: TrainSpec, step: int, sections: list[dict[str, Any]]) -> list[Batch]:
     """`gradient` for one objective section after the other, on one engine and one set of data."""
     trainer = build_trainer(place, spec)
     found = []
@@ -103,14 +107,15 @@ def gradients(place: Place, spec: TrainSpec, step: int, sections: list[dict[str,
     return found
 
 
-def _gradient(trainer: Trainer, step: int) -> Gradient:
+def _gradient(trainer: Trainer, step: int) -> Batch:
     examples = trainer.order.examples(step)
     sums = accumulate(trainer.engine, trainer.batch_loss(examples), trainer.train.batches(examples))
     model = trainer.engine.engine.module.model
     shares = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     for share in shares.values():  # ranks hold their own share until the step; each was multiplied by their number
         torch.distributed.all_reduce(share.div_(trainer.engine.num_ranks))
-    return trainer._means(sums)["loss"], {name: share.numpy().copy() for name, share in shares.items()}
+    sizes = [len(positions) for positions, _ in trainer.train.micro_batches(examples)]
+    return Batch(trainer._means(sums), {name: share.numpy().copy() for name, share in shares.items()}, sizes)
 
 
 def count_layer_calls(place: Place, spec: TrainSpec) -> tuple[int, int]:

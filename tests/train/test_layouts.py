@@ -1,7 +1,9 @@
-"""One global batch, however it is laid out: 1 x 8 = 8 x 1 = 2 ranks x 4, for every objective and the modifiers.
+"""One global batch, however it is laid out: 1 x 8 = 8 x 1 = 2 ranks x 4 and uneven ones, for every objective and the modifiers.
 
 The policy is not the reference, so that no log-ratio is 0; the batch of an objective on labels holds both labels.
 """
+
+from typing import NamedTuple
 
 import numpy as np
 import pytest
@@ -18,7 +20,27 @@ SECTIONS = [{"name": name} for name in OBJECTIVES] + [
     {"name": "dpo", "weight": 0.8, "plus": [{"name": "bco_pair", "weight": 0.2}, "sft", "nll", "aot_unpaired"]},
     {"name": "kto", "plus": [{"name": "bco", "weight": 0.5}]},
 ]
-LAYOUTS = {"1 x 8": (1, 10**6), "8 x 1": (1, 1), "2 ranks x 4": (2, 10**6), "2 ranks, 4 x 1": (2, 1)}
+WHOLE, SOME, SINGLE = 10**6, 800, 1
+"""Tokens a micro-batch: for all examples, for some, for one."""
+
+
+class Layout(NamedTuple):
+    num_ranks: int
+    tokens: int
+    batch: int = 8
+
+
+LAYOUTS = {
+    "1 x 8": Layout(1, WHOLE),
+    "8 x 1": Layout(1, SINGLE),
+    "uneven": Layout(1, SOME),
+    "2 ranks x 4": Layout(2, WHOLE),
+    "2 ranks, 4 x 1": Layout(2, SINGLE),
+    "2 ranks, uneven": Layout(2, SOME),
+    "1 x 7": Layout(1, WHOLE, 7),
+    "2 ranks, 4 and 3": Layout(2, WHOLE, 7),
+}
+"""Sizes that differ are among them: with equal ones, a mean of means would be right by accident."""
 
 
 def title(section):
@@ -39,15 +61,16 @@ def near(world, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def found(runs, gangs, near):
-    """(data, layout) -> (loss, gradient) of each section on such data."""
+    """(section, layout) -> what each rank says of the batch."""
     results = {}
     for data, name in (("pairs", "dpo"), ("labels", "kto")):
         sections = [section for section in SECTIONS if data_of(section) == data]
-        for layout, (num_ranks, tokens) in LAYOUTS.items():
-            spec = runs.spec(objective=name, policy=near, global_batch_pairs=8, tokens_per_microbatch=tokens)
-            ranks = gangs[num_ranks].run(jobs.gradients, spec, 1, sections)
-            for section, result in zip(sections, ranks[0], strict=True):
-                results[title(section), layout] = result
+        for title_of, layout in LAYOUTS.items():
+            sizes = {"global_batch_pairs": layout.batch, "tokens_per_microbatch": layout.tokens}
+            spec = runs.spec(objective=name, policy=near, **sizes)
+            ranks = gangs[layout.num_ranks].run(jobs.gradients, spec, 1, sections)
+            for section, *said in zip(sections, *ranks, strict=True):
+                results[title(section), title_of] = said
     return results
 
 
@@ -56,11 +79,23 @@ def norm(gradient):
 
 
 @pytest.mark.parametrize("section", SECTIONS, ids=title)
-@pytest.mark.parametrize("layout", [layout for layout in LAYOUTS if layout != "1 x 8"])
+@pytest.mark.parametrize("layout", [name for name in LAYOUTS if name not in ("1 x 8", "1 x 7")])
 def test_layouts_give_one_loss_and_one_gradient(found, section, layout):
-    loss, gradient = found[title(section), "1 x 8"]
-    other, its = found[title(section), layout]
-    assert other == pytest.approx(loss, rel=2e-6, abs=1e-7)
-    difference = {name: gradient[name] - its[name] for name in gradient}
-    assert norm(gradient) > 0
-    assert norm(difference) <= 2e-5 * norm(gradient)
+    (whole,) = found[title(section), "1 x 7" if LAYOUTS[layout].batch == 7 else "1 x 8"]
+    assert norm(whole.gradient) > 0
+    for rank in found[title(section), layout]:
+        assert rank.metrics["loss"] == pytest.approx(whole.metrics["loss"], rel=2e-6, abs=1e-7)
+        assert rank.metrics == pytest.approx(whole.metrics, rel=1e-5, abs=1e-4)
+        difference = {name: whole.gradient[name] - rank.gradient[name] for name in whole.gradient}
+        assert norm(difference) <= 2e-5 * norm(whole.gradient)
+
+
+@pytest.mark.parametrize("section", ["dpo", "kto"])
+def test_layouts_are_what_they_are_called(found, section):
+    sizes = {layout: [rank.sizes for rank in found[section, layout]] for layout in LAYOUTS}
+    assert sizes["1 x 8"] == [[8]]
+    assert sizes["8 x 1"] == [[1] * 8]
+    assert sizes["2 ranks x 4"] == [[4], [4]]
+    assert sizes["2 ranks, 4 x 1"] == [[1] * 4] * 2
+    assert sorted(sizes["2 ranks, 4 and 3"]) == [[3], [4]]
+    assert len(set(sizes["uneven"][0])) > 1
