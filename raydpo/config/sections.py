@@ -160,7 +160,8 @@ class ReferenceSection(Section):
     sync_every: int | None = Field(default=None, ge=1)
     """Optimizer steps between two updates of the reference from the policy (TR-DPO; 512 in the paper). At each there is
     a checkpoint, and the rows of the steps up to the next one are scored again. Rewards are measured from the current
-    reference, so margins fall back at every update. None: the reference never moves."""
+    reference, so margins fall back at every update, which early stopping and the choice of the best checkpoint by
+    margins see too. Each reference leaves a cache in `cache_dir`. None: the reference never moves."""
     sync_alpha: float = Field(default=0.6, gt=0, le=1)
     """Share of the policy in an updated reference; the rest is the reference before. 1: the policy itself."""
 

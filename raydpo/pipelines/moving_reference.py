@@ -12,12 +12,15 @@ from __future__ import annotations
 
 import shutil
 import uuid
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from raydpo.artifacts import commit_folder, digest_of, read_commit, verify_folder
+from raydpo.artifacts.durable import full_disk
 from raydpo.batches.order import Order
 from raydpo.errors import ConfigError, IntegrityError, ResumeError
 from raydpo.models.blend import blend, other_shapes
@@ -101,7 +104,7 @@ class References:
             kept |= {self._folder(step - step % self.every), self._folder(self._number(step))}
         for path in self.workspace.references.glob(f"{PREFIX}*"):
             if path not in kept:
-                self._remove(path)
+                _remove(path)
 
     def _number(self, step: int) -> int:
         """The reference that step `step` was trained against."""
@@ -143,17 +146,9 @@ class References:
         source = digest_of({"policy": policy, "before": identity.weights if identity else None, "alpha": alpha})
         folder = self._folder(checkpoint.step)
         if not _is_made_of(source, folder):
-            staging = self.workspace.references / f".staging-{uuid.uuid4().hex[:12]}"
-            blend(checkpoint.folder / "model", before.reference.here() if before else None, alpha, staging)
-            if folder.exists():
-                self._remove(folder)
-            commit_folder(staging, folder, {"step": checkpoint.step, "alpha": alpha, "source": source})
+            meta = {"step": checkpoint.step, "alpha": alpha, "source": source}
+            _write(checkpoint.folder / "model", before.reference.here() if before else None, alpha, folder, meta)
         return self.workspace.measured_from(folder)
-
-    def _remove(self, path: Path) -> None:
-        doomed = path.with_name(f"{REMOVED}{path.name}-{uuid.uuid4().hex[:6]}")
-        path.rename(doomed)  # from here on it does not count, even if we are killed
-        shutil.rmtree(doomed)
 
     def _same_shapes(self) -> None:
         workspace = self.workspace
@@ -173,6 +168,26 @@ def _is_made_of(source: str, folder: Path) -> bool:
     except (IntegrityError, KeyError):
         return False
     return bool(made_of == source) and not verify_folder(folder)
+
+
+def _write(policy: Path, before: Path | None, alpha: float, folder: Path, meta: Mapping[str, Any]) -> None:
+    """Blend into `folder`, which gets its name once it is whole and durable; what had the name before goes."""
+    staging = folder.with_name(f".staging-{uuid.uuid4().hex[:12]}")
+    try:
+        with full_disk(folder):
+            blend(policy, before, alpha, staging)
+    except BaseException:
+        shutil.rmtree(staging, ignore_errors=True)
+        raise
+    if folder.exists():
+        _remove(folder)
+    commit_folder(staging, folder, meta)
+
+
+def _remove(path: Path) -> None:
+    doomed = path.with_name(f"{REMOVED}{path.name}-{uuid.uuid4().hex[:6]}")
+    path.rename(doomed)  # from here on it does not count, even if we are killed
+    shutil.rmtree(doomed)
 
 
 def _other_reference(checkpoint: Checkpoint, then: str | None, now: str | None) -> ResumeError:

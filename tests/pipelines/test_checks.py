@@ -33,6 +33,9 @@ def model(tmp_path):
         ({"model": {"attention": "flash_attention_2"}}, ["flash_attention_2 needs"]),
         ({"objective": {"name": "sft"}, "train": {"best_metric": "eval/rewards/margins"}}, ["has no pairs"]),
         ({"data": {"train": []}}, ["data.train and data.eval are both empty"]),
+        ({"reference": {"sync_alpha": 1.0}}, ["reference.sync_alpha: 1.0", "set reference.sync_every"]),
+        ({"reference": {"sync_every": 5}, "objective": {"name": "simpo"}}, ["sync_every: 5", "simpo has no reference"]),
+        ({"reference": {"sync_every": 5}, "train": {"lora": {}}}, ["sync_every: 5 with train.lora", "all weights"]),
     ],
 )
 def test_options_without_effect_are_named(model, sections, words):
@@ -43,6 +46,18 @@ def test_options_without_effect_are_named(model, sections, words):
 def test_a_plain_config_has_no_problems(model):
     good = {"data": {"eval": ["b"]}, "train": {"eval_every": 5, "early_stopping_patience": 2, "export": "best"}}
     assert cross_checks(make(model, **good), "train") == []
+
+
+@pytest.mark.parametrize("reference", [{"sync_every": 5, "sync_alpha": 1.0}, {"sync_every": None, "sync_alpha": 0.6}])
+def test_a_moving_reference_and_what_a_resolved_config_says_of_a_still_one(model, reference):
+    stopping = {"train": {"eval_every": 5, "early_stopping_patience": 2}, "data": {"eval": ["b"]}}
+    assert cross_checks(make(model, reference=reference, **stopping), "train") == []
+
+
+@pytest.mark.parametrize("wrong", [{"sync_every": 0}, {"sync_alpha": 0}, {"sync_alpha": 1.5}])
+def test_values_outside_their_range(model, wrong):
+    with pytest.raises(ValueError, match=next(iter(wrong))):
+        make(model, reference={"sync_every": 5} | wrong)
 
 
 def test_max_length_follows_the_model_unless_it_was_set(model):

@@ -86,6 +86,15 @@ def test_three_in_a_row_stop_the_run(runs, world, num_ranks, stage):
     assert [event.step for event in run.of(Stepped)] == [1]
 
 
+def test_steps_that_were_skipped_before_a_planned_stop_count(runs, world):
+    spec = replace(runs.spec(), probe=False, skipped_steps=2, skipped_in_a_row=2)
+    stopped = runs.fresh(spec, 1, poison={key_in(world, 1): math.nan})
+    assert stopped.error.startswith("NonFiniteError: 3 steps in a row up to step 1")
+    going_on = runs.fresh(spec, 1, poison={key_in(world, 2): math.nan})
+    assert not going_on.error
+    assert going_on.of(Stepped)[-1].metrics["skipped_steps"] == 3
+
+
 def test_a_good_step_between_starts_the_count_again(runs, world):
     poison = {key_in(world, step): math.nan for step in (1, 2, 4, 5)}
     run = poisoned_run(runs, 1, poison)

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file
 
 from raydpo.artifacts import commit_folder, verify_folder
-from raydpo.schema.training import Evaluated, Probed
+from raydpo.schema.training import Evaluated, Finished, Probed, Staged
 
 LORA = {"rank": 4, "alpha": 8}
 CASES = [
@@ -52,6 +52,29 @@ def test_weights_are_bitwise_those_of_an_undisturbed_run(runs, num_ranks, option
     assert differing == []
     before = load_file(tmp_path / "step-000002" / "model" / file)
     assert any(not torch.equal(one[name], before[name]) for name in one)
+
+
+@pytest.mark.parametrize("num_ranks", [1, 2])
+def test_a_run_in_two_parts_by_stop_step(runs, num_ranks, tmp_path):
+    """The first part stages where it was told to stop and says nothing of an end."""
+    straight = runs.get(num_ranks, zero_stage=2)
+    part = runs.fresh(replace(runs.spec(zero_stage=2), stop_step=3), num_ranks)
+    assert not part.error
+    assert not part.of(Finished)
+    assert [(event.step, event.reason) for event in part.of(Staged)] == [(3, "")]
+    assert [event.step for event in part.of(Evaluated)] == [0]
+    rest = resume(runs, part, 3, num_ranks, tmp_path, zero_stage=2)
+    assert part.losses + rest.losses == straight.losses
+    assert part.series("learning_rate") + rest.series("learning_rate") == straight.series("learning_rate")
+    one, two = (load_file(run.staged() / "model/model.safetensors") for run in (straight, rest))
+    assert all(torch.equal(one[name], two[name]) for name in one)
+    assert (rest.finished.step, rest.finished.reason) == (5, "all steps done")
+
+
+def test_a_stop_at_the_last_step_is_the_end(runs):
+    run = runs.fresh(replace(runs.spec(max_steps=2), stop_step=2))
+    assert [(event.step, event.reason) for event in run.of(Staged)] == [(2, "all steps done")]
+    assert run.finished.step == 2
 
 
 def test_going_on_after_the_last_step_does_nothing(runs, tmp_path):
