@@ -2,29 +2,25 @@
 
 Comes in: transformers folders of one architecture, with safetensors in one file or in many. Goes out: a folder of the
 files of the policy, with tensors in float32.
-Decision: one tensor is in memory at a time, whatever the model's size; safetensors' own writer wants a whole file at
-once, so this one writes the format itself. Float32 for every dtype, because what a small share adds would vanish in
-bfloat16; the price is twice the disk of a bfloat16 model.
+Decision: one file's tensors are in memory at a time. Float32 for every dtype, because what a small share adds would
+vanish in bfloat16; the price is twice the disk of a bfloat16 model.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
+from safetensors.torch import save_file
 from torch import Tensor
 
 from raydpo.errors import ConfigError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
-FLOATS = ("F64", "F32", "F16", "BF16")
-"""What safetensors calls the numbers that are blended."""
 
 
 def blend(policy: Path, reference: Path | None, alpha: float, out: Path) -> None:
@@ -90,24 +86,13 @@ def _saved_anew(model: Path, folder: Path) -> Path:
 
 def _write_mean(path: Path, names: list[str], theirs: Mapping[str, Path], alpha: float, out: Path) -> int:
     """Write the tensors `names` of the policy's file `path`, blended, to the safetensors file `out`: bytes of tensors."""
-    with safe_open(path, "pt") as policy, out.open("wb") as file:
-        kinds = {name: policy.get_slice(name).get_dtype() for name in names}
-        header, end = dict[str, object](), 0
-        for name, kind in kinds.items():
-            shape = policy.get_slice(name).get_shape()
-            size = math.prod(shape) * (4 if kind in FLOATS else policy.get_tensor(name).element_size())
-            kind = "F32" if kind in FLOATS else kind
-            header[name] = {"dtype": kind, "shape": shape, "data_offsets": [end, end + size]}
-            end += size
-        text = json.dumps({"__metadata__": {"format": "pt"}, **header}).encode()
-        text += b" " * (-len(text) % 8)  # tensors start at a multiple of 8 bytes
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name, kind in kinds.items():
+    means = {}
+    with safe_open(path, "pt") as policy:
+        for name in names:
             tensor = policy.get_tensor(name)
-            if kind in FLOATS:
-                tensor = _mean(name, tensor, theirs.get(name), alpha)
-            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)
-    return end
+            means[name] = _mean(name, tensor, theirs.get(name), alpha) if tensor.is_floating_point() else tensor
+    save_file(means, out, metadata={"format": "pt"})
+    return sum(mean.nbytes for mean in means.values())
 
 
 def _mean(name: str, policy: Tensor, place: Path | None, alpha: float) -> Tensor:
