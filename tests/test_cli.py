@@ -181,12 +181,18 @@ def test_ctrl_c_on_the_program(tmp_path: Path) -> None:
     fifo = tmp_path / "run.yaml"
     os.mkfifo(fifo)
     root = str(Path(raydpo.__file__).parents[1])
-    command = [sys.executable, "-m", "raydpo", "train", str(fifo)]
+    # A shell without job control starts background jobs with SIGINT ignored, and children inherit that: undo it.
+    program = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
+    program += "runpy.run_module('raydpo', run_name='__main__', alter_sys=True)"
+    command = [sys.executable, "-c", program, "train", str(fifo)]
     with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}) as child:
-        writer = os.open(fifo, os.O_WRONLY)  # returns when the program has opened it
-        child.send_signal(signal.SIGINT)
-        _, said = child.communicate(timeout=300)
-        os.close(writer)
+        try:
+            writer = os.open(fifo, os.O_WRONLY)  # returns when the program has opened it
+            child.send_signal(signal.SIGINT)
+            _, said = child.communicate(timeout=300)
+            os.close(writer)
+        finally:
+            child.kill()  # a program that did not stop would be waited for without end
     assert child.returncode == 130
     assert b"stopped by Ctrl-C" in said
     assert b"Traceback" not in said

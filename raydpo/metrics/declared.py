@@ -39,7 +39,7 @@ METRICS: dict[str, Metric] = {
         Metric("log_ratios/chosen", "nats", "chosen or desirable answer", "higher"),
         Metric("log_ratios/rejected", "nats", "rejected or undesirable answer"),
         Metric("log_ratios/margins", "nats", "pair", "higher"),
-        Metric("kl", "nats: KTO's reference point, an estimate of KL(policy || reference)", "example"),
+        Metric("kl", "nats: KTO's reference point, an estimate of its KL from the reference", "example"),
         Metric("rewards/shift", "beta x nats: BCO's delta", "example"),
         Metric("weights", "factor of the loss, from the data and WPO; of the first term", "example"),
         *(Metric(f"loss/{name}", "the loss of one term of a sum, unweighted", "as `loss`") for name in OBJECTIVES),
