@@ -79,7 +79,8 @@ def _row(entries: list[Entry]) -> str:
 
 
 def _cell(entries: list[Entry], text: Callable[[Entry], str]) -> str:
-    return ", ".join(map(text, entries))
+    values = list(map(text, entries))
+    return ", ".join(values) if any(values) else ""
 
 
 def _number(entry: Entry, metric: str, form: str) -> str:

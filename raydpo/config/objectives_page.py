@@ -24,7 +24,8 @@ An option that the objective does not read is an error. An objective without a r
 
 `reads`: the sums of an answer's token log-probs, also its length (losses on means), or every token. Rewards
 (`rewards/*`) are beta x log-ratio of the answer, of its mean token for those that read lengths; without a reference
-they are beta (1 for `orpo` and `slic`) x log-prob, likewise. `log_ratios/*`, in nats, mean the same for every
+they are beta (1 for `orpo` and `slic`) x log-prob, likewise; with `length_normalized` or `ld_alpha` they are beta x the
+log-ratio that the loss then reads. `log_ratios/*`, in nats, mean the same for every
 objective with a reference: compare runs by them. `clamped` is the share of answers that met a clamp
 (`fdpo_forward_kl`, `fdpo_alpha`, `alphapo`, `orpo`).
 """
@@ -55,7 +56,7 @@ _OUTRO = """
 ## Sums of objectives
 
 `plus` adds terms, each with its own `weight` and options. Each is divided by its own count (pairs, or tokens for `sft`);
-rewards are those of the first, `loss/<name>` is each term's own loss. MPO
+metrics are those of the first term, `loss/<name>` is each term's own loss. MPO
 ([2411.10442](https://arxiv.org/abs/2411.10442)) and the loss of iterative RPO
 ([2404.19733](https://arxiv.org/abs/2404.19733)) are such sums:
 
@@ -72,7 +73,8 @@ Options of any objective (or term) that reads them:
 
 _LAST = """
 `data.weight_column` names a column of weights; it works with every objective. The loss of an example is multiplied by
-its weight, the denominator stays the number of examples (or tokens), so an example of weight 0 teaches nothing.
+its weight, the denominator stays the number of examples (or tokens), so an example of weight 0 teaches nothing of its
+own; what `kto`, `bco`, `aot` and `aot_unpaired` see of the whole batch counts it like any other.
 
 With `reference.sync_every` the reference follows the policy (TR-DPO, [2404.09656](https://arxiv.org/abs/2404.09656)): every
 so many steps it becomes `reference.sync_alpha` x policy + the rest of itself, its log-probs go to a cache of their own,

@@ -55,7 +55,7 @@ class DataSection(Section):
     ] = "auto"
     """Layout of the rows. auto: detected from the first good rows of each file, and named in the log.
     labelled (prompt, completion, label) serves objectives on labels, text (a prompt and one completion, or chosen
-    alone) the sft objective."""
+    alone) sft and nll."""
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of prompts moved from train to eval when `eval` is empty. Rows of one prompt stay together."""
     max_length: int = Field(default=2048, ge=2)
@@ -76,7 +76,7 @@ class DataSection(Section):
     unpair: bool = False
     """For objectives on labels (kto, bco, apo_zero_unpaired): read each pair as a desirable and an undesirable answer."""
     weight_column: str | None = None
-    """Column with a weight of the example, at least 0; dots reach into nested fields. Its loss is multiplied by it, the
+    """Column with a weight of the example, 0 to 1e6; dots reach into nested fields. Its loss is multiplied by it, the
     denominator stays the number of examples."""
     chat_template: str | None = None
     """Path of a Jinja chat template that replaces the tokenizer's own."""

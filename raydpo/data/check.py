@@ -41,12 +41,15 @@ REASONS: dict[str, str] = {
     "overlong": "longer than data.max_length",
     "low_confidence": "confidence below data.min_confidence",
     "tied_scores": "best and worst answer have the same score",
-    "undesirable": "an undesirable answer, which sft does not imitate",
+    "undesirable": "an undesirable answer, which sft and nll do not imitate",
 }
 """Every reason for leaving a line out, with its meaning. Order of the table on the screen."""
 
 APART = frozenset({"blank_line", "overlong", "low_confidence", "tied_scores", "undesirable"})
 """Reasons that say nothing about broken data: counted, but not against `data.max_bad_fraction`."""
+
+LARGEST_WEIGHT = 1e6
+"""Beyond it a loss in float32 is soon infinite, and the learning rate would be blamed."""
 
 _SURROGATE = re.compile("[\ud800-\udfff]")
 
@@ -116,6 +119,8 @@ def weight(row: Mapping[str, Any], column: str) -> float:
     found = column_number(row, column)
     if found < 0:
         raise BadRow("negative_weight", f"{column} is {found:g}")
+    if found > LARGEST_WEIGHT:
+        raise BadRow("not_a_number", f"{column} is {found:g}, more than a weight can be ({LARGEST_WEIGHT:g})")
     return found
 
 

@@ -64,7 +64,7 @@ def _text(row: Row, num_answers: int) -> Example:
 
 
 def _fits_labelled(row: Row) -> bool:
-    return isinstance(row.get("label"), bool | int) and row.get("completion") is not None and _fits_text(row)
+    return row.get("label") is not None and row.get("completion") is not None and _fits_text(row)
 
 
 def _labelled(row: Row, num_answers: int) -> Example:

@@ -1,10 +1,11 @@
 """Each prompt with the answer to another one: the rows from which KTO estimates a KL divergence.
 
-In: the finished shards of a split, one answer an example. Out: the same examples with a second answer, that of the next
-example (after the last comes the first) whose prompt is another one.
+In: the finished shards of a split, one answer an example. Out: the same examples with a second answer, one to the next
+prompt (after the last comes the first).
 Decision: a fixed function of the data set, so that the reference log-probs of these rows are cached like any others, and
-the estimate depends neither on batches nor on ranks; an added example changes the row of one neighbour. Where prompt
-and answer together are longer than max_length the answer is cut, which is still a sample of its first tokens.
+the estimate depends neither on batches nor on ranks; an added example changes the rows of the prompt before it and no
+others. Where prompt and answer together are longer than max_length the answer is cut, which is still a sample of its
+first tokens.
 """
 
 from __future__ import annotations
@@ -17,20 +18,24 @@ from raydpo.schema import row_key
 
 
 def partners(prompt_keys: np.ndarray) -> np.ndarray:
-    """Next example with another prompt, cyclic: [n] int64. prompt_keys: [n], equal for equal prompts.
+    """The example whose answer each example takes: [n] int64. prompt_keys: [n], equal for equal prompts.
 
-    Raises ValueError when all prompts are the same.
+    Examples of one prompt that follow each other are a run; the k-th of a run takes the k-th of the next run (from the
+    front again when that is shorter), so that desirable and undesirable answers are both taken. Raises ValueError when
+    all prompts are the same.
     """
     count = len(prompt_keys)
-    if count and bool((prompt_keys == prompt_keys[0]).all()):
+    starts = np.flatnonzero(np.concatenate([[True], prompt_keys[1:] != prompt_keys[:-1]]))
+    if len(starts) == 1:
         raise ValueError("all prompts are the same")
-    nearest = np.arange(1, count + 1) % max(count, 1)
-    # Backwards, twice round: whoever's neighbour has the same prompt has that neighbour's partner.
-    for example in [*range(count - 1, -1, -1), *range(count - 1, -1, -1)]:
-        neighbour = (example + 1) % count
-        same = prompt_keys[neighbour] == prompt_keys[example]
-        nearest[example] = nearest[neighbour] if same else neighbour
-    return nearest
+    sizes = np.diff(np.append(starts, count))
+    found = np.empty(count, dtype=np.int64)
+    for run, (start, size) in enumerate(zip(starts, sizes, strict=True)):
+        following = (run + 1) % len(starts)
+        if prompt_keys[starts[following]] == prompt_keys[start]:  # the last run and the first, round the end
+            following = (following + 1) % len(starts)
+        found[start : start + size] = starts[following] + np.arange(size) % sizes[following]
+    return found
 
 
 def add_mismatched(table: ExampleTable, writer: ExampleWriter, split: str, max_length: int) -> None:
@@ -39,7 +44,7 @@ def add_mismatched(table: ExampleTable, writer: ExampleWriter, split: str, max_l
     try:
         chosen = partners(prompts)
     except ValueError:
-        raise DataError(
+        raise DataError(  # prompts that became one when they were cut: the others were found before
             f"data.{split}: all {len(table):,} examples have the same prompt, and objective kto compares each prompt with the "
             "answer to another one. Give data with at least two prompts, or use objective apo_zero_unpaired."
         ) from None

@@ -104,7 +104,7 @@ class _Preparation:
             durable.write_text(
                 self.folder.parent / "quarantine.jsonl", "".join(f"{entry}\n" for entry in tally.entries)
             )
-        self._judge(report)
+        self._judge(report, tally)
         if store is not None:
             if self.with_mismatched:
                 store.add_mismatched(self.settings.max_length)
@@ -149,7 +149,7 @@ class _Preparation:
                         if store is not None:
                             for part, label in self._parts(example, marks.label):
                                 store.add(target, part, place, label, marks.weight)
-                        tally.counts["desirable"] += marks.label
+                        tally.desirable[target] += marks.label
                         lengths = (len(example.prompt_ids), max(map(len, example.answer_ids)))
                         tally.use(target, example.prompt_hash, lengths, keys)
                 except DataError as error:
@@ -250,7 +250,7 @@ class _Preparation:
         except RecursionError:
             return BadRow("malformed_json", "nested too deeply")
 
-    def _judge(self, report: DataReport) -> None:
+    def _judge(self, report: DataReport, tally: Tally) -> None:
         """Raise what makes the data as a whole unusable."""
         problems = []
         where = f"; every line is listed in {self.folder.parent / 'quarantine.jsonl'}" if self.write else ""
@@ -276,6 +276,8 @@ class _Preparation:
                 f"{report.eval_pairs:,} examples have prompts that go to eval. Use a smaller share, or name held-out "
                 "data in data.eval."
             )
+        if self.with_mismatched and not problems:
+            problems += [self._one_prompt(split) for split in self.splits if tally.num_prompts(split) == 1]
         for split, sources in self.splits.items():
             if sources and not problems and not report.to_json()[f"{split}_pairs"]:
                 problems.append(
@@ -298,20 +300,34 @@ class _Preparation:
             text = f"{report.eval_prompts_in_train:,} eval examples have a prompt that is also trained on"
             self.observer(Note("warning", text))
         if self.objective.data == "labels":
-            self._tell_labels(report.desirable, report.pairs_used - report.desirable)
+            self._tell_labels(report)
         if report.control_tokens_found:
             how = {"plain": "read as plain text", "allow": "read as control tokens", "quarantine": "left out"}
             text = f"{report.control_tokens_found:,} control tokens in the data, {how[self.settings.control_tokens]}"
             self.observer(Note("info", text))
 
-    def _tell_labels(self, desirable: int, undesirable: int) -> None:
-        self.observer(Note("info", f"{desirable:,} desirable and {undesirable:,} undesirable answers"))
-        if not desirable or not undesirable:
-            way = "up" if desirable else "down"
-            self.observer(
-                Note("warning", f"all answers have one label: everything is pushed {way}, nothing against it")
-            )
-        elif self.objective.name == "kto":
+    def _one_prompt(self, split: str) -> str:
+        """Why a split of one prompt is no data for an objective that compares prompts with the answers to others."""
+        name = f"data.{split}"
+        if split == "eval" and not self.splits["eval"]:
+            name = f"data.eval_fraction = {self.settings.eval_fraction:g}, which holds out one prompt,"
+        return (
+            f"{name} has a single prompt, and objective {self.objective.name} compares each prompt with the answer to another "
+            "one. Give at least two prompts, or use objective apo_zero_unpaired, which compares none."
+        )
+
+    def _tell_labels(self, report: DataReport) -> None:
+        totals = {"train": report.train_pairs, "eval": report.eval_pairs}
+        sides = {split: (report.desirable[split], total - report.desirable[split]) for split, total in totals.items()}
+        for split, (desirable, undesirable) in sides.items():
+            if not desirable and not undesirable:
+                continue
+            self.observer(Note("info", f"{split}: {desirable:,} desirable and {undesirable:,} undesirable answers"))
+            if not desirable or not undesirable:
+                what = {"train": "nothing is compared with them", "eval": "there will be no margins"}[split]
+                self.observer(Note("warning", f"{split}: all answers have one label; {what}"))
+        desirable, undesirable = sides["train"]
+        if self.objective.name == "kto" and desirable and undesirable:
             weights = [self.parameters[f"{side}_weight"] for side in ("desirable", "undesirable")]
             gain, loss = weights[0] * desirable, weights[1] * undesirable
             if not loss <= gain <= 4 / 3 * loss:

@@ -28,8 +28,8 @@ class DataReport:
     quarantined: lines left out by reason. samples: the first places of each reason. formats: layout of each file.
     control_tokens_found: control tokens spelled out in the data. boundary_merges: examples whose prompt and answer
     were tokenised apart. duplicates: examples that were there before (they are used). eval_prompts_in_train: eval
-    examples whose prompt is also trained on. desirable: examples whose label is true. examples_per_line: 2 when pairs are
-    read as two answers each (data.unpair). reused: an earlier preparation of the same input was taken.
+    examples whose prompt is also trained on. desirable: examples of each split whose label is true. examples_per_line: 2
+    when pairs are read as two answers each (data.unpair). reused: an earlier preparation of the same input was taken.
     """
 
     lines_read: int
@@ -45,7 +45,7 @@ class DataReport:
     duplicates: int = 0
     eval_prompts_in_train: int = 0
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
-    desirable: int = 0
+    desirable: dict[str, int] = field(default_factory=dict)
     examples_per_line: int = 1
     reused: bool = False
 
@@ -83,7 +83,7 @@ class Tally:
     def __init__(self, examples_per_line: int = 1) -> None:
         self.examples_per_line = examples_per_line
         self.lines_read = 0
-        self.pairs = {"train": 0, "eval": 0}
+        self.pairs, self.desirable = {"train": 0, "eval": 0}, {"train": 0, "eval": 0}
         self.quarantined: Counter[str] = Counter()
         self.samples: dict[str, list[str]] = {}
         self.entries: list[str] = []
@@ -114,6 +114,10 @@ class Tally:
         if split == "eval":
             self._eval_prompts.append(prompt_hash)
 
+    def num_prompts(self, split: str) -> int:
+        """Different prompts of a split so far."""
+        return len(self._prompts[split])
+
     @property
     def prompt_hashes(self) -> set[int]:
         """Hashes of all prompts used so far."""
@@ -136,7 +140,7 @@ class Tally:
             duplicates=self.counts["duplicates"],
             eval_prompts_in_train=sum(prompt in self._prompts["train"] for prompt in self._eval_prompts),
             lengths=self._lengths(),
-            desirable=self.counts["desirable"],
+            desirable=dict(self.desirable),
             examples_per_line=self.examples_per_line,
         )
 

@@ -41,7 +41,7 @@ METRICS: dict[str, Metric] = {
         Metric("log_ratios/margins", "nats", "pair", "higher"),
         Metric("kl", "nats: KTO's reference point, an estimate of KL(policy || reference)", "example"),
         Metric("rewards/shift", "beta x nats: BCO's delta", "example"),
-        Metric("weights", "factor of the loss, from the data and WPO", "example"),
+        Metric("weights", "factor of the loss, from the data and WPO; of the first term", "example"),
         *(Metric(f"loss/{name}", "the loss of one term of a sum, unweighted", "as `loss`") for name in OBJECTIVES),
         Metric("clamped", "share whose exponential or odds met a clamp", "answer"),
         Metric("grad_norm", "norm before clipping", "step"),

@@ -6,8 +6,9 @@
 
 Jung et al. 2024, arXiv 2404.04656. Here delta is that of the global batch; programs that keep a running mean get a
 steadier delta from a state that has to be saved, and one that lags behind the policy. A label that a batch lacks
-leaves the mean of the other. The paper's delta weighs both labels alike; a mean over all examples (TRL had it) is
-another number when labels are not balanced. At equal policy and reference the loss is ln 2.
+leaves the mean of the other; in a batch of one example delta is its own reward, and the loss ln 2 whatever it is. The
+paper's delta weighs both labels alike; a mean over all examples (TRL had it) is another number when labels are not
+balanced. At equal policy and reference the loss is ln 2.
 """
 
 from __future__ import annotations

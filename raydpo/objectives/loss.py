@@ -2,7 +2,7 @@
 
 In: the checked terms of the config. Out: a scalar to go backward from, and sums and counts for the metrics.
 MPO (Wang et al. 2024, arXiv 2411.10442) is such a sum: 0.8 dpo + 0.2 bco_pair + 1 sft.
-Decision: rewards are those of the first term; of the others, only their loss is a metric.
+Decision: metrics are those of the first term; of the others, only their loss is one.
 """
 
 from __future__ import annotations
@@ -97,7 +97,7 @@ class Loss:
                 columns[term.kind] += number
             output = term.objective(given)
             loss = loss + term.spec.weight / count * output.loss_sum
-            metrics = {**output.metrics, **metrics}
+            metrics = metrics or dict(output.metrics)
             if not self._is_plain:
                 metrics[f"loss/{term.name}"] = output.metrics["loss"]
         if not self._is_plain:

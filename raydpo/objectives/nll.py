@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput
+from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, weight_metrics
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,9 @@ class NLL:
         each = each if inputs.example_weights is None else each * inputs.example_weights
         return ObjectiveOutput(
             each.sum(),
-            {"loss": (each.detach().sum(), len(each)), "logps/chosen": (nats.detach().sum(), len(each))},
+            {
+                "loss": (each.detach().sum(), len(each)),
+                "logps/chosen": (nats.detach().sum(), len(each)),
+                **weight_metrics(inputs),
+            },
         )

@@ -181,7 +181,7 @@ def from_labels(
         "log_ratios/abs": (ratios.abs().sum(), examples),
         "rewards/accuracies": (wins.sum(), examples),
         "rewards/ties": (ties.sum(), examples),
-        **_weights(inputs),
+        **weight_metrics(inputs),
     }
     for side, of_side in (("chosen", desirable), ("rejected", ~desirable)):
         metrics[f"rewards/{side}"] = (beta * ratios[of_side].sum(), of_side.sum())
@@ -234,13 +234,14 @@ def _output(
         "rewards/ties": (ties.sum(), pairs),
         "logps/chosen": (policy[:, 0].sum(), pairs),
         "logps/rejected": (policy[:, 1].sum(), pairs),
-        **_weights(inputs),
+        **weight_metrics(inputs),
     }
     if clamped is not None:
         metrics["clamped"] = (clamped(scores).to(policy.dtype).sum(), 2 * pairs)
     return ObjectiveOutput(loss_sum, metrics)
 
 
-def _weights(inputs: ObjectiveInput) -> dict[str, tuple[Tensor, int | Tensor]]:
+def weight_metrics(inputs: ObjectiveInput) -> dict[str, tuple[Tensor, int | Tensor]]:
+    """The mean factor of an example's loss, where examples have one."""
     weights = inputs.example_weights
     return {} if weights is None else {"weights": (weights.detach().sum(), len(weights))}

@@ -11,7 +11,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput
+from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, weight_metrics
 
 
 @dataclass(frozen=True)
@@ -26,5 +26,9 @@ class SFT:
         tokens = inputs.answer_lengths()[:, 0].sum()
         return ObjectiveOutput(
             loss_sum,
-            {"loss": (loss_sum.detach(), tokens), "logps/chosen": (nats.detach().sum(), len(nats))},
+            {
+                "loss": (loss_sum.detach(), tokens),
+                "logps/chosen": (nats.detach().sum(), len(nats)),
+                **weight_metrics(inputs),
+            },
         )

@@ -10,7 +10,8 @@ from pathlib import Path
 
 from raydpo.config import OBJECTIVES, Config
 from raydpo.config.sections import ReferenceSection
-from raydpo.errors import ConfigError
+from raydpo.data import DataReport
+from raydpo.errors import ConfigError, DataError
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
@@ -29,6 +30,28 @@ def cross_checks(config: Config, verb: str) -> list[str]:
             if value is not None
         ]
     return problems
+
+
+def check_labels(config: Config, report: DataReport) -> None:
+    """Raise DataError when something is to be chosen by margins that the held-out data cannot have."""
+    if config.objective.row.data != "labels" or not report.eval_pairs:
+        return
+    metric = config.train.best_metric or "eval/rewards/margins"
+    wanting = [
+        f"{key}: {value}"
+        for key, value, asks in (
+            ("train.early_stopping_patience", config.train.early_stopping_patience, True),
+            ("train.export", config.train.export, config.train.export == "best" and metric == "eval/rewards/margins"),
+            ("train.best_metric", config.train.best_metric, metric == "eval/rewards/margins"),
+        )
+        if value is not None and asks
+    ]
+    if wanting and report.desirable["eval"] in (0, report.eval_pairs):
+        raise DataError(
+            f"{', '.join(wanting)} looks at eval/rewards/margins, the difference of desirable and undesirable answers, and all "
+            f"{report.eval_pairs:,} held-out answers have one label; nothing was trained. Hold out both labels, or set "
+            "train.best_metric: eval/loss and leave early stopping out."
+        )
 
 
 def _data(config: Config, verb: str) -> list[str]:

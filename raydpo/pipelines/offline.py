@@ -17,6 +17,7 @@ from raydpo.metrics import means
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.objectives.loss import Loss
 from raydpo.pipelines.checkpoints import newest_checkpoint
+from raydpo.pipelines.checks import check_labels
 from raydpo.pipelines.moving_reference import References
 from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage, trainer_ranks
 from raydpo.pipelines.training import plan_stage, training_stage
@@ -51,6 +52,7 @@ def train(config: Config, observer: Observer = ignore) -> Summary:
         data = data_stage(workspace, observer)
         if not data.train_pairs:
             raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
+        check_labels(workspace.config, data)
         plan = plan_stage(workspace, observer)
         references = References(workspace, _order(workspace.config, data.train_pairs))
         current = references.after(plan.checkpoint)

@@ -11,6 +11,7 @@ from benchmarks import objectives, results
 from benchmarks.page import page
 from benchmarks.settings import NOTES, OVERRIDES, compared, settings_of
 from raydpo.config import OBJECTIVES
+from raydpo.config.objectives import check_objective
 from raydpo.pipelines.quickstart import DPO_OBJECTIVE, Supervised, alignment_config, sft_config
 from raydpo.pipelines.sorting_task import TaskFiles
 
@@ -117,7 +118,7 @@ def test_the_alignment_of_the_quickstart_has_the_settings_it_always_had(start):
         "run": {"dir": f"{root}/dpo", "seed": 3},
         "model": {"path": f"{root}/sft/model", "dtype": "float32"},
         "data": {"train": (f"{root}/pairs.jsonl",), "eval": (f"{root}/held_out.jsonl",), "max_length": 64},
-        "objective": {"name": "dpo", "beta": 0.1, "label_smoothing": 0.0},
+        "objective": check_objective({"name": "dpo", "beta": 0.1}),
         "reference": {"cache_dir": f"{root}/cache", "num_workers": 2},
         "train": {"learning_rate": 7e-5, "epochs": 1, "global_batch_pairs": 64, "zero_stage": 2, "num_workers": 2},
     }
@@ -125,7 +126,7 @@ def test_the_alignment_of_the_quickstart_has_the_settings_it_always_had(start):
         "run": {"dir": f"{root}/sft", "seed": 3},
         "model": {"path": f"{root}/fresh", "dtype": "float32"},
         "data": {"train": (f"{root}/sft.jsonl",), "max_length": 64},
-        "objective": {"name": "sft"},
+        "objective": check_objective("sft"),
         "train": {"learning_rate": 1.5e-3, "epochs": 3, "global_batch_pairs": 64, "zero_stage": 2, "num_workers": 2},
     }
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -66,6 +67,16 @@ def test_a_split_of_pairs_keeps_a_line_together_and_counts_lines(run: Run, plain
     assert report.quarantined == {"malformed_json": 1, "identical_answers": 1}
 
 
+def test_labels_of_any_type_are_seen(run: Run, plain_tokenizer: Path) -> None:
+    """Columns that held a null come as floats; text is refused, not read as no label."""
+    floats = [{**row, "label": float(row["label"])} for row in LABELLED]
+    texts = [{**row, "label": "yes" if row["label"] else "no"} for row in LABELLED]
+    for objective in ("bco", "sft", "nll"):
+        assert run(floats, plain_tokenizer, objective=objective).report.train_pairs == (12 if objective == "bco" else 6)
+        with pytest.raises(DataError, match="neither true nor false"):
+            run(texts, plain_tokenizer, objective=objective, max_bad_fraction=0.1)
+
+
 BAD = {
     "not_a_label": [{"label": 2}, {"label": "yes"}, {"label": 0.5}],
     "missing_field": [{"label": None}, {"completion": None}, {"prompt": None}],
@@ -116,7 +127,7 @@ def test_the_balance_of_labels_is_told(plain_tokenizer: Path, tmp_path: Path) ->
         config = config_of("kto", train=[str(write_jsonl(tmp_path / "rows.jsonl", rows))])
         config = config.model_copy(update={"objective": ObjectiveSection.model_validate(objective)})
         report = prepare(config, str(plain_tokenizer), tmp_path / "run" / "data", observer=events.append)
-        assert report.desirable == sum(labels)
+        assert report.desirable == {"train": sum(labels), "eval": 0}
         return [event.text for event in events if isinstance(event, Note) and event.level == "warning"]
 
     assert warnings([True, False], {"name": "kto"}) == []
@@ -126,18 +137,18 @@ def test_the_balance_of_labels_is_told(plain_tokenizer: Path, tmp_path: Path) ->
     assert warnings([True] * 6 + [False] * 2, {"name": "kto", "desirable_weight": 0.34}) == []
     assert warnings([True] * 6 + [False] * 2, {"name": "bco"}) == []
     (text,) = warnings([False, False], {"name": "bco"})
-    assert "everything is pushed down" in text
+    assert text == "train: all answers have one label; nothing is compared with them"
 
 
 # --- the answer to another prompt ------------------------------------------------------------------------------
 
 
 def test_mismatched_rows_by_hand(run: Run, plain_tokenizer: Path) -> None:
-    """Both answers of a prompt take the first answer of the next prompt; the last prompt takes that of the first."""
+    """Both answers of a prompt take those of the next prompt, the first the first; the last prompt takes the first's."""
     prepared = run(LABELLED, plain_tokenizer, objective="kto")
     examples = prepared.examples()
-    firsts = [answers[0] for _, answers, _ in examples]
-    assert [answers[1] for _, answers, _ in examples] == [firsts[(2 * (i // 2) + 2) % 12] for i in range(12)]
+    own = [answers[0] for _, answers, _ in examples]
+    assert [answers[1] for _, answers, _ in examples] == own[2:] + own[:2]
     table = table_of(prepared)
     assert table.num_answers == 2
     assert table.labels.tolist() == [True, False] * 6
@@ -146,15 +157,15 @@ def test_mismatched_rows_by_hand(run: Run, plain_tokenizer: Path) -> None:
         assert source.endswith(f"rows.jsonl:{i + 1}")
 
 
-def test_an_added_row_changes_one_neighbour(run: Run, plain_tokenizer: Path) -> None:
+def test_an_added_row_changes_the_prompt_before_it(run: Run, plain_tokenizer: Path) -> None:
     def keys(rows: list[Any]) -> set[str]:
         table = table_of(run(rows, plain_tokenizer, objective="kto"))
         return {key for example in range(len(table)) for key in table.row_keys(example)}
 
     before = keys(LABELLED)
     after = keys([*LABELLED[:4], {"prompt": "new:", "completion": " word", "label": True}, *LABELLED[4:]])
-    assert len(before - after) == 1  # both answers of the prompt before it had the same mismatched row
-    assert len(after - before) == 3  # it has another now, and there are the new row and its own
+    assert len(before - after) == 2  # the mismatched rows of the prompt before it
+    assert len(after - before) == 3  # its one answer with that prompt, and the new row with its own
 
 
 def test_a_mismatched_answer_is_cut_to_the_length_limit(run: Run, plain_tokenizer: Path) -> None:
@@ -170,11 +181,16 @@ def test_a_mismatched_answer_is_cut_to_the_length_limit(run: Run, plain_tokenize
     assert 0 < len(other) < len(theirs)
 
 
-def test_one_prompt_alone_is_refused_for_kto_only(run: Run, plain_tokenizer: Path) -> None:
-    rows = [{"prompt": "p:", "completion": f" c{i}", "label": True} for i in range(3)]
+def test_one_prompt_alone_is_refused_for_kto_only(run: Run, plain_tokenizer: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "p:", "completion": f" c{i}", "label": i == 0} for i in range(3)]
     assert run(rows, plain_tokenizer, objective="bco").report.train_pairs == 3
-    with pytest.raises(DataError, match="all 3 examples have the same prompt"):
+    with pytest.raises(DataError, match=r"data\.train has a single prompt, and objective kto"):
         run(rows, plain_tokenizer, objective="kto")
+    config = config_of("kto", train=[str(write_jsonl(tmp_path / "rows.jsonl", rows))])
+    with pytest.raises(DataError, match="single prompt"):  # found without writing anything, too
+        prepare(config, str(plain_tokenizer), tmp_path / "check" / "data", write=False)
+    with pytest.raises(DataError, match=r"data\.eval_fraction = 1e-09, which holds out one prompt"):
+        run(LABELLED, plain_tokenizer, objective="kto", eval_fraction=1e-9)
 
 
 def test_a_preparation_with_mismatched_rows_is_used_again(plain_tokenizer: Path, tmp_path: Path, run: Run) -> None:
@@ -185,16 +201,21 @@ def test_a_preparation_with_mismatched_rows_is_used_again(plain_tokenizer: Path,
     assert not prepare(other, str(plain_tokenizer), prepared.folder).reused
 
 
+def runs_of(prompts: list[int]) -> list[list[int]]:
+    return [list(group) for _, group in itertools.groupby(range(len(prompts)), key=lambda i: prompts[i])]
+
+
 @given(st.lists(st.integers(0, 3), min_size=1, max_size=12))
-def test_partners_are_the_next_with_another_prompt(prompts: list[int]) -> None:
+def test_partners_answer_the_next_prompt_and_all_its_answers_are_taken(prompts: list[int]) -> None:
     if len(set(prompts)) == 1:
         with pytest.raises(ValueError, match="the same"):
             partners(np.array(prompts))
         return
-    found = partners(np.array(prompts)).tolist()
-    for i, prompt in enumerate(prompts):
-        circle = [(i + step) % len(prompts) for step in range(1, len(prompts) + 1)]
-        assert found[i] == next(j for j in circle if prompts[j] != prompt)
+    found, groups = partners(np.array(prompts)).tolist(), runs_of(prompts)
+    for number, group in enumerate(groups):
+        circle = [groups[(number + step) % len(groups)] for step in (1, 2)]
+        following = next(other for other in circle if prompts[other[0]] != prompts[group[0]])
+        assert [found[i] for i in group] == [following[k % len(following)] for k in range(len(group))]
 
 
 # --- weights ---------------------------------------------------------------------------------------------------
@@ -202,12 +223,12 @@ def test_partners_are_the_next_with_another_prompt(prompts: list[int]) -> None:
 
 def test_weights_come_from_a_column(run: Run, plain_tokenizer: Path) -> None:
     rows = [{**row, "meta": {"trust": 0.5 * i}} for i, row in enumerate(PAIRS)]
-    bad = [{**PAIRS[0], "meta": {"trust": value}} for value in (-1, "much", float("inf"), None)]
+    bad = [{**PAIRS[0], "meta": {"trust": value}} for value in (-1, "much", float("inf"), 1e300, None)]
     prepared = run([*rows, *bad], plain_tokenizer, weight_column="meta.trust")
     table = table_of(prepared)
     assert table.weights.tolist() == [0, 0.5, 1, 1.5, 2, 2.5]
     assert table.is_weighted
-    assert prepared.report.quarantined == {"missing_field": 1, "not_a_number": 2, "negative_weight": 1}
+    assert prepared.report.quarantined == {"missing_field": 1, "not_a_number": 3, "negative_weight": 1}
     assert not table_of(run(rows, plain_tokenizer)).is_weighted
 
 

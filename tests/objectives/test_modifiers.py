@@ -158,6 +158,19 @@ def test_nll_is_the_mean_of_means():
     assert loss == pytest.approx((0.598139 + 0.825939) / 2 + 0.5 * 1.875, abs=1e-5)
 
 
+def test_metrics_are_those_of_the_first_term():
+    _, metrics = loss_of({"name": "simpo", "plus": [{"name": "fdpo_alpha", "wpo": False}]}, golden_inputs())
+    assert not [name for name in metrics if name.startswith(("log_ratios", "clamped"))]
+    assert {"loss", "loss/simpo", "loss/fdpo_alpha"} <= set(metrics)
+
+
+@pytest.mark.parametrize("name", ["sft", "nll", "dpo", "simpo"])
+def test_the_mean_weight_is_a_metric(name):
+    weights = torch.tensor([3.0, 0.5], dtype=torch.float64)
+    _, metrics = loss_of(name, replace(golden_inputs(), example_weights=weights))
+    assert metrics["weights"] == 1.75
+
+
 def test_terms_that_look_at_the_whole_batch_keep_their_columns():
     section = {"name": "aot", "beta": 0.1, "plus": [{"name": "aot_unpaired", "beta": 0.1}, "dpo"]}
     loss, _ = loss_of(section, golden_inputs())
