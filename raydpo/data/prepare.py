@@ -147,8 +147,8 @@ class _Preparation:
                         target = "eval" if example.prompt_hash < threshold else split
                         keys = Store.keys(example)
                         if store is not None:
-                            for part, label in self._parts(example, marks.label):
-                                store.add(target, part, place, label, marks.weight)
+                            for part, part_keys, label in self._parts(example, keys, marks.label):
+                                store.add(target, part, part_keys, place, label, marks.weight)
                         tally.desirable[target] += marks.label
                         lengths = (len(example.prompt_ids), max(map(len, example.answer_ids)))
                         tally.use(target, example.prompt_hash, lengths, keys)
@@ -158,14 +158,14 @@ class _Preparation:
             raise DataError(problems)
         return tally
 
-    def _parts(self, example: Encoded, label: bool) -> list[tuple[Encoded, bool]]:
+    def _parts(
+        self, example: Encoded, keys: tuple[str, ...], label: bool
+    ) -> list[tuple[Encoded, tuple[str, ...], bool]]:
         """What becomes of one line: itself, or its two answers as a desirable and an undesirable one."""
         if not self.is_unpaired:
-            return [(example, label)]
-        return [
-            (replace(example, answer_ids=[ids]), side)
-            for ids, side in zip(example.answer_ids, (True, False), strict=True)
-        ]
+            return [(example, keys, label)]
+        answers = zip(example.answer_ids, keys, (True, False), strict=True)
+        return [(replace(example, answer_ids=[ids]), (key,), side) for ids, key, side in answers]
 
     def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, _Marks]]:
         """Good examples of one source with their places; everything else is put down in the tally."""

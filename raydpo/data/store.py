@@ -7,6 +7,7 @@ durable, so that a killed preparation is never taken for a finished one.
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -59,10 +60,11 @@ class Store:
                 leftover.unlink()
         self._writers = {split: ExampleWriter(self.folder, split) for split in _SPLITS}
 
-    def add(self, split: str, example: Encoded, place: str, label: bool = True, weight: float = 1.0) -> None:
-        """Append one example."""
-        keys = list(self.keys(example))
-        self._writers[split].add(example.prompt_ids, example.answer_ids, keys, place, label, weight)
+    def add(
+        self, split: str, example: Encoded, keys: Sequence[str], place: str, label: bool = True, weight: float = 1.0
+    ) -> None:
+        """Append one example with the `keys` of its rows."""
+        self._writers[split].add(example.prompt_ids, example.answer_ids, list(keys), place, label, weight)
 
     def add_mismatched(self, max_length: int) -> None:
         """Write both splits again, each example with the answer to another prompt as its last."""

@@ -102,15 +102,17 @@ def _chunk_logits(head: nn.Module, adjust: Adjust, hidden_NH: Tensor) -> Tensor:
 
 
 def _chunk_nats(head: nn.Module, adjust: Adjust, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
-    logits_NV = _chunk_logits(head, adjust, hidden_NH)
-    return logits_NV.gather(1, targets_N[:, None]).squeeze(1) - logits_NV.logsumexp(1)
+    return _nats(_chunk_logits(head, adjust, hidden_NH), targets_N)
 
 
 def _chunk_nats_and_collisions(head: nn.Module, adjust: Adjust, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
     logits_NV = _chunk_logits(head, adjust, hidden_NH)
-    nats_N = logits_NV.gather(1, targets_N[:, None]).squeeze(1) - logits_NV.logsumexp(1)
     fixed_NV = logits_NV.detach()
-    return torch.stack([nats_N, (2 * fixed_NV).logsumexp(1) - 2 * fixed_NV.logsumexp(1)])
+    return torch.stack([_nats(logits_NV, targets_N), (2 * fixed_NV).logsumexp(1) - 2 * fixed_NV.logsumexp(1)])
+
+
+def _nats(logits_NV: Tensor, targets_N: Tensor) -> Tensor:
+    return logits_NV.gather(1, targets_N[:, None]).squeeze(1) - logits_NV.logsumexp(1)
 
 
 def logits_adjustment(config: Any) -> Callable[[Tensor], Tensor]:

@@ -22,8 +22,7 @@ class NLL:
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         nats = inputs.answer_sums(inputs.policy_nats)[:, 0]
-        each = -nats / inputs.answer_lengths()[:, 0]
-        each = each if inputs.example_weights is None else each * inputs.example_weights
+        each = inputs.weighted(-nats / inputs.answer_lengths()[:, 0])
         return ObjectiveOutput(
             each.sum(),
             {

@@ -69,6 +69,10 @@ class ObjectiveInput:
         sums = self._weighted_sums(self.reference())
         return sums[:, 0] - sums[:, 1]
 
+    def weighted(self, each: Tensor) -> Tensor:
+        """[E] losses (or what they are made of) with the weight of each example."""
+        return each if self.example_weights is None else each * self.example_weights
+
     def reference(self) -> Tensor:
         """`reference_nats`, present by contract for objectives whose table row says needs_reference."""
         assert self.reference_nats is not None, "the objective needs a reference and the batch has none"
@@ -169,8 +173,7 @@ def from_labels(
     middle_nats: where a desirable and an undesirable answer part; the accuracy counts answers on their label's side.
     """
     ratios, desirable = inputs.log_ratios()[:, 0], inputs.desirable()
-    each = losses(ratios, desirable)
-    each = each if inputs.example_weights is None else each * inputs.example_weights
+    each = inputs.weighted(losses(ratios, desirable))
     ratios, examples = ratios.detach(), len(each)
     policy = inputs.answer_sums(inputs.policy_nats.detach())[:, 0]
     signed = torch.where(desirable, 1.0, -1.0) * (ratios - middle_nats)
@@ -216,8 +219,7 @@ def _output(
     per_token: bool,
     clamped: Callable[[Tensor], Tensor] | None,
 ) -> ObjectiveOutput:
-    each = losses(scores[:, 0], scores[:, 1])
-    each = each if inputs.example_weights is None else each * inputs.example_weights
+    each = inputs.weighted(losses(scores[:, 0], scores[:, 1]))
     loss_sum, pairs = each.sum(), len(each)
     scores, policy = scores.detach(), policy.detach()
     margins = scores[:, 0] - scores[:, 1]

@@ -22,7 +22,7 @@ class SFT:
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         nats = inputs.answer_sums(inputs.policy_nats)[:, 0]
-        loss_sum = -(nats if inputs.example_weights is None else nats * inputs.example_weights).sum()
+        loss_sum = -inputs.weighted(nats).sum()
         tokens = inputs.answer_lengths()[:, 0].sum()
         return ObjectiveOutput(
             loss_sum,
