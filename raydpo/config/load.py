@@ -18,7 +18,8 @@ from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
-from raydpo.config.objectives import OBJECTIVES, check_objective, readable
+from raydpo.config.objective_check import check_objective, readable
+from raydpo.config.objectives import OBJECTIVES
 from raydpo.config.problems import allowed, members, nearest, remedy, section_of, show, unknown_key
 from raydpo.config.render import dump, schema
 from raydpo.config.sections import Config, ObjectiveSection

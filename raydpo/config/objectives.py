@@ -6,12 +6,7 @@ its names (tests/objectives/test_table.py). To add an objective: a row here, a f
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Mapping
-from typing import Any
-
-from raydpo.config.modifiers import modifiers_of
-from raydpo.config.objective_row import Flag, ObjectiveRow, Parameter, Term
+from raydpo.config.objective_row import ObjectiveRow, Parameter
 
 
 def _beta(default: float, help: str = "strength of the pull to the reference, in 1/nats") -> Parameter:
@@ -342,80 +337,3 @@ _ROWS = (
 )
 
 OBJECTIVES: dict[str, ObjectiveRow] = {row.name: row for row in _ROWS}
-
-
-def readable(row: ObjectiveRow) -> dict[str, Parameter | Flag]:
-    """Every option that `row` reads: its parameters, then its modifiers."""
-    return {**row.parameters, **modifiers_of(row)}
-
-
-def readers(option: str) -> str:
-    """Who reads `option`, in words for an error."""
-    names = [row.name for row in OBJECTIVES.values() if option in readable(row)]
-    return f"objectives that read it: {', '.join(names)}" if names else "no objective reads it"
-
-
-def check_objective(value: Any) -> dict[str, Any]:
-    """Validate `{name, **options, plus: [{name, **options}, ...]}` and fill in defaults. Raises ValueError naming what is
-    allowed."""
-    given = {"name": value} if isinstance(value, str) else dict(getattr(value, "__dict__", None) or value or {})
-    given |= getattr(value, "__pydantic_extra__", None) or {}
-    plus = given.pop("plus", ())
-    if not isinstance(plus, list | tuple):
-        raise ValueError(f"plus: {plus!r} is not a list; allowed: terms such as [{{name: nll, weight: 0.2}}]")
-    checked = _check_term(given)
-    terms, problems = [], []
-    for number, term in enumerate(plus, start=1):
-        try:
-            terms.append(_check_added(term, OBJECTIVES[checked["name"]]))
-        except ValueError as error:
-            problems.append(f"plus: term {number}: {error}")
-    names = [checked["name"], *(term["name"] for term in terms)]
-    problems += [f"plus: {name} is there more than once" for name in dict.fromkeys(names) if names.count(name) > 1]
-    if problems:
-        raise ValueError("; ".join(problems))
-    return {**checked, "plus": terms}
-
-
-def make_term(checked: Mapping[str, Any]) -> Term:
-    """What `check_objective` made of one term, sorted into parameters and modifiers."""
-    row = OBJECTIVES[checked["name"]]
-    modifiers = {name: checked[name] for name in modifiers_of(row) if name != "weight"}
-    return Term(row, checked["weight"], {name: checked[name] for name in row.parameters}, modifiers)
-
-
-def _check_term(given: dict[str, Any]) -> dict[str, Any]:
-    name = given.pop("name", "dpo")
-    row = OBJECTIVES.get(name) if isinstance(name, str) else None
-    if row is None:
-        near = difflib.get_close_matches(str(name), OBJECTIVES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"name: {name!r} is not an objective; allowed: {', '.join(sorted(OBJECTIVES))}{hint}")
-    options, problems = readable(row), []
-    for key, number in given.items():
-        if key not in options:
-            problems.append(f"{key}: objective {name} does not read {key}; {readers(key)}")
-        elif (problem := options[key].problem(number)) is not None:
-            problems.append(f"{key}: {problem}")
-    if problems:
-        raise ValueError("; ".join(problems))
-    checked = {key: option.read(given.get(key, option.default)) for key, option in options.items()}
-    if checked.get("length_normalized") and checked["ld_alpha"] != 1:
-        raise ValueError(
-            "ld_alpha and length_normalized both change what the length of an answer does; set one of them"
-        )
-    return {"name": name, **checked}
-
-
-def _check_added(term: Any, first: ObjectiveRow) -> dict[str, Any]:
-    if isinstance(term, str):
-        term = {"name": term}
-    if not isinstance(term, Mapping) or "name" not in term:
-        raise ValueError(f"{term!r} names no objective; allowed: {{name: ..., weight: ...}}")
-    checked = _check_term(dict(term))
-    row = OBJECTIVES[checked["name"]]
-    if row.data != first.data and (first.data, row.data) != ("pairs", "answers"):
-        raise ValueError(
-            f"{row.name} reads {row.data}, {first.name} reads {first.data}; the terms of a sum read the same"
-        )
-    return checked

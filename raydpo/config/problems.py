@@ -16,7 +16,8 @@ from typing import Any, Literal
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raydpo.config.objectives import OBJECTIVES, readable
+from raydpo.config.objective_check import readable
+from raydpo.config.objectives import OBJECTIVES
 from raydpo.config.sections import Config, ObjectiveSection
 
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))

@@ -11,7 +11,8 @@ from typing import Any
 
 import yaml
 
-from raydpo.config.objectives import OBJECTIVES, readable
+from raydpo.config.objective_check import readable
+from raydpo.config.objectives import OBJECTIVES
 from raydpo.config.sections import Config
 from raydpo.config.source import PlainDumper
 

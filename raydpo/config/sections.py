@@ -12,8 +12,9 @@ from typing import Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
+from raydpo.config.objective_check import check_objective, make_term
 from raydpo.config.objective_row import ObjectiveRow, Term
-from raydpo.config.objectives import OBJECTIVES, check_objective, make_term
+from raydpo.config.objectives import OBJECTIVES
 
 
 class Section(BaseModel):

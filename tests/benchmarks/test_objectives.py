@@ -11,7 +11,7 @@ from benchmarks import objectives, results
 from benchmarks.page import page
 from benchmarks.settings import NOTES, OVERRIDES, compared, settings_of
 from raydpo.config import OBJECTIVES
-from raydpo.config.objectives import check_objective
+from raydpo.config.objective_check import check_objective
 from raydpo.pipelines.quickstart import DPO_OBJECTIVE, Supervised, alignment_config, sft_config
 from raydpo.pipelines.sorting_task import TaskFiles
 

@@ -9,7 +9,8 @@ import pytest
 import raydpo
 from raydpo import cli
 from raydpo.config.modifiers import MODIFIERS
-from raydpo.config.objectives import OBJECTIVES, check_objective, readable
+from raydpo.config.objective_check import check_objective, readable
+from raydpo.config.objectives import OBJECTIVES
 from raydpo.config.objectives_page import notes, page, table
 from raydpo.metrics import METRICS, declared
 

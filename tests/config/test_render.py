@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from raydpo.config import OBJECTIVES, Config
 from raydpo.config.load import dump, load, schema
-from raydpo.config.objectives import readable
+from raydpo.config.objective_check import readable
 from raydpo.errors import ConfigError
 
 TRICKY = ["no", "~", "null", "1e5", "5", "*.jsonl", "a:b", "#x", "true", "=", "<<", "0o7", "1:30", "'", '"', "-"]
