@@ -6,7 +6,7 @@ is an index, not a mask, so that only answer positions reach the head.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -68,7 +68,63 @@ def collate_rows(rows: Rows, pad_id: int = 0) -> SequenceBatch:
         predictors=torch.from_numpy(np.concatenate(predictors)),
         targets=torch.from_numpy(np.concatenate(targets)),
         sequences=torch.from_numpy(np.concatenate(sequences)),
+        num_sequences=len(rows),
     )
+
+
+def pack_rows(rows: Rows) -> SequenceBatch:
+    """One stream of all rows; consecutive rows with the same prompt share their longest common prefix.
+
+    A row's prompt must hold at least one token, which predicts the first answer token.
+    """
+    ids, positions, segments = [], [], []
+    predictors, targets, sequences = [], [], []
+    length = 0
+    for first, group in _groups(rows):
+        whole = [np.concatenate([prompt, answer]) for prompt, answer in group]
+        shared = _common_prefix(whole)
+        start = length
+        for number, (sequence, (prompt, answer)) in enumerate(zip(whole, group, strict=True)):
+            skipped = 0 if number == 0 else shared
+            segments.append((length, length + len(sequence) - skipped, start, start + skipped))
+            places = np.arange(len(sequence))
+            at = np.where(places < skipped, start + places, length + places - skipped)
+            ids.append(sequence[skipped:])
+            positions.append(places[skipped:])
+            predictors.append(at[len(prompt) - 1 : -1])
+            targets.append(answer)
+            sequences.append(np.full(len(answer), first + number))
+            length += len(sequence) - skipped
+    return SequenceBatch(
+        input_ids=_tensor(ids)[None],
+        attention_mask=None,
+        position_ids=_tensor(positions)[None],
+        segments=tuple(segments),
+        predictors=_tensor(predictors),
+        targets=_tensor(targets),
+        sequences=_tensor(sequences),
+        num_sequences=len(rows),
+    )
+
+
+def _groups(rows: Rows) -> Iterator[tuple[int, Rows]]:
+    """Consecutive rows with the same prompt, with the number of the first."""
+    first = 0
+    for last in range(1, len(rows) + 1):
+        if last == len(rows) or not np.array_equal(rows[last][0], rows[first][0]):
+            yield first, rows[first:last]
+            first = last
+
+
+def _common_prefix(sequences: Sequence[np.ndarray]) -> int:
+    """Tokens that all sequences begin with; at least one of each stays its own."""
+    shortest = min(map(len, sequences)) - 1
+    equal = np.all([one[:shortest] == sequences[0][:shortest] for one in sequences], axis=0)
+    return shortest if equal.all() else int(np.argmin(equal))
+
+
+def _tensor(parts: Sequence[np.ndarray]) -> Tensor:
+    return torch.from_numpy(np.concatenate(parts).astype(np.int64))
 
 
 def collate(

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raydpo.errors import ConfigError
+from raydpo.models.attention import Segment
 
 CHUNK_TOKENS = 1024
 """Answer tokens whose logits exist at one time: 1024 x 32,000 ids in float32 are 131 MB."""
@@ -25,29 +26,30 @@ CHUNK_TOKENS = 1024
 
 @dataclass(frozen=True)
 class SequenceBatch:
-    """Sequences to score. Every tensor is int64.
+    """Sequences to score, packed into one stream or padded. Every tensor is int64.
 
     num_chunks: calls of the head at least. Under ZeRO-3 each call gathers the head's weights from all ranks, so ranks
     must make the same number, however many answer tokens each has.
 
-    input_ids, attention_mask: [S, T], right-padded. predictors: [N], index s * T + t of the position whose hidden state
-    predicts the answer token. targets: [N], its id. sequences: [N], the sequence s that it belongs to, ascending.
+    Packed: input_ids, position_ids: [1, T]; segments as in `raydpo.models.attention`; attention_mask None. Padded:
+    input_ids, attention_mask: [S, T], right-padded; position_ids and segments None. predictors: [N], place in the
+    flattened ids of the position whose hidden state predicts the answer token; answers that share it name it twice.
+    targets: [N], its id. sequences: [N], the sequence s that it belongs to, ascending. num_sequences: S.
     """
 
     input_ids: Tensor
-    attention_mask: Tensor
+    attention_mask: Tensor | None
     predictors: Tensor
     targets: Tensor
     sequences: Tensor
+    num_sequences: int
+    position_ids: Tensor | None = None
+    segments: tuple[Segment, ...] | None = None
     num_chunks: int = 1
 
-    @property
-    def num_sequences(self) -> int:
-        return self.input_ids.shape[0]
-
     def to(self, device: torch.device | str) -> SequenceBatch:
-        tensors = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_chunks"}
-        return replace(self, **{name: tensor.to(device) for name, tensor in tensors.items()})
+        values = {f.name: getattr(self, f.name) for f in fields(self)}
+        return replace(self, **{n: value.to(device) for n, value in values.items() if isinstance(value, Tensor)})
 
 
 class AnswerLogProbs(nn.Module):
@@ -65,8 +67,7 @@ class AnswerLogProbs(nn.Module):
 
     def forward(self, batch: SequenceBatch, with_collisions: bool = False) -> Tensor:
         inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        mask = None if bool(batch.attention_mask.all()) else batch.attention_mask
-        output = inner.get_decoder()(input_ids=batch.input_ids, attention_mask=mask, use_cache=False)
+        output = inner.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_layout(batch))
         hidden_NH = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
         num_chunks = max(batch.num_chunks, count_chunks(len(batch.targets), self.chunk_tokens))
         score = _chunk_nats_and_collisions if with_collisions else _chunk_nats
@@ -84,6 +85,13 @@ class AnswerLogProbs(nn.Module):
             for h, t in chunks
         ]
         return torch.cat(nats, dim=-1)
+
+
+def _layout(batch: SequenceBatch) -> dict[str, Any]:
+    if batch.segments is not None:
+        return {"attention_mask": None, "position_ids": batch.position_ids, "segments": batch.segments}
+    mask = batch.attention_mask
+    return {"attention_mask": None if mask is None or bool(mask.all()) else mask}
 
 
 def count_chunks(num_tokens: int, chunk_tokens: int = CHUNK_TOKENS) -> int:
@@ -148,7 +156,7 @@ def check_head(scoring: AnswerLogProbs) -> None:
             "model.dtype: float32."
         )
     steps = torch.arange(7, device=device)
-    ours = scoring(SequenceBatch(ids, mask, steps, ids[0, 1:], torch.zeros_like(steps)))
+    ours = scoring(SequenceBatch(ids, mask, steps, ids[0, 1:], torch.zeros_like(steps), 1))
     tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
     difference = float((ours.float() - expected).abs().max())
     if not difference <= tolerance:

@@ -1,0 +1,99 @@
+"""Attention over a packed stream in which answers share their prompt: each token is computed once.
+
+A group of K answers to one prompt lies in the stream as [shared | tail_1 | tail_2 | ... | tail_K], where `shared` is the
+longest common prefix of the K sequences. tail_1 follows it as in any sequence; every other tail has positions that go
+on from the end of `shared`, and its queries see the keys of `shared` and its own. So one segment has the queries
+shared + tail_1, every further one its tail alone with the keys of `shared` before its own, causal from the bottom right:
+(P + C)^2 + (P + R)^2 - P^2 products for a pair, nothing is computed that is not needed, and no mask of the stream exists.
+
+Decision: registered through transformers' attention interface, so no model class is touched; transformers builds no mask
+for a name that it has no mask function for, and passes `segments` through. On the CPU each segment is a call of torch's
+scaled dot product attention. Windows are exact, because the distance of two keys of a segment is that of their
+positions.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn.functional import scaled_dot_product_attention
+
+NAME = "raydpo_shared_prompt"
+"""Name in transformers' attention interface, for `attn_implementation`."""
+
+Segment = tuple[int, int, int, int]
+"""(first query, end of queries, first key of the shared part before them, end of it), places in the stream."""
+
+
+def register() -> str:
+    """Make the attention known to transformers; returns its name."""
+    from transformers import AttentionInterface
+
+    AttentionInterface.register(NAME, shared_prompt_attention)
+    return NAME
+
+
+def shared_prompt_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    segments: Sequence[Segment] | None = None,
+    **unused: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls in each layer. query: [1, H, T, D]; key, value: [1, G, T, D]; returns [1, T, H, D].
+
+    Raises ValueError when the model did not pass `segments` on: a plain causal mask over the stream would let answers
+    see each other.
+    """
+    if segments is None:
+        raise ValueError(f"{type(module).__name__} does not pass the segments of the stream on to its attention")
+    outputs = []
+    for start, stop, first, end in segments:
+        q_HQD = query[:, :, start:stop]
+        k_GKD, v_GKD = (_keys(tensor, start, stop, first, end) for tensor in (key, value))
+        outputs.append(_attend(q_HQD, k_GKD, v_GKD, scaling, sliding_window, softcap))
+    return torch.cat(outputs, dim=2).transpose(1, 2), None
+
+
+def _keys(tensor: Tensor, start: int, stop: int, first: int, end: int) -> Tensor:
+    own = tensor[:, :, start:stop]
+    return own if first == end else torch.cat([tensor[:, :, first:end], own], dim=2)
+
+
+def _attend(
+    query: Tensor, key: Tensor, value: Tensor, scaling: float | None, window: int | None, softcap: float | None
+) -> Tensor:
+    num_queries, num_keys = query.shape[2], key.shape[2]
+    is_square = num_queries == num_keys
+    is_windowed = window is not None and window < num_keys
+    if is_square and not is_windowed and softcap is None:
+        return scaled_dot_product_attention(query, key, value, is_causal=True, scale=scaling, enable_gqa=True)
+    distance = torch.arange(num_queries)[:, None] + (num_keys - num_queries) - torch.arange(num_keys)
+    seen = distance >= 0
+    if is_windowed:
+        assert window is not None
+        seen &= distance < window
+    seen = seen.to(query.device)
+    if softcap is None:
+        return scaled_dot_product_attention(query, key, value, attn_mask=seen, scale=scaling, enable_gqa=True)
+    return _soft_capped(query, key, value, seen, scaling, softcap)
+
+
+def _soft_capped(
+    query: Tensor, key: Tensor, value: Tensor, seen: Tensor, scaling: float | None, softcap: float
+) -> Tensor:
+    repeats = query.shape[1] // key.shape[1]
+    key, value = (tensor.repeat_interleave(repeats, dim=1) for tensor in (key, value))
+    scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    scores = torch.tanh(scores / softcap) * softcap
+    weights = scores.masked_fill(~seen, torch.finfo(scores.dtype).min).softmax(dim=-1, dtype=torch.float32)
+    return weights.to(query.dtype) @ value
