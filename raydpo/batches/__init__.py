@@ -1,7 +1,7 @@
 """Batches: order (seed and step -> examples), pack (token budget, balanced ranks), collate (tensors)."""
 
-from raydpo.batches.collate import MicroBatch, collate, collate_rows
+from raydpo.batches.collate import MicroBatch, collate, collate_rows, lay_out
 from raydpo.batches.order import Order
 from raydpo.batches.pack import pack
 
-__all__ = ["MicroBatch", "Order", "collate", "collate_rows", "pack"]
+__all__ = ["MicroBatch", "Order", "collate", "collate_rows", "lay_out", "pack"]

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from raydpo.artifacts import ExampleTable
+from raydpo.models.layout import Layout
 from raydpo.models.logprobs import SequenceBatch
 
 Rows = Sequence[tuple[np.ndarray, np.ndarray]]
@@ -70,6 +71,11 @@ def collate_rows(rows: Rows, pad_id: int = 0) -> SequenceBatch:
         sequences=torch.from_numpy(np.concatenate(sequences)),
         num_sequences=len(rows),
     )
+
+
+def lay_out(rows: Rows, layout: Layout) -> SequenceBatch:
+    """Rows as the model reads them."""
+    return pack_rows(rows) if layout == "packed" else collate_rows(rows)
 
 
 def pack_rows(rows: Rows) -> SequenceBatch:
@@ -134,6 +140,7 @@ def collate(
     lookup: Lookup | None,
     num_chunks: int = 1,
     positions: Sequence[int] | None = None,
+    layout: Layout = "padded",
 ) -> MicroBatch:
     """The micro-batch of `examples`. An empty list gives a dummy of one token whose loss counts nothing.
 
@@ -149,7 +156,7 @@ def collate(
         "positions": places,
     }
     if not examples:
-        dummy = replace(collate_rows([(np.zeros(1, np.int32), np.zeros(1, np.int32))]), num_chunks=num_chunks)
+        dummy = replace(lay_out([(np.zeros(1, np.int32), np.zeros(1, np.int32))], layout), num_chunks=num_chunks)
         nats = None if lookup is None else torch.zeros(1)
         return MicroBatch(dummy, torch.zeros((0, len(columns)), dtype=torch.int64), nats, **marks, num_tokens=0)
     rows, keys = [], []
@@ -160,5 +167,5 @@ def collate(
     reference = None if lookup is None else torch.from_numpy(np.concatenate(lookup(keys)).astype(np.float32))
     answers_EA = torch.arange(len(rows), dtype=torch.int64).reshape(-1, len(columns))
     num_tokens = sum(len(prompt) + len(answer) for prompt, answer in rows)
-    batch = replace(collate_rows(rows), num_chunks=num_chunks)
+    batch = replace(lay_out(rows, layout), num_chunks=num_chunks)
     return MicroBatch(batch, answers_EA, reference, **marks, num_tokens=num_tokens)

@@ -15,14 +15,15 @@ Layout = list[list[list[int]]]
 """[rank][micro-batch] -> positions in the global batch."""
 
 
-def pack(row_lengths: np.ndarray, num_ranks: int, tokens_per_microbatch: int) -> Layout:
+def pack(row_lengths: np.ndarray, num_ranks: int, tokens_per_microbatch: int, *, is_padded: bool = True) -> Layout:
     """Lay out a global batch.
 
-    row_lengths: [E, A] int64, prompt + answer tokens of every answer. An example longer than the budget gets a
-    micro-batch of its own.
+    row_lengths: [E, A] int64, prompt + answer tokens of every answer; not padded: [E, 1], tokens of the example in the
+    stream. An example longer than the budget gets a micro-batch of its own.
     """
     ranks = balance(row_lengths.sum(axis=1), num_ranks)
-    layout = [_fill(row_lengths, rank, tokens_per_microbatch) for rank in ranks]
+    fill = _fill if is_padded else _fill_stream
+    layout = [fill(row_lengths, rank, tokens_per_microbatch) for rank in ranks]
     most = max(len(rank) for rank in layout)
     return [rank + [[] for _ in range(most - len(rank))] for rank in layout]
 
@@ -50,4 +51,20 @@ def _fill(row_lengths: np.ndarray, positions: list[int], budget: int) -> list[li
         else:
             micro_batches.append([position])
             width = longest
+    return micro_batches
+
+
+def _fill_stream(row_lengths: np.ndarray, positions: list[int], budget: int) -> list[list[int]]:
+    # First fit, longest first: leaves little of the budget unused.
+    micro_batches: list[list[int]] = []
+    free: list[int] = []
+    for position in sorted(positions, key=lambda p: (-int(row_lengths[p].sum()), p)):
+        length = int(row_lengths[position].sum())
+        place = next((place for place, left in enumerate(free) if length <= left), None)
+        if place is None:
+            micro_batches.append([position])
+            free.append(budget - length)
+        else:
+            micro_batches[place].append(position)
+            free[place] -= length
     return micro_batches

@@ -42,8 +42,9 @@ class ModelSection(Section):
     """Branch, tag or commit of a hub id. Resolved to a commit, which is recorded."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype of policy and reference. auto: bfloat16 on a GPU, float32 on a CPU."""
-    attention: Literal["sdpa", "eager", "flash_attention_2"] = "sdpa"
-    """Attention backend of policy and reference."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """Attention of policy and reference. auto: answers share their prompt in one packed stream, where the model can; else
+    padded rows with sdpa. The others: padded rows with that backend."""
 
 
 class DataSection(Section):

@@ -23,8 +23,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def load_model(folder: Path, dtype: str, attention: str) -> Any:
     """Load the causal LM in `folder` on the CPU, in evaluation mode.
 
-    dtype: "float32" or "bfloat16"; attention: a transformers attention name. Raises ConfigError when the folder holds
-    no causal language model in safetensors.
+    dtype: "float32" or "bfloat16"; attention: a transformers attention name, or "auto" (sdpa until `choose_layout`).
+    Raises ConfigError when the folder holds no causal language model in safetensors.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -36,7 +36,11 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
         base = resolve_model("base of the adapter", json.loads(adapter.read_text())["base_model_name_or_path"]).folder
     try:
         model = AutoModelForCausalLM.from_pretrained(
-            str(base), dtype=DTYPES[dtype], attn_implementation=attention, use_safetensors=True, trust_remote_code=False
+            str(base),
+            dtype=DTYPES[dtype],
+            attn_implementation="sdpa" if attention == "auto" else attention,
+            use_safetensors=True,
+            trust_remote_code=False,
         )
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(

@@ -10,7 +10,7 @@ Shapes: S sequences, T tokens of the longest, N answer tokens in all, H hidden, 
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from typing import Any
 
 import torch
@@ -49,7 +49,8 @@ class SequenceBatch:
 
     def to(self, device: torch.device | str) -> SequenceBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
-        return replace(self, **{n: value.to(device) for n, value in values.items() if isinstance(value, Tensor)})
+        moved: dict[str, Any] = {n: v.to(device) if isinstance(v, Tensor) else v for n, v in values.items()}
+        return SequenceBatch(**moved)
 
 
 class AnswerLogProbs(nn.Module):

@@ -31,7 +31,7 @@ from raydpo.pipelines.plan import Checkpoint, Plan, plan_training, trajectory
 from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe, trainer_ranks
 from raydpo.pipelines.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
-from raydpo.schema.training import Evaluated, Finished, Probed, Skipped, Staged, Stepped, TrainEvent
+from raydpo.schema.training import Evaluated, Finished, Noted, Probed, Skipped, Staged, Stepped, TrainEvent
 from raydpo.train import TrainSpec
 from raydpo.train.loop import run as train_rank
 
@@ -178,6 +178,8 @@ class Driver:
                     self.observer(Note("warning", warning))
             case Evaluated(step, metrics):
                 self._evaluated(step, dict(metrics))
+            case Noted(text):
+                self.observer(Note("info", text))
             case Probed(rows, worst, allowed):
                 self.probe = {"rows": rows, "max_difference_nats": worst, "tolerance_nats": allowed}
                 text = f"{rows} cached rows agree with the policy before its first step: max {worst:.2g} nats apart"

@@ -1,7 +1,8 @@
 """Which rows have no reference log-probs yet, cut into shards. Runs on the driver, loads no model.
 
-Decision: missing rows are sorted by (length, key) and cut every `rows_per_shard` rows. Taking whole shards out of such a
-list leaves the other cuts where they were, so a run that goes on after a kill scores the same batches, bit for bit.
+Decision: missing rows are sorted by example, examples by their longest row, and cut every `rows_per_shard` rows: answers
+to one prompt stand together and can share it, rows of like length too. Taking whole shards out of such a list leaves
+the other cuts where they were, so a run that goes on after a kill scores the same batches, bit for bit.
 """
 
 from __future__ import annotations
@@ -60,7 +61,10 @@ def plan_shards(wanted: Wanted, cache: ReferenceCache, rows_per_shard: int) -> l
     """The work that is still to do. An empty list: every row is in the cache."""
     index = {key: i for i, key in enumerate(wanted.keys)}
     missing = [index[key] for key in cache.missing(list(wanted.keys))]
-    missing.sort(key=lambda i: (int(wanted.lengths[i]), wanted.keys[i]))
+    longest: dict[tuple[str, int], int] = {}
+    for (split, example, _), length in zip(wanted.places, wanted.lengths.tolist(), strict=True):
+        longest[split, example] = max(length, longest.get((split, example), 0))
+    missing.sort(key=lambda i: (longest[wanted.places[i][:2]], wanted.places[i]))
     return [_shard(wanted, missing[i : i + rows_per_shard]) for i in range(0, len(missing), rows_per_shard)]
 
 

@@ -15,8 +15,9 @@ import numpy as np
 import torch
 
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
-from raydpo.batches import collate_rows
+from raydpo.batches import lay_out
 from raydpo.errors import IntegrityError
+from raydpo.models.layout import choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.resolve import ResolvedModel
@@ -57,6 +58,7 @@ class Scorer:
         model = load_model(spec.model.here(), spec.dtype, spec.attention).to(self.device)
         self.scoring = AnswerLogProbs(model.requires_grad_(False))
         check_head(self.scoring)
+        self.layout, _ = choose_layout(model, spec.attention)
         self.cache = ReferenceCache(spec.cache_dir, spec.identity)
         self._tables: dict[str, ExampleTable] = {}
 
@@ -71,9 +73,10 @@ class Scorer:
         """Per-token log-probs of every row, float32 nats, and the number of forwards. Commits nothing."""
         values: list[np.ndarray] = []
         forwards = 0
-        for start, stop in cut_batches(work.lengths, self.spec.tokens_per_batch):
+        is_padded = self.layout == "padded"
+        for start, stop in cut_batches(work.lengths, self.spec.tokens_per_batch, is_padded=is_padded):
             rows = [self._row(place) for place in work.places[start:stop]]
-            nats = self.scoring(collate_rows(rows).to(self.device)).float().cpu().numpy()
+            nats = self.scoring(lay_out(rows, self.layout).to(self.device)).float().cpu().numpy()
             forwards += 1
             values += np.split(nats, np.cumsum([len(answer) for _, answer in rows])[:-1])
         for place, nats in zip(work.places, values, strict=True):
@@ -103,14 +106,17 @@ class Rescorer(Scorer):
         return self.score(work)[0]
 
 
-def cut_batches(lengths: tuple[int, ...], tokens_per_batch: int) -> Iterator[tuple[int, int]]:
-    """Cut rows, which come sorted by length, into [start, stop) batches of at most `tokens_per_batch` padded tokens.
+def cut_batches(
+    lengths: tuple[int, ...], tokens_per_batch: int, *, is_padded: bool = True
+) -> Iterator[tuple[int, int]]:
+    """Cut rows into [start, stop) batches of at most `tokens_per_batch` tokens, padded to the longest or one by one.
 
     A row longer than the budget gets a batch of its own.
     """
     start = 0
     for stop in range(1, len(lengths) + 1):
-        full = stop < len(lengths) and max(lengths[start : stop + 1]) * (stop + 1 - start) > tokens_per_batch
-        if stop == len(lengths) or full:
+        more = lengths[start : stop + 1]
+        is_full = (max(more) * len(more) if is_padded else sum(more)) > tokens_per_batch
+        if stop == len(lengths) or is_full:
             yield start, stop
             start = stop

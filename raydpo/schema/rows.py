@@ -34,7 +34,7 @@ LOGPROBS = pa.schema(
 )
 """Reference shards: one row a row key."""
 
-LOGPROB_VERSION = "answer-logprobs-1"
+LOGPROB_VERSION = "answer-logprobs-2"
 """Version of the log-prob algorithm: part of a cache's identity. Raise it when values may change."""
 
 KEY_LENGTH = 32

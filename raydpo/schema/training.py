@@ -18,6 +18,13 @@ class Alive:
 
 
 @dataclass(frozen=True)
+class Noted:
+    """One line for the person who watches."""
+
+    text: str
+
+
+@dataclass(frozen=True)
 class Probed:
     """Cached reference rows against the trainer's own at a fresh start: largest difference of an answer's sum."""
 
@@ -71,4 +78,4 @@ class Finished:
     reason: str
 
 
-TrainEvent = Alive | Probed | Stepped | Skipped | Evaluated | Staged | Finished
+TrainEvent = Alive | Noted | Probed | Stepped | Skipped | Evaluated | Staged | Finished

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from raydpo.metrics import Sums
+from raydpo.models.layout import choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.objectives.loss import Loss
@@ -38,9 +39,10 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[Share]:
     model = load_model(spec.model.here(), spec.dtype, spec.config.model.attention).to(device)
     scoring = AnswerLogProbs(model)
     check_head(scoring)
+    layout, _ = choose_layout(model, spec.config.model.attention)
     loss = Loss(spec.config.objective.terms)
     assert loss.needs_reference == (spec.reference is not None)
-    feed, sums, examples = make_feed(rank, spec, "eval", open_lookup(spec)), Sums(), 0
+    feed, sums, examples = make_feed(rank, spec, "eval", open_lookup(spec), layout), Sums(), 0
     seen, every = {}, replace(feed, rank=0, num_ranks=1)
     for kind in loss.batch_kinds:
         seen[kind] = loss.unseen(kind, len(feed.table), device)

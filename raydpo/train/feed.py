@@ -14,6 +14,7 @@ import numpy as np
 from raydpo.artifacts import ExampleTable
 from raydpo.batches import MicroBatch, collate, pack
 from raydpo.batches.collate import Lookup
+from raydpo.models.layout import Layout
 from raydpo.models.logprobs import CHUNK_TOKENS, count_chunks
 from raydpo.objectives.loss import Loss
 
@@ -33,6 +34,7 @@ class Feed:
     tokens_per_microbatch: int
     lookup: Lookup | None
     chunk_tokens: int = CHUNK_TOKENS
+    layout: Layout = "padded"
 
     @property
     def answers(self) -> range:
@@ -52,7 +54,10 @@ class Feed:
 
         Head calls are those of the rank with the most answer tokens in its micro-batch of the same place.
         """
-        layout = pack(self.row_lengths(examples, columns), self.num_ranks, self.tokens_per_microbatch)
+        rows = self.row_lengths(examples, columns)
+        if self.layout == "packed":  # an example is one sequence: its prompt once, then its answers
+            rows = (self.table.prompt_lengths[examples] + self._answer_lengths(examples, columns).sum(axis=1))[:, None]
+        layout = pack(rows, self.num_ranks, self.tokens_per_microbatch, is_padded=self.layout == "padded")
         tokens = self._answer_lengths(examples, columns).sum(axis=1)
         calls = [
             max(count_chunks(int(tokens[m].sum()), self.chunk_tokens) for m in ms) for ms in zip(*layout, strict=True)
@@ -64,7 +69,7 @@ class Feed:
         columns = self.answers if columns is None else columns
         for micro, num_chunks in self.micro_batches(examples, columns):
             chosen, positions = [int(examples[p]) for p in micro], [first + p for p in micro]
-            yield collate(self.table, chosen, columns, self.lookup, num_chunks, positions)
+            yield collate(self.table, chosen, columns, self.lookup, num_chunks, positions, self.layout)
 
     def _answer_lengths(self, examples: np.ndarray, columns: range | None) -> np.ndarray:
         return self.table.answer_lengths[examples][:, list(self.answers if columns is None else columns)]

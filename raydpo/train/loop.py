@@ -14,7 +14,7 @@ from collections.abc import Iterator
 
 from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
-from raydpo.schema.training import Alive, Evaluated, Finished, Skipped, Stepped, TrainEvent
+from raydpo.schema.training import Alive, Evaluated, Finished, Noted, Skipped, Stepped, TrainEvent
 from raydpo.train.probe import probe
 from raydpo.train.spec import TrainSpec
 from raydpo.train.trainer import Rank, Trainer, build_trainer
@@ -31,6 +31,8 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[TrainEvent]:
 def _train(trainer: Trainer) -> Iterator[TrainEvent]:
     spec, train, num_steps = trainer.spec, trainer.spec.config.train, trainer.order.num_steps
     patience = Patience(train.early_stopping_patience, list(spec.eval_history))
+    if trainer.note:
+        yield Noted(trainer.note)
     if spec.resume is not None:
         trainer.engine.load(spec.resume / "engine")
     else:

@@ -24,7 +24,7 @@ def probe(engine: Engine, feed: Feed, dtype: str) -> Probed:
     cached: list[np.ndarray] = []
     examples = probe_examples(feed.table.prompt_lengths + feed.table.answer_lengths.sum(axis=1))
     for example in examples:
-        batch = collate(feed.table, [example], feed.answers, feed.lookup)
+        batch = collate(feed.table, [example], feed.answers, feed.lookup, layout=feed.layout)
         assert batch.reference_nats is not None
         nats = engine.forward(batch.sequences.to(engine.device)).float().cpu().numpy()
         ends = np.cumsum([len(answer) for answer in feed.table.answer_ids(example)[: feed.num_answers]])[:-1]

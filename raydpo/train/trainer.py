@@ -17,6 +17,7 @@ from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.batches import Order
 from raydpo.batches.collate import Lookup
 from raydpo.metrics import METRICS, Sums, means
+from raydpo.models.layout import Layout, choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
@@ -45,7 +46,7 @@ class Rank(Protocol):
 
 @dataclass
 class Trainer:
-    """One rank's parts. `eval` is None when there are no held-out examples."""
+    """One rank's parts. `eval` is None when there are no held-out examples. note: what a person should know of them."""
 
     spec: TrainSpec
     rank: Rank
@@ -54,6 +55,7 @@ class Trainer:
     train: Feed
     eval: Feed | None
     order: Order
+    note: str = ""
 
     def update(self, step: int) -> tuple[bool, dict[str, float]]:
         """Optimizer step `step` (from 0): (applied, metrics of the global batch). Collective."""
@@ -134,6 +136,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     model = load_model(spec.model.here(), spec.dtype, config.model.attention)
     if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
         check_head(AnswerLogProbs(model))
+    layout, why = choose_layout(model, config.model.attention)
+    note = f"answers do not share their prompt, rows are padded: {why}" if why and layout == "padded" else ""
     if (lora := train.lora) is not None:
         targets = lora.target_modules
         model = add_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=targets, seed=config.run.seed)
@@ -143,10 +147,10 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     model.train()  # every dropout is 0; gradient checkpointing works in training mode only
     engine = Engine(AnswerLogProbs(model, spec.chunk_tokens), train, spec.dtype, rank.num_ranks, rank.use_gpu)
     lookup = open_lookup(spec)
-    training, held_out = (make_feed(rank, spec, split, lookup) for split in ("train", "eval"))
+    training, held_out = (make_feed(rank, spec, split, lookup, layout) for split in ("train", "eval"))
     order = Order(len(training.table), train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
     loss = Loss(config.objective.terms)
-    return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order)
+    return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order, note)
 
 
 def open_lookup(spec: TrainSpec) -> Lookup | None:
@@ -158,9 +162,9 @@ def open_lookup(spec: TrainSpec) -> Lookup | None:
     return cache.lookup
 
 
-def make_feed(rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None) -> Feed:
+def make_feed(rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None, layout: Layout) -> Feed:
     """One split of the run's token shards, seen from one rank."""
     table = ExampleTable.open(spec.data, split)
     num_answers = spec.config.objective.row.num_answers
     budget = spec.config.train.tokens_per_microbatch
-    return Feed(table, rank.rank, rank.num_ranks, num_answers, budget, lookup, spec.chunk_tokens)
+    return Feed(table, rank.rank, rank.num_ranks, num_answers, budget, lookup, spec.chunk_tokens, layout)

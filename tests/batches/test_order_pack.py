@@ -51,6 +51,25 @@ def test_pack_keeps_every_example_once_within_the_budget(lengths, num_ranks, bud
             assert padded <= budget or len(micro) == 1
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.lists(st.integers(2, 120), min_size=1, max_size=40), st.integers(1, 4), st.integers(1, 400))
+def test_streams_keep_every_example_once_within_the_budget(lengths, num_ranks, budget):
+    rows = np.array(lengths)[:, None]
+    layout = pack(rows, num_ranks, budget, is_padded=False)
+    assert sorted(p for rank in layout for micro in rank for p in micro) == list(range(len(rows)))
+    assert len({len(rank) for rank in layout}) == 1
+    for rank in layout:
+        sums = [sum(lengths[p] for p in micro) for micro in rank if micro]
+        assert all(total <= budget or len(micro) == 1 for total, micro in zip(sums, rank, strict=False))
+        assert all(a + b > budget for i, a in enumerate(sums) for b in sums[i + 1 :]), "two could have been one"
+
+
+def test_streams_fill_their_budget():
+    lengths = np.random.default_rng(0).lognormal(5, 0.6, size=(4096, 1)).astype(np.int64) + 2
+    (rank,) = pack(lengths, 1, 8192, is_padded=False)
+    assert lengths.sum() / (len(rank) * 8192) > 0.98
+
+
 def test_pack_balances_ranks():
     generator = np.random.default_rng(0)
     rows = generator.lognormal(5, 0.6, size=(256, 2)).astype(np.int64) + 2

@@ -57,7 +57,11 @@ def test_the_plan_does_not_depend_on_the_order_of_rows(lengths, rows_per_shard, 
     plans = [plan_shards(rows, Holding([]), rows_per_shard) for rows in (wanted, shuffled)]
     assert plans[0] == plans[1]
     assert len({shard.name for shard in plans[0]}) == len(plans[0])
-    assert all(list(shard.lengths) == sorted(shard.lengths) for shard in plans[0])
+    in_order = [place for shard in plans[0] for place in shard.places]
+    examples = [list(group) for _, group in itertools.groupby(in_order, key=lambda place: place[:2])]
+    assert len(examples) == len({place[:2] for place in in_order}), "the rows of an example stand together"
+    longest = [max(lengths[2 * example + answer] for _, example, answer in group) for group in examples]
+    assert longest == sorted(longest)
 
 
 @settings(max_examples=150, deadline=None)
@@ -71,6 +75,15 @@ def test_batches_cover_every_row_once_within_the_budget(lengths, budget):
     for (start, stop), (_, after) in itertools.pairwise(cuts):
         assert stop < after
         assert (stop + 1 - start) * lengths[stop] > budget  # one more row would not have fitted
+
+
+@settings(max_examples=80, deadline=None)
+@given(LENGTHS, st.integers(1, 300))
+def test_batches_of_a_stream_count_each_token_once(lengths, budget):
+    cuts = list(cut_batches(tuple(lengths), budget, is_padded=False))
+    assert [row for start, stop in cuts for row in range(start, stop)] == list(range(len(lengths)))
+    assert all(sum(lengths[start:stop]) <= budget or stop - start == 1 for start, stop in cuts)
+    assert all(sum(lengths[start : stop + 1]) > budget for (start, stop), _ in itertools.pairwise(cuts))
 
 
 def test_rows_that_stand_twice_are_wanted_once(tmp_path):

@@ -1,0 +1,78 @@
+"""Which way a model reads sequences: one packed stream with shared prompts, or padded rows. Decided once, by trying.
+
+Decision: a model is asked, not its class: two answers to one prompt are scored packed and by plain forwards, and once
+more with another first answer, which must not touch the second. Where that fails (convolutions, linear attention, state
+space layers, a model that drops the segments) rows are padded instead. The price is four forwards of eight tokens at
+every start.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+
+from raydpo.models.attention import register
+from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
+
+Layout = Literal["packed", "padded"]
+TOLERANCE_NATS = {torch.float64: 1e-6, torch.float32: 1e-3}
+"""Packed against plain forwards, by dtype; 0.1 for the others."""
+LEAK_NATS = {torch.float64: 1e-12, torch.float32: 2e-6}
+"""How much another first answer may move the second, by dtype; 1e-3 for the others. Most models: not at all."""
+PROMPT, ANSWERS, OTHER = [0, 1, 2], ([3, 4], [5, 6, 7]), [9, 8]
+
+
+def choose_layout(model: Any, attention: str) -> tuple[Layout, str]:
+    """("packed", "") with the model switched to shared prompts, or ("padded", why) with the model as it was.
+
+    attention: "auto" tries; any other name is the user's choice of padded rows with that attention.
+    """
+    if attention != "auto":
+        return "padded", f"model.attention is {attention}"
+    before = model.config._attn_implementation
+    plain = _plain(model)
+    try:
+        model.set_attn_implementation(register())
+        with torch.no_grad():
+            packed = _packed(model, ANSWERS[0])
+            leak = float((_packed(model, OTHER) - packed)[len(OTHER) :].abs().max())
+    except (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
+        model.set_attn_implementation(before)
+        return "padded", f"{type(model).__name__} does not take packed answers: {error}"
+    difference = float((packed - plain).abs().max())
+    if difference <= TOLERANCE_NATS.get(model.dtype, 0.1) and leak <= LEAK_NATS.get(model.dtype, 1e-3):
+        return "packed", ""
+    model.set_attn_implementation(before)
+    if leak > LEAK_NATS.get(model.dtype, 1e-3):
+        return "padded", f"in {type(model).__name__} an answer reaches the next one other than by attention"
+    return "padded", f"{type(model).__name__} gives packed answers other log-probs ({difference:.2g} nats apart)"
+
+
+@torch.no_grad()
+def _plain(model: Any) -> torch.Tensor:
+    device = next(model.parameters()).device
+    nats = []
+    for answer in ANSWERS:
+        ids = torch.tensor([PROMPT + answer], device=device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+        nats.append(logits.gather(1, ids[0, 1:, None]).squeeze(1)[len(PROMPT) - 1 :])
+    return torch.cat(nats)
+
+
+def _packed(model: Any, first: list[int]) -> torch.Tensor:
+    device = next(model.parameters()).device
+    return AnswerLogProbs(model)(_stream(first).to(device)).float()
+
+
+def _stream(first: list[int]) -> SequenceBatch:
+    return SequenceBatch(
+        input_ids=torch.tensor([[*PROMPT, *first, *ANSWERS[1]]]),
+        attention_mask=None,
+        position_ids=torch.tensor([[0, 1, 2, 3, 4, 3, 4, 5]]),
+        segments=((0, 5, 0, 0), (5, 8, 0, 3)),
+        predictors=torch.tensor([2, 3, 2, 5, 6]),
+        targets=torch.tensor([*first, *ANSWERS[1]]),
+        sequences=torch.tensor([0, 0, 1, 1, 1]),
+        num_sequences=2,
+    )

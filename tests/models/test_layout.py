@@ -1,0 +1,68 @@
+"""Whether a model takes packed answers is found out by trying, and the numbers are right either way; FLOPs are counted."""
+
+import numpy as np
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
+
+from raydpo.batches import collate_rows, lay_out
+from raydpo.models.layout import choose_layout
+from raydpo.models.logprobs import AnswerLogProbs
+from tests.models.test_attention import FAMILIES, ROWS, SMALL, plain_nats
+
+OTHERS = {
+    "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 61, "state_size": 4},
+    "lfm2": {**SMALL, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
+}
+
+
+def model_of(family, dtype=torch.float32):
+    torch.manual_seed(0)
+    shape = {**FAMILIES, **OTHERS}[family]
+    config = AutoConfig.for_model(family, **shape, pad_token_id=0, bos_token_id=1, eos_token_id=2)
+    attention = "eager" if family in ("gemma2", "mamba") else "sdpa"
+    return AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_models_of_these_families_share_prompts(family):
+    assert choose_layout(model_of(family), "auto") == ("packed", "")
+
+
+@pytest.mark.parametrize("family", OTHERS)
+def test_models_that_carry_a_state_along_are_padded_and_right(family):
+    """A state runs through the stream where an attention does not: answers would see each other."""
+    model = model_of(family)
+    layout, why = choose_layout(model, "auto")
+    assert layout == "padded"
+    assert type(model).__name__ in why
+    rows = ROWS["pairs"]
+    with torch.no_grad():
+        ours = AnswerLogProbs(model)(lay_out(rows, layout))
+        torch.testing.assert_close(ours, plain_nats(model, rows), atol=1e-4, rtol=1e-4)
+
+
+def test_a_named_attention_is_left_alone():
+    model = model_of("llama")
+    assert choose_layout(model, "sdpa") == ("padded", "model.attention is sdpa")
+    assert model.config._attn_implementation == "sdpa"
+
+
+def test_a_long_prompt_is_computed_once():
+    """8 pairs of 300 / 30 / 30: the stream has 0.545 of the tokens; padding alone would cost more on uneven lengths."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for _ in range(8):
+        prompt = draw.integers(3, 61, 300)
+        rows += [(prompt, draw.integers(3, 61, 30)) for _ in range(2)]
+    counted = {}
+    for layout in ("packed", "padded"):
+        model = model_of("llama")
+        assert choose_layout(model, "auto" if layout == "packed" else "sdpa")[0] == layout
+        with FlopCounterMode(display=False) as counter:
+            AnswerLogProbs(model)(lay_out(rows, layout)).sum().backward()
+        counted[layout] = counter.get_total_flops()
+    assert counted["packed"] / counted["padded"] < 0.60
+    assert lay_out(rows, "packed").input_ids.numel() == 8 * (300 + 60)
+    assert collate_rows(rows).input_ids.numel() == 16 * 330
