@@ -1,7 +1,8 @@
 """Token rows -> the tensors of one micro-batch.
 
-Decision: right padding and plain position ids, so that every architecture sees an ordinary batch; where answers start
-is an index, not a mask, so that only answer positions reach the head.
+Packed, all rows are one stream, and rows of one prompt that follow each other share their common beginning; padded,
+every architecture sees an ordinary batch, right-padded with plain position ids.
+Decision: where answers start is an index, not a mask, so that only answer positions reach the head.
 """
 
 from __future__ import annotations

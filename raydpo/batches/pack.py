@@ -1,4 +1,4 @@
-"""A global batch -> micro-batches for every rank, within a budget of padded tokens.
+"""A global batch -> micro-batches for every rank, within a budget of tokens.
 
 Decision: an example (all its answers) is never split, every rank gets the same number of micro-batches (empty ones
 fill up), and ranks are balanced by tokens, longest first. The update does not depend on any of it, because objectives

@@ -154,7 +154,7 @@ class ReferenceSection(Section):
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs reserved for one reference worker."""
     tokens_per_batch: int = Field(default=8192, ge=1)
-    """Padded tokens of one forward. A longer row gets a forward of its own."""
+    """Tokens of one forward, padding included. A longer row gets a forward of its own."""
     rows_per_shard: int = Field(default=512, ge=1)
     """Rows of one shard: what a killed run loses at most, per worker."""
     max_retries: int = Field(default=2, ge=0)
@@ -195,7 +195,7 @@ class TrainSection(Section):
     global_batch_pairs: int = Field(default=64, ge=1)
     """Examples of one optimizer step over all ranks. The last, partial batch is trained with its true count."""
     tokens_per_microbatch: int = Field(default=8192, ge=1)
-    """Padded tokens of one forward on one rank. Changes speed and memory, never the update."""
+    """Tokens of one forward on one rank, padding included. Changes speed and memory, never the update."""
     epochs: float = Field(default=1, gt=0)
     """Passes over the training examples."""
     max_steps: int | None = Field(default=None, ge=1)

@@ -58,7 +58,9 @@ def test_rows_tokens_and_forwards_are_counted(world, work, scored):
     assert [shard.name for shard in done] == [shard.name for shard in work]
     assert sum(shard.rows for shard in done) == 2 * (NUM_TRAIN + NUM_EVAL) == cache.table().num_rows
     assert sum(shard.tokens for shard in done) == sum(cache.table()["num_tokens"].to_pylist())
-    assert [shard.forwards for shard in done] == [len(list(cut_batches(shard.lengths, 1024))) for shard in work]
+    assert [shard.forwards for shard in done] == [
+        len(list(cut_batches(shard.lengths, 1024, is_padded=False))) for shard in work
+    ]
     scorer, calls = Scorer(world.scorer_spec(world.folder / "counted")), []
     scorer.scoring.model.register_forward_pre_hook(lambda *_: calls.append(1))
     scorer.scoring.model.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))

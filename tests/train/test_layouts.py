@@ -20,7 +20,7 @@ SECTIONS = [{"name": name} for name in OBJECTIVES] + [
     {"name": "dpo", "weight": 0.8, "plus": [{"name": "bco_pair", "weight": 0.2}, "sft", "nll", "aot_unpaired"]},
     {"name": "kto", "plus": [{"name": "bco", "weight": 0.5}]},
 ]
-WHOLE, SOME, SINGLE = 10**6, 800, 1
+WHOLE, SOME, SINGLE = 10**6, 500, 1
 """Tokens a micro-batch: for all examples, for some, for one."""
 
 

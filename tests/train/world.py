@@ -88,8 +88,8 @@ class World:
         self, cache_dir: Path, dtype: str = "float32", tokens_per_batch: int = 1024, data: Path | None = None
     ) -> ScorerSpec:
         reference = ResolvedModel("reference", None, self.reference)
-        identity = reference_identity(weights_digest(reference.folder), self.reference, dtype, "sdpa", use_gpu=False)
-        return ScorerSpec(reference, dtype, "sdpa", data or self.data, cache_dir, identity, tokens_per_batch)
+        identity = reference_identity(weights_digest(reference.folder), self.reference, dtype, "auto", use_gpu=False)
+        return ScorerSpec(reference, dtype, "auto", data or self.data, cache_dir, identity, tokens_per_batch)
 
     def cache(self, dtype: str = "float32", data: Path | None = None) -> tuple[Path, Any]:
         """Cache directory and identity, scored on first use."""
