@@ -15,6 +15,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from benchmarks import results
+from benchmarks.made import made_now
 from benchmarks.page import page
 from benchmarks.settings import compared, settings_of
 from raydpo import runtime
@@ -70,7 +71,7 @@ def _measure_one(start: Supervised, name: str, file: Path) -> Failure | None:
         end = align(start, {"name": name}, folder=folder, settings=settings_of(name), observer=_Screen(name))
     except RaydpoError as error:
         return name, str(error)
-    entry = results.make_entry(settings, start, end, results.made_now())
+    entry = results.make_entry(settings, start, end, made_now())
     results.write(file, results.replaced(results.read(file), entry))
     return None
 

@@ -7,12 +7,7 @@ What made it (date, commit, hardware) is beside the settings and not part of the
 
 from __future__ import annotations
 
-import datetime
 import json
-import os
-import platform
-import subprocess
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -91,32 +86,6 @@ def replaced(entries: list[Entry], new: Entry) -> list[Entry]:
         return same and old["settings"]["seed"] != new["settings"]["seed"]
 
     return [old for old in entries if stays(old)] + [new]
-
-
-def made_now() -> dict[str, str]:
-    """When, from which commit (empty outside a repository) and on what an entry is made."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return {
-        "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
-        "commit": _commit(),
-        "hardware": f"{cores} CPU cores ({platform.machine()}), torch {version('torch')}",
-    }
-
-
-def _commit() -> str:
-    """Short name of the commit; with + when the program differs from it."""
-    name = _git("rev-parse", "--short=10", "HEAD")
-    return name + ("+" if name and _git("status", "--porcelain", "--", "raydpo") else "")
-
-
-def _git(*words: str) -> str:
-    try:
-        done = subprocess.run(
-            ["git", *words], capture_output=True, text=True, cwd=Path(__file__).parent, check=True, timeout=60
-        )
-    except (OSError, subprocess.SubprocessError):
-        return ""
-    return done.stdout.strip()
 
 
 def _kept(metrics: dict[str, float]) -> dict[str, float]:

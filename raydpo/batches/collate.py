@@ -9,13 +9,12 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raydpo.artifacts import ExampleTable
 from raydpo.models.layout import Layout
 from raydpo.models.logprobs import SequenceBatch
 
@@ -23,6 +22,22 @@ Rows = Sequence[tuple[np.ndarray, np.ndarray]]
 """(prompt ids, answer ids) of each row."""
 Lookup = Callable[[list[str]], list[np.ndarray]]
 """Row keys -> reference log-probs of their answer tokens, float32 nats."""
+
+
+class Examples(Protocol):
+    """What batches read of a table of examples; `raydpo.artifacts.ExampleTable` says what each is."""
+
+    prompt_lengths: np.ndarray
+    answer_lengths: np.ndarray
+    labels: np.ndarray
+    weights: np.ndarray
+    is_weighted: bool
+
+    def __len__(self) -> int: ...
+    def prompt_ids(self, example: int) -> np.ndarray: ...
+    def answer_ids(self, example: int) -> list[np.ndarray]: ...
+    def row_keys(self, example: int) -> list[str]: ...
+    def source(self, example: int) -> str: ...
 
 
 @dataclass(frozen=True)
@@ -135,7 +150,7 @@ def _tensor(parts: Sequence[np.ndarray]) -> Tensor:
 
 
 def collate(
-    table: ExampleTable,
+    table: Examples,
     examples: Sequence[int],
     columns: Sequence[int],
     lookup: Lookup | None,

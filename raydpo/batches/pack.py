@@ -1,7 +1,7 @@
 """A global batch -> micro-batches for every rank, within a budget of tokens.
 
 Decision: an example (all its answers) is never split, every rank gets the same number of micro-batches (empty ones
-fill up), and ranks are balanced by tokens, longest first. The update does not depend on any of it, because objectives
+fill up), and ranks are balanced by estimated work, most first. The update does not depend on any of it, because objectives
 return sums.
 """
 
@@ -15,13 +15,21 @@ Layout = list[list[list[int]]]
 """[rank][micro-batch] -> positions in the global batch."""
 
 
-def pack(row_lengths: np.ndarray, num_ranks: int, tokens_per_microbatch: int, *, is_padded: bool = True) -> Layout:
+def pack(
+    row_lengths: np.ndarray,
+    num_ranks: int,
+    tokens_per_microbatch: int,
+    *,
+    is_padded: bool = True,
+    work: np.ndarray | None = None,
+) -> Layout:
     """Lay out a global batch.
 
     row_lengths: [E, A] int64, prompt + answer tokens of every answer; not padded: [E, 1], tokens of the example in the
-    stream. An example longer than the budget gets a micro-batch of its own.
+    stream. work: [E], what ranks are balanced by; tokens by default. An example longer than the budget gets a
+    micro-batch of its own.
     """
-    ranks = balance(row_lengths.sum(axis=1), num_ranks)
+    ranks = balance(row_lengths.sum(axis=1) if work is None else work, num_ranks)
     fill = _fill if is_padded else _fill_stream
     layout = [fill(row_lengths, rank, tokens_per_microbatch) for rank in ranks]
     most = max(len(rank) for rank in layout)
@@ -29,13 +37,13 @@ def pack(row_lengths: np.ndarray, num_ranks: int, tokens_per_microbatch: int, *,
 
 
 def balance(work: np.ndarray, num_ranks: int) -> list[list[int]]:
-    """Longest first, each to the rank with the least work so far. Ties go by position and rank: deterministic."""
-    heap = [(0, rank) for rank in range(num_ranks)]
+    """Most first, each to the rank with the least so far. Ties go by position and rank: deterministic."""
+    heap = [(0.0, rank) for rank in range(num_ranks)]
     ranks: list[list[int]] = [[] for _ in range(num_ranks)]
     for position in np.argsort(-work, kind="stable").tolist():
         total, rank = heapq.heappop(heap)
         ranks[rank].append(position)
-        heapq.heappush(heap, (total + int(work[position]), rank))
+        heapq.heappush(heap, (total + float(work[position]), rank))
     return ranks
 
 

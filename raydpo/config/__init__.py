@@ -1,7 +1,22 @@
-"""Configuration: pydantic sections, the table of objectives, and the loader (YAML, overrides, provenance)."""
+"""Configuration: pydantic sections, the table of objectives, and the loader (YAML, overrides, provenance).
+
+The table needs nothing but Python; `Config`, which needs pydantic, is looked up when it is first used.
+"""
+
+from typing import TYPE_CHECKING, Any
 
 from raydpo.config.objective_row import ObjectiveRow
 from raydpo.config.objectives import OBJECTIVES
-from raydpo.config.sections import Config
+
+if TYPE_CHECKING:
+    from raydpo.config.sections import Config
 
 __all__ = ["OBJECTIVES", "Config", "ObjectiveRow"]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "Config":
+        from raydpo.config.sections import Config
+
+        return Config
+    raise AttributeError(f"module 'raydpo.config' has no attribute {name!r}")

@@ -24,7 +24,11 @@ class Sums:
 
     def vector(self, names: Iterable[str]) -> list[float]:
         """[sum, count, sum, count, ...] in the order of `names`; 0, 0 for a name that was never added."""
-        return [x for n in names for x in (float(self._sums.get(n, 0.0)), float(self._counts.get(n, 0.0)))]
+        return [float(value) for value in self.scalars(names)]
+
+    def scalars(self, names: Iterable[str]) -> list[Any]:
+        """The same without waiting for a device: a number that is on one stays there."""
+        return [value for n in names for value in (self._sums.get(n, 0.0), self._counts.get(n, 0.0))]
 
 
 def means(names: Iterable[str], vector: Iterable[float], prefix: str = "") -> dict[str, float]:

@@ -7,7 +7,6 @@ on its shard alone and not on who scored it or what else was scored.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,12 +14,12 @@ import numpy as np
 import torch
 
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
-from raydpo.batches import lay_out
 from raydpo.errors import IntegrityError
 from raydpo.models.layout import choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.resolve import ResolvedModel
+from raydpo.reference.forward import score_rows
 from raydpo.reference.plan import ShardWork
 
 
@@ -68,17 +67,10 @@ class Scorer:
         self.cache.write_shard(work.name, list(work.keys), values)
         return ShardDone(work.name, len(values), sum(map(len, values)), forwards)
 
-    @torch.no_grad()
     def score(self, work: ShardWork) -> tuple[list[np.ndarray], int]:
         """Per-token log-probs of every row, float32 nats, and the number of forwards. Commits nothing."""
-        values: list[np.ndarray] = []
-        forwards = 0
-        is_padded = self.layout == "padded"
-        for start, stop in cut_batches(work.lengths, self.spec.tokens_per_batch, is_padded=is_padded):
-            rows = [self._row(place) for place in work.places[start:stop]]
-            nats = self.scoring(lay_out(rows, self.layout).to(self.device)).float().cpu().numpy()
-            forwards += 1
-            values += np.split(nats, np.cumsum([len(answer) for _, answer in rows])[:-1])
+        rows = [self._row(place) for place in work.places]
+        values, forwards = score_rows(self.scoring, rows, self.spec.tokens_per_batch, self.layout, self.device)
         for place, nats in zip(work.places, values, strict=True):
             if not (np.isfinite(nats).all() and (nats <= 0).all()):
                 raise IntegrityError(
@@ -104,19 +96,3 @@ class Rescorer(Scorer):
 
     def __call__(self, work: ShardWork) -> list[np.ndarray]:  # type: ignore[override]
         return self.score(work)[0]
-
-
-def cut_batches(
-    lengths: tuple[int, ...], tokens_per_batch: int, *, is_padded: bool = True
-) -> Iterator[tuple[int, int]]:
-    """Cut rows into [start, stop) batches of at most `tokens_per_batch` tokens, padded to the longest or one by one.
-
-    A row longer than the budget gets a batch of its own.
-    """
-    start = 0
-    for stop in range(1, len(lengths) + 1):
-        more = lengths[start : stop + 1]
-        is_full = (max(more) * len(more) if is_padded else sum(more)) > tokens_per_batch
-        if stop == len(lengths) or is_full:
-            yield start, stop
-            start = stop

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from raydpo.artifacts import ExampleTable
 from raydpo.batches import MicroBatch, collate, pack
-from raydpo.batches.collate import Lookup
+from raydpo.batches.collate import Examples, Lookup
 from raydpo.models.layout import Layout
 from raydpo.models.logprobs import CHUNK_TOKENS, count_chunks
+from raydpo.models.work import TOKENS, Work, row_counts, shared_prompt_counts
 from raydpo.objectives.loss import Loss
 
 EVAL_EXAMPLES = 1024
@@ -25,9 +25,9 @@ EVAL_EXAMPLES = 1024
 @dataclass(frozen=True)
 class Feed:
     """One split seen from one rank. num_answers: answers that the loss reads; a mismatched one stands after them. lookup:
-    row keys -> reference log-probs, None without a reference."""
+    row keys -> reference log-probs, None without a reference. work: what ranks are balanced by."""
 
-    table: ExampleTable
+    table: Examples
     rank: int
     num_ranks: int
     num_answers: int
@@ -35,6 +35,7 @@ class Feed:
     lookup: Lookup | None
     chunk_tokens: int = CHUNK_TOKENS
     layout: Layout = "padded"
+    work: Work = TOKENS
 
     @property
     def answers(self) -> range:
@@ -54,11 +55,12 @@ class Feed:
 
         Head calls are those of the rank with the most answer tokens in its micro-batch of the same place.
         """
-        rows = self.row_lengths(examples, columns)
-        if self.layout == "packed":  # an example is one sequence: its prompt once, then its answers
-            rows = (self.table.prompt_lengths[examples] + self._answer_lengths(examples, columns).sum(axis=1))[:, None]
-        layout = pack(rows, self.num_ranks, self.tokens_per_microbatch, is_padded=self.layout == "padded")
-        tokens = self._answer_lengths(examples, columns).sum(axis=1)
+        is_padded = self.layout == "padded"
+        prompts, answers = self.table.prompt_lengths[examples], self._answer_lengths(examples, columns)
+        lengths, tokens, attended = (row_counts if is_padded else shared_prompt_counts)(prompts, answers)
+        rows = prompts[:, None] + answers if is_padded else lengths[:, None]  # packed, an example is one sequence
+        work = self.work.step(lengths, tokens, attended)
+        layout = pack(rows, self.num_ranks, self.tokens_per_microbatch, is_padded=is_padded, work=work)
         calls = [
             max(count_chunks(int(tokens[m].sum()), self.chunk_tokens) for m in ms) for ms in zip(*layout, strict=True)
         ]

@@ -40,12 +40,13 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
     meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps, spec.skipped_steps, spec.skipped_in_a_row)
     stop, reason = min(spec.stop_step or num_steps, num_steps), ""
     for step in range(spec.resume_step + 1, stop + 1):
-        applied, metrics = trainer.update(step - 1)
+        is_logged = step % train.log_every == 0 or step == num_steps
+        applied, metrics = trainer.update(step - 1, is_logged)
         meter.add(trainer.num_tokens(step - 1))
         if skipped := guard.observe(trainer, step, applied, metrics):
             yield skipped
             guard.stop_if_too_many(step)
-        elif step % train.log_every == 0 or step == num_steps:
+        elif is_logged:
             yield Stepped(step, {**metrics, **meter.read(), "skipped_steps": float(guard.total)})
         else:
             yield Alive(step)

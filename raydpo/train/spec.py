@@ -7,11 +7,14 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from raydpo.artifacts import CacheIdentity
-from raydpo.config import Config
 from raydpo.models.logprobs import CHUNK_TOKENS
 from raydpo.models.resolve import ResolvedModel
+
+if TYPE_CHECKING:
+    from raydpo.artifacts import CacheIdentity
+    from raydpo.config import Config
 
 
 @dataclass(frozen=True)

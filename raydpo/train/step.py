@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,10 +19,18 @@ from raydpo.metrics import Sums
 from raydpo.models.logprobs import SequenceBatch
 from raydpo.objectives import ObjectiveInput
 from raydpo.objectives.loss import Loss, Observations
-from raydpo.train.engine import Engine
 
 Forward = Callable[[SequenceBatch, bool], Tensor]
 """`AnswerLogProbs`, or an engine around one: (sequences, with collisions) -> [N] or [2, N]."""
+
+
+class Accumulator(Protocol):
+    """What a step needs of an engine: a device, a forward, and a backward that adds to the gradient."""
+
+    @property
+    def device(self) -> torch.device: ...
+    def forward(self, batch: SequenceBatch, with_collisions: bool = False) -> Tensor: ...
+    def backward(self, loss: Tensor) -> None: ...
 
 
 @dataclass(frozen=True)
@@ -62,7 +71,7 @@ def observe(forward: Forward, loss: Loss, kind: str, micro_batches: Iterable[Mic
             seen[batch.positions] = loss.observe(kind, inputs).double()
 
 
-def accumulate(engine: Engine, batch_loss: BatchLoss, micro_batches: Iterable[MicroBatch]) -> Sums:
+def accumulate(engine: Accumulator, batch_loss: BatchLoss, micro_batches: Iterable[MicroBatch]) -> Sums:
     """Forward and backward of this rank's share of a global batch; the engine holds the gradient afterwards."""
     sums = Sums()
     for micro_batch in micro_batches:
@@ -94,6 +103,7 @@ def evaluate_share(
 
 def all_reduce(sums: Sums, names: list[str], device: torch.device | str) -> list[float]:
     """Add up `sums` over all ranks in one collective; [sum, count, ...] in the order of `names`."""
-    vector = torch.tensor(sums.vector(names), dtype=torch.float64, device=device)
+    values = [torch.as_tensor(value, dtype=torch.float64, device=device) for value in sums.scalars(names)]
+    vector = torch.stack(values)
     torch.distributed.all_reduce(vector)
     return vector.tolist()

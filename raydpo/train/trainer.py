@@ -21,8 +21,10 @@ from raydpo.models.layout import Layout, choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
+from raydpo.models.work import Work, work_of
 from raydpo.objectives.loss import Loss
 from raydpo.schema.training import Alive, Evaluated, Staged
+from raydpo.train.ahead import Ahead
 from raydpo.train.engine import Engine
 from raydpo.train.export import export_model
 from raydpo.train.feed import Feed
@@ -57,10 +59,16 @@ class Trainer:
     order: Order
     note: str = ""
 
-    def update(self, step: int) -> tuple[bool, dict[str, float]]:
-        """Optimizer step `step` (from 0): (applied, metrics of the global batch). Collective."""
+    def __post_init__(self) -> None:
+        self._batches = Ahead(lambda step: list(self.train.batches(self.order.examples(step))), self.order.num_steps)
+
+    def update(self, step: int, is_logged: bool = True) -> tuple[bool, dict[str, float]]:
+        """Optimizer step `step` (from 0): (applied, metrics of the global batch). Collective.
+
+        Not logged, the metrics stay where they are, unless the step was refused: then a person wants to see them.
+        """
         train, examples = self.spec.config.train, self.order.examples(step)
-        sums = accumulate(self.engine, self.batch_loss(examples), self.train.batches(examples))
+        sums = accumulate(self.engine, self.batch_loss(examples), self._batches.take(step))
         rate = learning_rate(
             step,
             self.order.num_steps,
@@ -69,7 +77,7 @@ class Trainer:
             schedule=train.schedule,
         )
         applied, grad_norm = self.engine.step(rate)
-        metrics = self._means(sums)
+        metrics = self._means(sums) if is_logged or not applied else {}
         return applied, {
             **metrics,
             "grad_norm": grad_norm,
@@ -137,6 +145,7 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
         check_head(AnswerLogProbs(model))
     layout, why = choose_layout(model, config.model.attention)
+    work = work_of(model)
     note = f"answers do not share their prompt, rows are padded: {why}" if why and layout == "padded" else ""
     if (lora := train.lora) is not None:
         targets = lora.target_modules
@@ -147,7 +156,7 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     model.train()  # every dropout is 0; gradient checkpointing works in training mode only
     engine = Engine(AnswerLogProbs(model, spec.chunk_tokens), train, spec.dtype, rank.num_ranks, rank.use_gpu)
     lookup = open_lookup(spec)
-    training, held_out = (make_feed(rank, spec, split, lookup, layout) for split in ("train", "eval"))
+    training, held_out = (make_feed(rank, spec, split, lookup, layout, work) for split in ("train", "eval"))
     order = Order(len(training.table), train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
     loss = Loss(config.objective.terms)
     return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order, note)
@@ -162,9 +171,9 @@ def open_lookup(spec: TrainSpec) -> Lookup | None:
     return cache.lookup
 
 
-def make_feed(rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None, layout: Layout) -> Feed:
+def make_feed(rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None, layout: Layout, work: Work) -> Feed:
     """One split of the run's token shards, seen from one rank."""
     table = ExampleTable.open(spec.data, split)
     num_answers = spec.config.objective.row.num_answers
     budget = spec.config.train.tokens_per_microbatch
-    return Feed(table, rank.rank, rank.num_ranks, num_answers, budget, lookup, spec.chunk_tokens, layout)
+    return Feed(table, rank.rank, rank.num_ranks, num_answers, budget, lookup, spec.chunk_tokens, layout, work)

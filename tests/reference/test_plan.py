@@ -8,9 +8,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydpo.artifacts import CacheIdentity, ExampleWriter, ReferenceCache
-from raydpo.reference import plan_shards, wanted_rows
-from raydpo.reference.plan import Wanted
-from raydpo.reference.score import cut_batches
+from raydpo.reference.forward import cut_batches
+from raydpo.reference.plan import Wanted, plan_shards, wanted_rows
 from raydpo.schema import row_key
 
 LENGTHS = st.lists(st.integers(2, 60), max_size=60)

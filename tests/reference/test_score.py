@@ -14,9 +14,10 @@ from raydpo.errors import ConfigError, IntegrityError
 from raydpo.models.create import create_model
 from raydpo.models.load import load_tokenizer
 from raydpo.models.resolve import ResolvedModel
-from raydpo.reference import plan_shards, wanted_rows
+from raydpo.reference.forward import cut_batches
 from raydpo.reference.identity import reference_identity
-from raydpo.reference.score import Rescorer, Scorer, cut_batches
+from raydpo.reference.plan import plan_shards, wanted_rows
+from raydpo.reference.score import Rescorer, Scorer
 from tests.train.world import NUM_EVAL, NUM_TRAIN, plain_nats
 
 ROWS_PER_SHARD = 32

@@ -57,9 +57,9 @@ def train_with_bad_gradient(place: Place, spec: TrainSpec, bad_step: int) -> lis
     seen = {"step": 0}
     honest = trainer.update
 
-    def update(step: int) -> Any:
+    def update(step: int, is_logged: bool = True) -> Any:
         seen["step"] = step + 1
-        return honest(step)
+        return honest(step, is_logged)
 
     def spoil(gradient: Tensor) -> Tensor:
         bad = seen["step"] == bad_step and place.rank == place.num_ranks - 1

@@ -18,8 +18,8 @@ from raydpo.models.bpe import train_bpe
 from raydpo.models.create import create_model
 from raydpo.models.load import load_model, load_tokenizer
 from raydpo.models.resolve import ResolvedModel
-from raydpo.reference import plan_shards, wanted_rows
 from raydpo.reference.identity import reference_identity
+from raydpo.reference.plan import plan_shards, wanted_rows
 from raydpo.reference.score import Scorer, ScorerSpec
 from raydpo.train import TrainSpec
 

@@ -1,0 +1,102 @@
+"""What is measured of one shape: equal losses, counted FLOPs, interleaved times, peak memory.
+
+Decision: FLOPs are counted on models of one and of two layers and continued linearly, which they are; so a batch whose
+activations this machine cannot hold can be counted too. Times are medians of repeats that take turns.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import statistics
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Any
+
+from benchmarks.step.flops import executed, for_layers, least_pass, least_step, useful_step
+from benchmarks.step.memory import peak_bytes
+from benchmarks.step.shapes import Pair, num_layers_of, pairs_of
+from benchmarks.step.side import Side, Spec, load_side, no_reference, prepare_torch, synchronize
+from raydpo.models.work import Work
+
+Found = dict[str, Any]
+
+
+def measure(sides: Sequence[str], spec: Spec, shape: str, asked: argparse.Namespace) -> Found:
+    """Everything of one shape, as plain values."""
+    prepare_torch(spec)
+    pairs = pairs_of(shape, asked.pairs)
+    counted = {side: _counts(side, spec, pairs, num_layers_of(asked.model)) for side in sides}
+    timed = _times(sides, spec, pairs, asked.repeats)
+    work = timed.pop("work")
+    found: Found = {
+        "shape": shape,
+        "pairs": len(pairs),
+        "tokens": {
+            "prompts": sum(len(p.prompt) for p in pairs),
+            "answers": sum(len(a) for p in pairs for a in p.answers),
+        },
+        "least_flops": {"step": least_step(pairs, work), "reference": least_pass(pairs, work)},
+        "useful_flops": useful_step(pairs, work),
+        "sides": {},
+    }
+    for side in sides:
+        peak = peak_bytes(side, _of(spec, "whole"), shape, asked.pairs)
+        found["sides"][side] = counted[side] | timed[side] | {"peak_bytes": peak}
+    return found
+
+
+def _of(spec: Spec, name: str) -> Spec:
+    return replace(spec, folder=f"{spec.folder}/{name}")
+
+
+def _counts(side: str, spec: Spec, pairs: list[Pair], num_layers: int) -> Found:
+    """FLOPs of a step and of a reference pass at 8 pairs a device batch, or however many there are."""
+    steps, passes = [], []
+    for layers in (1, 2):
+        one = load_side(side, replace(_of(spec, f"layers-{layers}"), device_pairs=len(pairs)))
+        prepared = one.prepare(pairs, no_reference(pairs))
+        passes.append(executed(lambda one=one: one.reference(pairs)))  # type: ignore[misc]
+        steps.append(executed(lambda one=one, prepared=prepared: one.step(prepared)))  # type: ignore[misc]
+    return {
+        "flops": {
+            "step": for_layers(steps[0], steps[1], num_layers),
+            "reference": for_layers(passes[0], passes[1], num_layers),
+        },
+        "flops_device_pairs": len(pairs),
+    }
+
+
+def _times(sides: Sequence[str], spec: Spec, pairs: list[Pair], repeats: int) -> Found:
+    """Seconds of steps and passes, the sides in turn; the loss of each side at each step."""
+    loaded: dict[str, Side] = {side: load_side(side, _of(spec, "whole")) for side in sides}
+    reference = loaded["raydpo"].reference(pairs)
+    prepared = {side: loaded[side].prepare(pairs, reference) for side in sides}
+    found: Found = {side: {"step_s": [], "reference_s": [], "loss": []} for side in sides}
+    for side in sides:  # warm up: allocator, kernels, the optimizer's state
+        one = loaded[side]
+        one.step(one.prepare(pairs[:1], reference[:2]))
+    for repeat in range(repeats):
+        for side in sides if repeat % 2 == 0 else reversed(sides):
+            found[side]["reference_s"].append(_seconds(spec, lambda side=side: loaded[side].reference(pairs))[0])  # type: ignore[misc]
+            seconds, loss = _seconds(spec, lambda side=side: loaded[side].step(prepared[side]))  # type: ignore[misc]
+            found[side]["step_s"].append(seconds)
+            found[side]["loss"].append(loss)
+    for side in sides:
+        of = found[side]
+        of["pairs_per_s"] = len(pairs) / statistics.median(of["step_s"])
+        of["reference_rows_per_s"] = 2 * len(pairs) / statistics.median(of["reference_s"])
+        of["device_pairs"] = spec.device_pairs if side == "TRL" else None
+    work: Work = getattr(loaded["raydpo"], "work")  # noqa: B009
+    loaded.clear()
+    gc.collect()
+    return found | {"work": work}
+
+
+def _seconds(spec: Spec, run: Callable[[], Any]) -> tuple[float, Any]:
+    synchronize(spec)
+    start = time.perf_counter()
+    value = run()
+    synchronize(spec)
+    return time.perf_counter() - start, value

@@ -1,0 +1,103 @@
+"""Results of a comparison as lines for the screen and as one JSON file.
+
+Decision: the file holds every repeat, what was counted and what it ran on; the ratios on the screen follow from it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import statistics
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from benchmarks.made import made_now
+
+PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
+"""Dense bfloat16 peak of a GPU, by a part of its name, for the MFU."""
+
+
+def heading(asked: argparse.Namespace) -> str:
+    return (
+        f"{asked.model} in {asked.dtype} on {_device(asked)}, {asked.pairs} pairs a step, "
+        f"micro-batches of {asked.tokens:,} tokens, {asked.repeats} interleaved repeats"
+    )
+
+
+def lines(found: dict[str, Any]) -> list[str]:
+    """One table of one shape, at most 100 columns."""
+    tokens, least = found["tokens"], found["least_flops"]
+    out = [
+        "",
+        f"{found['shape']}: {found['pairs']} pairs, {tokens['prompts']:,} prompt and {tokens['answers']:,} answer tokens",
+        f"{'':8}{'pairs/s':>9}{'tokens/s':>10}{'step s':>9}{'GFLOP/pair':>12}{'of least':>10}"
+        f"{'ref rows/s':>12}{'ref GFLOP':>11}{'peak GB':>9}",
+    ]
+    for name, side in found["sides"].items():
+        rate, flops = side["pairs_per_s"], side["flops"]
+        out.append(
+            f"{name:8}{rate:9.3f}{rate * _tokens_per_pair(found):10,.0f}{statistics.median(side['step_s']):9.2f}"
+            f"{flops['step'] / found['pairs'] / 1e9:12.1f}{flops['step'] / least['step']:10.2f}"
+            f"{side['reference_rows_per_s']:12.2f}{flops['reference'] / found['pairs'] / 1e9:11.1f}"
+            f"{side['peak_bytes'] / 1e9:9.2f}"
+        )
+    if "TRL" in found["sides"]:
+        out.append(ratios(found))
+    return out
+
+
+def ratios(found: dict[str, Any]) -> str:
+    """raydpo over TRL."""
+    ours, theirs = found["sides"]["raydpo"], found["sides"]["TRL"]
+    apart = max(abs(a - b) for a, b in zip(ours["loss"], theirs["loss"], strict=True))
+    return (
+        f"raydpo: {ours['pairs_per_s'] / theirs['pairs_per_s']:.2f} x pairs/s, "
+        f"{ours['flops']['step'] / theirs['flops']['step']:.3f} of the FLOPs, "
+        f"{ours['peak_bytes'] / theirs['peak_bytes']:.2f} of the memory, "
+        f"{ours['reference_rows_per_s'] / theirs['reference_rows_per_s']:.2f} x reference rows/s; "
+        f"losses within {apart:.1g}"
+    )
+
+
+def _tokens_per_pair(found: dict[str, Any]) -> float:
+    """Real tokens of a pair, its prompt counted once."""
+    return float((found["tokens"]["prompts"] + found["tokens"]["answers"]) / found["pairs"])
+
+
+def save(asked: argparse.Namespace, found: list[dict[str, Any]]) -> Path:
+    """Write the file; its name says model, hardware and date."""
+    made = made_now() | {"device": _device(asked), "versions": _versions()}
+    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items() if k != "out"}
+    hardware = re.sub(r"[^a-z0-9]+", "-", _device(asked).lower()).strip("-")
+    path: Path = asked.out / f"step_{asked.model}{'_lora' if asked.lora else ''}_{hardware}_{made['date']}.json"
+    for shape in found:
+        for side in shape["sides"].values():
+            side["mfu"] = _mfu(asked, shape, side)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"settings": settings, "made": made, "results": found}, indent=1) + "\n")
+    return path
+
+
+def _mfu(asked: argparse.Namespace, shape: dict[str, Any], side: dict[str, Any]) -> float | None:
+    """Useful FLOPs over time and the peak of the GPU; None where the peak is not known."""
+    peaks = [peak for name, peak in PEAK_TFLOPS.items() if asked.device == "cuda" and name in _device(asked)]
+    useful = shape["useful_flops"] / statistics.median(side["step_s"])
+    return useful / (peaks[0] * 1e12) if peaks and asked.dtype == "bfloat16" else None
+
+
+def _device(asked: argparse.Namespace) -> str:
+    return torch.cuda.get_device_name() if asked.device == "cuda" else f"{asked.threads} CPU cores"
+
+
+def _versions() -> dict[str, str]:
+    found = {}
+    for name in ("torch", "transformers", "peft", "trl"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
