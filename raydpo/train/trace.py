@@ -105,12 +105,13 @@ def _on_device(calls: list[_Call], device: list[Mapping[str, Any]]) -> list[Piec
         is_comm = is_collective(event["name"])
         works.append((Op(event["name"], (), launcher) if is_comm or launcher is None else launcher, interval, is_comm))
     times = _one_at_a_time(works, steps)
-    pieces = [Piece(op, time) for (op, *_), time in zip(works, times, strict=True) if time]
+    pieces = [Piece(op, time) for (op, *_), time in zip(works, times, strict=True)]
     busy = _merged(interval for _, interval, _ in works)
     idle = [gap for step in steps for gap in _without(step, busy)]
     waiting = _overlap(idle, _merged((call.start, call.end) for call in calls if call.op.name == WAITING))
     idle_us = sum(end - start for start, end in idle)
-    return [*pieces, Piece(Op(WAITING), waiting), Piece(Op(IDLE), idle_us - waiting)]
+    pieces += [Piece(Op(WAITING), waiting), Piece(Op(IDLE), idle_us - waiting)]
+    return [piece for piece in pieces if piece.self_us > 0]
 
 
 def _one_at_a_time(works: list[tuple[Op, Interval, bool]], steps: list[Interval]) -> list[float]:

@@ -41,6 +41,11 @@ def test_a_run_goes_on_with_a_profile_and_without(toy: Toy, finished: Finished, 
     assert (run / "profile/table.txt").read_text() == table
     assert train(plain)["train"]["steps"] == 4
 
+    train(config(toy, run, {"run.resume": "never", "train.max_steps": 1}))
+    (aside,) = run.glob("replaced-*")
+    assert (aside / "profile/table.txt").read_text() == table
+    assert not (run / "profile").exists()
+
 
 def test_no_profile_unless_asked_for(finished: Finished) -> None:
     assert not (finished.dir / "profile").exists()
