@@ -267,8 +267,11 @@ class _Check:
     def _cross_checks(self, values: dict[str, Any], broken: set[str]) -> None:
         """Problems between keys that pydantic did not look for, because another key of the section was wrong."""
         trimmed = {
-            section: {k: v for k, v in inner.items() if f"{section}.{k}" not in broken} if inner else inner
+            section: {k: v for k, v in inner.items() if f"{section}.{k}" not in broken}
+            if isinstance(inner, dict)
+            else inner
             for section, inner in values.items()
+            if section not in broken
         }
         try:
             Config.model_validate(trimmed)

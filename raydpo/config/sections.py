@@ -267,6 +267,9 @@ class Config(Section):
     reference: ReferenceSection = ReferenceSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
+    profile: bool = False
+    """Record three steps of rank 0 of `raydpo train` (after the first one, up to the next evaluation or checkpoint):
+    a trace for a viewer and a table of where the time went, in `profile/`. Changes no number."""
 
     @classmethod
     def load(cls, path: Any, overrides: Any = ()) -> Config:

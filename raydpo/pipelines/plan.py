@@ -44,6 +44,7 @@ FREE = {
     "train.max_nonfinite_steps",
     "evaluate.model",
     "evaluate.tie_tolerance_nats",
+    "profile",
 }
 
 
@@ -76,11 +77,9 @@ class Plan:
 
 def trajectory(config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
     """Everything that decides the numbers of a run, flat: config values and the digests of model and data."""
-    flat = {
-        f"{section}.{key}": value
-        for section, values in config.model_dump(mode="json").items()
-        for key, value in values.items()
-    }
+    flat: dict[str, Any] = {}
+    for section, values in config.model_dump(mode="json").items():
+        flat |= {f"{section}.{key}": value for key, value in values.items()} if section not in FREE else {}
     return {key: value for key, value in flat.items() if key not in FREE} | dict(digests)
 
 

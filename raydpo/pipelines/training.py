@@ -31,7 +31,7 @@ from raydpo.pipelines.plan import Checkpoint, Plan, plan_training, trajectory
 from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe, trainer_ranks
 from raydpo.pipelines.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
-from raydpo.schema.training import Evaluated, Finished, Noted, Probed, Skipped, Staged, Stepped, TrainEvent
+from raydpo.schema.training import Evaluated, Finished, Noted, Probed, Profiled, Skipped, Staged, Stepped, TrainEvent
 from raydpo.train import TrainSpec
 from raydpo.train.loop import run as train_rank
 
@@ -73,6 +73,8 @@ def training_stage(
             driver.move_reference()
             stop = references.stop_after(driver.step)
             _run_gang(driver, stop)
+    elif workspace.config.profile:
+        observer(Note("warning", "profile: training is over, so no step was left to record; set another run.dir"))
     references.retain()
     return driver.finish()
 
@@ -102,6 +104,7 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
             eval_history=tuple(driver.eval_history),
             skipped_steps=driver.skipped,
             skipped_in_a_row=driver.skipped_in_a_row,
+            profile=config.profile and driver.profiled is None,
             chat_template=Path(template).expanduser().read_text() if (template := config.data.chat_template) else None,
         )
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step))
@@ -128,6 +131,7 @@ class Driver:
         self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
         self.eval_last: dict[str, float] = dict(meta.get("eval_last", {}))
         self.eval_history: list[float] = list(meta.get("eval_history", []))
+        self.profiled: Path | None = None
         self.probe: dict[str, float] = dict(meta.get("probe", {}))
         self.skipped: int = int(meta.get("skipped_steps", 0))
         self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
@@ -180,6 +184,9 @@ class Driver:
                 self._evaluated(step, dict(metrics))
             case Noted(text):
                 self.observer(Note("info", text))
+            case Profiled(folder, text):
+                self.profiled = self.workspace.publish(Path(folder), "profile")
+                self.observer(Note("info", f"{text}; table.txt and the trace are in {self.profiled}"))
             case Probed(rows, worst, allowed):
                 self.probe = {"rows": rows, "max_difference_nats": worst, "tolerance_nats": allowed}
                 text = f"{rows} cached rows agree with the policy before its first step: max {worst:.2g} nats apart"

@@ -108,6 +108,7 @@ class Workspace:
             "tensorboard",
             "summary.json",
             "bad_batches.jsonl",
+            "profile",
         )
         present = [self.dir / name for name in names if (self.dir / name).exists()]
         if not present:

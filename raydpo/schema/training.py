@@ -34,6 +34,14 @@ class Probed:
 
 
 @dataclass(frozen=True)
+class Profiled:
+    """Rank 0 has put the profile of a few steps into `folder`; it is not published yet. text: its main shares."""
+
+    folder: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Stepped:
     """One optimizer step: step counts from 1; metrics name -> mean over the global batch."""
 
@@ -78,4 +86,4 @@ class Finished:
     reason: str
 
 
-TrainEvent = Alive | Noted | Probed | Stepped | Skipped | Evaluated | Staged | Finished
+TrainEvent = Alive | Noted | Probed | Profiled | Stepped | Skipped | Evaluated | Staged | Finished

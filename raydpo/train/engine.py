@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from raydpo.config.sections import TrainSection
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
+from raydpo.train.ranges import OPTIMIZER, named
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # no op is compiled: the optimizer is torch's
 
@@ -82,7 +83,8 @@ class Engine:
         """Update with the accumulated gradient. Returns (applied, gradient norm before clipping), equal on all ranks."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
-        self.engine.step()
+        with named(OPTIMIZER):
+            self.engine.step()
         if self._guarded:
             return self._optimizer.applied, self._optimizer.grad_norm
         applied = not bool(getattr(self.engine.optimizer, "overflow", False))

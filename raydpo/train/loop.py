@@ -16,6 +16,7 @@ from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
 from raydpo.schema.training import Alive, Evaluated, Finished, Noted, Skipped, Stepped, TrainEvent
 from raydpo.train.probe import probe
+from raydpo.train.profile import profiled
 from raydpo.train.spec import TrainSpec
 from raydpo.train.trainer import Rank, Trainer, build_trainer
 
@@ -24,7 +25,9 @@ MARGINS = "eval/rewards/margins"
 
 def run(rank: Rank, spec: TrainSpec) -> Iterator[TrainEvent]:
     """Train. Rank 0 yields what happens; the others yield `Alive` in its place."""
-    for event in _train(build_trainer(rank, spec)):
+    trainer = build_trainer(rank, spec)
+    events = _train(trainer)
+    for event in profiled(trainer, events) if spec.profile and rank.rank == 0 else events:
         yield event if rank.rank == 0 else Alive(getattr(event, "step", 0))
 
 

@@ -23,7 +23,8 @@ class TrainSpec:
     directory and identity, None without a reference. probe: compare cached rows with the trainer's own at a fresh start.
     staging: attempt-unique folder for checkpoints. resume: committed checkpoint to go on from. stop_step: stage a
     checkpoint after this step and end there, though training is not over. eval_history, skipped_steps, skipped_in_a_row:
-    of the run before `resume`. chat_template: Jinja text that the exported tokenizer gets."""
+    of the run before `resume`. chat_template: Jinja text that the exported tokenizer gets. profile: record a few steps of
+    rank 0."""
 
     config: Config
     model: ResolvedModel
@@ -40,6 +41,7 @@ class TrainSpec:
     skipped_in_a_row: int = 0
     chat_template: str | None = None
     chunk_tokens: int = CHUNK_TOKENS
+    profile: bool = False
 
     @property
     def tie_tolerance_nats(self) -> float:

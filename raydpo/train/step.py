@@ -19,6 +19,7 @@ from raydpo.metrics import Sums
 from raydpo.models.logprobs import SequenceBatch
 from raydpo.objectives import ObjectiveInput
 from raydpo.objectives.loss import Loss, Observations
+from raydpo.train.ranges import waited
 
 Forward = Callable[[SequenceBatch, bool], Tensor]
 """`AnswerLogProbs`, or an engine around one: (sequences, with collisions) -> [N] or [2, N]."""
@@ -64,7 +65,7 @@ def read(forward: Forward, batch: MicroBatch, loss: Loss, tie_tolerance_nats: fl
 @torch.no_grad()
 def observe(forward: Forward, loss: Loss, kind: str, micro_batches: Iterable[MicroBatch], seen: Tensor) -> None:
     """Put down what a pass of `kind` sees of this rank's share of a global batch. seen: [examples, k] float64, 0 before."""
-    for micro_batch in micro_batches:
+    for micro_batch in waited(micro_batches):
         batch = micro_batch.to(seen.device)
         inputs = read(forward, batch, loss, 0.0)  # also for an empty one: under ZeRO-3 forwards are collective
         if batch.num_examples:
@@ -74,7 +75,7 @@ def observe(forward: Forward, loss: Loss, kind: str, micro_batches: Iterable[Mic
 def accumulate(engine: Accumulator, batch_loss: BatchLoss, micro_batches: Iterable[MicroBatch]) -> Sums:
     """Forward and backward of this rank's share of a global batch; the engine holds the gradient afterwards."""
     sums = Sums()
-    for micro_batch in micro_batches:
+    for micro_batch in waited(micro_batches):
         batch = micro_batch.to(engine.device)
         inputs = read(engine.forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
         if batch.num_examples:

@@ -28,6 +28,7 @@ from raydpo.train.ahead import Ahead
 from raydpo.train.engine import Engine
 from raydpo.train.export import export_model
 from raydpo.train.feed import Feed
+from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
 from raydpo.train.spec import TrainSpec
 from raydpo.train.step import BatchLoss, accumulate, all_reduce, evaluate_share, observe
@@ -68,7 +69,9 @@ class Trainer:
         Not logged, the metrics stay where they are, unless the step was refused: then a person wants to see them.
         """
         train, examples = self.spec.config.train, self.order.examples(step)
-        sums = accumulate(self.engine, self.batch_loss(examples), self._batches.take(step))
+        with named(WAITING):
+            micro_batches = self._batches.take(step)
+        sums = accumulate(self.engine, self.batch_loss(examples), micro_batches)
         rate = learning_rate(
             step,
             self.order.num_steps,

@@ -74,14 +74,15 @@ def test_every_value_has_an_origin(tmp_path: Path) -> None:
         ("model.revision=12e10", "model.revision", "12e10"),
         ("model.revision=no", "model.revision", "no"),
         ("train.gradient_checkpointing=true", "train.gradient_checkpointing", True),
+        ("profile=true", "profile", True),
         ("objective=sft", "objective.name", "sft"),
         ("objective={name: dpo, beta: 3}", "objective.beta", 3.0),
     ],
 )
 def test_overrides(tmp_path: Path, word: str, key: str, value: object) -> None:
     loaded = load(write(tmp_path, MINIMAL), [word])
-    section, name = key.split(".")
-    assert getattr(getattr(loaded.config, section), name) == value
+    section, _, name = key.rpartition(".")
+    assert getattr(getattr(loaded.config, section) if section else loaded.config, name) == value
     assert loaded.origins[key] == "command line"
 
 
@@ -128,6 +129,9 @@ MISTAKES = {
     "objective.betta: 1": ["objective.betta", "Did you mean objective.beta?", "name, beta, label_smoothing"],
     "objective: dpoo": ["objective.name", "'dpoo' is not an objective", "did you mean dpo?"],
     "objective: 5": ["objective", "given 5"],
+    "profile: maybe": ["profile", 'given "maybe"', "true or false", "default, false"],
+    "profile: {dir: x}": ["profile", "given", "true or false"],
+    "train.profile: true": ["train.profile", "no such key", "Did you mean profile?"],
     "zebra: 1": ["zebra", "Allowed at the top: run, model"],
     "trian: {}": ["trian", "Did you mean train?"],
 }
@@ -192,6 +196,13 @@ def test_a_cross_check_on_a_broken_key_is_not_made_up(tmp_path: Path) -> None:
     found = problems(write(tmp_path, MINIMAL), "train.zero_stage=9", "train.offload_parameters=true")
     assert len(found) == 1
     assert "train.zero_stage" in found[0]
+
+
+def test_cross_checks_beside_a_value_at_the_top(tmp_path: Path) -> None:
+    found = problems(write(tmp_path, MINIMAL), "profile=true", "train.epochs=0", "train.offload_parameters=true")
+    assert [line.split(":")[1].strip() for line in found] == ["train.epochs", "train"]
+    found = problems(write(tmp_path, MINIMAL), "profile=5", "train.offload_parameters=true")
+    assert [line.split(":")[1].strip() for line in found] == ["train", "profile"]
 
 
 def test_missing_keys_are_named(tmp_path: Path) -> None:

@@ -14,7 +14,9 @@ from torch import Tensor
 from raydpo.config.sections import ObjectiveSection
 from raydpo.errors import RaydpoError
 from raydpo.objectives.loss import Loss
+from raydpo.schema.training import Stepped
 from raydpo.train import TrainSpec, loop
+from raydpo.train.profile import profiled
 from raydpo.train.step import accumulate
 from raydpo.train.trainer import Trainer, build_trainer
 from tests.train.gang import Place
@@ -68,6 +70,26 @@ def train_with_bad_gradient(place: Place, spec: TrainSpec, bad_step: int) -> lis
     trainer.update = update  # type: ignore[method-assign]
     next(p for p in trainer.engine.engine.module.parameters() if p.requires_grad).register_hook(spoil)
     return list(loop._train(trainer))
+
+
+def watch_profile(
+    place: Place, spec: TrainSpec, stop_after: int | None = None
+) -> tuple[list[tuple[bool, bool]], tuple[bool, bool]]:
+    """(a profiler is on, `update` is the trainer's own) when each step is told of; and at the end, which may be early."""
+    trainer = build_trainer(place, spec)
+    own = trainer.update
+
+    def state() -> tuple[bool, bool]:
+        return torch.autograd._profiler_enabled(), trainer.update == own
+
+    events, states = profiled(trainer, loop._train(trainer)), []
+    for event in events:
+        if isinstance(event, Stepped):
+            states.append(state())
+            if len(states) == stop_after:
+                break
+    events.close()
+    return states, state()
 
 
 def train_and_look(place: Place, spec: TrainSpec) -> tuple[list[Any], dict[str, np.ndarray], list[str]]:
