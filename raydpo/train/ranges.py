@@ -17,7 +17,7 @@ T = TypeVar("T")
 STEP = "raydpo::step"
 """One optimizer step, all of it."""
 WAITING = "raydpo::waiting"
-"""Until the next micro-batch is there."""
+"""Until the next micro-batches are there."""
 OPTIMIZER = "raydpo::optimizer"
 """What the engine does with the accumulated gradient."""
 

@@ -75,7 +75,7 @@ def observe(forward: Forward, loss: Loss, kind: str, micro_batches: Iterable[Mic
 def accumulate(engine: Accumulator, batch_loss: BatchLoss, micro_batches: Iterable[MicroBatch]) -> Sums:
     """Forward and backward of this rank's share of a global batch; the engine holds the gradient afterwards."""
     sums = Sums()
-    for micro_batch in waited(micro_batches):
+    for micro_batch in micro_batches:
         batch = micro_batch.to(engine.device)
         inputs = read(engine.forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
         if batch.num_examples:

@@ -208,7 +208,7 @@ def test_a_training_with_a_profile(runs, chunk_tokens):
     calls = micro_batches(spec, (2, 3, 4))
     assert (max(calls) > 1) is (chunk_tokens == 100)
     ranges = [piece.op.name for piece in pieces if piece.op.name.startswith("raydpo::")]
-    assert {name: ranges.count(name) for name in ranges} == {STEP: 3, OPTIMIZER: 3, WAITING: len(calls) + 3}
+    assert {name: ranges.count(name) for name in ranges} == {STEP: 3, OPTIMIZER: 3, WAITING: 3}
 
     vocabulary = json.loads((spec.model.folder / "config.json").read_text())["vocab_size"]
     products = [part(piece.op, vocabulary) for piece in pieces if piece.op.name in PRODUCTS]
@@ -224,7 +224,8 @@ def test_a_training_with_a_profile(runs, chunk_tokens):
     assert sum(percent.values()) == pytest.approx(100, abs=0.5)
     exact = {name: 100 * share for name, share in shares(pieces, vocabulary).items()}
     assert percent == pytest.approx(exact, abs=0.006)
-    assert all(percent[name] > 0 for name in ("attention", "linear layers", "head", "optimizer", "waiting"))
+    assert all(percent[name] > 0 for name in ("attention", "linear layers", "head", "optimizer"))
+    assert exact["waiting"] > 0  # for the batches that the other thread builds
     assert max(map(len, text.splitlines())) <= 100
     assert "steps 2 to 4" in text
     assert re.match(r"profile of steps 2 to 4: .*linear layers \d+%", made.text)
