@@ -49,14 +49,18 @@ class Feed:
         """Prompt + answer tokens of every row of `examples`: [E, A] int64."""
         return self._answer_lengths(examples, columns) + self.table.prompt_lengths[examples][:, None]
 
+    def sequence_lengths(self, examples: np.ndarray, columns: range | None = None) -> np.ndarray:
+        """Tokens of the sequences that a model reads: [E, A], or packed [E, 1], a prompt once and then its answers."""
+        if self.layout == "padded":
+            return self.row_lengths(examples, columns)
+        return (self.table.prompt_lengths[examples] + self._answer_lengths(examples, columns).sum(axis=1))[:, None]
+
     def micro_batches(self, examples: np.ndarray, columns: range | None = None) -> list[tuple[list[int], int]]:
         """This rank's micro-batches of a global batch: (positions in it, head calls). As many on every rank.
 
         Head calls are those of the rank with the most answer tokens in its micro-batch of the same place.
         """
-        rows = self.row_lengths(examples, columns)
-        if self.layout == "packed":  # an example is one sequence: its prompt once, then its answers
-            rows = (self.table.prompt_lengths[examples] + self._answer_lengths(examples, columns).sum(axis=1))[:, None]
+        rows = self.sequence_lengths(examples, columns)
         layout = pack(rows, self.num_ranks, self.tokens_per_microbatch, is_padded=self.layout == "padded")
         tokens = self._answer_lengths(examples, columns).sum(axis=1)
         calls = [
