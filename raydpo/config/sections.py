@@ -215,7 +215,12 @@ class TrainSection(Section):
     offload_parameters: bool = False
     """Keep the parameters in CPU memory between uses (ZeRO 3)."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, about a third more time."""
+    """Recompute the activations of every layer in the backward pass: less memory, about a third more time."""
+    activation_memory_gb: float | None = Field(default=None, gt=0)
+    """Memory for the activations of one rank, in 10^9 bytes. As few layers are recomputed as it takes for
+    `tokens_per_microbatch` tokens, and for the longest example, to fit; where all are not enough, micro-batches get fewer
+    tokens. Measured on a few tokens before the start. Weights, gradients and optimizer state are not in it. Changes speed
+    and memory, never the update."""
     lora: LoraSection | None = None
     """Train a LoRA adapter instead of all weights. The reference is then the model with the adapter off."""
     eval_every: int | None = Field(default=None, ge=1)
@@ -239,13 +244,17 @@ class TrainSection(Section):
     """Stop and name the ranks that reported nothing for this long."""
 
     @model_validator(mode="after")
-    def _one_device_a_rank_and_offload_needs_zero(self) -> Self:
+    def _keys_go_together(self) -> Self:
         if self.offload_parameters and self.zero_stage != 3:
             raise ValueError("offload_parameters needs zero_stage: 3")
         if self.gpus_per_worker not in (0, 1):
             raise ValueError("gpus_per_worker is 0 (train on the CPU) or 1 (a rank drives one GPU)")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage: 1, 2 or 3")
+        if self.gradient_checkpointing and self.activation_memory_gb is not None:
+            raise ValueError(
+                "gradient_checkpointing recomputes every layer, activation_memory_gb chooses how many: set one of the two"
+            )
         return self
 
 

@@ -67,25 +67,35 @@ class AnswerLogProbs(nn.Module):
         self._adjust = logits_adjustment(model.config)
 
     def forward(self, batch: SequenceBatch, with_collisions: bool = False) -> Tensor:
-        inner = self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
-        output = inner.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_layout(batch))
-        hidden_NH = output.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
+        hidden_NH = self.hidden(batch).flatten(0, 1).index_select(0, batch.predictors)
         num_chunks = max(batch.num_chunks, count_chunks(len(batch.targets), self.chunk_tokens))
-        score = _chunk_nats_and_collisions if with_collisions else _chunk_nats
-        return self._score(score, inner.get_output_embeddings(), hidden_NH, batch.targets, num_chunks)
+        return self.score(hidden_NH, batch.targets, num_chunks, with_collisions)
 
-    def _score(
-        self, score: ChunkScore, head: nn.Module, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int
-    ) -> Tensor:
+    def hidden(self, batch: SequenceBatch) -> Tensor:
+        """What the head reads, of every position: [1 or S, T, H]."""
+        return self._inner.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_layout(batch)).last_hidden_state
+
+    def score(self, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int = 1, with_collisions: bool = False) -> Tensor:
+        """Log-probs of `targets_N` from hidden states, in `num_chunks` calls of the head; as `forward` returns them."""
         chunks = zip(hidden_NH.tensor_split(num_chunks), targets_N.tensor_split(num_chunks), strict=True)
         recompute = num_chunks > 1 and torch.is_grad_enabled()
+        score = _chunk_nats_and_collisions if with_collisions else _chunk_nats
         nats = [
-            checkpoint(score, head, self._adjust, h, t, use_reentrant=False)
+            checkpoint(score, self.head, self._adjust, h, t, use_reentrant=False)
             if recompute
-            else score(head, self._adjust, h, t)
+            else score(self.head, self._adjust, h, t)
             for h, t in chunks
         ]
         return torch.cat(nats, dim=-1)
+
+    @property
+    def head(self) -> Any:
+        """The linear layer from hidden states to logits."""
+        return self._inner.get_output_embeddings()
+
+    @property
+    def _inner(self) -> Any:
+        return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
 
 def _layout(batch: SequenceBatch) -> dict[str, Any]:

@@ -34,6 +34,7 @@ FREE = {
     "reference.max_retries",
     "train.cpus_per_worker",
     "train.tokens_per_microbatch",
+    "train.activation_memory_gb",
     "train.eval_every",
     "train.save_every",
     "train.keep_checkpoints",

@@ -50,16 +50,22 @@ class Feed:
         """Prompt + answer tokens of every row of `examples`: [E, A] int64."""
         return self._answer_lengths(examples, columns) + self.table.prompt_lengths[examples][:, None]
 
+    def sequence_lengths(self, examples: np.ndarray, columns: range | None = None) -> np.ndarray:
+        """Tokens of the sequences that a model reads: [E, A], or packed [E, 1], a prompt once and then its answers."""
+        if self.layout == "padded":
+            return self.row_lengths(examples, columns)
+        return (self.table.prompt_lengths[examples] + self._answer_lengths(examples, columns).sum(axis=1))[:, None]
+
     def micro_batches(self, examples: np.ndarray, columns: range | None = None) -> list[tuple[list[int], int]]:
         """This rank's micro-batches of a global batch: (positions in it, head calls). As many on every rank.
 
         Head calls are those of the rank with the most answer tokens in its micro-batch of the same place.
         """
+        answers = self._answer_lengths(examples, columns)
+        count = row_counts if self.layout == "padded" else shared_prompt_counts
+        lengths, tokens, attended = count(self.table.prompt_lengths[examples], answers)
+        rows, work = self.sequence_lengths(examples, columns), self.work.step(lengths, tokens, attended)
         is_padded = self.layout == "padded"
-        prompts, answers = self.table.prompt_lengths[examples], self._answer_lengths(examples, columns)
-        lengths, tokens, attended = (row_counts if is_padded else shared_prompt_counts)(prompts, answers)
-        rows = prompts[:, None] + answers if is_padded else lengths[:, None]  # packed, an example is one sequence
-        work = self.work.step(lengths, tokens, attended)
         layout = pack(rows, self.num_ranks, self.tokens_per_microbatch, is_padded=is_padded, work=work)
         calls = [
             max(count_chunks(int(tokens[m].sum()), self.chunk_tokens) for m in ms) for ms in zip(*layout, strict=True)

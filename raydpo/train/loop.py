@@ -34,8 +34,7 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[TrainEvent]:
 def _train(trainer: Trainer) -> Iterator[TrainEvent]:
     spec, train, num_steps = trainer.spec, trainer.spec.config.train, trainer.order.num_steps
     patience = Patience(train.early_stopping_patience, list(spec.eval_history))
-    if trainer.note:
-        yield Noted(trainer.note)
+    yield from map(Noted, trainer.notes)
     if spec.resume is not None:
         trainer.engine.load(spec.resume / "engine")
     else:

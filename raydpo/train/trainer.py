@@ -24,6 +24,7 @@ from raydpo.models.lora import add_lora
 from raydpo.models.work import Work, work_of
 from raydpo.objectives.loss import Loss
 from raydpo.schema.training import Alive, Evaluated, Staged
+from raydpo.train.activations import fit_activations
 from raydpo.train.ahead import Ahead
 from raydpo.train.engine import Engine
 from raydpo.train.export import export_model
@@ -49,7 +50,8 @@ class Rank(Protocol):
 
 @dataclass
 class Trainer:
-    """One rank's parts. `eval` is None when there are no held-out examples. note: what a person should know of them."""
+    """One rank's parts. `eval` is None when there are no held-out examples. notes: what a person should know of
+    them."""
 
     spec: TrainSpec
     rank: Rank
@@ -58,7 +60,7 @@ class Trainer:
     train: Feed
     eval: Feed | None
     order: Order
-    note: str = ""
+    notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         self._batches = Ahead(lambda step: list(self.train.batches(self.order.examples(step))), self.order.num_steps)
@@ -149,20 +151,20 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
         check_head(AnswerLogProbs(model))
     layout, why = choose_layout(model, config.model.attention)
     work = work_of(model)
-    note = f"answers do not share their prompt, rows are padded: {why}" if why and layout == "padded" else ""
+    notes = [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
     if (lora := train.lora) is not None:
         targets = lora.target_modules
         model = add_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=targets, seed=config.run.seed)
-    if train.gradient_checkpointing:
-        model.gradient_checkpointing_enable({"use_reentrant": False})
-        model.enable_input_require_grads()
     model.train()  # every dropout is 0; gradient checkpointing works in training mode only
-    engine = Engine(AnswerLogProbs(model, spec.chunk_tokens), train, spec.dtype, rank.num_ranks, rank.use_gpu)
     lookup = open_lookup(spec)
     training, held_out = (make_feed(rank, spec, split, lookup, layout, work) for split in ("train", "eval"))
+    scoring = AnswerLogProbs(model, spec.chunk_tokens)
+    training, activations = fit_activations(scoring, training, train)
+    engine = Engine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
     order = Order(len(training.table), train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
     loss = Loss(config.objective.terms)
-    return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order, note)
+    notes.append(activations)
+    return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order, tuple(notes))
 
 
 def open_lookup(spec: TrainSpec) -> Lookup | None:

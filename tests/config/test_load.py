@@ -117,6 +117,7 @@ MISTAKES = {
     "train.learning_rate: nan": ["train.learning_rate", "a number > 0"],
     "train.zero_stage: 4": ["train.zero_stage", "0, 1, 2 or 3"],
     "train.offload_optimizer: maybe": ["train.offload_optimizer", "true or false", "default, false"],
+    "train.activation_memory_gb: 0": ["train.activation_memory_gb", "given 0", "a number > 0"],
     "train.max_steps: [1]": ["train.max_steps", "given [1]", "or null"],
     "train.lora: 8": ["train.lora", "given 8", "a section with the keys rank, alpha"],
     "train: 8": ["train", "given 8", "a section with the keys"],
@@ -203,6 +204,14 @@ def test_cross_checks_beside_a_value_at_the_top(tmp_path: Path) -> None:
     assert [line.split(":")[1].strip() for line in found] == ["train.epochs", "train"]
     found = problems(write(tmp_path, MINIMAL), "profile=5", "train.offload_parameters=true")
     assert [line.split(":")[1].strip() for line in found] == ["train", "profile"]
+
+
+def test_all_layers_or_a_budget_but_not_both(tmp_path: Path) -> None:
+    path = write(tmp_path, MINIMAL)
+    assert load(path, ["train.activation_memory_gb=1.5"]).config.train.activation_memory_gb == 1.5
+    found = problems(path, "train.activation_memory_gb=1.5", "train.gradient_checkpointing=true")
+    assert len(found) == 1
+    assert "activation_memory_gb chooses how many: set one of the two" in found[0]
 
 
 def test_missing_keys_are_named(tmp_path: Path) -> None:

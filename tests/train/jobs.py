@@ -140,12 +140,15 @@ def _gradient(trainer: Trainer, step: int) -> Batch:
     return Batch(trainer._means(sums), {name: share.numpy().copy() for name, share in shares.items()}, sizes)
 
 
-def count_layer_calls(place: Place, spec: TrainSpec) -> tuple[int, int]:
-    """(micro-batches, forwards of the first decoder layer) of one optimizer step."""
+def count_layer_calls(place: Place, spec: TrainSpec) -> tuple[int, list[int]]:
+    """(micro-batches, forwards of each decoder layer) of one optimizer step."""
     trainer = build_trainer(place, spec)
-    calls: list[int] = []
     model = trainer.engine.engine.module.model
     model = model.get_base_model() if hasattr(model, "get_base_model") else model
-    model.get_decoder().layers[0].input_layernorm.register_forward_pre_hook(lambda *_: calls.append(1))
+    layers = model.get_decoder().layers
+    calls: list[int] = []
+    for number, layer in enumerate(layers):
+        layer.input_layernorm.register_forward_pre_hook(lambda *_, number=number: calls.append(number))
     trainer.update(0)
-    return len(trainer.train.micro_batches(trainer.order.examples(0))), len(calls)
+    micro_batches = len(trainer.train.micro_batches(trainer.order.examples(0)))
+    return micro_batches, [calls.count(number) for number in range(len(layers))]

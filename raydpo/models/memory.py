@@ -1,0 +1,239 @@
+"""What activations cost: measured on a few tokens before the start, and the layers to compute again for a budget.
+
+Comes in: an `AnswerLogProbs` on the CPU. Goes out: an `ActivationCost`, pure arithmetic over tokens and layers.
+Decision: bytes are measured, not derived from an architecture: every storage that appears in a small forward and
+backward of the real model is counted while it lives, at three shapes, from which the cost of any number of tokens follows
+(attention that keeps its scores grows with the length of a sequence, too). The price is six passes over a few dozen
+tokens at every start. Weights, their gradients and the optimizer are not activations and are not in it.
+"""
+
+from __future__ import annotations
+
+import math
+import weakref
+from bisect import bisect_right
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_iter
+
+from raydpo.models.layout import Layout
+from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
+
+PART_TOKENS = 4
+"""Tokens of the prompt and of each answer in the smallest probe."""
+
+
+@dataclass(frozen=True)
+class ActivationCost:
+    """Bytes of activations of one micro-batch on one rank.
+
+    kept, kept_again: bytes a token that live from forward to backward with no layer and with all `num_layers` computed
+    again. passing, passing_again: what a token costs besides, at most, while the backward pass is in a layer: gradients,
+    and the activations of a layer that is computed again. head: bytes an answer token of a call of the head.
+    """
+
+    num_layers: int
+    kept: float
+    kept_again: float
+    passing: float
+    passing_again: float
+    head: float
+    chunk_tokens: int
+
+    def bytes(self, tokens: int, layers: int) -> int:
+        """The most that lives at one time, when the first `layers` layers are computed again.
+
+        It is either at the head or in a layer that was kept, with everything of the forward pass still there; or in one
+        that is computed again, when the layers behind it are gone, for the backward pass comes to the first ones last.
+        """
+        share = layers / self.num_layers if layers else 0.0
+        kept = tokens * (self.kept + share * (self.kept_again - self.kept))
+        head = min(tokens, self.chunk_tokens) * self.head
+        passing = tokens * self.passing if layers < self.num_layers or not layers else 0.0
+        again = tokens * (self.kept_again + self.passing_again) if layers else 0.0
+        return math.ceil(max(kept + head, kept + passing, again))
+
+    def choose(self, budget: float, tokens: int) -> tuple[int, int]:
+        """(layers, tokens): as few layers as it takes for `tokens` to stay within `budget` bytes; where no number of
+        layers is enough, the most tokens for which one is, and at least one token."""
+        fitting = bisect_right(range(1, tokens + 1), budget, key=lambda t: self.bytes(t, self._best(t)))
+        if fitting == tokens:
+            return next(k for k in range(self.num_layers + 1) if self.bytes(tokens, k) <= budget), tokens
+        tokens = max(1, fitting)
+        return self._best(tokens), tokens
+
+    def _best(self, tokens: int) -> int:
+        return min(range(self.num_layers + 1), key=lambda layers: self.bytes(tokens, layers))
+
+
+def decoder_layers(model: Any) -> list[nn.Module]:
+    """The layers that transformers can compute again one by one, in order; none for a model that it cannot."""
+    from transformers.modeling_layers import GradientCheckpointingLayer
+
+    found: list[nn.Module] = []
+    inside: set[nn.Module] = set()
+    for module in model.modules():
+        if isinstance(module, GradientCheckpointingLayer) and module not in inside:
+            found.append(module)
+            inside.update(module.modules())
+    return found
+
+
+def compute_again(model: Any, layers: int) -> None:
+    """Have the backward pass compute the first `layers` decoder layers again. It works in training mode only."""
+    model.disable_input_require_grads()  # each call adds a hook, and forgets the one before
+    _switch(model, "enable")({"use_reentrant": False})
+    model.disable_input_require_grads()  # which some versions have enabled by now
+    model.enable_input_require_grads()
+    for layer in decoder_layers(model)[layers:]:
+        layer.gradient_checkpointing = False  # type: ignore[assignment]
+
+
+def _switch(model: Any, what: str) -> Callable[..., None]:
+    # Newer versions of transformers have another name for it and warn of the old one.
+    named = getattr(model, f"activation_checkpointing_{what}", None)
+    switch: Callable[..., None] = named or getattr(model, f"gradient_checkpointing_{what}")
+    return switch
+
+
+@contextmanager
+def _all_again(model: Any) -> Iterator[None]:
+    layers = decoder_layers(model)
+    compute_again(model, len(layers))
+    try:
+        yield
+    finally:
+        _switch(model, "disable")()
+        model.disable_input_require_grads()
+
+
+def measure(
+    scoring: AnswerLogProbs, layout: Layout, *, num_answers: int, length: int, is_padded: bool = True
+) -> ActivationCost:
+    """Probe a model in training mode. No gradient of a weight is computed and nothing is left behind.
+
+    num_answers: to one prompt. length: tokens of the longest sequence, an example of a stream or a padded row; the
+    estimate is for sequences of this length, and for models whose cost of a token grows with it, an upper bound.
+    is_padded: whether padded rows really hold padding, which makes the attention keep a mask.
+    """
+    model = scoring.model
+    num_layers = len(decoder_layers(model))
+    parts = num_answers + 1
+
+    def probe(part: int) -> SequenceBatch:
+        return _stream(part, num_answers) if layout == "packed" else _row(part * parts, is_padded)
+
+    kept, passing = _per_token(scoring, probe, parts * PART_TOKENS, length)
+    kept_again, passing_again = kept, passing
+    if num_layers:
+        with _all_again(model):
+            kept_again, passing_again = _per_token(scoring, probe, parts * PART_TOKENS, length)
+    head = _head_bytes(scoring)
+    return ActivationCost(num_layers, kept, min(kept, kept_again), passing, passing_again, head, scoring.chunk_tokens)
+
+
+def _per_token(
+    scoring: AnswerLogProbs, probe: Callable[[int], SequenceBatch], short: int, length: int
+) -> tuple[float, float]:
+    """(bytes a token after the forward, the most besides until the end of the backward) in sequences of `length`."""
+    probes = [_trace(scoring, probe(times * PART_TOKENS)) for times in (1, 2, 3)]
+    if len({len(trace) for trace, _ in probes}) > 1:  # as many operations as tokens, or as experts that were asked
+        probes = [([trace[kept], max(trace)], 0) for trace, kept in probes]
+    # After each operation, bytes are c + b * tokens + q * tokens^2; the largest is not the same at every length.
+    once, twice, thrice = (np.array(trace, dtype=np.float64) for trace, _ in probes)
+    q = np.maximum(thrice - 2 * twice + once, 0) / (2 * short**2)
+    b = (thrice - once) / (2 * short) - 4 * q * short
+    trace = b + q * length
+    kept = float(trace[probes[0][1]])
+    return kept, float(trace.max()) - kept
+
+
+def _trace(scoring: AnswerLogProbs, batch: SequenceBatch) -> tuple[list[int], int]:
+    """(bytes that live after each operation below the head, the place of what the forward leaves behind)."""
+    embedded: list[Tensor] = []
+
+    def remember(module: nn.Module, args: Any, output: Tensor) -> None:
+        embedded.append(output.requires_grad_(True))
+
+    hook = scoring.model.get_input_embeddings().register_forward_hook(remember)
+    try:
+        with _Living() as living:
+            hidden = scoring.hidden(batch)
+            living.trace.append(living.bytes)  # what the forward leaves behind
+            kept = len(living.trace) - 1
+            torch.autograd.grad(hidden, embedded[0], torch.ones_like(hidden))
+        return living.trace, kept
+    finally:
+        hook.remove()
+
+
+def _head_bytes(scoring: AnswerLogProbs) -> float:
+    # Operation by operation, so that what does not depend on the tokens (a gradient of the head's weights) is not in it.
+    weight = scoring.head.weight
+    traces = []
+    for tokens in (2, 4):
+        hidden_NH = torch.zeros(tokens, weight.shape[1], dtype=weight.dtype, requires_grad=True)
+        with _Living() as living:
+            nats = scoring.score(hidden_NH, torch.zeros(tokens, dtype=torch.int64))
+            torch.autograd.grad(nats.sum(), hidden_NH)
+        traces.append(np.array(living.trace, dtype=np.float64))
+    return float((traces[1] - traces[0]).max()) / 2
+
+
+class _Living(TorchDispatchMode):
+    """Counts the storages that operations make, while they live. bytes: now; trace: after each operation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trace: list[int] = []
+        self.bytes = 0
+        self._known: set[int] = set()
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        for tensor in _tensors((args, kwargs)):
+            self._see(tensor, is_new=False)  # weights, and whatever else was there before
+        output = func(*args, **(kwargs or {}))
+        for tensor in _tensors(output):
+            self._see(tensor, is_new=True)
+        self.trace.append(self.bytes)
+        return output
+
+    def _see(self, tensor: Tensor, is_new: bool) -> None:
+        storage = tensor.untyped_storage()
+        key, size = storage._cdata, storage.nbytes() if is_new else 0
+        if key not in self._known:
+            self._known.add(key)
+            self.bytes += size
+            weakref.finalize(storage, self._forget, key, size)
+
+    def _forget(self, key: int, size: int) -> None:
+        self._known.discard(key)
+        self.bytes -= size
+
+
+def _tensors(values: Any) -> Iterator[Tensor]:
+    return (value for value in tree_iter(values) if isinstance(value, Tensor))
+
+
+def _stream(part: int, num_answers: int) -> SequenceBatch:
+    """A prompt of `part` tokens with `num_answers` answers of as many."""
+    positions = [*range(2 * part), *list(range(part, 2 * part)) * (num_answers - 1)]
+    segments = [(0, 2 * part, 0, 0)]
+    segments += [(tail, tail + part, 0, part) for tail in range(2 * part, (num_answers + 1) * part, part)]
+    return replace(
+        _row(len(positions)), attention_mask=None, position_ids=torch.tensor([positions]), segments=tuple(segments)
+    )
+
+
+def _row(length: int, is_padded: bool = False) -> SequenceBatch:
+    """A sequence of `length` tokens, the last one padding or not. Nothing in it is scored."""
+    mask, nothing = torch.ones(1, length, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
+    mask[0, -1] = 1 - is_padded
+    return SequenceBatch(torch.arange(length)[None] % 8, mask, nothing, nothing, nothing, num_sequences=1)
