@@ -6,7 +6,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test check format bench-objectives clean
+.PHONY: quickstart test check format bench bench-objectives clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -23,6 +23,10 @@ check: $(VENV)/.dev
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# One step and one reference pass beside TRL's; ARGS="--shapes hh --repeats 5" and the like.
+bench: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.step $(ARGS)
 
 # Every objective that the results lack, then the page. ONLY="dpo ipo" and SEEDS="0 1" choose.
 bench-objectives: $(VENV)/.core

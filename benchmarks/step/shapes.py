@@ -24,12 +24,14 @@ LENGTHS = {"ultrafeedback": (180, 350, 300), "long_prompt": (3000, 300, 300)}
 SHAPES = ("hh", *LENGTHS)
 
 MODELS: dict[str, dict[str, int]] = {
+    "tiny": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64},
     "56m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
     "0.5b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
     "3b": {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "intermediate_size": 8192},
     "8b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336},
 }
-"""Llama shapes by name, embeddings and head of their own; a fourth of the heads for keys and values, 4 at least."""
+"""Llama shapes by name, embeddings and head of their own; a fourth of the heads for keys and values, 4 at least. tiny:
+to try the program."""
 
 
 @dataclass(frozen=True)
