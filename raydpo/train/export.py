@@ -11,28 +11,49 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from raydpo.models.load import load_tokenizer
 from raydpo.models.logprobs import AnswerLogProbs
 
 COPIED = ("generation_config.json", "chat_template.jinja")
 
 
-def export_model(
-    scoring: AnswerLogProbs,
-    stage: int,
-    source: Path,
-    folder: Path,
-    is_writer: bool,
-    chat_template: str | None = None,
+def gather_weights(scoring: AnswerLogProbs, stage: int, is_writer: bool) -> dict[str, Tensor]:
+    """A copy of the current weights in CPU memory, for an adapter its own; empty but on the writer. Collective.
+
+    Tied weights come once. stage: of ZeRO; under 3 each weight is gathered from all ranks.
+    """
+    model = scoring.model
+    state: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if hasattr(model, "peft_config") and not parameter.requires_grad:
+            continue
+        with _gathered(parameter, stage):
+            if is_writer:
+                state[name] = parameter.detach().to("cpu", copy=True)
+    if is_writer and not hasattr(model, "peft_config"):
+        kept = model.state_dict().keys()
+        state |= {name: value.to("cpu", copy=True) for name, value in model.named_buffers() if name in kept}
+    return state
+
+
+def _gathered(parameter: Tensor, stage: int) -> contextlib.AbstractContextManager[Any]:
+    if stage != 3:
+        return contextlib.nullcontext()
+    import deepspeed
+
+    gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter])
+    return gathered
+
+
+def write_model(
+    model: Any, state: dict[str, Tensor], source: Path, folder: Path, chat_template: str | None = None
 ) -> None:
-    """Write the current weights to `folder`. Collective: every rank calls it.
+    """Write gathered weights to `folder` as a transformers folder. Reads nothing that training changes.
 
     source: folder of the start model, for its tokenizer and generation config. chat_template: replaces the tokenizer's.
     """
-    model = scoring.model
-    state = _gathered_state(model, is_writer) if stage == 3 else None
-    if not is_writer:
-        return
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
     for name in COPIED:
@@ -43,19 +64,6 @@ def export_model(
         tokenizer.chat_template = chat_template or tokenizer.chat_template
         tokenizer.save_pretrained(str(folder))
     _make_readable(folder)
-
-
-def _gathered_state(model: Any, is_writer: bool) -> dict[str, Any]:
-    import deepspeed
-
-    state = {}
-    for name, parameter in model.named_parameters():
-        if hasattr(model, "peft_config") and not parameter.requires_grad:
-            continue
-        with deepspeed.zero.GatheredParameters([parameter]):
-            if is_writer:
-                state[name] = parameter.detach().cpu().clone()
-    return state
 
 
 def _make_readable(folder: Path) -> None:

@@ -11,10 +11,11 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
+from concurrent.futures import Future
 
 from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
-from raydpo.schema.training import Alive, Evaluated, Finished, Noted, Skipped, Stepped, TrainEvent
+from raydpo.schema.training import Alive, Evaluated, Finished, Noted, Skipped, Staged, Stepped, TrainEvent
 from raydpo.train.probe import probe
 from raydpo.train.profile import profiled
 from raydpo.train.spec import TrainSpec
@@ -41,9 +42,12 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
         yield from _before_first_step(trainer, patience)
     meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps, spec.skipped_steps, spec.skipped_in_a_row)
     stop, reason = min(spec.stop_step or num_steps, num_steps), ""
+    staged: Future[Staged] | None = None
     for step in range(spec.resume_step + 1, stop + 1):
         is_logged = step % train.log_every == 0 or step == num_steps
         applied, metrics = trainer.update(step - 1, is_logged)
+        yield from _written(staged)  # in time before anything that belongs to this step
+        staged = None
         meter.add(trainer.num_tokens(step - 1))
         if skipped := guard.observe(trainer, step, applied, metrics):
             yield skipped
@@ -61,11 +65,12 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
             if patience.exhausted(evaluation.get(MARGINS, 0.0)) and not reason:
                 reason = f"{MARGINS} did not rise in {patience.patience} evaluations"
         if reason or step == stop or _due(step, train.save_every) or (evaluation and train.export == "best"):
-            yield trainer.stage(step, evaluation, reason)
+            staged = trainer.stage(step, evaluation, reason)
         if reason:
             break
         if evaluation or _due(step, train.save_every):
             meter.restart()
+    yield from _written(staged)
     if reason:
         yield Finished(step, reason)
     elif stop == num_steps:
@@ -80,6 +85,12 @@ def _before_first_step(trainer: Trainer, patience: Patience) -> Iterator[TrainEv
             if isinstance(event, Evaluated):
                 patience.exhausted(event.metrics.get(MARGINS, 0.0))
             yield event
+
+
+def _written(staged: Future[Staged] | None) -> Iterator[Staged]:
+    """A checkpoint whose model was written while the step after it ran."""
+    if staged is not None:
+        yield staged.result()
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -7,7 +7,9 @@ order; the loop above them holds no state but the step number.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 import numpy as np
@@ -27,7 +29,7 @@ from raydpo.schema.training import Alive, Evaluated, Staged
 from raydpo.train.activations import fit_activations
 from raydpo.train.ahead import Ahead
 from raydpo.train.engine import Engine
-from raydpo.train.export import export_model
+from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
 from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
@@ -63,6 +65,7 @@ class Trainer:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._batches = Ahead(lambda step: list(self.train.batches(self.order.examples(step))), self.order.num_steps)
 
     def update(self, step: int, is_logged: bool = True) -> tuple[bool, dict[str, float]]:
@@ -125,15 +128,25 @@ class Trainer:
         found = means(NAMES, all_reduce(sums, NAMES, self.engine.device), prefix)
         return self.loss.total(found, prefix)
 
-    def stage(self, step: int, metrics: dict[str, float], reason: str) -> Staged:
-        """Write this rank's part of a checkpoint; returns when every rank has. Collective."""
+    def stage(self, step: int, metrics: dict[str, float], reason: str) -> Future[Staged]:
+        """Write this rank's part of a checkpoint. Collective.
+
+        On return every rank has written what it resumes from and training may go on; the weights of the model folder are
+        copied and the first rank writes them in the background. The value comes when they are written.
+        """
         folder = self.spec.staging / f"step-{step:06d}"
         scoring = self.engine.engine.module
         source, is_writer = self.spec.model.here(), self.rank.rank == 0
-        export_model(scoring, self.engine.stage, source, folder / "model", is_writer, self.spec.chat_template)
+        state = gather_weights(scoring, self.engine.stage, is_writer)
+        written: Future[Staged] = Future()
+        if is_writer:
+            task = partial(write_model, scoring.model, state, source, folder / "model", self.spec.chat_template)
+            written = self._writer.submit(lambda: task() or Staged(step, str(folder), metrics, reason))
+        else:
+            written.set_result(Staged(step, str(folder), metrics, reason))
         self.engine.save(folder / "engine")
         torch.distributed.barrier()
-        return Staged(step, str(folder), metrics, reason)
+        return written
 
     def num_tokens(self, step: int) -> int:
         """Real tokens of step `step`, over all ranks."""

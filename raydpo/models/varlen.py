@@ -1,0 +1,135 @@
+"""All segments of a packed stream in one call of a varlen kernel: flash-attn's, or the one that torch has, on a GPU.
+
+Comes in: queries, keys and values of the stream, and its segments. Goes out: what a call a segment gives.
+Decision: a kernel is used after it has given, on the device at hand, the values and gradients of one call a segment, on a
+stream in which segments have more keys than queries; torch does not say how its causal mask is aligned there. Where none
+is there or agrees, a warning says why, once, and segments are computed one by one.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import lru_cache, partial
+from itertools import accumulate
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+Segment = tuple[int, int, int, int]
+"""(first query, end of queries, first key of the shared part before them, end of it), places in the stream."""
+Bounds = tuple[Tensor, Tensor, int, int]
+"""(first query of each segment and the end, the same of its keys, [segments + 1] int32 each; the most of both)."""
+Kernel = Callable[[Tensor, Tensor, Tensor, Bounds, float | None, int | None], Tensor]
+"""(q [T, H, D], k and v [keys, G, D], bounds, scale, window of keys with the token itself or None) -> [T, H, D]."""
+Attend = Callable[[Tensor, Tensor, Tensor, Sequence[Segment], float | None, int | None], Tensor]
+
+CHECKED_SEGMENTS: tuple[Segment, ...] = ((0, 40, 0, 0), (40, 57, 0, 23), (57, 58, 0, 0), (58, 90, 57, 58))
+WINDOWS = (None, 11)
+TOLERANCE = 0.02
+"""Largest difference of a value or gradient of size 1 in half precision."""
+
+
+def varlen_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    segments: Sequence[Segment],
+    scaling: float | None,
+    window: int | None,
+    kernel: Kernel,
+) -> Tensor:
+    """query: [1, H, T, D]; key, value: [1, G, T, D]; returns [1, H, T, D]. Keys of shared parts are laid out again."""
+    q_THD = query[0].transpose(0, 1)
+    k_KGD, v_KGD = (_laid_out(tensor[0].transpose(0, 1), segments) for tensor in (key, value))
+    bounds = _bounds(tuple(segments), query.device)
+    return kernel(q_THD, k_KGD, v_KGD, bounds, scaling, window).transpose(0, 1)[None]
+
+
+def _laid_out(tensor: Tensor, segments: Sequence[Segment]) -> Tensor:
+    # Slices and one cat, whose backward is deterministic; an index_select's is not on CUDA.
+    parts = [part for start, stop, first, end in segments for part in (tensor[first:end], tensor[start:stop])]
+    return torch.cat([part for part in parts if len(part)])
+
+
+@lru_cache(maxsize=8)
+def _bounds(segments: tuple[Segment, ...], device: torch.device) -> Bounds:
+    queries = [stop - start for start, stop, _, _ in segments]
+    keys = [stop - start + end - first for start, stop, first, end in segments]
+    places = [torch.tensor([0, *accumulate(n)], dtype=torch.int32, device=device) for n in (queries, keys)]
+    return places[0], places[1], max(queries), max(keys)
+
+
+def flash_attn_kernel() -> Kernel:
+    """flash-attn's varlen function. Raises ImportError where it is not installed."""
+    from flash_attn import flash_attn_varlen_func
+
+    def run(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scale: float | None, window: int | None) -> Tensor:
+        left = -1 if window is None else window - 1
+        output: Tensor = flash_attn_varlen_func(
+            q, k, v, *bounds, softmax_scale=scale, causal=True, window_size=(left, 0 if left >= 0 else -1)
+        )
+        return output
+
+    return run
+
+
+def torch_kernel() -> Kernel:
+    """torch's varlen attention. Raises ImportError before torch 2.10."""
+    from torch.nn.attention.varlen import varlen_attn
+
+    def run(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scale: float | None, window: int | None) -> Tensor:
+        left = -1 if window is None else window - 1
+        more: dict[str, Any] = {"scale": scale, "window_size": (left, 0), "enable_gqa": q.shape[1] != k.shape[1]}
+        output: Any = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *bounds, **more)
+        return cast(Tensor, output)
+
+    return run
+
+
+@lru_cache(maxsize=8)
+def kernel_for(device: torch.device, dtype: torch.dtype, attend: Attend) -> Kernel | None:
+    """The first kernel that gives what `attend` gives on `device`; None, after a warning that says why, without one."""
+    why = []
+    for make in (flash_attn_kernel, torch_kernel):
+        try:
+            kernel = make()
+            # A thread of its own knows nothing of a forward without gradient or of the checkpointing around this one.
+            with ThreadPoolExecutor(max_workers=1) as thread:
+                difference = thread.submit(disagreement, kernel, device, dtype, attend).result()
+        except (ImportError, RuntimeError, ValueError, TypeError) as error:  # also NotImplementedError
+            why.append(f"{make.__name__}: {error}")
+            continue
+        if difference <= TOLERANCE:
+            return kernel
+        why.append(f"{make.__name__}: values or gradients {difference:.2g} apart")
+    warnings.warn(
+        f"attention runs segment by segment, no varlen kernel serves {device}: {'; '.join(why)}", stacklevel=2
+    )
+    return None
+
+
+def disagreement(kernel: Kernel, device: torch.device, dtype: torch.dtype, attend: Attend) -> float:
+    """Largest difference of values and gradients between `kernel` and `attend` on CHECKED_SEGMENTS, grouped heads."""
+    draw = torch.Generator().manual_seed(0)
+    length = CHECKED_SEGMENTS[-1][1]
+    shapes = [(1, 4, length, 64), (1, 2, length, 64), (1, 2, length, 64), (1, 4, length, 64)]
+    *inputs, weights = (torch.randn(shape, generator=draw).to(device, dtype) for shape in shapes)
+    worst = 0.0
+    for window in WINDOWS:
+        theirs, ours = (_values_and_gradients(run, inputs, weights, window) for run in (attend, _with(kernel)))
+        for a, b in zip(ours, theirs, strict=True):
+            worst = max(worst, float((a - b).abs().max()) / max(1.0, float(b.abs().max())))
+    return worst
+
+
+def _with(kernel: Kernel) -> Attend:
+    return partial(varlen_attention, kernel=kernel)
+
+
+def _values_and_gradients(run: Attend, inputs: list[Tensor], weights: Tensor, window: int | None) -> list[Tensor]:
+    q, k, v = (tensor.clone().requires_grad_() for tensor in inputs)
+    output = run(q, k, v, CHECKED_SEGMENTS, None, window)
+    return [output.detach(), *torch.autograd.grad((output * weights).sum(), (q, k, v))]
