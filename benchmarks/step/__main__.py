@@ -53,7 +53,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pairs", type=int, default=8, help="of a step")
     parser.add_argument("--trl-pairs", type=int, help="TRL's device batch (default: 8, long_prompt 2)")
     parser.add_argument("--tokens", type=int, default=8192, help="of a micro-batch of raydpo")
-    parser.add_argument("--repeats", type=int, default=3, help="timed steps of each side, interleaved")
+    parser.add_argument("--repeats", type=int, default=3, help="timed steps of each side, interleaved; 0: count alone")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")

@@ -14,22 +14,26 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
+import torch
+
 from benchmarks.step.flops import executed, for_layers, least_pass, least_step, useful_step
 from benchmarks.step.memory import peak_bytes
 from benchmarks.step.shapes import Pair, num_layers_of, pairs_of
 from benchmarks.step.side import Side, Spec, load_side, no_reference, prepare_torch, synchronize
-from raydpo.models.work import Work
+from raydpo.models.work import Work, work_of
 
 Found = dict[str, Any]
+COUNTED_PAIRS = 8
+"""TRL's device batch when FLOPs are counted; padding grows with it."""
 
 
 def measure(sides: Sequence[str], spec: Spec, shape: str, asked: argparse.Namespace) -> Found:
-    """Everything of one shape, as plain values."""
+    """Everything of one shape, as plain values; without repeats, what can be counted."""
     prepare_torch(spec)
     pairs = pairs_of(shape, asked.pairs)
     counted = {side: _counts(side, spec, pairs, num_layers_of(asked.model)) for side in sides}
-    timed = _times(sides, spec, pairs, asked.repeats)
-    work = timed.pop("work")
+    work = _work(spec)
+    timed = _times(sides, spec, pairs, asked.repeats) if asked.repeats else {side: {} for side in sides}
     found: Found = {
         "shape": shape,
         "pairs": len(pairs),
@@ -42,8 +46,9 @@ def measure(sides: Sequence[str], spec: Spec, shape: str, asked: argparse.Namesp
         "sides": {},
     }
     for side in sides:
-        peak = peak_bytes(side, _of(spec, "whole"), shape, asked.pairs)
-        found["sides"][side] = counted[side] | timed[side] | {"peak_bytes": peak}
+        found["sides"][side] = counted[side] | timed[side]
+        if asked.repeats:
+            found["sides"][side]["peak_bytes"] = peak_bytes(side, _of(spec, "whole"), shape, asked.pairs)
     return found
 
 
@@ -52,10 +57,11 @@ def _of(spec: Spec, name: str) -> Spec:
 
 
 def _counts(side: str, spec: Spec, pairs: list[Pair], num_layers: int) -> Found:
-    """FLOPs of a step and of a reference pass at 8 pairs a device batch, or however many there are."""
+    """FLOPs of a step and of a reference pass, TRL's at COUNTED_PAIRS a device batch. By shape alone: on the CPU."""
     steps, passes = [], []
+    device_pairs = min(len(pairs), COUNTED_PAIRS)
     for layers in (1, 2):
-        one = load_side(side, replace(_of(spec, f"layers-{layers}"), device_pairs=len(pairs)))
+        one = load_side(side, replace(_of(spec, f"layers-{layers}"), device="cpu", device_pairs=device_pairs))
         prepared = one.prepare(pairs, no_reference(pairs))
         passes.append(executed(lambda one=one: one.reference(pairs)))  # type: ignore[misc]
         steps.append(executed(lambda one=one, prepared=prepared: one.step(prepared)))  # type: ignore[misc]
@@ -64,7 +70,7 @@ def _counts(side: str, spec: Spec, pairs: list[Pair], num_layers: int) -> Found:
             "step": for_layers(steps[0], steps[1], num_layers),
             "reference": for_layers(passes[0], passes[1], num_layers),
         },
-        "flops_device_pairs": len(pairs),
+        "flops_device_pairs": device_pairs,
     }
 
 
@@ -88,10 +94,16 @@ def _times(sides: Sequence[str], spec: Spec, pairs: list[Pair], repeats: int) ->
         of["pairs_per_s"] = len(pairs) / statistics.median(of["step_s"])
         of["reference_rows_per_s"] = 2 * len(pairs) / statistics.median(of["reference_s"])
         of["device_pairs"] = spec.device_pairs if side == "TRL" else None
-    work: Work = getattr(loaded["raydpo"], "work")  # noqa: B009
     loaded.clear()
     gc.collect()
-    return found | {"work": work}
+    return found
+
+
+def _work(spec: Spec) -> Work:
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    with torch.device("meta"):
+        return work_of(AutoModelForCausalLM.from_config(AutoConfig.from_pretrained(_of(spec, "whole").folder)))
 
 
 def _seconds(spec: Spec, run: Callable[[], Any]) -> tuple[float, Any]:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 import statistics
 from importlib.metadata import PackageNotFoundError, version
@@ -38,12 +39,14 @@ def lines(found: dict[str, Any]) -> list[str]:
         f"{'ref rows/s':>12}{'ref GFLOP':>11}{'peak GB':>9}",
     ]
     for name, side in found["sides"].items():
-        rate, flops = side["pairs_per_s"], side["flops"]
+        flops, is_timed = side["flops"], "step_s" in side
+        rate = side.get("pairs_per_s", math.nan)
+        seconds = statistics.median(side["step_s"]) if is_timed else math.nan
         out.append(
-            f"{name:8}{rate:9.3f}{rate * _tokens_per_pair(found):10,.0f}{statistics.median(side['step_s']):9.2f}"
+            f"{name:8}{rate:9.3f}{rate * _tokens_per_pair(found):10,.0f}{seconds:9.2f}"
             f"{flops['step'] / found['pairs'] / 1e9:12.1f}{flops['step'] / least['step']:10.2f}"
-            f"{side['reference_rows_per_s']:12.2f}{flops['reference'] / found['pairs'] / 1e9:11.1f}"
-            f"{side['peak_bytes'] / 1e9:9.2f}"
+            f"{side.get('reference_rows_per_s', math.nan):12.2f}{flops['reference'] / found['pairs'] / 1e9:11.1f}"
+            f"{side.get('peak_bytes', math.nan) / 1e9:9.2f}"
         )
     if "TRL" in found["sides"]:
         out.append(ratios(found))
@@ -53,10 +56,13 @@ def lines(found: dict[str, Any]) -> list[str]:
 def ratios(found: dict[str, Any]) -> str:
     """raydpo over TRL."""
     ours, theirs = found["sides"]["raydpo"], found["sides"]["TRL"]
+    flops = f"raydpo: {ours['flops']['step'] / theirs['flops']['step']:.3f} of the FLOPs of a step, "
+    flops += f"{ours['flops']['reference'] / theirs['flops']['reference']:.3f} of a reference pass"
+    if "step_s" not in ours:
+        return flops
     apart = max(abs(a - b) for a, b in zip(ours["loss"], theirs["loss"], strict=True))
     return (
-        f"raydpo: {ours['pairs_per_s'] / theirs['pairs_per_s']:.2f} x pairs/s, "
-        f"{ours['flops']['step'] / theirs['flops']['step']:.3f} of the FLOPs, "
+        f"{flops}\n{ours['pairs_per_s'] / theirs['pairs_per_s']:.2f} x pairs/s, "
         f"{ours['peak_bytes'] / theirs['peak_bytes']:.2f} of the memory, "
         f"{ours['reference_rows_per_s'] / theirs['reference_rows_per_s']:.2f} x reference rows/s; "
         f"losses within {apart:.1g}"
@@ -73,10 +79,11 @@ def save(asked: argparse.Namespace, found: list[dict[str, Any]]) -> Path:
     made = made_now() | {"device": _device(asked), "versions": _versions()}
     settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items() if k != "out"}
     hardware = re.sub(r"[^a-z0-9]+", "-", _device(asked).lower()).strip("-")
-    path: Path = asked.out / f"step_{asked.model}{'_lora' if asked.lora else ''}_{hardware}_{made['date']}.json"
+    what = f"step_{asked.model}{'_lora' if asked.lora else ''}_{'-'.join(asked.shapes)}_{asked.pairs}-pairs"
+    path: Path = asked.out / f"{what}_{hardware}_{made['date']}.json"
     for shape in found:
         for side in shape["sides"].values():
-            side["mfu"] = _mfu(asked, shape, side)
+            side["mfu"] = _mfu(asked, shape, side) if "step_s" in side else None
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"settings": settings, "made": made, "results": found}, indent=1) + "\n")
     return path

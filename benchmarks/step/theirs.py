@@ -39,6 +39,7 @@ class Theirs:
             precompute_ref_log_probs=True,
             per_device_train_batch_size=spec.device_pairs,
             gradient_checkpointing=spec.checkpointing,
+            gradient_checkpointing_kwargs={"use_reentrant": False},
             use_cpu=spec.device == "cpu",
             bf16=False,  # the model itself is in `dtype`, as on our side
             max_length=None,
@@ -57,6 +58,9 @@ class Theirs:
             processing_class=AutoTokenizer.from_pretrained(folder),
         )
         self.model = self.trainer.model.to(self.device).train()
+        if spec.checkpointing:  # which transformers switches on in Trainer.train() alone
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
+            self.model.enable_input_require_grads()
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 

@@ -14,7 +14,8 @@ because the distance of two keys of a segment is that of their positions.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -39,6 +40,21 @@ def register() -> str:
     return NAME
 
 
+_windows: list[int | None] | None = None
+
+
+@contextmanager
+def windows_passed() -> Iterator[list[int | None]]:
+    """What the layers of a model pass as their window, one entry a call, while this is open."""
+    global _windows
+    found: list[int | None] = []
+    _windows = found
+    try:
+        yield found
+    finally:
+        _windows = None
+
+
 def shared_prompt_attention(
     module: Any,
     query: Tensor,
@@ -59,8 +75,11 @@ def shared_prompt_attention(
     """
     if segments is None:
         raise ValueError(f"{type(module).__name__} does not pass the segments of the stream on to its attention")
+    if _windows is not None:
+        _windows.append(sliding_window)
     if query.is_cuda and query.dtype in HALF and softcap is None:
-        kernel = kernel_for(query.device, query.dtype, segment_by_segment)
+        heads = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+        kernel = kernel_for(query.device, query.dtype, heads, segment_by_segment)
         if kernel is not None:
             output = varlen_attention(query, key, value, segments, scaling, sliding_window, kernel)
             return output.transpose(1, 2), None

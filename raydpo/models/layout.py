@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import torch
 
-from raydpo.models.attention import register
+from raydpo.errors import ConfigError
+from raydpo.models.attention import register, windows_passed
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
 
 Layout = Literal["packed", "padded"]
@@ -30,16 +31,22 @@ def choose_layout(model: Any, attention: str) -> tuple[Layout, str]:
     """
     if attention != "auto":
         return "padded", f"model.attention is {attention}"
+    if window := _window_of_the_mask(model):
+        return "padded", window
     before = model.config._attn_implementation
     plain = _plain(model)
     try:
         model.set_attn_implementation(register())
         with torch.no_grad():
-            packed = _packed(model, ANSWERS[0])
+            with windows_passed() as windows:
+                packed = _packed(model, ANSWERS[0])
             leak = float((_packed(model, OTHER) - packed)[len(OTHER) :].abs().max())
     except (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
         model.set_attn_implementation(before)
         return "padded", f"{type(model).__name__} does not take packed answers: {error}"
+    if _has_window(model) and not any(windows):
+        model.set_attn_implementation(before)
+        return "padded", f"{type(model).__name__} has its sliding window in the mask alone, if it has one"
     difference = float((packed - plain).abs().max())
     if difference <= TOLERANCE_NATS.get(model.dtype, 0.1) and leak <= LEAK_NATS.get(model.dtype, 1e-3):
         return "packed", ""
@@ -47,6 +54,41 @@ def choose_layout(model: Any, attention: str) -> tuple[Layout, str]:
     if leak > LEAK_NATS.get(model.dtype, 1e-3):
         return "padded", f"in {type(model).__name__} an answer reaches the next one other than by attention"
     return "padded", f"{type(model).__name__} gives packed answers other log-probs ({difference:.2g} nats apart)"
+
+
+def _window_of_the_mask(model: Any) -> str:
+    if getattr(model.config.get_text_config(), "attention_chunk_size", None):
+        return f"{type(model).__name__} attends within chunks, which are in the mask alone"
+    return ""
+
+
+def _has_window(model: Any) -> bool:
+    """Whether some layers may see no further than a window, which no short probe can show."""
+    config = model.config.get_text_config()
+    return (
+        getattr(config, "sliding_window", None) is not None and getattr(config, "use_sliding_window", None) is not False
+    )
+
+
+def longest_exact(model: Any) -> int | None:
+    """Tokens beyond which a model rescales its rotary positions by the longest sequence of a batch; None: it does not."""
+    config = model.config.get_text_config()
+    found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
+    several = [found] if "rope_type" in found else [part for part in found.values() if isinstance(part, dict)]
+    scaled = [part for part in several if part.get("rope_type") in ("dynamic", "longrope")]
+    original = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
+    return min((part.get("original_max_position_embeddings") or original for part in scaled), default=None)
+
+
+def check_lengths(model: Any, longest: int) -> None:
+    """Raises ConfigError where log-probs of a row would depend on the rows beside it."""
+    limit = longest_exact(model)
+    if limit is not None and longest > limit:
+        raise ConfigError(
+            f"model.path: {type(model).__name__} rescales its rotary positions beyond {limit} tokens, for a whole batch by its "
+            f"longest row, and the longest here has {longest}. Log-probs would have depended on which rows stand "
+            f"together, so nothing was computed. Set data.max_length: {limit}."
+        )
 
 
 @torch.no_grad()

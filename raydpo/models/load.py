@@ -8,6 +8,7 @@ model. It cannot be trained from or be a reference: "the adapter off" would then
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 def load_model(folder: Path, dtype: str, attention: str) -> Any:
     """Load the causal LM in `folder` on the CPU, in evaluation mode.
 
-    dtype: "float32" or "bfloat16"; attention: a transformers attention name, or "auto" (sdpa until `choose_layout`).
+    dtype: "float32" or "bfloat16"; attention: a transformers attention name, or "auto": sdpa, or eager where there is none,
+    until `choose_layout`.
     Raises ConfigError when the folder holds no causal language model in safetensors.
     """
     from transformers import AutoModelForCausalLM
@@ -34,14 +36,18 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
     base = folder
     if adapter.is_file():
         base = resolve_model("base of the adapter", json.loads(adapter.read_text())["base_model_name_or_path"]).folder
-    try:
-        model = AutoModelForCausalLM.from_pretrained(
+
+    def read(implementation: str) -> Any:
+        return AutoModelForCausalLM.from_pretrained(
             str(base),
             dtype=DTYPES[dtype],
-            attn_implementation="sdpa" if attention == "auto" else attention,
+            attn_implementation=implementation,
             use_safetensors=True,
             trust_remote_code=False,
         )
+
+    try:
+        model = read(attention) if attention != "auto" else _first_that_works(read, "sdpa", "eager")
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
             f"{base} could not be loaded as a causal language model: {error}. Allowed: a transformers folder or hub id with "
@@ -52,6 +58,15 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
 
         model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
     return switch_dropout_off(model).eval()
+
+
+def _first_that_works(read: Callable[[str], Any], first: str, second: str) -> Any:
+    try:
+        return read(first)
+    except ValueError as error:  # what transformers raises for an attention that an architecture does not have
+        if "attention" not in str(error):
+            raise
+        return read(second)
 
 
 def switch_dropout_off(model: nn.Module) -> nn.Module:

@@ -8,6 +8,7 @@ is there or agrees, a warning says why, once, and segments are computed one by o
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +23,8 @@ Segment = tuple[int, int, int, int]
 """(first query, end of queries, first key of the shared part before them, end of it), places in the stream."""
 Bounds = tuple[Tensor, Tensor, int, int]
 """(first query of each segment and the end, the same of its keys, [segments + 1] int32 each; the most of both)."""
+Heads = tuple[int, int, int, int]
+"""Number of heads of queries and of keys, size of a head of queries and keys and of values."""
 Kernel = Callable[[Tensor, Tensor, Tensor, Bounds, float | None, int | None], Tensor]
 """(q [T, H, D], k and v [keys, G, D], bounds, scale, window of keys with the token itself or None) -> [T, H, D]."""
 Attend = Callable[[Tensor, Tensor, Tensor, Sequence[Segment], float | None, int | None], Tensor]
@@ -49,7 +52,6 @@ def varlen_attention(
 
 
 def _laid_out(tensor: Tensor, segments: Sequence[Segment]) -> Tensor:
-    # Slices and one cat, whose backward is deterministic; an index_select's is not on CUDA.
     parts = [part for start, stop, first, end in segments for part in (tensor[first:end], tensor[start:stop])]
     return torch.cat([part for part in parts if len(part)])
 
@@ -90,7 +92,7 @@ def torch_kernel() -> Kernel:
 
 
 @lru_cache(maxsize=8)
-def kernel_for(device: torch.device, dtype: torch.dtype, attend: Attend) -> Kernel | None:
+def kernel_for(device: torch.device, dtype: torch.dtype, heads: Heads, attend: Attend) -> Kernel | None:
     """The first kernel that gives what `attend` gives on `device`; None, after a warning that says why, without one."""
     why = []
     for make in (flash_attn_kernel, torch_kernel):
@@ -98,7 +100,7 @@ def kernel_for(device: torch.device, dtype: torch.dtype, attend: Attend) -> Kern
             kernel = make()
             # A thread of its own knows nothing of a forward without gradient or of the checkpointing around this one.
             with ThreadPoolExecutor(max_workers=1) as thread:
-                difference = thread.submit(disagreement, kernel, device, dtype, attend).result()
+                difference = thread.submit(disagreement, kernel, device, dtype, heads, attend).result()
         except (ImportError, RuntimeError, ValueError, TypeError) as error:  # also NotImplementedError
             why.append(f"{make.__name__}: {error}")
             continue
@@ -111,17 +113,20 @@ def kernel_for(device: torch.device, dtype: torch.dtype, attend: Attend) -> Kern
     return None
 
 
-def disagreement(kernel: Kernel, device: torch.device, dtype: torch.dtype, attend: Attend) -> float:
-    """Largest difference of values and gradients between `kernel` and `attend` on CHECKED_SEGMENTS, grouped heads."""
+def disagreement(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: Heads, attend: Attend) -> float:
+    """Largest difference of values and gradients between `kernel` and `attend` on CHECKED_SEGMENTS; inf for NaN."""
     draw = torch.Generator().manual_seed(0)
     length = CHECKED_SEGMENTS[-1][1]
-    shapes = [(1, 4, length, 64), (1, 2, length, 64), (1, 2, length, 64), (1, 4, length, 64)]
+    of_queries, of_keys, size, size_of_values = heads
+    shapes = [(1, of_queries, length, size), (1, of_keys, length, size)]
+    shapes += [(1, of_keys, length, size_of_values), (1, of_queries, length, size_of_values)]
     *inputs, weights = (torch.randn(shape, generator=draw).to(device, dtype) for shape in shapes)
     worst = 0.0
     for window in WINDOWS:
         theirs, ours = (_values_and_gradients(run, inputs, weights, window) for run in (attend, _with(kernel)))
         for a, b in zip(ours, theirs, strict=True):
-            worst = max(worst, float((a - b).abs().max()) / max(1.0, float(b.abs().max())))
+            apart = float((a - b).abs().max()) / max(1.0, float(b.abs().max()))
+            worst = max(worst, apart) if math.isfinite(apart) else math.inf  # max() passes NaN over
     return worst
 
 

@@ -15,7 +15,7 @@ import torch
 
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
 from raydpo.errors import IntegrityError
-from raydpo.models.layout import choose_layout
+from raydpo.models.layout import check_lengths, choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.resolve import ResolvedModel
@@ -69,6 +69,7 @@ class Scorer:
 
     def score(self, work: ShardWork) -> tuple[list[np.ndarray], int]:
         """Per-token log-probs of every row, float32 nats, and the number of forwards. Commits nothing."""
+        check_lengths(self.scoring.model, max(work.lengths, default=0))
         rows = [self._row(place) for place in work.places]
         values, forwards = score_rows(self.scoring, rows, self.spec.tokens_per_batch, self.layout, self.device)
         for place, nats in zip(work.places, values, strict=True):

@@ -45,8 +45,15 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
     staged: Future[Staged] | None = None
     for step in range(spec.resume_step + 1, stop + 1):
         is_logged = step % train.log_every == 0 or step == num_steps
-        applied, metrics = trainer.update(step - 1, is_logged)
-        yield from _written(staged)  # in time before anything that belongs to this step
+        if staged is not None and staged.done():
+            yield staged.result()
+            staged = None
+        try:
+            applied, metrics = trainer.update(step - 1, is_logged)
+        except Exception:
+            yield from _written(staged)  # a step that fails does not take the checkpoint before it along
+            raise
+        yield from _written(staged)  # before anything that belongs to this step
         staged = None
         meter.add(trainer.num_tokens(step - 1))
         if skipped := guard.observe(trainer, step, applied, metrics):

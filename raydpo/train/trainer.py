@@ -18,8 +18,9 @@ import torch
 from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.batches import Order
 from raydpo.batches.collate import Lookup
+from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means
-from raydpo.models.layout import Layout, choose_layout
+from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
@@ -171,13 +172,30 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     model.train()  # every dropout is 0; gradient checkpointing works in training mode only
     lookup = open_lookup(spec)
     training, held_out = (make_feed(rank, spec, split, lookup, layout, work) for split in ("train", "eval"))
+    for feed in (training, held_out):
+        check_lengths(model, int(feed.row_lengths(np.arange(len(feed.table))).max(initial=0)))
     scoring = AnswerLogProbs(model, spec.chunk_tokens)
     training, activations = fit_activations(scoring, training, train)
     engine = Engine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
+    _check_equal(engine.device, "whether answers share their prompt", layout == "packed")
+    _check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
     order = Order(len(training.table), train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
     loss = Loss(config.objective.terms)
     notes.append(activations)
     return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order, tuple(notes))
+
+
+def _check_equal(device: torch.device, what: str, mine: int) -> None:
+    """Every rank lays out the global batch by itself; where they would do it differently, none may start. Collective."""
+    bounds = torch.tensor([mine, -mine], dtype=torch.int64, device=device)
+    torch.distributed.all_reduce(bounds, op=torch.distributed.ReduceOp.MAX)
+    most, least = int(bounds[0]), -int(bounds[1])
+    if most != least:
+        raise ConfigError(
+            f"ranks do not agree on {what}: from {least} to {most}. They would have trained on different batches, so nothing "
+            "was trained. Their machines compute differently: use equal ones, or set model.attention: sdpa and "
+            "train.tokens_per_microbatch without train.activation_memory_gb."
+        )
 
 
 def open_lookup(spec: TrainSpec) -> Lookup | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,16 @@ def test_counts_of_products_that_are_not_computed(tiny, tmp_path, side):
         computed = flops.executed(lambda one=one, prepared=prepared: one.step(prepared), is_computed=True)
         assert counts[layers] == computed > 0
     assert flops.for_layers(counts[1], counts[2], num_layers_of("tiny")) == counts[3]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_checkpointing_is_on_for_both_sides(tiny, side):
+    pairs, counts = pairs_of("hh", 2), []
+    for checkpointing in (False, True):
+        one = load_side(side, replace(spec_of(tiny), checkpointing=checkpointing))
+        prepared = one.prepare(pairs, no_reference(pairs))
+        counts.append(flops.executed(lambda one=one, prepared=prepared: one.step(prepared)))
+    assert counts[1] > counts[0]
 
 
 def test_the_products_of_padded_rows_by_hand(tiny):
@@ -163,7 +174,7 @@ def test_the_whole_comparison(tmp_path):
     *shown, written = (line for line in done.stdout.splitlines() if not line.startswith("["))  # a log line of DeepSpeed
     assert written.startswith("written: ")
     assert max(map(len, shown)) <= 100
-    (file,) = tmp_path.glob("step_tiny_2-cpu-cores_*.json")
+    (file,) = tmp_path.glob("step_tiny_hh_2-pairs_2-cpu-cores_*.json")
     told = json.loads(file.read_text())
     assert told["made"]["versions"]["trl"]
     assert [found["shape"] for found in told["results"]] == ["hh"]
@@ -176,4 +187,15 @@ def test_the_whole_comparison(tmp_path):
             assert one["flops"]["step"] > one["flops"]["reference"] > 0
         ours, theirs = (found["sides"][side]["loss"] for side in SIDES)
         assert ours == pytest.approx(theirs, rel=1e-4)
-    assert "of the FLOPs" in done.stdout
+    assert "of the FLOPs of a step" in done.stdout
+    assert " x pairs/s" in done.stdout
+
+
+def test_counts_alone(tmp_path):
+    command = [sys.executable, "-m", "benchmarks.step", "--model", "tiny", "--pairs", "2", "--repeats", "0"]
+    command += ["--shapes", "hh", "--out", str(tmp_path)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    (found,) = json.loads(next(tmp_path.iterdir()).read_text())["results"]
+    assert found["sides"]["raydpo"].keys() == {"flops", "flops_device_pairs", "mfu"}
+    assert "of the FLOPs of a step" in done.stdout

@@ -7,7 +7,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.batches import collate_rows, lay_out
-from raydpo.models.layout import choose_layout
+from raydpo.errors import ConfigError
+from raydpo.models.layout import check_lengths, choose_layout, longest_exact
+from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs
 from tests.models.test_attention import FAMILIES, ROWS, SMALL, plain_nats
 
@@ -41,6 +43,49 @@ def test_models_that_carry_a_state_along_are_padded_and_right(family):
     with torch.no_grad():
         ours = AnswerLogProbs(model)(lay_out(rows, layout))
         torch.testing.assert_close(ours, plain_nats(model, rows), atol=1e-4, rtol=1e-4)
+
+
+WINDOWED = {**SMALL, "num_key_value_heads": 2, "sliding_window": 4, "num_experts": 4, "num_local_experts": 4}
+
+
+@pytest.mark.parametrize("family", ["phimoe", "qwen2_moe"])
+def test_a_window_that_only_the_mask_has_is_not_lost(family):
+    """Rows longer than the window: packed without a mask they would see too far."""
+    config = AutoConfig.for_model(family, **WINDOWED, use_sliding_window=True, max_window_layers=0)
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="sdpa").eval()
+    layout, why = choose_layout(model, "auto")
+    assert (layout, "sliding window in the mask alone" in why) == ("padded", True)
+    rows = ROWS["pairs"]
+    assert max(len(prompt) + len(answer) for prompt, answer in rows) > 4
+    with torch.no_grad():
+        ours = AnswerLogProbs(model)(lay_out(rows, layout))
+        torch.testing.assert_close(ours, plain_nats(model, rows), atol=1e-4, rtol=1e-4)
+
+
+@pytest.mark.parametrize("rope_type", ["dynamic", "longrope"])
+def test_positions_that_depend_on_the_batch_are_refused(rope_type):
+    factors = {"short_factor": [1.0] * 4, "long_factor": [2.0] * 4} if rope_type == "longrope" else {}
+    rope = {
+        "rope_type": rope_type,
+        "factor": 2.0,
+        "rope_theta": 10000.0,
+        "original_max_position_embeddings": 32,
+        **factors,
+    }
+    shape = {**FAMILIES["llama"], "max_position_embeddings": 64 if rope_type == "longrope" else 32}
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model("llama", **shape, rope_parameters=rope))
+    assert longest_exact(model) == 32
+    check_lengths(model, 32)
+    with pytest.raises(ConfigError, match=r"beyond 32 tokens.*Set data.max_length: 32"):
+        check_lengths(model, 33)
+    assert longest_exact(model_of("llama")) is None
+
+
+def test_gemma2_is_loaded_and_shares_prompts(tmp_path):
+    """transformers has no sdpa for it."""
+    model_of("gemma2").save_pretrained(tmp_path)
+    assert choose_layout(load_model(tmp_path, "float32", "auto"), "auto") == ("packed", "")
 
 
 def test_a_named_attention_is_left_alone():

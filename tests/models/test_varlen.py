@@ -15,6 +15,7 @@ from raydpo.models.attention import segment_by_segment
 from raydpo.models.varlen import TOLERANCE, disagreement, kernel_for, varlen_attention
 
 CPU = torch.device("cpu")
+HEADS = (4, 2, 16, 16)
 
 
 def by_definition(shift=0, window_shift=0):
@@ -37,13 +38,20 @@ def by_definition(shift=0, window_shift=0):
     return run
 
 
-def test_the_definition_passes_the_check():
-    assert disagreement(by_definition(), CPU, torch.float64, segment_by_segment) < 1e-12
+@pytest.mark.parametrize("heads", [HEADS, (3, 3, 12, 20)])
+def test_the_definition_passes_the_check(heads):
+    assert disagreement(by_definition(), CPU, torch.float64, heads, segment_by_segment) < 1e-12
 
 
-@pytest.mark.parametrize("wrong", [by_definition(shift=1), by_definition(window_shift=1)], ids=["causal", "window"])
-def test_a_kernel_that_is_off_by_one_does_not(wrong):
-    assert disagreement(wrong, CPU, torch.float64, segment_by_segment) > TOLERANCE
+def not_a_number(q, k, v, bounds, scale, window):
+    return by_definition()(q, k, v, bounds, scale, window) * torch.nan
+
+
+@pytest.mark.parametrize(
+    "wrong", [by_definition(shift=1), by_definition(window_shift=1), not_a_number], ids=["causal", "window", "nan"]
+)
+def test_a_kernel_that_is_wrong_does_not(wrong):
+    assert disagreement(wrong, CPU, torch.float64, HEADS, segment_by_segment) > TOLERANCE
 
 
 def test_a_mask_from_the_top_left_does_not():
@@ -58,7 +66,7 @@ def test_a_mask_from_the_top_left_does_not():
     def pairs(cu):
         return itertools.pairwise(cu.tolist())
 
-    assert disagreement(top_left, CPU, torch.float64, segment_by_segment) > TOLERANCE
+    assert disagreement(top_left, CPU, torch.float64, HEADS, segment_by_segment) > TOLERANCE
 
 
 @settings(max_examples=40, deadline=None)
@@ -83,8 +91,8 @@ def test_any_stream(groups):
 def test_without_a_kernel_a_warning_says_why():
     kernel_for.cache_clear()
     with pytest.warns(UserWarning, match=r"segment by segment, no varlen kernel serves cpu: .*torch_kernel: "):
-        assert kernel_for(CPU, torch.bfloat16, segment_by_segment) is None
+        assert kernel_for(CPU, torch.bfloat16, HEADS, segment_by_segment) is None
     with warnings.catch_warnings(record=True) as again:
         warnings.simplefilter("always")
-        assert kernel_for(CPU, torch.bfloat16, segment_by_segment) is None
+        assert kernel_for(CPU, torch.bfloat16, HEADS, segment_by_segment) is None
     assert again == []
