@@ -24,7 +24,7 @@ from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
-from raydpo.models.work import Work, work_of
+from raydpo.models.work import TOKENS, Work, work_of
 from raydpo.objectives.loss import Loss
 from raydpo.schema.training import Alive, Evaluated, Staged
 from raydpo.train.activations import fit_activations
@@ -207,7 +207,9 @@ def open_lookup(spec: TrainSpec) -> Lookup | None:
     return cache.lookup
 
 
-def make_feed(rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None, layout: Layout, work: Work) -> Feed:
+def make_feed(
+    rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None, layout: Layout, work: Work = TOKENS
+) -> Feed:
     """One split of the run's token shards, seen from one rank."""
     table = ExampleTable.open(spec.data, split)
     num_answers = spec.config.objective.row.num_answers
