@@ -101,13 +101,13 @@ def norm(gradient):
     return np.sqrt(sum((value.astype(np.float64) ** 2).sum() for value in gradient.values()))
 
 
-def assert_same(ours, theirs):
-    """Loss to 1e-5 (relative where it is above 1), gradient to 1e-5 of its norm."""
+def assert_same(ours, theirs, of_norm=1e-5):
+    """Loss to 1e-5 (relative where it is above 1), gradient to `of_norm` of its norm."""
     gradient, (expected, wanted) = ours.gradient, theirs
     assert ours.metrics["loss"] == pytest.approx(expected, abs=1e-5, rel=1e-5)
     assert gradient.keys() == wanted.keys()
     assert norm(wanted) > 0
-    assert norm({name: gradient[name] - wanted[name] for name in wanted}) <= 1e-5 * norm(wanted)
+    assert norm({name: gradient[name] - wanted[name] for name in wanted}) <= of_norm * norm(wanted)
 
 
 @pytest.mark.parametrize("step", [0, 4], ids=["full batch", "partial batch"])
@@ -193,6 +193,11 @@ def near_trainer(trainer, near, world):
         setattr(trainer, name, value)
 
 
+OF_NORM = {"fdpo_forward_kl": 5e-5}
+"""Where the gradient is an exponential of a log-ratio: answers here have up to 572 nats, whose float32 sums are 3e-5 nats
+apart when reference and policy are not computed in batches of one shape, as TRL does and packing does not."""
+
+
 @pytest.fixture(scope="module")
 def ours_of(runs, gangs, near):
     """Title of each section of `DPO_TRAINER` -> our loss and gradient of the first batch."""
@@ -205,7 +210,8 @@ def ours_of(runs, gangs, near):
 def test_dpo_trainer_has_the_same_loss_and_gradient(near_trainer, ours_of, section, settings):
     for name, value in (PLAIN | settings).items():
         setattr(near_trainer, name, value)
-    assert_same(ours_of[title(section)], gradient_of(near_trainer.model, loss_of(near_trainer, 0)))
+    of_norm = OF_NORM.get(section["name"], 1e-5)
+    assert_same(ours_of[title(section)], gradient_of(near_trainer.model, loss_of(near_trainer, 0)), of_norm)
 
 
 NOT_IN_TRL = {
