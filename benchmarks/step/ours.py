@@ -22,6 +22,7 @@ from raydpo.models.layout import choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch, check_head
 from raydpo.models.lora import add_lora
+from raydpo.models.memory import compute_again, decoder_layers
 from raydpo.models.work import Work, work_of
 from raydpo.objectives.loss import Loss
 from raydpo.reference.forward import score_rows
@@ -105,8 +106,7 @@ class Ours:
         if spec.lora:
             model = add_lora(model, rank=LORA_RANK, alpha=2 * LORA_RANK, target_modules="all-linear", seed=0)
         if spec.checkpointing:
-            model.gradient_checkpointing_enable({"use_reentrant": False})
-            model.enable_input_require_grads()
+            compute_again(model, len(decoder_layers(model)))
         self.model: Any = model.train()
         self.scoring = AnswerLogProbs(model)
         self.engine = PlainEngine(self.scoring, self.device)

@@ -18,6 +18,7 @@ import torch
 from benchmarks.step.ours import BETA, LEARNING_RATE, LORA_RANK, MAX_GRAD_NORM
 from benchmarks.step.shapes import Pair
 from benchmarks.step.side import Spec
+from raydpo.models.memory import compute_again, decoder_layers
 
 Batch = dict[str, Any]
 
@@ -59,8 +60,7 @@ class Theirs:
         )
         self.model = self.trainer.model.to(self.device).train()
         if spec.checkpointing:  # which transformers switches on in Trainer.train() alone
-            self.model.gradient_checkpointing_enable({"use_reentrant": False})
-            self.model.enable_input_require_grads()
+            compute_again(self.model, len(decoder_layers(self.model)))
         self._parameters = [p for p in self.model.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
