@@ -72,6 +72,25 @@ def train_with_bad_gradient(place: Place, spec: TrainSpec, bad_step: int) -> lis
     return list(loop._train(trainer))
 
 
+def train_until_it_fails(place: Place, spec: TrainSpec, bad_step: int) -> tuple[list[Any], str]:
+    """(events, the error) of a training whose step `bad_step` (from 1) fails."""
+    trainer, events = build_trainer(place, spec), []
+    honest = trainer.update
+
+    def update(step: int, is_logged: bool = True) -> Any:
+        if step + 1 == bad_step:
+            raise RuntimeError("out of memory")
+        return honest(step, is_logged)
+
+    trainer.update = update  # type: ignore[method-assign]
+    try:
+        for event in loop._train(trainer):
+            events.append(event)
+    except RuntimeError as error:
+        return events, str(error)
+    return events, ""
+
+
 def watch_profile(
     place: Place, spec: TrainSpec, stop_after: int | None = None
 ) -> tuple[list[tuple[bool, bool]], tuple[bool, bool]]:

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -103,3 +104,14 @@ def test_a_good_step_between_starts_the_count_again(runs, world):
     assert [event.metrics["skipped_steps"] for event in run.of(Stepped)] == [2]
     again = poisoned_run(runs, 1, poison, max_nonfinite_steps=2)
     assert again.error.startswith("NonFiniteError: 2 steps in a row up to step 2")
+
+
+def test_a_step_that_fails_leaves_the_checkpoint_before_it(runs, gangs):
+    """Its model is still being written when the next step begins."""
+    spec = runs.spec(save_every=2)
+    spec.staging.mkdir(parents=True, exist_ok=True)
+    ((events, error),) = gangs[1].run(jobs.train_until_it_fails, spec, 3)
+    assert error == "out of memory"
+    (staged,) = [event for event in events if isinstance(event, Staged)]
+    assert staged.step == 2
+    assert (Path(staged.folder) / "model/model.safetensors").is_file()
