@@ -15,14 +15,8 @@ from pydantic import BaseModel, ConfigDict, Field, field_validator, model_valida
 from raydpo.config.objective_check import check_objective, make_term
 from raydpo.config.objective_row import ObjectiveRow, Term
 from raydpo.config.objectives import OBJECTIVES
-
-
-class Section(BaseModel):
-    """Base of every section: frozen, unknown keys refused, docstrings of fields kept as help."""
-
-    model_config = ConfigDict(
-        extra="forbid", frozen=True, use_attribute_docstrings=True, validate_default=True, protected_namespaces=()
-    )
+from raydpo.config.rounds import GenerateSection, JudgeSection, RoundsSection
+from raydpo.config.section import Section
 
 
 class RunSection(Section):
@@ -276,6 +270,9 @@ class Config(Section):
     reference: ReferenceSection = ReferenceSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
+    generate: GenerateSection = GenerateSection()
+    judge: JudgeSection | None = None
+    rounds: RoundsSection | None = None
     profile: bool = False
     """Record three steps of rank 0 of `raydpo train` (after the first one, up to the next evaluation or checkpoint):
     a trace for a viewer and a table of where the time went, in `profile/`. Changes no number."""

