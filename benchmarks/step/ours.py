@@ -20,7 +20,7 @@ from benchmarks.step.side import Spec
 from raydpo.config import OBJECTIVES, ObjectiveRow
 from raydpo.models.layout import choose_layout
 from raydpo.models.load import load_model
-from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch, check_head
+from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch, check_head
 from raydpo.models.lora import add_lora
 from raydpo.models.memory import compute_again, decoder_layers
 from raydpo.models.work import Work, work_of
@@ -70,8 +70,8 @@ class PlainEngine:
         self._parameters = [p for p in scoring.parameters() if p.requires_grad]
         self._optimizer = torch.optim.AdamW(self._parameters, lr=LEARNING_RATE, weight_decay=0.0, fused=True)
 
-    def forward(self, batch: SequenceBatch, with_collisions: bool = False) -> Tensor:
-        nats: Tensor = self.scoring(batch, with_collisions)
+    def forward(self, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor:
+        nats: Tensor = self.scoring(batch, extra)
         return nats
 
     def backward(self, loss: Tensor) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +19,9 @@ from torch.utils.checkpoint import checkpoint
 
 from raydpo.errors import ConfigError
 from raydpo.models.attention import Segment
+
+Extra = Literal["nothing", "collisions", "likeliest"]
+"""What is looked at besides log-probs, see `AnswerLogProbs`."""
 
 CHUNK_TOKENS = 1024
 """Answer tokens whose logits exist at one time: 1024 x 32,000 ids in float32 are 131 MB."""
@@ -56,8 +59,9 @@ class SequenceBatch:
 class AnswerLogProbs(nn.Module):
     """A causal LM as a function from a SequenceBatch to log-probs of the answer tokens: [N] float32 nats.
 
-    With collisions: [2, N], the log-probs and, without gradient, log sum_v p(v)^2 at each answer token: the log of how
-    probable a token is on average that is drawn from the model itself.
+    extra, without gradient, below the log-probs. collisions: [2, N], log sum_v p(v)^2 at each answer token: the log of how
+    probable a token is on average that is drawn from the model itself. likeliest: [3, N], the log-prob of the likeliest
+    token there, and its id.
     """
 
     def __init__(self, model: Any, chunk_tokens: int = CHUNK_TOKENS) -> None:
@@ -66,20 +70,20 @@ class AnswerLogProbs(nn.Module):
         self.chunk_tokens = chunk_tokens
         self._adjust = logits_adjustment(model.config)
 
-    def forward(self, batch: SequenceBatch, with_collisions: bool = False) -> Tensor:
+    def forward(self, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor:
         hidden_NH = self.hidden(batch).flatten(0, 1).index_select(0, batch.predictors)
         num_chunks = max(batch.num_chunks, count_chunks(len(batch.targets), self.chunk_tokens))
-        return self.score(hidden_NH, batch.targets, num_chunks, with_collisions)
+        return self.score(hidden_NH, batch.targets, num_chunks, extra)
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
         """What the head reads, of every position: [1 or S, T, H]."""
         return self._inner.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_layout(batch)).last_hidden_state
 
-    def score(self, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int = 1, with_collisions: bool = False) -> Tensor:
+    def score(self, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int = 1, extra: Extra = "nothing") -> Tensor:
         """Log-probs of `targets_N` from hidden states, in `num_chunks` calls of the head; as `forward` returns them."""
         chunks = zip(hidden_NH.tensor_split(num_chunks), targets_N.tensor_split(num_chunks), strict=True)
         recompute = num_chunks > 1 and torch.is_grad_enabled()
-        score = _chunk_nats_and_collisions if with_collisions else _chunk_nats
+        score = _CHUNK_SCORES[extra]
         nats = [
             checkpoint(score, self.head, self._adjust, h, t, use_reentrant=False)
             if recompute
@@ -128,6 +132,19 @@ def _chunk_nats_and_collisions(head: nn.Module, adjust: Adjust, hidden_NH: Tenso
     logits_NV = _chunk_logits(head, adjust, hidden_NH)
     fixed_NV = logits_NV.detach()
     return torch.stack([_nats(logits_NV, targets_N), (2 * fixed_NV).logsumexp(1) - 2 * fixed_NV.logsumexp(1)])
+
+
+def _chunk_nats_and_likeliest(head: nn.Module, adjust: Adjust, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
+    logits_NV = _chunk_logits(head, adjust, hidden_NH)
+    top_N, ids_N = logits_NV.detach().max(1)
+    return torch.stack([_nats(logits_NV, targets_N), top_N - logits_NV.detach().logsumexp(1), ids_N.to(top_N.dtype)])
+
+
+_CHUNK_SCORES: dict[Extra, ChunkScore] = {
+    "nothing": _chunk_nats,
+    "collisions": _chunk_nats_and_collisions,
+    "likeliest": _chunk_nats_and_likeliest,
+}
 
 
 def _nats(logits_NV: Tensor, targets_N: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from raydpo.pipelines.checkpoints import newest_checkpoint
 from raydpo.pipelines.checks import check_labels
 from raydpo.pipelines.moving_reference import References
 from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage, trainer_ranks
-from raydpo.pipelines.training import plan_stage, training_stage
+from raydpo.pipelines.training import Receive, plan_stage, training_stage
 from raydpo.pipelines.workspace import Workspace, find_workspace, open_workspace
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted, ignore
 from raydpo.train import TrainSpec
@@ -41,9 +41,10 @@ def precompute(config: Config, observer: Observer = ignore) -> Summary:
     return summary
 
 
-def train(config: Config, observer: Observer = ignore) -> Summary:
+def train(config: Config, observer: Observer = ignore, *, receive: Receive | None = None) -> Summary:
     """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json.
 
+    receive: gets the weights of the policy after the last step, if that is made now.
     With `reference.sync_every` an evaluation measures rewards from the reference that the steps up to it were trained
     against: the first one from the reference of the config, the last one from that of the last steps.
     """
@@ -58,7 +59,7 @@ def train(config: Config, observer: Observer = ignore) -> Summary:
         current = references.after(plan.checkpoint)
         workspace.write_config(replace=True)
         reference = references.score(current, plan.checkpoint, observer)
-        training, evaluation, syncs = training_stage(workspace, plan, references, reference, observer)
+        training, evaluation, syncs = training_stage(workspace, plan, references, reference, observer, receive)
         moving = {} if references.every is None else {"syncs": syncs}
         summary = {
             "run_dir": str(workspace.dir),

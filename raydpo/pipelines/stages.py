@@ -54,7 +54,10 @@ def ray_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any
 
 
 def trainer_ranks(
-    workspace: Workspace, name: str, function: Callable[[runtime.RankContext], Iterator[T]]
+    workspace: Workspace,
+    name: str,
+    function: Callable[[runtime.RankContext], Iterator[T]],
+    max_unread: int | None = None,
 ) -> Iterator[tuple[int, T]]:
     """Run `function` on the gang of ranks that `train` asks for: (rank, what it yields). Needs a Ray session."""
     train = workspace.config.train
@@ -65,6 +68,7 @@ def trainer_ranks(
         cpus=train.cpus_per_worker,
         gpus=train.gpus_per_worker,
         hang_timeout_s=train.hang_timeout_s,
+        max_unread=max_unread,
     )
 
 

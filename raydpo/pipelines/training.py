@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
 from pathlib import Path
@@ -31,11 +31,27 @@ from raydpo.pipelines.plan import Checkpoint, Plan, plan_training, trajectory
 from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe, trainer_ranks
 from raydpo.pipelines.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
-from raydpo.schema.training import Evaluated, Finished, Noted, Probed, Profiled, Skipped, Staged, Stepped, TrainEvent
+from raydpo.schema.training import (
+    Evaluated,
+    Finished,
+    Noted,
+    PolicyProbe,
+    Probed,
+    Profiled,
+    Skipped,
+    Staged,
+    Stepped,
+    TrainEvent,
+    WeightsPart,
+)
 from raydpo.train import TrainSpec
 from raydpo.train.loop import run as train_rank
 
 TrainingReport = dict[str, Any]
+Receive = Callable[[WeightsPart | PolicyProbe], None]
+
+_UNREAD = 4
+"""Events that a rank may be ahead of the driver when they carry weights."""
 
 
 def plan_stage(workspace: Workspace, observer: Observer) -> Plan:
@@ -52,19 +68,25 @@ def plan_stage(workspace: Workspace, observer: Observer) -> Plan:
 
 
 def training_stage(
-    workspace: Workspace, plan: Plan, references: References, reference: ReferenceReport, observer: Observer
+    workspace: Workspace,
+    plan: Plan,
+    references: References,
+    reference: ReferenceReport,
+    observer: Observer,
+    receive: Receive | None = None,
 ) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]]]:
     """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts and the updates
     of the reference.
 
-    reference: of the steps up to the next update; the later ones are made and scored here.
+    reference: of the steps up to the next update; the later ones are made and scored here. receive: gets the weights after
+    the last step, if one is made here.
     """
     if plan.action == "start" and (aside := workspace.set_aside()):
         observer(Note("info", f"the outputs of an earlier run were moved to {aside}"))
     if plan.checkpoint is not None:
         set_damaged_aside(workspace.checkpoints, plan.checkpoint)
     references.warn(observer)
-    driver = Driver(workspace, plan, references, reference, observer)
+    driver = Driver(workspace, plan, references, reference, observer, receive)
     if plan.action != "done":
         observer(StageStarted("train", references.order.num_steps, "steps"))
         stop = references.stop_after(driver.step)
@@ -105,11 +127,13 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
             skipped_steps=driver.skipped,
             skipped_in_a_row=driver.skipped_in_a_row,
             profile=config.profile and driver.profiled is None,
+            push=driver.receive is not None,
             chat_template=Path(template).expanduser().read_text() if (template := config.data.chat_template) else None,
         )
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
-        for _, event in trainer_ranks(workspace, "train", partial(train_rank, spec=spec)):
+        ranks = trainer_ranks(workspace, "train", partial(train_rank, spec=spec), _UNREAD if spec.push else None)
+        for _, event in ranks:
             driver.handle(event)
     shutil.rmtree(spec.staging, ignore_errors=True)
 
@@ -124,7 +148,9 @@ class Driver:
         references: References,
         reference: ReferenceReport,
         observer: Observer,
+        receive: Receive | None = None,
     ) -> None:
+        self.receive = receive
         self.workspace, self.plan, self.references = workspace, plan, references
         self.reference, self.observer = reference, observer
         meta: Mapping[str, Any] = plan.checkpoint.meta if plan.checkpoint else {}
@@ -198,6 +224,8 @@ class Driver:
                 retain(self.workspace.checkpoints, self.workspace.config.train.keep_checkpoints, self._metric)
             case Finished(step, reason):
                 self.observer(StageDone("train", f"{step} steps, {reason}"))
+            case WeightsPart() | PolicyProbe() if self.receive is not None:
+                self.receive(event)
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         assert self.sinks is not None

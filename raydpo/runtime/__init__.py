@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.gang import run_gang as run_gang
     from raydpo.runtime.job import check_paths as check_paths
     from raydpo.runtime.job import in_ray_job as in_ray_job
+    from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
     from raydpo.runtime.pool import run_single as run_single
     from raydpo.runtime.resources import Demand as Demand
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 _HOME = {
     "Demand": "resources",
+    "Pool": "pool",
     "RankContext": "gang",
     "check_paths": "job",
     "check_storage": "storage",
@@ -37,6 +39,7 @@ _HOME = {
 
 __all__ = [
     "Demand",
+    "Pool",
     "RankContext",
     "check_paths",
     "check_storage",

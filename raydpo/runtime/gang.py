@@ -61,12 +61,14 @@ def run_gang(
     cpus: float,
     gpus: float = 0.0,
     hang_timeout_s: float,
+    max_unread: int | None = None,
 ) -> Generator[tuple[int, T], None, None]:
     """Run `function(context)`, a generator, on `num_ranks` actors; yield (rank, event) as events come.
 
     function: module-level function or partial. The variables of torch.distributed (RANK, WORLD_SIZE, LOCAL_RANK,
     LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and of threads are set before its module is imported.
     cpus, gpus: reserved for each rank. hang_timeout_s: longest time that a rank may yield nothing.
+    max_unread: events that a rank may be ahead of the reader before it waits (None: no bound).
     Closing the iterator ends all ranks.
     Raises the RaydpoError that the failing ranks raised, if it is one class; else WorkerError with the errors and
     their ranks; HangError with the silent ranks and where they are; ResourceError when no place is found.
@@ -74,7 +76,7 @@ def run_gang(
     gang = _Gang(name, num_ranks, cpus=cpus, gpus=gpus, hang_timeout_s=hang_timeout_s)
     try:
         gang.place()
-        gang.launch(ray.cloudpickle.dumps(function))
+        gang.launch(ray.cloudpickle.dumps(function), max_unread)
         yield from gang.events()
     finally:
         gang.close()
@@ -163,7 +165,7 @@ class _Gang:
         for rank, member in enumerate(self._ranks):
             member.rank = rank
 
-    def launch(self, payload: bytes) -> None:
+    def launch(self, payload: bytes, max_unread: int | None) -> None:
         """Give every rank its environment, then start the streams."""
         node_of = [_placed(member).node_id for member in self._ranks]
         contexts = [
@@ -183,7 +185,10 @@ class _Gang:
             raise verdict(self._name, failures)
         for member, context, stacks in zip(self._ranks, contexts, prepared, strict=True):
             member.stacks = stacks
-            member.stream = member.actor.run.options(num_returns="streaming").remote(context)
+            options: dict[str, Any] = {"num_returns": "streaming"}
+            if max_unread is not None:
+                options |= {"_generator_backpressure_num_objects": max_unread}
+            member.stream = member.actor.run.options(**options).remote(context)
 
     def events(self) -> Iterator[tuple[int, Any]]:
         while waiting := [member for member in self._ranks if not member.done]:

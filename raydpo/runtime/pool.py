@@ -4,7 +4,8 @@ What comes in: a factory that each actor calls once (it loads the model) and the
 come, each with its item's index.
 Decision: the driver hands out one item at a time to whoever is free, so a slow actor never holds back work, and an
 item whose actor died is simply handed out again. Items must therefore be idempotent by the name of their output.
-Price: one round trip an item; items should be worth seconds.
+Price: one round trip an item; items should be worth seconds. A pool can stand between two lots of items, so that its
+actors keep what they loaded; what all of them are told meanwhile, a later one hears as its greeting.
 """
 
 from __future__ import annotations
@@ -13,9 +14,10 @@ import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 import ray
 from ray.exceptions import RayError, RayTaskError
@@ -55,12 +57,10 @@ def run_pool(
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
     lost its actor once too often; ResourceError when no actor gets its CPUs and GPUs.
     """
-    pool: _Pool = _Pool(name, make_worker, items, cpus=cpus, gpus=gpus, max_retries=max_retries)
-    try:
-        pool.start(min(num_workers, len(items)))
-        yield from pool.results()
-    finally:
-        pool.close()
+    with closing(
+        Pool(name, make_worker, num_workers=num_workers, cpus=cpus, gpus=gpus, max_retries=max_retries)
+    ) as pool:
+        yield from pool.run(items)
 
 
 def run_single(name: str, function: Callable[..., R], *args: Any, cpus: float = 1.0, gpus: float = 0.0) -> R:
@@ -98,63 +98,119 @@ class PoolActor:
 
 @dataclass
 class _Worker:
+    """state: what its pending call is, or ready for one."""
+
     number: int
     actor: Any
     place: Place | None = None
-    ready: bool = False
+    state: Literal["placing", "preparing", "greeting", "ready", "told", "working"] = "placing"
     item: int | None = None
 
 
-class _Pool:
+class Pool:
+    """Actors that stand until `close`. Arguments and errors as in `run_pool`; actors start when there is work for them.
+
+    cpus, gpus: what Ray reserves for each. threads: of each, by default as many as its CPUs; an actor that reserves
+    nothing shares the CPUs with those of other roles.
+    """
+
     def __init__(
-        self, name: str, make_worker: Any, items: Sequence[Any], *, cpus: float, gpus: float, max_retries: int
+        self,
+        name: str,
+        make_worker: Callable[[], Callable[[Any], Any]],
+        *,
+        num_workers: int,
+        cpus: float,
+        gpus: float = 0.0,
+        max_retries: int = 0,
+        threads: float | None = None,
     ) -> None:
-        self._name, self._items, self._max_retries = name, items, max_retries
-        self._cpus, self._gpus = cpus, gpus
+        self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
+        self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
         self._payload = ray.put(ray.cloudpickle.dumps(make_worker))
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(PoolActor)
-        self._queue = deque(range(len(items)))
+        self._greeting: Any = None
+        self._calls: dict[Any, _Worker] = {}
+        self._workers: dict[int, _Worker] = {}
+        self._waiting_since_s = time.monotonic()
+        self._begin(())
+
+    def _begin(self, items: Sequence[Any]) -> None:
+        self._items, self._queue = items, deque(range(len(items)))
         self._num_unfinished = len(items)
         self._deaths_of_item: dict[int, int] = {}
         self._deaths_at_start = 0
-        self._calls: dict[Any, _Worker] = {}
-        self._workers: dict[int, _Worker] = {}
-        self._idle: list[_Worker] = []
-        self._waiting_since_s = time.monotonic()
 
-    def start(self, num_workers: int) -> None:
-        for number in range(num_workers):
-            self._start_worker(number)
-
-    def results(self) -> Iterator[tuple[int, Any]]:
+    def run(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
+        """(index, result) of each item, in the order they finish. One lot at a time; to be read to its end."""
+        self._begin(items)
+        for worker in [worker for worker in self._workers.values() if worker.state == "ready"]:
+            self._feed(worker)
+        self._start_missing(min(self._num_workers, len(items)))
         while self._num_unfinished:
-            finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=5.0)
-            if not finished:
-                self._check_placement()
-            for call in finished:
-                worker = self._calls.pop(call)
-                try:
-                    answer = ray.get(call)
-                except RayTaskError as error:
-                    raise WorkerError(f"{self._describe(worker)} failed: {error}") from error
-                except RayError as error:
-                    self._bury(worker, error)
-                    continue
-                if isinstance(answer, Failure):
-                    raise error_of(answer, self._describe(worker))
-                if not worker.ready:
+            for worker, answer in self._answers():
+                if worker.state != "working":
                     self._advance(worker, answer)
                     continue
-                index, worker.item = worker.item, None
+                index, worker.item, worker.state = worker.item, None, "ready"
                 self._num_unfinished -= 1
                 self._deaths_at_start = 0
                 self._feed(worker)
                 assert index is not None
                 yield index, answer
 
+    def tell(self, message: Any) -> list[Any]:
+        """Give `message` to every actor that there is; their answers. Between two lots of items.
+
+        An actor that dies over it is replaced when there is work again; what it was told must then be in the greeting.
+        """
+        stored = ray.put(message)
+        while any(worker.state != "ready" for worker in self._workers.values()):
+            for worker, answer in self._answers():
+                self._advance(worker, answer)
+        for worker in self._workers.values():
+            worker.state = "told"
+            self._calls[worker.actor.work.remote(stored)] = worker
+        answers = []
+        while any(worker.state == "told" for worker in self._workers.values()):
+            for worker, answer in self._answers():
+                worker.state = "ready"
+                answers.append(answer)
+        return answers
+
+    def greet_with(self, message: Any) -> None:
+        """Let every actor that starts from now on take this message before any item (None: no message)."""
+        self._greeting = message
+
     def close(self) -> None:
+        """End all actors. The pool can be used again: it starts others."""
         for worker in self._workers.values():
             kill(worker.actor)
+        self._workers.clear()
+        self._calls.clear()
+
+    def _answers(self) -> Iterator[tuple[_Worker, Any]]:
+        """Finished calls of living workers; the dead are buried, errors raised."""
+        finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=5.0)
+        if not finished:
+            self._check_placement()
+        for call in finished:
+            worker = self._calls.pop(call)
+            try:
+                answer = ray.get(call)
+            except RayTaskError as error:
+                raise WorkerError(f"{self._describe(worker)} failed: {error}") from error
+            except RayError as error:
+                self._bury(worker, error)
+                continue
+            if isinstance(answer, Failure):
+                raise error_of(answer, self._describe(worker))
+            yield worker, answer
+
+    def _start_missing(self, wanted: int) -> None:
+        free = (number for number in range(self._num_workers) if number not in self._workers)
+        for number in list(free)[: max(0, wanted - len(self._workers))]:
+            self._start_worker(number)
 
     def _start_worker(self, number: int) -> None:
         worker = _Worker(number, self._actor_class.remote())
@@ -162,22 +218,23 @@ class _Pool:
         self._calls[worker.actor.place.remote()] = worker
         self._waiting_since_s = time.monotonic()
 
-    def _advance(self, worker: _Worker, answer: Place | None) -> None:
-        """Placed -> prepare; prepared -> first item."""
-        if answer is not None:
-            worker.place = answer
-            variables = thread_variables(self._cpus, self._gpus)
+    def _advance(self, worker: _Worker, answer: Any) -> None:
+        """Placed -> prepare; prepared -> greeted, if there is a greeting; then the first item."""
+        if worker.state == "placing":
+            worker.place, worker.state = answer, "preparing"
+            variables = thread_variables(self._threads, self._gpus)
             self._calls[worker.actor.prepare.remote(self._payload, variables)] = worker
+        elif worker.state == "preparing" and self._greeting is not None:
+            worker.state = "greeting"
+            self._calls[worker.actor.work.remote(self._greeting)] = worker
         else:
-            worker.ready = True
+            worker.state = "ready"
             self._feed(worker)
 
     def _feed(self, worker: _Worker) -> None:
-        if not self._queue:
-            self._idle.append(worker)
-            return
-        worker.item = self._queue.popleft()
-        self._calls[worker.actor.work.remote(self._items[worker.item])] = worker
+        if self._queue:
+            worker.item, worker.state = self._queue.popleft(), "working"
+            self._calls[worker.actor.work.remote(self._items[worker.item])] = worker
 
     def _bury(self, worker: _Worker, error: RayError) -> None:
         """A dead worker's item goes to another one, within bounds."""
@@ -185,6 +242,7 @@ class _Pool:
         del self._workers[worker.number]
         message = f"{self._describe(worker)} died: {cause_of_death(error)}."
         if worker.item is None and not self._queue:
+            _log.warning("%s", message)
             return
         if worker.item is None:
             self._deaths_at_start += 1
@@ -200,8 +258,9 @@ class _Pool:
                 ) from error
             self._queue.appendleft(worker.item)
             _log.warning("%s The item goes to another one (retry %d of %d).", message, deaths, self._max_retries)
-        if self._idle and self._queue:
-            self._feed(self._idle.pop())
+        idle = next((other for other in self._workers.values() if other.state == "ready"), None)
+        if idle is not None and self._queue:
+            self._feed(idle)
         elif self._queue:
             self._start_worker(worker.number)
 

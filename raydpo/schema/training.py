@@ -8,6 +8,9 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
+
+from raydpo.schema.samples import Score
 
 
 @dataclass(frozen=True)
@@ -86,4 +89,25 @@ class Finished:
     reason: str
 
 
-TrainEvent = Alive | Noted | Probed | Profiled | Stepped | Skipped | Evaluated | Staged | Finished
+@dataclass(frozen=True)
+class WeightsPart:
+    """Some of the policy's weights after the last step: name in the model folder -> CPU tensor in the compute dtype, tied
+    weights once. Of a LoRA run only what the adapter changes, merged."""
+
+    weights: Mapping[str, Any]
+    is_last: bool
+
+
+@dataclass(frozen=True)
+class PolicyProbe:
+    """What the policy of the `WeightsPart`s says of a few sequences, to compare a copy with: as `Score` and `Scored`."""
+
+    request: Score
+    nats: tuple[tuple[float, ...], ...]
+    top_ids: tuple[tuple[int, ...], ...]
+    top_nats: tuple[tuple[float, ...], ...]
+
+
+TrainEvent = (
+    Alive | Noted | Probed | Profiled | Stepped | Skipped | Evaluated | Staged | Finished | WeightsPart | PolicyProbe
+)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raydpo.config.sections import TrainSection
-from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
+from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch
 from raydpo.train.ranges import OPTIMIZER, named
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # no op is compiled: the optimizer is torch's
@@ -71,9 +71,9 @@ class Engine:
         )
         self.device = self.engine.device
 
-    def forward(self, batch: SequenceBatch, with_collisions: bool = False) -> Tensor:
-        """Log-probs of the answer tokens, [N] float32 nats, or [2, N] as `AnswerLogProbs` says."""
-        return self.engine(batch, with_collisions)
+    def forward(self, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor:
+        """Log-probs of the answer tokens, [N] float32 nats, or [2 or 3, N] as `AnswerLogProbs` says."""
+        return self.engine(batch, extra)
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of `loss`. DeepSpeed averages over ranks, so the loss is multiplied by their number."""

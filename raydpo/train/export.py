@@ -29,7 +29,7 @@ def gather_weights(scoring: AnswerLogProbs, stage: int, is_writer: bool) -> dict
     for name, parameter in model.named_parameters():
         if hasattr(model, "peft_config") and not parameter.requires_grad:
             continue
-        with _gathered(parameter, stage):
+        with gathered([parameter], stage):
             if is_writer:
                 state[name] = parameter.detach().to("cpu", copy=True)
     if is_writer and not hasattr(model, "peft_config"):
@@ -38,13 +38,14 @@ def gather_weights(scoring: AnswerLogProbs, stage: int, is_writer: bool) -> dict
     return state
 
 
-def _gathered(parameter: Tensor, stage: int) -> contextlib.AbstractContextManager[Any]:
+def gathered(weights: list[Tensor], stage: int) -> contextlib.AbstractContextManager[Any]:
+    """A block in which every rank has the whole of `weights`. Collective under ZeRO-3."""
     if stage != 3:
         return contextlib.nullcontext()
     import deepspeed
 
-    gathered: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters([parameter])
-    return gathered
+    block: contextlib.AbstractContextManager[Any] = deepspeed.zero.GatheredParameters(weights)
+    return block
 
 
 def write_model(

@@ -18,6 +18,7 @@ from raydpo.metrics import Patience
 from raydpo.schema.training import Alive, Evaluated, Finished, Noted, Skipped, Staged, Stepped, TrainEvent
 from raydpo.train.probe import probe
 from raydpo.train.profile import profiled
+from raydpo.train.push import push
 from raydpo.train.spec import TrainSpec
 from raydpo.train.trainer import Rank, Trainer, build_trainer
 
@@ -82,6 +83,8 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
         yield Finished(step, reason)
     elif stop == num_steps:
         yield Finished(spec.resume_step, "all steps were done before")
+    if spec.push and (reason or stop == num_steps):
+        yield from push(trainer)
 
 
 def _before_first_step(trainer: Trainer, patience: Patience) -> Iterator[TrainEvent]:

@@ -24,7 +24,7 @@ class TrainSpec:
     staging: attempt-unique folder for checkpoints. resume: committed checkpoint to go on from. stop_step: stage a
     checkpoint after this step and end there, though training is not over. eval_history, skipped_steps, skipped_in_a_row:
     of the run before `resume`. chat_template: Jinja text that the exported tokenizer gets. profile: record a few steps of
-    rank 0."""
+    rank 0. push: after the last step, send the weights to the driver."""
 
     config: Config
     model: ResolvedModel
@@ -42,6 +42,7 @@ class TrainSpec:
     chat_template: str | None = None
     chunk_tokens: int = CHUNK_TOKENS
     profile: bool = False
+    push: bool = False
 
     @property
     def tie_tolerance_nats(self) -> float:

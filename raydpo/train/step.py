@@ -16,13 +16,13 @@ from torch import Tensor
 
 from raydpo.batches import MicroBatch
 from raydpo.metrics import Sums
-from raydpo.models.logprobs import SequenceBatch
+from raydpo.models.logprobs import Extra, SequenceBatch
 from raydpo.objectives import ObjectiveInput
 from raydpo.objectives.loss import Loss, Observations
 from raydpo.train.ranges import waited
 
-Forward = Callable[[SequenceBatch, bool], Tensor]
-"""`AnswerLogProbs`, or an engine around one: (sequences, with collisions) -> [N] or [2, N]."""
+Forward = Callable[[SequenceBatch, Extra], Tensor]
+"""`AnswerLogProbs`, or an engine around one: (sequences, what else) -> [N] or [2, N]."""
 
 
 class Accumulator(Protocol):
@@ -30,7 +30,7 @@ class Accumulator(Protocol):
 
     @property
     def device(self) -> torch.device: ...
-    def forward(self, batch: SequenceBatch, with_collisions: bool = False) -> Tensor: ...
+    def forward(self, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor: ...
     def backward(self, loss: Tensor) -> None: ...
 
 
@@ -46,7 +46,7 @@ class BatchLoss:
 
 def read(forward: Forward, batch: MicroBatch, loss: Loss, tie_tolerance_nats: float) -> ObjectiveInput:
     """One micro-batch, scored, as objectives read it."""
-    scores = forward(batch.sequences, loss.needs_collisions)
+    scores = forward(batch.sequences, "collisions" if loss.needs_collisions else "nothing")
     nats, collisions = (scores[0], scores[1].detach()) if loss.needs_collisions else (scores, None)
     return ObjectiveInput(
         policy_nats=nats,

@@ -123,3 +123,18 @@ def tell_pid_and_wait(context: RankContext, folder: str) -> Iterator[int]:
     (Path(folder) / f"pid-{context.rank}").write_text(str(os.getpid()))
     yield os.getpid()
     time.sleep(3600)
+
+
+def make_keeper(folder: str) -> Callable[[Any], Any]:
+    """Keeps the last value that it was told ("keep", value); answers other items with (its pid, value, item)."""
+    kept: list[Any] = []
+
+    def work(item: Any) -> Any:
+        if isinstance(item, tuple) and item[0] == "keep":
+            kept[:] = [item[1]]
+        elif item == "die" and not (Path(folder) / "died").exists():
+            (Path(folder) / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return os.getpid(), kept[0] if kept else None, item
+
+    return work

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from contextlib import closing
 from functools import partial
 from pathlib import Path
 
 import pytest
+import ray
 
 from raydpo.errors import ConfigError, DataError, WorkerError
-from raydpo.runtime import run_pool, run_single
+from raydpo.runtime import Pool, run_pool, run_single
 from tests.runtime import rank_work
 
 pytestmark = pytest.mark.usefixtures("local_ray")
@@ -96,3 +98,48 @@ def test_run_single_returns_the_result() -> None:
 def test_run_single_raises_with_the_types_of_the_callee() -> None:
     with pytest.raises(WorkerError, match="TypeError"):
         run_single("sum", rank_work.add, 2, "3", cpus=1)
+
+
+def _keepers(tmp_path: Path, **options: float) -> closing[Pool]:
+    make = partial(rank_work.make_keeper, str(tmp_path))
+    return closing(Pool("keepers", make, num_workers=2, max_retries=1, **{"cpus": 1, **options}))
+
+
+def test_a_standing_pool_keeps_its_actors_and_what_they_were_told(tmp_path: Path) -> None:
+    with _keepers(tmp_path) as pool:
+        assert pool.tell(("keep", "nobody")) == [], "actors start with the first items"
+        before = dict(pool.run(range(6)))
+        told = pool.tell(("keep", 7))
+        after = dict(pool.run(range(4)))
+    assert {value for _, value, _ in before.values()} == {None}
+    assert len(told) == 2
+    assert [after[item][1:] for item in range(4)] == [(7, item) for item in range(4)]
+    assert {pid for pid, _, _ in after.values()} <= {pid for pid, _, _ in told}
+    assert {pid for pid, _, _ in before.values()} <= {pid for pid, _, _ in told}
+
+
+def test_an_actor_that_comes_later_hears_the_greeting_first(tmp_path: Path) -> None:
+    with _keepers(tmp_path) as pool:
+        pool.greet_with(("keep", "first"))
+        assert {value for _, value, _ in dict(pool.run(range(4))).values()} == {"first"}
+        pool.tell(("keep", "second"))
+        pool.greet_with(("keep", "second"))
+        answers = dict(pool.run(["a", "die", "b", "c"]))
+    assert [answers[index][1:] for index in range(4)] == [("second", item) for item in ("a", "die", "b", "c")]
+    assert (tmp_path / "died").exists()
+
+
+def test_an_actor_that_dies_over_a_message_is_replaced_when_there_is_work(tmp_path: Path) -> None:
+    with _keepers(tmp_path) as pool:
+        pids = {pid for pid, _, _ in dict(pool.run(range(2))).values()}
+        pool.greet_with(("keep", "again"))
+        assert len(pool.tell("die")) == len(pids) - 1
+        assert {item for _, _, item in dict(pool.run(range(4))).values()} == set(range(4))
+
+
+def test_actors_that_reserve_nothing_run_beside_those_that_hold_all(tmp_path: Path) -> None:
+    cpus = int(ray.cluster_resources()["CPU"])
+    with _keepers(tmp_path, cpus=0, threads=1) as pool:
+        pids = {pid for pid, _, _ in dict(pool.run(range(4))).values()}
+        assert dict(run_pool("all", rank_work.make_squarer, [3], num_workers=1, cpus=cpus)) == {0: 9}
+        assert {pid for pid, _, _ in dict(pool.run(range(4))).values()} <= pids

@@ -1,0 +1,85 @@
+"""The policy's weights after the last step, as a stream of parts, and what it says of a few sequences.
+
+What goes out: a `PolicyProbe`, then `WeightsPart` events of about `PART_BYTES`, for whoever keeps a copy of the policy.
+Decision: weights are gathered one by one (ZeRO-3) and travel in parts, so that rank 0 holds one part at a time and never
+a second model. Of a LoRA run only merged matrices of adapted layers travel; what the copy needs else it has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from raydpo.batches import collate
+from raydpo.models.probe import probe_examples
+from raydpo.schema.samples import Score
+from raydpo.schema.training import Alive, PolicyProbe, WeightsPart
+from raydpo.train.export import gathered
+from raydpo.train.trainer import Trainer
+
+PART_BYTES = 32 * 2**20
+
+
+@torch.no_grad()
+def push(trainer: Trainer) -> Iterator[PolicyProbe | WeightsPart | Alive]:
+    """Events for rank 0; the others take part. Collective."""
+    yield _probe(trainer)
+    yield from parts(trainer.engine.engine.module.model, trainer.engine.stage, trainer.rank.rank == 0)
+
+
+def parts(model: Any, stage: int, is_writer: bool, part_bytes: int = PART_BYTES) -> Iterator[WeightsPart | Alive]:
+    """All weights of `model`, or what its adapter changes; `Alive` in place of each part but on the writer. Collective.
+
+    stage: of ZeRO. A part is full when it has `part_bytes`, so every rank ends it at the same weight.
+    """
+    part: dict[str, Tensor] = {}
+    num_bytes = 0
+    for name, weights, merge in _plan(model):
+        with gathered(weights, stage):
+            value = merge()
+            num_bytes += value.numel() * value.element_size()
+            if is_writer:
+                part[name] = value.to("cpu", copy=True)
+        if num_bytes >= part_bytes:
+            yield WeightsPart(part, is_last=False) if is_writer else Alive(0)
+            part, num_bytes = {}, 0
+    yield WeightsPart(part, is_last=True) if is_writer else Alive(0)
+
+
+def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
+    """(name in the model folder, weights to gather, function that returns the tensor to send) of each tensor."""
+    if not hasattr(model, "peft_config"):
+        for name, parameter in model.named_parameters():
+            yield name, [parameter], parameter.detach
+        return
+    prefix = "base_model.model."
+    for name, module in model.named_modules():
+        if not hasattr(module, "get_delta_weight") or not getattr(module, "lora_A", None):
+            continue
+        for adapter in module.active_adapters:
+            base = module.get_base_layer().weight
+            weights = [base, module.lora_A[adapter].weight, module.lora_B[adapter].weight]
+            yield f"{name.removeprefix(prefix)}.weight", weights, _merging(module, adapter, base)
+
+
+def _merging(module: Any, adapter: str, base: Tensor) -> Any:
+    return lambda: (base + module.get_delta_weight(adapter)).to(base.dtype)
+
+
+def _probe(trainer: Trainer) -> PolicyProbe:
+    """Every rank scores the same examples (under ZeRO-3 forwards are collective)."""
+    feed = trainer.train
+    sequences, found = [], []
+    for example in probe_examples(feed.table.prompt_lengths + feed.table.answer_lengths.sum(axis=1)):
+        answers = feed.table.answer_ids(example)[: feed.num_answers]
+        batch = collate(feed.table, [example], feed.answers, None, layout=feed.layout)
+        scores = trainer.engine.forward(batch.sequences.to(trainer.engine.device), "likeliest").float().cpu().numpy()
+        found += np.split(scores, np.cumsum([len(answer) for answer in answers])[:-1], axis=1)
+        prompt = tuple(feed.table.prompt_ids(example).tolist())
+        sequences += [(prompt, tuple(answer.tolist())) for answer in answers]
+    nats, top_nats, top_ids = (tuple(tuple(scores[row].tolist()) for scores in found) for row in range(3))
+    return PolicyProbe(Score(tuple(sequences)), nats, tuple(tuple(map(int, ids)) for ids in top_ids), top_nats)
