@@ -20,8 +20,10 @@ if TYPE_CHECKING:
     from raydpo.artifacts.reference_cache import open_reference as open_reference
     from raydpo.config.load import load as load
     from raydpo.config.sections import Config as Config
+    from raydpo.pipelines import Round as Round
     from raydpo.pipelines import check as check
     from raydpo.pipelines import evaluate as evaluate
+    from raydpo.pipelines import iterate as iterate
     from raydpo.pipelines import precompute as precompute
     from raydpo.pipelines.quickstart import quickstart as quickstart
 
@@ -29,8 +31,10 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "Config": "raydpo.config.sections",
+    "Round": "raydpo.pipelines",
     "check": "raydpo.pipelines",
     "evaluate": "raydpo.pipelines",
+    "iterate": "raydpo.pipelines",
     "load": "raydpo.config.load",
     "open_reference": "raydpo.artifacts.reference_cache",
     "precompute": "raydpo.pipelines",
@@ -39,10 +43,12 @@ _HOMES = {
 
 __all__ = [
     "Config",
+    "Round",
     "__version__",
     "check",
     "errors",
     "evaluate",
+    "iterate",
     "load",
     "open_reference",
     "precompute",

@@ -28,7 +28,10 @@ _RUN_VERBS = {
     "train": "precompute what is missing, train, evaluate; the same command resumes",
     "check": "config and data; loads no model and starts no Ray",
     "evaluate": "held-out preference metrics of a model folder or checkpoint",
+    "iterate": "on-policy rounds: sample, judge, train, repeat; the same command resumes",
 }
+
+_FUNCTIONS = {"iterate": "run_rounds"}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -45,7 +48,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(command, [f"{type(error).__name__}: {error}"])
         code = error.exit_code
     except KeyboardInterrupt:
-        again = " The same command goes on from what was committed." if args.verb in ("precompute", "train") else ""
+        again = (
+            " The same command goes on from what was committed."
+            if args.verb in ("precompute", "train", "iterate")
+            else ""
+        )
         _complain(command, [f"stopped by Ctrl-C.{again}"])
         code = 130
     except BrokenPipeError:  # `raydpo config schema | head`: the reader has what it wanted
@@ -147,7 +154,7 @@ def _run(args: argparse.Namespace) -> int:
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
         import raydpo.pipelines as pipelines
 
-        summary: dict[str, Any] = getattr(pipelines, args.verb)(config, observer=observer)
+        summary: dict[str, Any] = getattr(pipelines, _FUNCTIONS.get(args.verb, args.verb))(config, observer=observer)
         return summary
 
     return _with_screen(args, work)

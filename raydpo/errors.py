@@ -76,6 +76,14 @@ class ReferenceMismatchError(RaydpoError):
     """Cached reference log-probs were not made by the reference of this run."""
 
 
+class PolicyMismatchError(RaydpoError):
+    """A generator does not compute what the trainers of the same weights do."""
+
+
+class JudgeError(RaydpoError):
+    """The judge failed on more prompts than it may."""
+
+
 class NonFiniteError(RaydpoError):
     """Loss or gradient was not finite in too many steps in a row."""
 

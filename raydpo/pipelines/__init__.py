@@ -2,5 +2,6 @@
 
 from raydpo.pipelines.offline import check, evaluate, precompute, train
 from raydpo.pipelines.quickstart import quickstart
+from raydpo.pipelines.rounds import Round, iterate, run_rounds
 
-__all__ = ["check", "evaluate", "precompute", "quickstart", "train"]
+__all__ = ["Round", "check", "evaluate", "iterate", "precompute", "quickstart", "run_rounds", "train"]

@@ -62,6 +62,8 @@ def _data(config: Config, verb: str) -> list[str]:
             f"data.unpair is true, but objective {config.objective.name} does not read labels, and it would do nothing; "
             f"objectives that do: {names}. Leave it out."
         ]
+    if verb == "iterate":
+        return []
     if not data.train and not data.eval:
         return ["data.train and data.eval are both empty: there is nothing to read. Name at least one file."]
     if verb == "train" and not data.train:

@@ -46,6 +46,9 @@ FREE = {
     "evaluate.model",
     "evaluate.tie_tolerance_nats",
     "profile",
+    "generate",
+    "judge",
+    "rounds",
 }
 
 
@@ -80,7 +83,8 @@ def trajectory(config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
     """Everything that decides the numbers of a run, flat: config values and the digests of model and data."""
     flat: dict[str, Any] = {}
     for section, values in config.model_dump(mode="json").items():
-        flat |= {f"{section}.{key}": value for key, value in values.items()} if section not in FREE else {}
+        if section not in FREE:
+            flat |= {f"{section}.{key}": value for key, value in values.items()}
     return {key: value for key, value in flat.items() if key not in FREE} | dict(digests)
 
 

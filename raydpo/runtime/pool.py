@@ -130,6 +130,7 @@ class Pool:
         self._payload = ray.put(ray.cloudpickle.dumps(make_worker))
         self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(PoolActor)
         self._greeting: Any = None
+        self._is_closed = False
         self._calls: dict[Any, _Worker] = {}
         self._workers: dict[int, _Worker] = {}
         self._waiting_since_s = time.monotonic()
@@ -164,10 +165,8 @@ class Pool:
 
         An actor that dies over it is replaced when there is work again; what it was told must then be in the greeting.
         """
+        self._settle()
         stored = ray.put(message)
-        while any(worker.state != "ready" for worker in self._workers.values()):
-            for worker, answer in self._answers():
-                self._advance(worker, answer)
         for worker in self._workers.values():
             worker.state = "told"
             self._calls[worker.actor.work.remote(stored)] = worker
@@ -178,12 +177,28 @@ class Pool:
                 answers.append(answer)
         return answers
 
+    def start(self) -> None:
+        """Start all actors and wait until they are ready."""
+        self._start_missing(self._num_workers)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Wait until every actor is ready or dead."""
+        while any(worker.state != "ready" for worker in self._workers.values()):
+            for worker, answer in self._answers():
+                self._advance(worker, answer)
+
     def greet_with(self, message: Any) -> None:
         """Let every actor that starts from now on take this message before any item (None: no message)."""
         self._greeting = message
 
     def close(self) -> None:
-        """End all actors. The pool can be used again: it starts others."""
+        """End all actors for good. Whoever waits for them in another thread gets a WorkerError."""
+        self._is_closed = True
+        self.stop()
+
+    def stop(self) -> None:
+        """End all actors. When there is work again, others start."""
         for worker in self._workers.values():
             kill(worker.actor)
         self._workers.clear()
@@ -191,11 +206,15 @@ class Pool:
 
     def _answers(self) -> Iterator[tuple[_Worker, Any]]:
         """Finished calls of living workers; the dead are buried, errors raised."""
+        if self._is_closed:
+            raise WorkerError(f"{self._name}: the actors were ended while there was work for them.")
         finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=5.0)
         if not finished:
             self._check_placement()
         for call in finished:
-            worker = self._calls.pop(call)
+            worker = self._calls.pop(call, None)
+            if worker is None:  # the pool was stopped meanwhile
+                continue
             try:
                 answer = ray.get(call)
             except RayTaskError as error:

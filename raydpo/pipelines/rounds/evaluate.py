@@ -1,0 +1,153 @@
+"""A policy on held-out prompts: greedy answers judged, and against those of the initial policy.
+
+Comes in: the generators, which hold the policy. Goes out: metrics of the committed evaluation. Decision: scores, win rate
+and length are of greedy answers, so that two policies differ by nothing but their weights; the KL divergence is estimated
+from one sampled answer a prompt, because it is an expectation under the policy's own sampling.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from raydpo import runtime
+from raydpo.generate.engine import EngineSpec
+from raydpo.generate.worker import Generator
+from raydpo.judge.measures import distinct_ngrams, mean_length, win_rate
+from raydpo.pipelines.rounds.busy import Busy
+from raydpo.pipelines.rounds.generators import Generators, Policy
+from raydpo.pipelines.rounds.judging import Judging, texts
+from raydpo.pipelines.rounds.layout import Layout, chunks, seed_of
+from raydpo.pipelines.rounds.piece import Piece
+from raydpo.pipelines.rounds.produce import run_requests, samples_of
+from raydpo.schema.events import Note, Observer
+from raydpo.schema.samples import Generate, Prompt, Sample, Sampling, Score
+
+Metrics = dict[str, float]
+
+
+class Evaluator:
+    """Measures any policy of a run on its held-out prompts; without prompts it measures nothing."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        prompts: Sequence[Prompt],
+        generators: Generators,
+        judging: Judging,
+        engine: EngineSpec,
+        busy: Busy,
+        observer: Observer,
+    ) -> None:
+        self._busy = busy
+        self._layout, self._prompts = layout, prompts
+        self._generators, self._judging, self._engine, self._observer = generators, judging, engine, observer
+        self._config = layout.config
+        assert layout.config.rounds is not None
+        self._max_new_tokens = layout.config.rounds.eval_max_new_tokens or layout.config.generate.max_new_tokens
+        self._initial: tuple[list[Any], list[tuple[Sample, ...]]] | None = None
+
+    def evaluate(self, policy: Policy) -> Metrics:
+        """Metrics of a policy. The initial one must come first."""
+        if not self._prompts:
+            return {}
+        version, folder = policy.version, self._layout.evaluation(policy.version)
+        inputs = [[prompt.key for prompt in self._prompts], policy.digest, self._max_new_tokens, self._config.run.seed]
+        summary = Piece(folder / "metrics", [inputs, self._judging.inputs, version and self._scores_of_initial()])
+        if not summary.is_done:
+            metrics = self._measure(policy, inputs)
+            summary.begin()
+            summary.commit({"metrics": metrics})
+            shown = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in metrics.items())
+            self._observer(Note("info", f"policy {version} on {len(self._prompts)} held-out prompts: {shown}"))
+        elif version == 0:
+            self._initial = self._answers(policy, inputs)
+        found: Metrics = summary.meta["metrics"]
+        return found
+
+    def _scores_of_initial(self) -> Any:
+        assert self._initial is not None
+        return self._initial[0]
+
+    def _measure(self, policy: Policy, inputs: Any) -> Metrics:
+        scores, groups = self._answers(policy, inputs)
+        if policy.version == 0:
+            self._initial = scores, groups
+        assert self._initial is not None
+        first_scores, first_groups = self._initial
+        both = [
+            (now, then) for now, then in zip(scores, first_scores, strict=True) if now is not None and then is not None
+        ]
+        answers, first = ([samples[0] for samples in side] for side in (groups, first_groups))
+        rate, low, high = win_rate([now for now, _ in both], [then for _, then in both])
+        return {
+            "eval/mean_score": sum(now for now, _ in both) / len(both),
+            "eval/win_rate": rate,
+            "eval/win_rate_low": low,
+            "eval/win_rate_high": high,
+            "eval/mean_length_tokens": mean_length(answers),
+            "eval/length_ratio": mean_length(answers) / mean_length(first),
+            "eval/distinct_2": distinct_ngrams([answer.ids for answer in answers], 2),
+            "eval/kl_nats": self._kl(policy, inputs) if policy.version else 0.0,
+        }
+
+    def _answers(self, policy: Policy, inputs: Any) -> tuple[list[Any], list[tuple[Sample, ...]]]:
+        """(score or None, the greedy answer) of each prompt, from committed pieces."""
+        folder = self._layout.evaluation(policy.version)
+        generations = Piece(folder / "generations", inputs)
+        if not generations.is_done:
+            self._sample(generations, Sampling(1, self._max_new_tokens, greedy=True), policy)
+        groups = list(samples_of(generations))
+        scores = Piece(folder / "scores", [generations.digest, self._judging.inputs])
+        if not scores.is_done:
+            rows = [(prompt.text, texts(samples)) for prompt, samples in zip(self._prompts, groups, strict=True)]
+            with self._busy.working("judge"):
+                self._judging.judge(scores, chunks(rows, self._config.generate.prompts_per_item), self._observer)
+        return [row["scores"] and row["scores"][0] for row in scores.rows()], groups
+
+    def _sample(self, piece: Piece, sampling: Sampling, policy: Policy) -> None:
+        self._generators.hold(policy)
+        requests = [
+            Generate(
+                tuple(p.ids for p in lot),
+                sampling,
+                seed_of(self._config.run.seed, "evaluation", number),
+                policy.version,
+            )
+            for number, lot in enumerate(chunks(self._prompts, self._config.generate.prompts_per_item))
+        ]
+        self._busy.add("generate", run_requests(self._generators, piece, requests, self._prompts, self._observer))
+        piece.commit({"version": policy.version, "sampling": asdict(sampling)})
+
+    def _kl(self, policy: Policy, inputs: Any) -> float:
+        """Mean over prompts of log policy - log initial policy of one sampled answer: an unbiased estimate, in nats."""
+        piece = Piece(self._layout.evaluation(policy.version) / "sampled", inputs)
+        if not piece.is_done:
+            self._sample(piece, Sampling(1, self._max_new_tokens), policy)
+        answers = [samples[0].ids for samples in samples_of(piece)]
+        sequences = tuple((prompt.ids, ids) for prompt, ids in zip(self._prompts, answers, strict=True))
+        requests = [Score(tuple(lot)) for lot in chunks(sequences, self._config.generate.prompts_per_item)]
+        section = self._config.generate
+        initial = runtime.run_pool(
+            "initial policy",
+            partial(Generator, self._engine),
+            requests,
+            num_workers=1,
+            cpus=section.cpus_per_worker if section.gpus_per_worker else 0.01,
+            gpus=section.gpus_per_worker,
+            max_retries=section.max_retries,
+        )
+        self._generators.hold(policy)
+        ours = self._generators.score(requests)
+        self._generators.before_training()  # a GPU that the initial policy needs now
+        theirs = dict(initial)
+        differences = [
+            float(np.sum(mine) - np.sum(other))
+            for number in range(len(requests))
+            for mine, other in zip(ours[number].nats, theirs[number].nats, strict=True)
+        ]
+        return sum(differences) / len(differences)

@@ -1,0 +1,127 @@
+"""The judge of a run: a function of the caller, in this process; or what the config names, in actors.
+
+Comes in: lists of (prompt, responses). Goes out: a verdict each. Decision: a function that is handed in is called here, so
+that it may print, count and hold connections; what must survive its own death is named in the config and runs in actors.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+from raydpo import runtime
+from raydpo.config.rounds import JudgeSection
+from raydpo.errors import JudgeError
+from raydpo.generate.complete import local_completer
+from raydpo.generate.engine import EngineSpec
+from raydpo.judge.build import build_judge
+from raydpo.judge.verdict import Judge, Verdict, judge_rows
+from raydpo.models.resolve import resolve_model
+from raydpo.pipelines.rounds.piece import Piece
+from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
+from raydpo.schema.samples import Sample
+
+Row = tuple[str, list[str]]
+"""A prompt, and the responses to it."""
+
+
+class Judging:
+    """What judges. judge: a function of the caller, which wins over the section. engine: for a judge that is a language
+    model of its own, how one is loaded (its `model` is not read)."""
+
+    def __init__(self, judge: Judge | None, section: JudgeSection | None, engine: EngineSpec) -> None:
+        self._judge, self._section, self._engine = judge, section, engine
+        self.max_failed_fraction = section.max_failed_fraction if section is not None else 0.02
+
+    @property
+    def inputs(self) -> Any:
+        """What verdicts depend on, as far as one can know: of a function only its name."""
+        if self._judge is not None:
+            return getattr(self._judge, "__qualname__", type(self._judge).__qualname__)
+        assert self._section is not None
+        return {key: value for key, value in self._section.model_dump(mode="json").items() if key not in _FREE}
+
+    def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
+        """(index of the lot, a verdict for each of its rows), in the order they finish."""
+        if self._judge is not None:
+            yield from ((index, judge_rows(self._judge, lot)) for index, lot in enumerate(lots))
+            return
+        section = self._section
+        assert section is not None
+        yield from runtime.run_pool(
+            "judge",
+            partial(_make_worker, section, self._engine),
+            lots,
+            num_workers=section.num_workers,
+            # Rules and small models share the CPUs with whoever trains meanwhile; a GPU is reserved.
+            cpus=section.cpus_per_worker if section.gpus_per_worker else 0.01,
+            gpus=section.gpus_per_worker,
+            max_retries=section.max_retries,
+        )
+
+    def judge(self, piece: Piece, lots: Sequence[Sequence[Row]], observer: Observer) -> None:
+        """Judge what the piece lacks, a part for each lot, and commit. Raises JudgeError for too many failures."""
+        piece.begin()
+        missing = [number for number in range(len(lots)) if not piece.has_part(number)]
+        observer(StageStarted("judge", sum(map(len, lots)), "prompts"))
+        done = sum(len(lot) for number, lot in enumerate(lots) if number not in missing)
+        for index, verdicts in self.verdicts([lots[number] for number in missing]):
+            piece.write_part(missing[index], [_row(verdict) for verdict in verdicts])
+            done += len(verdicts)
+            observer(Advanced("judge", done))
+        failed = self._failed(piece, len(lots), sum(map(len, lots)))
+        piece.commit({"failed": failed})
+        observer(StageDone("judge", f"{sum(map(len, lots))} prompts" + (f", {failed} failed" if failed else "")))
+
+    def _failed(self, piece: Piece, num_lots: int, num_rows: int) -> int:
+        """How many rows failed. Too many: forget the parts that hold them, so that the same command asks again."""
+        reasons: list[str] = []
+        bad: list[int] = []
+        for number in range(num_lots):
+            found = [row["reason"] for row in piece.uncommitted(number) if row["scores"] is None]
+            reasons += found
+            bad += [number] if found else []
+        if len(reasons) > self.max_failed_fraction * num_rows:
+            for number in bad:
+                piece.drop_part(number)
+            raise JudgeError(
+                f"the judge failed on {len(reasons)} of {num_rows} prompts, and judge.max_failed_fraction allows "
+                f"{self.max_failed_fraction:.1%}. A failed prompt has no score, and pairs of what is left would be another "
+                f"selection. First reasons: {'; '.join(dict.fromkeys(reasons[:3]))}. Mend the judge and run the same command: "
+                "what was judged is kept, what failed is asked again."
+            )
+        return len(reasons)
+
+
+_FREE = {"num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "timeout_s", "tokens_per_batch"}
+
+
+def _row(verdict: Verdict) -> dict[str, Any]:
+    return {"scores": None if verdict.scores is None else list(verdict.scores), "reason": verdict.reason}
+
+
+def _make_worker(section: JudgeSection, engine: EngineSpec) -> Callable[[Sequence[Row]], list[Verdict]]:
+    """In the actor: build the judge, with a language model of its own where it is one without an endpoint."""
+    judge = build_judge(section, complete=partial(_complete, section, engine))
+    return partial(judge_rows, judge)
+
+
+_loaded: dict[str, Any] = {}
+
+
+def _complete(section: JudgeSection, engine: EngineSpec, requests: Sequence[Any]) -> list[str]:
+    """Answers of the judge's own model, loaded at the first call."""
+    assert section.model is not None
+    if section.model not in _loaded:
+        folder = resolve_model("judge.model", section.model, None).folder
+        spec = replace(engine, model=str(folder), use_gpu=section.gpus_per_worker > 0)
+        _loaded[section.model] = local_completer(spec)
+    answers: list[str] = _loaded[section.model](requests)
+    return answers
+
+
+def texts(samples: Sequence[Sample]) -> list[str]:
+    """What a judge reads."""
+    return [sample.text for sample in samples]

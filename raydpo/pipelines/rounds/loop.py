@@ -1,0 +1,185 @@
+"""`iterate`: sample, judge, train, repeat. The order of a run of rounds, and nothing else.
+
+Comes in: a config and a judge. Goes out: a `Round` for each, as soon as it is committed. Decision: every arrow leads from
+one committed piece to the next, so there is no state but the disk; with `placement: split` the pairs of the next round are
+made in a second thread while this one trains.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raydpo import runtime
+from raydpo.artifacts import RunLock
+from raydpo.config import Config
+from raydpo.judge.verdict import Judge
+from raydpo.pipelines.offline import train
+from raydpo.pipelines.rounds.busy import Busy
+from raydpo.pipelines.rounds.evaluate import Evaluator
+from raydpo.pipelines.rounds.generators import Generators, Policy
+from raydpo.pipelines.rounds.piece import Piece
+from raydpo.pipelines.rounds.produce import Produced, Producer
+from raydpo.pipelines.rounds.setup import Setup, set_up
+from raydpo.pipelines.rounds.stop import stop_reasons
+from raydpo.pipelines.rounds.training import read_probe, reference_of, training_config, write_probe
+from raydpo.schema.events import Note, Observer, StageDone, ignore
+from raydpo.schema.training import PolicyProbe, WeightsPart
+
+
+@dataclass(frozen=True)
+class Round:
+    """A committed round. index: from 0. model: folder of the policy that came out. metrics: "eval/...", "samples/...",
+    "pairs/...", "train/...". staleness: rounds by which the policy that sampled was older than the one that was trained.
+    stopped: why there is no next round though there were to be more."""
+
+    index: int
+    folder: Path
+    model: Path
+    metrics: Mapping[str, float]
+    staleness: int = 0
+    stopped: tuple[str, ...] = ()
+
+
+def iterate(config: Config, judge: Judge | None = None, observer: Observer = ignore) -> Iterator[Round]:
+    """Rounds of sample, judge, train; the same call goes on where an earlier one in `run.dir` ended.
+
+    judge: (prompt, responses) -> a score each, higher is better, called in this process; without one the config's `judge`
+    section. Rounds that were committed before are yielded again, without work. Writes `summary.json` at the end.
+    Raises JudgeError, PolicyMismatchError, and what `raydpo.train` raises.
+    """
+    setup = set_up(config, judge, observer)
+    with RunLock(setup.layout.dir), runtime.session(setup.demands):
+        setup.check()
+        with closing(Generators(setup.config, setup.engine, observer)) as generators:
+            yield from _Run(setup, generators, observer).rounds()
+
+
+def run_rounds(config: Config, observer: Observer = ignore) -> dict[str, Any]:
+    """`iterate` to its end; the summary that `summary.json` holds."""
+    for _ in iterate(config, observer=observer):
+        pass
+    return read_summary(config)
+
+
+def read_summary(config: Config) -> dict[str, Any]:
+    """Of a run of rounds that came to its end."""
+    import json
+
+    found: dict[str, Any] = json.loads((Path(config.run.dir).expanduser() / "summary.json").read_text())
+    return found
+
+
+class _Run:
+    def __init__(self, setup: Setup, generators: Generators, observer: Observer) -> None:
+        self.setup, self.layout, self.section = setup, setup.layout, setup.rounds
+        self.generators, self.observer, self.busy = generators, observer, Busy()
+        self.producer = Producer(
+            setup.layout, setup.prompts, setup.tokenizer, generators, setup.judging, self.busy, observer
+        )
+        self.evaluator = Evaluator(
+            setup.layout, setup.eval_prompts, generators, setup.judging, setup.engine, self.busy, observer
+        )
+        self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="produce")
+        self.ahead: dict[int, Future[Produced]] = {}
+        self.policies: dict[int, Policy] = {}
+
+    def rounds(self) -> Iterator[Round]:
+        done: list[Round] = []
+        try:
+            self.first = self.evaluator.evaluate(self.policy(0))
+            for index in range(self.section.num_rounds):
+                found = self._committed(index) or self._round(index)
+                done.append(found)
+                yield found
+                if found.stopped:
+                    self.observer(Note("warning", f"stopped after round {index}: {'; '.join(found.stopped)}"))
+                    break
+            self.setup.write_summary(self._summary(done))
+        finally:
+            self.generators.close()  # before the thread is waited for: if it waits for them, it is told so
+            self.thread.shutdown(wait=True, cancel_futures=True)
+
+    def policy(self, version: int) -> Policy:
+        """The policy after `version` rounds, which must be committed."""
+        if version not in self.policies:
+            probe = read_probe(self.layout.round(version - 1)) if version else None
+            self.policies[version] = Policy(version, self.layout.policy(version), probe)
+        return self.policies[version]
+
+    def _committed(self, index: int) -> Round | None:
+        summary = Piece(self.layout.round(index) / "summary", index)
+        return self._described(index, summary.meta) if summary.is_done else None
+
+    def _described(self, index: int, meta: Mapping[str, Any]) -> Round:
+        # The rules are asked each time: they may have been changed since, and rounds may have been added.
+        stopped = tuple(stop_reasons(meta["metrics"], self.section))
+        folder, model = self.layout.round(index), self.layout.policy(index + 1)
+        return Round(index, folder, model, meta["metrics"], meta["staleness"], stopped)
+
+    def _round(self, index: int) -> Round:
+        produced = self._produced(index)
+        if self.section.placement == "split" and index + 1 < self.section.num_rounds:
+            self.ahead[index + 1] = self.thread.submit(self._produce, index + 1)
+        trained = self._train(index, produced)
+        evaluation = self.evaluator.evaluate(self.policy(index + 1))
+        metrics = {**evaluation, **produced.metrics, **trained}
+        meta = {"metrics": metrics, "staleness": index - produced.version}
+        summary = Piece(self.layout.round(index) / "summary", index)
+        summary.begin()
+        summary.commit(meta)
+        shutil.rmtree(self.layout.round(index) / "train" / "checkpoints", ignore_errors=True)  # optimizer state
+        self.observer(StageDone(f"round {index}", _shown(metrics)))
+        return self._described(index, meta)
+
+    def _produce(self, index: int) -> Produced:
+        return self.producer.produce(index, self.policy(self.layout.sampler(index)))
+
+    def _produced(self, index: int) -> Produced:
+        return self.ahead.pop(index).result() if index in self.ahead else self._produce(index)
+
+    def _train(self, index: int, produced: Produced) -> dict[str, float]:
+        """Train on the pairs; the generators hold the new policy afterwards."""
+        folder, version = self.layout.round(index), index + 1
+        config = training_config(self.layout, index, produced.files, reference_of(self.layout, index))
+        later: list[WeightsPart] = []
+
+        def receive(event: WeightsPart | PolicyProbe) -> None:
+            if isinstance(event, PolicyProbe):
+                write_probe(folder, event)
+            elif version in self.ahead:
+                later.append(event)  # the generators are at work for the next round
+            elif not self.generators.is_stopped_for_training:
+                self.generators.receive(event, version)
+
+        self.generators.before_training()
+        with self.busy.working("train"):
+            summary = train(config, self.observer, receive=receive)
+        if version in self.ahead:
+            self.ahead[version].result()
+        for part in later:
+            self.generators.receive(part, version)
+        self.generators.hold(self.policy(version))
+        return {"train/steps": summary["train"]["steps"], "train/rows_scored": summary["reference"]["rows_scored"]}
+
+    def _summary(self, done: list[Round]) -> dict[str, Any]:
+        rounds = [{**asdict(found), "folder": str(found.folder), "model": str(found.model)} for found in done]
+        return {
+            "run_dir": str(self.layout.dir),
+            "model": rounds[-1]["model"],
+            "placement": self.section.placement,
+            "reference": self.section.reference,
+            "initial": self.first,
+            "rounds": rounds,
+            **self.busy.report(self.setup.config.generate.num_workers),
+        }
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    names = ("eval/mean_score", "eval/win_rate", "eval/kl_nats", "samples/mean_score", "pairs/made")
+    return ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)

@@ -1,0 +1,92 @@
+"""A committed piece of a round: rows in JSON lines, written part by part, that count once their manifest is there.
+
+Comes in: what the piece depends on (`inputs`, any JSON value). Goes out: rows. Decision: parts of an unfinished piece are
+whole files under final names, so an attempt that goes on takes them as they are; a piece or part that was made from other
+inputs is not taken. Price: a file a part.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from raydpo.artifacts import commit_folder, digest_of, read_commit, verify_folder, write_json, write_text
+from raydpo.errors import IntegrityError
+
+Rows = list[dict[str, Any]]
+
+
+class Piece:
+    """The folder `folder`, which depends on `inputs`."""
+
+    def __init__(self, folder: Path, inputs: Any) -> None:
+        self.folder = folder
+        self._inputs = digest_of(inputs)
+        self._work = folder.with_name(f".{folder.name}-work")
+
+    @property
+    def is_done(self) -> bool:
+        """Whether it is committed, undamaged, and made from these inputs."""
+        try:
+            return bool(read_commit(self.folder)["meta"]["inputs"] == self._inputs) and not verify_folder(self.folder)
+        except (IntegrityError, KeyError):
+            return False
+
+    @property
+    def meta(self) -> dict[str, Any]:
+        """What `commit` was given."""
+        return dict(read_commit(self.folder)["meta"])
+
+    @property
+    def digest(self) -> str:
+        """Of everything in the committed piece."""
+        return digest_of(read_commit(self.folder))
+
+    def begin(self) -> None:
+        """Make room for parts; those of an attempt with the same inputs stay."""
+        mark = self._work / "inputs.json"
+        if not mark.is_file() or json.loads(mark.read_text())["inputs"] != self._inputs:
+            shutil.rmtree(self._work, ignore_errors=True)
+            self._work.mkdir(parents=True)
+            write_json(mark, {"inputs": self._inputs})
+
+    def has_part(self, number: int) -> bool:
+        return self._part(self._work, number).is_file()
+
+    def write_part(self, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
+        """Make part `number` durable."""
+        write_text(self._part(self._work, number), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def drop_part(self, number: int) -> None:
+        """Forget an uncommitted part: the next attempt makes it again."""
+        self._part(self._work, number).unlink(missing_ok=True)
+
+    def uncommitted(self, number: int) -> Rows:
+        """Rows of a part before the piece is committed."""
+        return _read(self._part(self._work, number))
+
+    def write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
+        """A file of its own name, instead of parts."""
+        write_text(self._work / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+
+    def commit(self, meta: Mapping[str, Any]) -> None:
+        """All parts are there: make them count."""
+        shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or of other inputs
+        commit_folder(self._work, self.folder, {**meta, "inputs": self._inputs})
+
+    def rows(self, name: str | None = None) -> Iterator[dict[str, Any]]:
+        """Rows of the committed piece, in the order of its parts; or of one file."""
+        paths = sorted(self.folder.glob("part-*.jsonl")) if name is None else [self.folder / name]
+        for path in paths:
+            yield from _read(path)
+
+    @staticmethod
+    def _part(folder: Path, number: int) -> Path:
+        return folder / f"part-{number:05d}.jsonl"
+
+
+def _read(path: Path) -> Rows:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]

@@ -1,0 +1,267 @@
+"""From a policy to a round's pairs: prompts, generations, scores, pairs, each a committed piece.
+
+Comes in: the generators, the judge. Goes out: `Produced`, with counts. Decision: what is there and was made from the same
+inputs is taken as it is, so the same call goes on where an earlier one ended.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raydpo.config import Config
+from raydpo.data.offline import offline_rows
+from raydpo.data.prompts import chosen_ids
+from raydpo.data.tokenizer import TextTokenizer
+from raydpo.errors import DataError
+from raydpo.judge.measures import distinct_ngrams, duplicate_share, mean_length
+from raydpo.judge.pairs import PairRule, make_pairs, record_of, spin_pairs
+from raydpo.pipelines.rounds.busy import Busy
+from raydpo.pipelines.rounds.generators import Generators, Policy
+from raydpo.pipelines.rounds.judging import Judging, texts
+from raydpo.pipelines.rounds.layout import Layout, chunks, prompts_of, seed_of
+from raydpo.pipelines.rounds.piece import Piece
+from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
+from raydpo.schema.samples import Generate, Prompt, Sample, Sampling
+
+
+@dataclass(frozen=True)
+class Produced:
+    """The committed pairs of a round. version: of the policy that sampled. metrics: of samples and pairs."""
+
+    index: int
+    version: int
+    folder: Path
+    metrics: Mapping[str, float]
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What `data.train` of the round's training is."""
+        names = ("pairs.jsonl", "offline.jsonl")
+        return tuple(str(self.folder / name) for name in names if (self.folder / name).is_file())
+
+
+class Producer:
+    """Makes the pairs of any round of a run."""
+
+    def __init__(
+        self,
+        layout: Layout,
+        prompts: Sequence[Prompt],
+        tokenizer: TextTokenizer,
+        generators: Generators,
+        judging: Judging,
+        busy: Busy,
+        observer: Observer,
+    ) -> None:
+        self._busy = busy
+        self._layout, self._config = layout, layout.config
+        self._prompts, self._tokenizer = prompts, tokenizer
+        self._generators, self._judging, self._observer = generators, judging, observer
+        assert layout.config.rounds is not None
+        self._rounds = rounds = layout.config.rounds
+        strategy = "best_worst" if rounds.pairs == "spin" else rounds.pairs  # spin asks for no scores, and reads none
+        self._rule = PairRule(strategy, rounds.top_k, rounds.margin, rounds.max_length_ratio, rounds.truncated)
+
+    def produce(self, index: int, policy: Policy) -> Produced:
+        """The pairs of round `index`, sampled by `policy`."""
+        folder = self._layout.round(index)
+        prompts = self._prompts_piece(folder, index)
+        chosen = [_prompt(row) for row in prompts.rows()]
+        generations = self._generations(folder, index, policy, chosen, prompts.digest)
+        groups = [_samples(row) for row in generations.rows()]
+        scores = None
+        if self._rounds.pairs != "spin":
+            with self._busy.working("judge"):
+                scores = self._scores(folder, chosen, groups, generations.digest)
+        pairs = self._pairs(folder, index, chosen, groups, generations, scores)
+        return Produced(index, policy.version, pairs.folder, pairs.meta["metrics"])
+
+    def _prompts_piece(self, folder: Path, index: int) -> Piece:
+        numbers = prompts_of(index, len(self._prompts), self._rounds.prompts_per_round, self._config.run.seed)
+        chosen = [self._prompts[number] for number in numbers]
+        piece = Piece(folder / "prompts", [prompt.key for prompt in chosen])
+        if not piece.is_done:
+            piece.begin()
+            piece.write_part(0, (asdict(prompt) for prompt in chosen))
+            piece.commit({"prompts": len(chosen)})
+        return piece
+
+    def _generations(self, folder: Path, index: int, policy: Policy, prompts: Sequence[Prompt], digest: str) -> Piece:
+        section = self._config.generate
+        sampling = sampling_of(self._config)
+        inputs = [
+            digest,
+            policy.digest,
+            asdict(sampling),
+            section.prompts_per_item,
+            section.engine,
+            self._config.run.seed,
+        ]
+        piece = Piece(folder / "generations", inputs)
+        if piece.is_done:
+            return piece
+        requests = [
+            Generate(
+                tuple(prompt.ids for prompt in lot),
+                sampling,
+                seed_of(self._config.run.seed, index, number),
+                policy.version,
+            )
+            for number, lot in enumerate(chunks(prompts, section.prompts_per_item))
+        ]
+        self._generators.hold(policy)
+        self._busy.add("generate", run_requests(self._generators, piece, requests, prompts, self._observer))
+        piece.commit({"version": policy.version})
+        return piece
+
+    def _scores(
+        self, folder: Path, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], digest: str
+    ) -> Piece:
+        piece = Piece(folder / "scores", [digest, self._judging.inputs])
+        if not piece.is_done:
+            rows = [(prompt.text, texts(samples)) for prompt, samples in zip(prompts, groups, strict=True)]
+            self._judging.judge(piece, chunks(rows, self._config.generate.prompts_per_item), self._observer)
+        return piece
+
+    def _pairs(
+        self,
+        folder: Path,
+        index: int,
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[Sample]],
+        generations: Piece,
+        scores: Piece | None,
+    ) -> Piece:
+        rounds = self._rounds
+        upstream = generations.digest if scores is None else scores.digest
+        inputs = [upstream, rounds.pairs, asdict(self._rule), rounds.offline_share, self._config.run.seed]
+        piece = Piece(folder / "pairs", inputs)
+        if piece.is_done:
+            return piece
+        counts: dict[str, int] = {}
+        records: list[dict[str, Any]] = []
+        found = [row["scores"] for row in scores.rows()] if scores is not None else [None] * len(groups)
+        for prompt, samples, values in zip(prompts, groups, found, strict=True):
+            made, of_prompt = self._of_prompt(prompt, samples, values, index)
+            records += made
+            for reason, number in of_prompt.items():
+                counts[reason] = counts.get(reason, 0) + number
+        if not records:
+            raise DataError(
+                f"round {index}: no pair is left of {len(prompts)} prompts ({_counted(counts)}); there is nothing to train on. "
+                "Sample more answers (generate.num_answers), at a higher temperature, or look at the scores in "
+                f"{folder / 'scores'}."
+            )
+        piece.begin()
+        piece.write("pairs.jsonl", records)
+        if rounds.offline_share:
+            number = round(len(records) * rounds.offline_share / (1 - rounds.offline_share))
+            chance = random.Random(seed_of(self._config.run.seed, index, "offline"))
+            piece.write("offline.jsonl", offline_rows(self._config.data.train, number, chance))
+        failed = sum(values is None for values in found) if scores is not None else 0
+        metrics = _metrics(groups, [v for v in found if v is not None], counts, len(records), failed)
+        piece.commit({"metrics": metrics})
+        self._observer(StageDone("pairs", f"{len(records)} pairs of {len(prompts)} prompts ({_counted(counts)})"))
+        return piece
+
+    def _of_prompt(
+        self, prompt: Prompt, samples: Sequence[Sample], scores: Sequence[float] | None, index: int
+    ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
+        digest, extra = self._tokenizer.ids_digest, {"round": index}
+        if self._rounds.pairs == "spin":
+            answer = chosen_ids(self._tokenizer, prompt)
+            if not isinstance(answer, tuple):
+                return [], {"no_answer": 1}
+            own = Sample(answer, str(prompt.record["chosen"]), "eos")
+            spun = spin_pairs(own, samples, self._rule)
+            return [
+                record_of(prompt, own, samples[rejected], tokenizer_digest=digest, extra=extra)
+                for rejected in spun.rejected
+            ], spun.counts
+        if scores is None:
+            return [], {"failed": 1}
+        made = make_pairs(samples, scores, self._rule, seed_of(self._config.run.seed, index, prompt.key))
+        records = [
+            record_of(
+                prompt,
+                samples[chosen],
+                samples[rejected],
+                tokenizer_digest=digest,
+                extra={**extra, "chosen_score": scores[chosen], "rejected_score": scores[rejected]},
+            )
+            for chosen, rejected, _ in made.pairs
+        ]
+        return records, made.counts
+
+
+def sampling_of(config: Config) -> Sampling:
+    """How a round samples."""
+    section = config.generate
+    return Sampling(section.num_answers, section.max_new_tokens, section.temperature, section.top_p, section.stop)
+
+
+def run_requests(
+    generators: Generators, piece: Piece, requests: Sequence[Generate], prompts: Sequence[Prompt], observer: Observer
+) -> float:
+    """Have the requests that the piece lacks answered, a part each. Returns the generators' busy seconds."""
+    piece.begin()
+    missing = [number for number in range(len(requests)) if not piece.has_part(number)]
+    starts = [0]
+    for request in requests:
+        starts.append(starts[-1] + len(request.prompts))
+    observer(StageStarted("generate", len(prompts), "prompts"))
+    done, busy_s = len(prompts) - sum(len(requests[number].prompts) for number in missing), 0.0
+    for index, answer in generators.generate([requests[number] for number in missing]):
+        number = missing[index]
+        lot = prompts[starts[number] : starts[number + 1]]
+        rows = (
+            {"prompt": prompt.key, "version": answer.version, "samples": [asdict(sample) for sample in samples]}
+            for prompt, samples in zip(lot, answer.answers, strict=True)
+        )
+        piece.write_part(number, rows)
+        done, busy_s = done + len(lot), busy_s + answer.busy_s
+        observer(Advanced("generate", done))
+    observer(StageDone("generate", f"{len(prompts)} prompts, policy {requests[0].version if requests else '-'}"))
+    return busy_s
+
+
+def samples_of(piece: Piece) -> Iterator[tuple[Sample, ...]]:
+    """The samples of each prompt of a committed piece."""
+    return (_samples(row) for row in piece.rows())
+
+
+def _samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
+    return tuple(Sample(tuple(s["ids"]), s["text"], s["ending"]) for s in row["samples"])
+
+
+def _prompt(row: Mapping[str, Any]) -> Prompt:
+    return Prompt(row["key"], row["text"], tuple(row["ids"]), row["record"])
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {number}" for reason, number in counts.items() if number) or "none made"
+
+
+def _metrics(
+    groups: Sequence[Sequence[Sample]],
+    scores: Sequence[Sequence[float]],
+    counts: Mapping[str, int],
+    num_pairs: int,
+    failed: int,
+) -> dict[str, float]:
+    everything = [sample for samples in groups for sample in samples]
+    flat = [score for of_prompt in scores for score in of_prompt]
+    return {
+        **({"samples/mean_score": sum(flat) / len(flat)} if flat else {}),
+        "samples/mean_length_tokens": mean_length(everything),
+        "samples/distinct_2": distinct_ngrams([sample.ids for sample in everything], 2),
+        "samples/duplicate_share": duplicate_share(groups),
+        "samples/truncated_share": sum(sample.ending == "length" for sample in everything) / len(everything),
+        "judge/failed": float(failed),
+        "pairs/made": float(num_pairs),
+        **{f"pairs/{reason}": float(number) for reason, number in counts.items()},
+    }

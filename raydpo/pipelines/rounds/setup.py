@@ -1,0 +1,115 @@
+"""Everything that a run of rounds needs before its first prompt: sections checked, prompts read, the engine described."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from raydpo import runtime
+from raydpo.artifacts import digest_of, weights_digest, write_json
+from raydpo.config import Config
+from raydpo.config.rounds import RoundsSection
+from raydpo.data.prompts import read_prompts
+from raydpo.data.tokenizer import TextTokenizer
+from raydpo.errors import ConfigError
+from raydpo.generate.engine import EngineSpec
+from raydpo.judge.verdict import Judge
+from raydpo.models.resolve import resolve_model
+from raydpo.pipelines.rounds.checks import check_room, check_rounds, check_same_run
+from raydpo.pipelines.rounds.judging import Judging
+from raydpo.pipelines.rounds.layout import Layout
+from raydpo.pipelines.workspace import find_workspace
+from raydpo.schema.events import Note, Observer
+from raydpo.schema.samples import Prompt
+
+
+@dataclass(frozen=True)
+class Setup:
+    """config: fitted to the model. engine: how a generator is made; of the initial policy."""
+
+    config: Config
+    layout: Layout
+    engine: EngineSpec
+    tokenizer: TextTokenizer
+    prompts: Sequence[Prompt]
+    eval_prompts: Sequence[Prompt]
+    judging: Judging
+    demands: tuple[runtime.Demand, ...]
+
+    @property
+    def rounds(self) -> RoundsSection:
+        assert self.config.rounds is not None
+        return self.config.rounds
+
+    def check(self) -> None:
+        """In a Ray session, before anything is written. Raises ResourceError and ResumeError."""
+        check_room(self.config)
+        digests = {
+            "model weights": weights_digest(self.layout.initial.folder),
+            "prompts": digest_of([prompt.key for prompt in self.prompts]),
+            "held-out prompts": digest_of([prompt.key for prompt in self.eval_prompts]),
+        }
+        check_same_run(self.layout, digests)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_json(self.layout.dir / "summary.json", summary)
+
+
+def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
+    """Raises ConfigError and DataError with every problem, before Ray is started."""
+    check_rounds(config, judge is not None)
+    workspace = find_workspace(config, "iterate")
+    for text in workspace.notes:
+        observer(Note("warning", text))
+    config, rounds, generate = workspace.config, workspace.config.rounds, workspace.config.generate
+    assert rounds is not None
+    if rounds.reference not in ("initial", "previous_round", "ema"):
+        resolve_model("rounds.reference", rounds.reference, None)
+    room = config.data.max_length - max(generate.max_new_tokens, rounds.eval_max_new_tokens or 0)
+    if room < 1:
+        raise ConfigError(
+            f"generate.max_new_tokens: {generate.max_new_tokens} leaves no room for a prompt in data.max_length = "
+            f"{config.data.max_length}. Lower it, or raise data.max_length as far as the model has positions."
+        )
+    engine = EngineSpec(
+        model=str(workspace.model.folder),
+        engine=generate.engine,
+        dtype="float32" if workspace.dtype == "float32" else "bfloat16",
+        use_gpu=generate.gpus_per_worker > 0,
+        max_length=config.data.max_length,
+        threads=max(1, int(generate.cpus_per_worker)),
+    )
+    template = config.data.chat_template
+    tokenizer = TextTokenizer(
+        str(workspace.model.folder),
+        None if template is None else Path(template).expanduser().read_text(encoding="utf-8"),
+    )
+    read = [
+        read_prompts(
+            f"rounds.{key}",
+            names,
+            tokenizer,
+            max_length=room + 1,
+            control_tokens=config.data.control_tokens,
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+        for key, names in (("prompts", rounds.prompts), ("eval_prompts", rounds.eval_prompts))
+        if names
+    ]
+    for _, report in read:
+        observer(Note("info", str(report)))
+    prompts, eval_prompts = read[0][0], read[1][0] if len(read) > 1 else []
+    layout = Layout(config, workspace.dir, workspace.model)
+    judging = Judging(judge, config.judge, engine)
+    return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
+
+
+def _demands(config: Config) -> tuple[runtime.Demand, ...]:
+    """Of every role that reserves something; colocated generators on CPUs share those of the trainers."""
+    roles = ["train", *(["reference"] if config.objective.needs_reference else [])]
+    if config.rounds is not None and (config.rounds.placement == "split" or config.generate.gpus_per_worker):
+        roles.append("generate")
+    sections = [(role, getattr(config, role)) for role in roles]
+    return tuple(runtime.Demand(role, s.num_workers, s.cpus_per_worker, s.gpus_per_worker) for role, s in sections)
