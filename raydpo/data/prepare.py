@@ -23,7 +23,7 @@ from raydpo.data.report import DataReport, Tally
 from raydpo.data.sources import Source, find
 from raydpo.data.store import Store
 from raydpo.data.template import Rendered, no_template, open_tokenizer, read_template, render
-from raydpo.data.token_rows import other_tokenizer
+from raydpo.data.token_rows import fits_tokenized, late_ids, other_tokenizer
 from raydpo.errors import DataError
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted, ignore
 
@@ -228,6 +228,8 @@ class _Preparation:
                 confidence(line.row, self.settings.confidence_column, self.settings.min_confidence)
             column = self.settings.weight_column
             factor = 1.0 if column is None else weight(line.row, column)
+            if self.settings.format == "auto" and layout.name != "tokenized" and fits_tokenized(line.row):
+                raise late_ids(f"{source.name}:{line.number}", layout.name)
             example = layout.convert(line.row, self.num_answers)
             if self.objective.data == "labels" and layout.name == "text":
                 raise BadRow("missing_field", "label is missing")

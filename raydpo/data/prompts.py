@@ -2,9 +2,9 @@
 
 What comes in: files with rows of `prompt`; pairs with a prompt and HH transcripts will do. What goes out: each different
 prompt once, as a `Prompt`, and a `PromptReport`; and the data's own answer to a prompt as ids.
-Decision: rows are read, written and tokenised by the functions that `prepare` uses. A prompt of messages
-is written with a trial answer behind it, so that a template's opening of a reasoning block that finished
-answers lack is left out here as it is in training. Price: two renderings a prompt, and such a policy is not told to think.
+Decision: rows are read, written and tokenised by the functions that `prepare` uses. A prompt of messages is written with
+a trial answer behind it, so that a reasoning block that a template opens for generation, and that finished answers lack,
+is left out here as it is in training. Price: two renderings a prompt, and such a policy is not told to think.
 """
 
 from __future__ import annotations

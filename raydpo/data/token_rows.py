@@ -58,6 +58,15 @@ def check_vocabulary(tokens: Tokens, num_ids: int) -> None:
             raise BadRow("bad_ids", f"{name} holds {bad}, and the tokenizer has ids 0 to {num_ids - 1}")
 
 
+def late_ids(place: str, layout: str) -> DataError:
+    """The error for a file that has been read as `layout` when the first row with token ids comes, at `place`."""
+    return DataError(
+        f"{place}: this row has token ids, and the first rows of the file have none, so that it is read as {layout}. Its text "
+        "would have been tokenised a second time, into ids that may be others. Keep rows with and without ids in files of "
+        f"their own, or set data.format: {layout} to read the text of all."
+    )
+
+
 def other_tokenizer(tokens: Tokens, tokenizer: TextTokenizer, place: str) -> DataError:
     """The error for a file with ids of another tokenizer than the run's, seen first at `place`."""
     return DataError(
