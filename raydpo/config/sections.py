@@ -47,11 +47,22 @@ class DataSection(Section):
     eval: tuple[str, ...] = ()
     """The same for held-out examples."""
     format: Literal[
-        "auto", "standard", "conversational", "ultrafeedback", "sharegpt", "alpaca", "hh", "scored", "labelled", "text"
+        "auto",
+        "standard",
+        "conversational",
+        "ultrafeedback",
+        "sharegpt",
+        "alpaca",
+        "hh",
+        "scored",
+        "labelled",
+        "text",
+        "tokenized",
     ] = "auto"
     """Layout of the rows. auto: detected from the first good rows of each file, and named in the log.
     labelled (prompt, completion, label) serves objectives on labels, text (a prompt and one completion, or chosen
-    alone) sft and nll."""
+    alone) sft and nll. tokenized (prompt_ids, chosen_ids, rejected_ids, tokenizer), which rounds write: the ids are used
+    as they are; standard or conversational reads the text of such a file instead."""
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of prompts moved from train to eval when `eval` is empty. Rows of one prompt stay together."""
     max_length: int = Field(default=2048, ge=2)

@@ -30,6 +30,7 @@ REASONS: dict[str, str] = {
     "unknown_role": "a message has a role other than system, developer, user, assistant, tool",
     "no_assistant_turn": "there is no assistant turn where the answer should be",
     "bad_turn_order": "the answer holds turns of somebody else",
+    "bad_ids": "token ids are not a list of whole numbers in the vocabulary",
     "empty_prompt": "no prompt, and the tokenizer has no BOS to start from",
     "empty_answer": "an answer without text",
     "identical_answers": "chosen and rejected are the same",

@@ -16,7 +16,9 @@ from typing import Literal
 import numpy as np
 
 from raydpo.data.check import BadRow
+from raydpo.data.messages import Tokens
 from raydpo.data.template import Rendered
+from raydpo.data.token_rows import check_vocabulary
 from raydpo.data.tokenizer import TextTokenizer, Unreadable
 
 
@@ -38,14 +40,20 @@ def encode(
     max_length: int,
     overlong: Literal["drop", "truncate_prompt", "error"],
 ) -> list[Encoded | BadRow]:
-    """Ids of each text, or why it cannot be used. Ids are int32 values; BOS is in the prompt, EOS in the answers."""
-    ordinary = [part for text in texts if not text.plain for part in _parts(text)]
+    """Ids of each text, or why it cannot be used. Ids are int32 values; BOS is in the prompt, EOS in the answers.
+
+    Ids that came with a row are kept as they are. A prompt without answers (`render_prompt`) must leave room for a token.
+    """
+    ordinary = [part for text in texts if not text.plain and text.tokens is None for part in _parts(text)]
     ids = iter(tokenizer.encode(ordinary) if ordinary else [])
     results: list[Encoded | BadRow] = []
     for text in texts:
         try:
-            found = _encode_plain(tokenizer, text) if text.plain else [next(ids) for _ in _parts(text)]
-            example = _assemble(tokenizer, text, found[0], found[1:])
+            if text.tokens is not None:
+                example = _as_given(tokenizer, text.tokens)
+            else:
+                found = _encode_plain(tokenizer, text) if text.plain else [next(ids) for _ in _parts(text)]
+                example = _assemble(tokenizer, text, found[0], found[1:])
             results.append(_limited(example, tokenizer.bos_id, max_length, overlong))
         except BadRow as bad:
             results.append(bad)
@@ -80,8 +88,17 @@ def _assemble(tokenizer: TextTokenizer, text: Rendered, prompt_ids: list[int], f
         raise BadRow("empty_answer", "an answer has no tokens but EOS")
     if len(answers) > 1 and answers[0] == answers[1]:
         raise BadRow("identical_answers", "chosen and rejected have the same token ids")
+    return Encoded(prompt_ids, answers, _prompt_hash(prompt_ids), merged=merged)
+
+
+def _as_given(tokenizer: TextTokenizer, tokens: Tokens) -> Encoded:
+    check_vocabulary(tokens, tokenizer.num_ids)
+    return Encoded(tokens.prompt, tokens.answers, _prompt_hash(tokens.prompt))
+
+
+def _prompt_hash(prompt_ids: list[int]) -> int:
     digest = hashlib.blake2b(np.asarray(prompt_ids, dtype="<i4").tobytes(), digest_size=8).digest()
-    return Encoded(prompt_ids, answers, int.from_bytes(digest, "little"), merged=merged)
+    return int.from_bytes(digest, "little")
 
 
 def _apart(tokenizer: TextTokenizer, text: Rendered, answer: str, prompt_ids: list[int], whole: list[int]) -> list[int]:
@@ -132,14 +149,17 @@ def _with_eos(tokenizer: TextTokenizer, ids: list[int]) -> list[int]:
 
 
 def _limited(example: Encoded, bos_id: int | None, max_length: int, overlong: str) -> Encoded:
-    longest = max(map(len, example.answer_ids))
+    longest = max(map(len, example.answer_ids), default=1)
     total = len(example.prompt_ids) + longest
     if total <= max_length:
         return example
     kept = max_length - longest
-    head = [] if bos_id is None else [bos_id]
+    head = [bos_id] if bos_id is not None and example.prompt_ids[:1] == [bos_id] else []
     if overlong != "truncate_prompt" or kept <= len(head):
-        what = "prompt + longest answer" if kept > len(head) else "the longest answer alone, which is never cut,"
-        raise BadRow("overlong", f"{what} takes {total if kept > len(head) else longest} tokens of {max_length}")
+        if kept > len(head):
+            what = f"prompt + {'longest answer' if example.answer_ids else 'one token'} takes {total}"
+        else:
+            what = f"the longest answer alone, which is never cut, takes {longest}"
+        raise BadRow("overlong", f"{what} tokens of {max_length}")
     prompt_ids = head + example.prompt_ids[len(example.prompt_ids) - (kept - len(head)) :]
     return Encoded(prompt_ids, example.answer_ids, example.prompt_hash, example.merged, truncated=True)

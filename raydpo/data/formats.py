@@ -1,7 +1,8 @@
 """Row layouts that people publish: how each is recognised, and the function that reads it.
 
 Detection looks at the shape of the first good rows of a file and takes the layout that most of them fit; every
-row of the file is then read that way. To add a layout: a pair of functions in a `*_rows.py`, a line in `FORMATS`.
+row of the file is then read that way. One row with token ids is enough for all to need them: text beside ids must never
+be tokenised a second time without a word. To add a layout: a pair of functions in a `*_rows.py`, a line in `FORMATS`.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from raydpo.data.check import BadRow, field_of, label, text
 from raydpo.data.messages import Example, Row, is_messages, messages
 from raydpo.data.plain_rows import fits_hh, fits_standard, hh, standard
 from raydpo.data.scored_rows import fits_scored, scored
+from raydpo.data.token_rows import fits_tokenized, tokenized
 
 
 @dataclass(frozen=True)
@@ -74,6 +76,7 @@ def _labelled(row: Row, num_answers: int) -> Example:
 FORMATS: dict[str, Format] = {
     layout.name: layout
     for layout in (
+        Format("tokenized", "token ids of pairs", fits_tokenized, tokenized),
         Format("hh", "transcripts of Human and Assistant", fits_hh, hh),
         Format("alpaca", "instructions with ranked answers", fits_alpaca, alpaca),
         Format("sharegpt", "conversations with ranked answers", fits_sharegpt, sharegpt),
@@ -89,7 +92,9 @@ FORMATS: dict[str, Format] = {
 
 
 def detect(rows: Sequence[Row]) -> str | None:
-    """Name of the layout that most of `rows` fit, or None when no row fits any."""
+    """Name of the layout that most of `rows` fit (tokenized: any of them), or None when no row fits any."""
+    if any(map(fits_tokenized, rows)):
+        return "tokenized"
     votes = dict.fromkeys(FORMATS, 0)
     for row in rows:
         name = next((layout.name for layout in FORMATS.values() if layout.fits(row)), None)

@@ -34,11 +34,21 @@ _ROLES = {
 
 
 @dataclass(frozen=True)
+class Tokens:
+    """Ids that came with a row, answers chosen first. tokenizer: digest of what gives them their meaning."""
+
+    prompt: list[int]
+    answers: list[list[int]]
+    tokenizer: str
+
+
+@dataclass(frozen=True)
 class Example:
     """One prompt with its answers, chosen first. Plain: all are str. Conversation: all are lists of messages.
 
     plain: (prompt, answer separator included) for instruction rows that can also be read without a chat template.
     label: whether the one answer is desirable, for labelled rows.
+    tokens: ids instead of text; prompt and answers are empty then.
     """
 
     prompt: str | list[Message]
@@ -46,6 +56,7 @@ class Example:
     plain: str | None = None
     tools: Any = None
     label: bool = True
+    tokens: Tokens | None = None
 
     @property
     def is_conversation(self) -> bool:

@@ -22,12 +22,12 @@ from raydpo.data.read import Line
 from raydpo.data.report import DataReport, Tally
 from raydpo.data.sources import Source, find
 from raydpo.data.store import Store
-from raydpo.data.template import Rendered, check_template, no_template, render
-from raydpo.data.tokenizer import TextTokenizer
+from raydpo.data.template import Rendered, no_template, open_tokenizer, read_template, render
+from raydpo.data.token_rows import fits_tokenized, late_ids, other_tokenizer
 from raydpo.errors import DataError
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted, ignore
 
-VERSION = "data-2"
+VERSION = "data-3"
 """Version of reading and encoding: raise it when the same input may give other ids."""
 
 _BATCH_ROWS = 512
@@ -70,22 +70,13 @@ class _Preparation:
             problems += found
         if not problems and not any(self.splits.values()):
             problems.append("data.train names no data; give at least one file, folder or hub data set.")
-        template = self._template(problems)
+        try:
+            read_template(self.settings.chat_template)
+        except DataError as error:
+            problems += error.problems
         if problems:
             raise DataError(problems)
-        self.tokenizer = TextTokenizer(tokenizer_path, template)
-        if self.settings.chat_template is not None:
-            check_template(self.tokenizer, self.settings.chat_template)
-
-    def _template(self, problems: list[str]) -> str | None:
-        path = self.settings.chat_template
-        if path is None:
-            return None
-        try:
-            return Path(path).expanduser().read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            problems.append(f"data.chat_template: {path!r} cannot be read: {error}. Give the path of a Jinja file.")
-            return None
+        self.tokenizer = open_tokenizer(tokenizer_path, self.settings.chat_template)
 
     def run(self) -> DataReport:
         self.observer(StageStarted("data", None, "lines"))
@@ -237,11 +228,15 @@ class _Preparation:
                 confidence(line.row, self.settings.confidence_column, self.settings.min_confidence)
             column = self.settings.weight_column
             factor = 1.0 if column is None else weight(line.row, column)
+            if self.settings.format == "auto" and layout.name != "tokenized" and fits_tokenized(line.row):
+                raise late_ids(f"{source.name}:{line.number}", layout.name)
             example = layout.convert(line.row, self.num_answers)
             if self.objective.data == "labels" and layout.name == "text":
                 raise BadRow("missing_field", "label is missing")
             if self.objective.data == "answers" and not example.label:
                 raise BadRow("undesirable", "label is false")
+            if example.tokens is not None and example.tokens.tokenizer != self.tokenizer.ids_digest:
+                raise other_tokenizer(example.tokens, self.tokenizer, f"{source.name}:{line.number}")
             if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
                 raise no_template(self.tokenizer, source.name)
             return render(example, self.tokenizer, self.settings.control_tokens), _Marks(example.label, factor)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 from array import array
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -19,6 +19,20 @@ from raydpo.data.check import APART, REASONS, BadRow
 from raydpo.data.read import Line
 
 _SAMPLES_PER_REASON = 3
+
+
+def num_bad(quarantined: Mapping[str, int]) -> int:
+    """Lines that count against data.max_bad_fraction."""
+    return sum(count for reason, count in quarantined.items() if reason not in APART)
+
+
+def table(quarantined: Mapping[str, int], samples: Mapping[str, Sequence[str]]) -> str:
+    """Reasons with counts, meaning and the first place, one a line."""
+    lines = []
+    for reason, count in quarantined.items():
+        first = samples.get(reason, [""])[0]
+        lines.append(f"  {reason:<18} {count:>9,}  {REASONS[reason]}; first: {first}")
+    return "\n".join(lines)
 
 
 @dataclass(frozen=True)
@@ -57,7 +71,7 @@ class DataReport:
     @property
     def num_bad(self) -> int:
         """Lines that count against data.max_bad_fraction."""
-        return sum(count for reason, count in self.quarantined.items() if reason not in APART)
+        return num_bad(self.quarantined)
 
     def to_json(self) -> dict[str, Any]:
         """Nested plain values, as in summary.json under `data`."""
@@ -70,11 +84,7 @@ class DataReport:
 
     def table(self) -> str:
         """Reasons with counts, meaning and the first place, one a line."""
-        lines = []
-        for reason, count in self.quarantined.items():
-            first = self.samples.get(reason, [""])[0]
-            lines.append(f"  {reason:<18} {count:>9,}  {REASONS[reason]}; first: {first}")
-        return "\n".join(lines)
+        return table(self.quarantined, self.samples)
 
 
 class Tally:
@@ -123,17 +133,21 @@ class Tally:
         """Hashes of all prompts used so far."""
         return self._prompts["train"] | self._prompts["eval"]
 
+    def by_reason(self) -> dict[str, int]:
+        """Lines left out so far, in the order of `REASONS`."""
+        return {reason: self.quarantined[reason] for reason in REASONS if self.quarantined[reason]}
+
     def report(self) -> DataReport:
         """The report of everything counted."""
-        order = [reason for reason in REASONS if self.quarantined[reason]]
+        quarantined = self.by_reason()
         return DataReport(
             lines_read=self.lines_read,
             pairs_used=sum(self.pairs.values()),
             train_pairs=self.pairs["train"],
             eval_pairs=self.pairs["eval"],
-            quarantined={reason: self.quarantined[reason] for reason in order},
+            quarantined=quarantined,
             formats=self.formats,
-            samples={reason: self.samples[reason] for reason in order},
+            samples={reason: self.samples[reason] for reason in quarantined},
             control_tokens_found=self.counts["control_tokens_found"],
             truncated_prompts=self.counts["truncated_prompts"],
             boundary_merges=self.counts["boundary_merges"],

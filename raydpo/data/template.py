@@ -9,14 +9,20 @@ every cached reference value would be lost. Price: models are trained on that on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any, Literal
 
 from raydpo.data.check import BadRow, answer_texts
 from raydpo.data.formats import Example
-from raydpo.data.messages import Message
+from raydpo.data.messages import Message, Tokens
 from raydpo.data.tokenizer import TextTokenizer, count_aliases, holds_private_marks
 from raydpo.errors import DataError
+
+ControlTokens = Literal["plain", "quarantine", "allow"]
+"""What becomes of control tokens inside the text: `data.control_tokens`."""
+
+_TRIAL_ANSWER = "trial-answer"
 
 # What templates call for today's date, with an answer that stays: 26 July 2024, the date that Llama templates name.
 _DATE_PARTS = {"%Y": "2024", "%m": "07", "%d": "26", "%b": "Jul", "%B": "July", "%A": "Friday", "%a": "Fri", "%y": "24"}
@@ -32,7 +38,7 @@ class Rendered:
     """What is tokenised: `prompt`, and `prompt + answer` for each answer.
 
     plain: control tokens inside are text (aliases stand for those of the template). templated: came from a template.
-    found: how many control tokens the data holds.
+    found: how many control tokens the data holds. tokens: ids that are used as they are; there is no text then.
     """
 
     prompt: str
@@ -40,6 +46,7 @@ class Rendered:
     plain: bool = False
     templated: bool = False
     found: int = 0
+    tokens: Tokens | None = None
 
     @property
     def num_aliases(self) -> list[int]:
@@ -59,22 +66,43 @@ def no_template(tokenizer: TextTokenizer, name: str) -> DataError:
     )
 
 
-def check_template(tokenizer: TextTokenizer, path: str) -> None:
-    """Raise DataError when the template that was read from file `path` (data.chat_template) is not Jinja."""
+def read_template(path: str | None) -> str | None:
+    """Text of the file that data.chat_template names. Raises DataError when it cannot be read."""
+    if path is None:
+        return None
+    try:
+        return Path(path).expanduser().read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(
+            f"data.chat_template: {path!r} cannot be read: {error}. Give the path of a Jinja file."
+        ) from error
+
+
+def open_tokenizer(path: str, chat_template: str | None) -> TextTokenizer:
+    """Tokenizer of a model folder or hub id, with the template of file `chat_template` (data.chat_template) if given.
+
+    Raises DataError when there is no usable tokenizer or the file is not Jinja.
+    """
     from jinja2 import TemplateSyntaxError
 
+    tokenizer = TextTokenizer(path, read_template(chat_template))
+    if chat_template is None:
+        return tokenizer
     try:
         _apply(tokenizer, [{"role": "user", "content": "x"}], None, generation=True)
     except BadRow as bad:
         if isinstance(bad.__cause__, TemplateSyntaxError):
             raise DataError(
-                f"data.chat_template: {path!r} is not a Jinja template: {bad.detail} (line {bad.__cause__.lineno}). "
+                f"data.chat_template: {chat_template!r} is not a Jinja template: {bad.detail} (line {bad.__cause__.lineno}). "
                 "Mend it, or leave data.chat_template out to use the tokenizer's own."
             ) from bad
+    return tokenizer
 
 
-def render(example: Example, tokenizer: TextTokenizer, policy: Literal["plain", "quarantine", "allow"]) -> Rendered:
+def render(example: Example, tokenizer: TextTokenizer, policy: ControlTokens) -> Rendered:
     """Text of one example. BadRow when it cannot be written or read."""
+    if example.tokens is not None:
+        return Rendered("", [], tokens=example.tokens)
     if isinstance(example.prompt, list) and (tokenizer.has_template or example.plain is None):
         return _render_conversation(example, tokenizer, policy)
     if isinstance(example.prompt, list):
@@ -86,6 +114,17 @@ def render(example: Example, tokenizer: TextTokenizer, policy: Literal["plain", 
     found = sum(map(tokenizer.count_control, (prompt, *answers)))
     plain = _by_policy(found, policy, (prompt, *answers))
     return Rendered(prompt, answers, plain=plain, found=found)
+
+
+def render_prompt(example: Example, tokenizer: TextTokenizer, policy: ControlTokens) -> Rendered:
+    """Text of the prompt of `example` alone, as it stands before an answer in training. BadRow as of `render`.
+
+    A conversation is written with a trial answer behind it, since some templates write the prompt otherwise then.
+    """
+    if not isinstance(example.prompt, list):
+        return render(Example(example.prompt, []), tokenizer, policy)
+    trial = replace(example, answers=[[{"role": "assistant", "content": _TRIAL_ANSWER}]])
+    return replace(_render_conversation(trial, tokenizer, policy), answers=[])
 
 
 def _by_policy(found: int, policy: str, texts: Sequence[str]) -> bool:

@@ -24,6 +24,8 @@ _PRIVATE = re.compile("[\U0010fffa-\U0010fffd]")
 _MARKED = re.compile("\U0010fffa(\\d+)\U0010fffb")
 _SHAPED = re.compile("<[|\uff5c].*[|\uff5c]>", re.DOTALL)
 
+_NO_PART_OF_IDS = ("version", "truncation", "padding", "post_processor")
+
 # What publishers call their tokens, for a tokenizer.json that comes without its tokenizer_config.json.
 _BARE_EOS = ("<|endoftext|>", "</s>", "<|end_of_text|>", "<eos>", "<|im_end|>", "<|eot_id|>", "[EOS]")
 _BARE_BOS = ("<s>", "<|begin_of_text|>", "<bos>", "[BOS]")
@@ -36,7 +38,8 @@ class Unreadable(Exception):
 class TextTokenizer:
     """Tokenizer of `path`, without torch and without code of others.
 
-    bos_id, eos_id: ids or None. control: pattern of every control token. digest: of everything that decides ids.
+    bos_id, eos_id: ids or None. control: pattern of every control token. digest: of everything that decides the ids of a
+    row of text or messages. ids_digest: of what ids mean, for ids that are there already.
     """
 
     def __init__(self, path: str, chat_template: str | None = None) -> None:
@@ -76,6 +79,23 @@ class TextTokenizer:
         unknown = self.tokenizer.unk_token_id
         control = {self._allowing.token_to_id(token) for token in self.control_tokens} - {unknown, None}
         return backend, {alias: one for alias, one in real.items() if alias != one}, control
+
+    @cached_property
+    def ids_digest(self) -> str:
+        """Digest of what gives ids their meaning: vocabulary, merges, splitting and spelling of text, BOS and EOS.
+
+        Ids that exist no longer depend on the chat template, and the folder that a model is exported to may carry another
+        one: it is left out. So are padding, truncation and what a tokenizer puts round a text, which are never used here
+        and which a tokenizer that has been used and saved again writes down.
+        """
+        state = {name: part for name, part in self._state.items() if name not in _NO_PART_OF_IDS}
+        facts = json.dumps([state, self.bos_id, self.eos_id], sort_keys=True)
+        return hashlib.sha256(facts.encode()).hexdigest()
+
+    @cached_property
+    def num_ids(self) -> int:
+        """One more than the largest id of the vocabulary, added tokens included."""
+        return 1 + max(self._allowing.get_vocab(with_added_tokens=True).values())
 
     @property
     def has_template(self) -> bool:

@@ -1,0 +1,221 @@
+"""From files of prompts to token ids: what generators read is, token for token, what training sees before an answer.
+
+What comes in: files with rows of `prompt`; pairs with a prompt and HH transcripts will do. What goes out: each different
+prompt once, as a `Prompt`, and a `PromptReport`; and the data's own answer to a prompt as ids.
+Decision: rows are read, written and tokenised by the functions that `prepare` uses. A prompt of messages is written with
+a trial answer behind it, so that a reasoning block that a template opens for generation, and that finished answers lack,
+is left out here as it is in training. Price: two renderings a prompt, and such a policy is not told to think.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raydpo.data.chat_rows import conversation_of
+from raydpo.data.check import BadRow, field_of, text
+from raydpo.data.encode import encode
+from raydpo.data.messages import Example, Message, Row, is_messages, messages, tools_of
+from raydpo.data.plain_rows import fits_hh, hh
+from raydpo.data.read import Line
+from raydpo.data.report import Tally, num_bad, table
+from raydpo.data.sources import Source, find
+from raydpo.data.template import ControlTokens, Rendered, no_template, render, render_prompt
+from raydpo.data.tokenizer import TextTokenizer
+from raydpo.errors import DataError
+from raydpo.schema import row_key
+from raydpo.schema.samples import Prompt
+
+_BATCH_ROWS = 512
+
+
+@dataclass(frozen=True)
+class PromptReport:
+    """What became of every line. quarantined: lines left out, by reason (`overlong`: no room for an answer token).
+    samples: the first places of each reason. num_duplicates: lines whose prompt was there before, not used again.
+    control_tokens_found: control tokens spelled out in the prompts. entries: a line of quarantine.jsonl each."""
+
+    lines_read: int
+    num_prompts: int
+    num_duplicates: int
+    quarantined: dict[str, int]
+    samples: dict[str, list[str]]
+    control_tokens_found: int
+    entries: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        accounted = self.num_prompts + self.num_duplicates + sum(self.quarantined.values())
+        assert self.lines_read == accounted, f"{self.lines_read} lines read, {accounted} accounted for"
+
+    def to_json(self) -> dict[str, Any]:
+        """Nested plain values, without `entries`."""
+        return {name: value for name, value in asdict(self).items() if name != "entries"}
+
+
+def read_prompts(
+    key: str,
+    sources: Sequence[str],
+    tokenizer: TextTokenizer,
+    *,
+    max_length: int,
+    control_tokens: ControlTokens,
+    max_bad_fraction: float,
+) -> tuple[list[Prompt], PromptReport]:
+    """Prompts of all `sources` (the value of config key `key`), in the order of files and lines; none for no sources.
+
+    max_length: tokens of prompt + answer; a prompt must leave room for one. Raises DataError with all problems: missing
+    files, no chat template, more than `max_bad_fraction` bad lines, no prompt left.
+    """
+    found, problems = find(key, sources)
+    if problems:
+        raise DataError(problems)
+    tally, prompts, num_used = Tally(), dict[str, Prompt](), 0
+    for source in found:
+        try:
+            for prompt in _prompts(source, tokenizer, max_length, control_tokens, tally):
+                prompts.setdefault(prompt.key, prompt)
+                num_used += 1
+        except DataError as error:
+            problems += error.problems
+    if problems:
+        raise DataError(problems)
+    quarantined = tally.by_reason()
+    report = PromptReport(
+        lines_read=tally.lines_read,
+        num_prompts=len(prompts),
+        num_duplicates=num_used - len(prompts),
+        quarantined=quarantined,
+        samples={reason: tally.samples[reason] for reason in quarantined},
+        control_tokens_found=tally.counts["control_tokens_found"],
+        entries=tuple(tally.entries),
+    )
+    if sources:
+        _judge(key, report, max_bad_fraction)
+    return list(prompts.values()), report
+
+
+def chosen_ids(
+    tokenizer: TextTokenizer, prompt: Prompt, *, control_tokens: ControlTokens = "plain"
+) -> tuple[tuple[int, ...] | None, str]:
+    """(ids of the data's own answer to `prompt`, "") as training would read them, EOS included; or (None, why not).
+
+    tokenizer and control_tokens must be those that the prompt was read with.
+    """
+    record = prompt.record
+    try:
+        answer = text(record.get("chosen"), "chosen")
+        if isinstance(record["prompt"], str):
+            example = Example(record["prompt"], [answer])
+        else:
+            turns = [{"role": "assistant", "content": answer}]
+            example = Example(record["prompt"], [turns], tools=record.get("tools"))
+        rendered = render(example, tokenizer, control_tokens)
+        (encoded,) = encode(tokenizer, [rendered], max_length=sys.maxsize, overlong="drop")
+        if isinstance(encoded, BadRow):
+            raise encoded
+        if tuple(encoded.prompt_ids) != prompt.ids:
+            raise BadRow("prefix_mismatch", "the prompt has other ids when this answer follows")
+    except BadRow as bad:
+        return None, f"{bad.reason}: {bad.detail}"
+    return tuple(encoded.answer_ids[0]), ""
+
+
+def _prompts(
+    source: Source, tokenizer: TextTokenizer, max_length: int, control_tokens: ControlTokens, tally: Tally
+) -> Iterator[Prompt]:
+    """Good prompts of one source; everything else is put down in the tally."""
+    lines = source.rows()
+    while batch := list(itertools.islice(lines, _BATCH_ROWS)):
+        tally.lines_read += len(batch)
+        outcomes = [_text(source.name, line, tokenizer, control_tokens) for line in batch]
+        texts = [outcome[1] for outcome in outcomes if isinstance(outcome, tuple)]
+        encoded = iter(encode(tokenizer, texts, max_length=max_length, overlong="drop"))
+        for line, outcome in zip(batch, outcomes, strict=True):
+            if isinstance(outcome, BadRow):
+                tally.leave_out(source.name, line, outcome)
+                continue
+            tally.counts["control_tokens_found"] += outcome[1].found
+            ids = next(encoded)
+            if isinstance(ids, BadRow):
+                tally.leave_out(source.name, line, ids)
+                continue
+            example = outcome[0]
+            found = tuple(ids.prompt_ids)
+            yield Prompt(row_key(ids.prompt_ids, []), _for_judge(example.prompt), found, _record(example))
+
+
+def _text(
+    name: str, line: Line, tokenizer: TextTokenizer, control_tokens: ControlTokens
+) -> tuple[Example, Rendered] | BadRow:
+    """The prompt of one line of file `name`, or why there is none. Raises DataError when none can be written down."""
+    try:
+        if line.bad is not None or line.row is None:
+            return line.bad or BadRow("not_an_object", "nothing was read")
+        example = _example(line.row)
+        if example.is_conversation and not tokenizer.has_template:
+            raise no_template(tokenizer, name)
+        return example, render_prompt(example, tokenizer, control_tokens)
+    except BadRow as bad:
+        return bad
+    except RecursionError:
+        return BadRow("malformed_json", "nested too deeply")
+
+
+def _example(row: Row) -> Example:
+    """Prompt and own answer (if any) of a row, split and spelled as `prepare` would."""
+    if fits_hh(row):
+        return hh(row, 1)
+    side = "chosen" if row.get("chosen") is not None else "completion"
+    answer = row.get(side)
+    if is_messages(answer):
+        example = conversation_of(row, [side])
+    elif isinstance(field_of(row, "prompt"), list):
+        answers = [] if answer is None else [[{"role": "assistant", "content": text(answer, side)}]]
+        example = Example(messages(row["prompt"], "prompt"), answers, tools=tools_of(row))
+    else:
+        return Example(text(row["prompt"], "prompt"), [] if answer is None else [text(answer, side)])
+    last = example.prompt[-1]["role"]  # type: ignore[index]
+    if last != "user":
+        raise BadRow("bad_turn_order", f"the prompt ends with a turn of {last}, where the user should have spoken last")
+    return example
+
+
+def _for_judge(prompt: str | list[Message]) -> str:
+    """A prompt as a judge reads it: plain text and a single message as they are, else turns with their roles."""
+    if isinstance(prompt, str):
+        return prompt
+    if len(prompt) == 1:
+        return str(prompt[0]["content"])
+    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+
+
+def _record(example: Example) -> dict[str, Any]:
+    """What a preference record repeats: prompt, tools if there are any, and the data's own answer as text."""
+    record: dict[str, Any] = {"prompt": example.prompt}
+    if example.tools is not None:
+        record["tools"] = example.tools
+    if example.answers:
+        answer = example.answers[0]
+        record["chosen"] = answer if isinstance(answer, str) else answer[-1]["content"]
+    return record
+
+
+def _judge(key: str, report: PromptReport, max_bad_fraction: float) -> None:
+    """Raise what makes the prompts as a whole unusable."""
+    bad = num_bad(report.quarantined)
+    share = bad / max(1, report.lines_read)
+    if share > max_bad_fraction:
+        raise DataError(
+            f"{key}: {bad:,} of {report.lines_read:,} lines ({share:.1%}) cannot be used, and data.max_bad_fraction allows "
+            f"{max_bad_fraction:.1%}. Rounds would sample from what is left. Mend the rows (each needs prompt: text, or a list "
+            f"of messages that the user ends), or raise data.max_bad_fraction.\n{table(report.quarantined, report.samples)}"
+        )
+    if not report.num_prompts:
+        raise DataError(
+            f"{key} gives no prompt: of {report.lines_read:,} lines none is left, and there would be nothing to answer. Name "
+            "files with rows of prompt, or raise data.max_length if all are overlong.\n"
+            f"{table(report.quarantined, report.samples)}"
+        )
