@@ -86,7 +86,7 @@ class Endpoint:
                 # A server that was silent through all tries of one request is asked once by the others.
                 if number >= NUM_TRIES or self._is_silent:
                     self._is_silent = error.wait_s is None
-                    return WorkerError(f"{self.url}: {error}; tried {number} times")
+                    return WorkerError(f"{self.url}: {error} (tries: {number})")
                 time.sleep(min(max(wait_s, error.wait_s or 0.0), LONGEST_WAIT_S))
                 wait_s *= 2
                 continue
