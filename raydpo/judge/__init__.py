@@ -1,1 +1,26 @@
 """Judging: prompts and responses in, scores out; scores to pairs. One judge a file."""
+
+from raydpo.judge.build import build_judge, local_model
+from raydpo.judge.measures import distinct_ngrams, duplicate_share, mean_length, win_rate
+from raydpo.judge.pairs import PairRule, PairsOfPrompt, make_pairs, record_of, spin_pairs
+from raydpo.judge.verdict import Judge, NoVerdict, Row, Verdict, judge_row, judge_rows
+
+__all__ = [
+    "Judge",
+    "NoVerdict",
+    "PairRule",
+    "PairsOfPrompt",
+    "Row",
+    "Verdict",
+    "build_judge",
+    "distinct_ngrams",
+    "duplicate_share",
+    "judge_row",
+    "judge_rows",
+    "local_model",
+    "make_pairs",
+    "mean_length",
+    "record_of",
+    "spin_pairs",
+    "win_rate",
+]

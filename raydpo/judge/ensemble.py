@@ -1,0 +1,48 @@
+"""A weighted sum of judges.
+
+Comes in: members, each a name, a weight and a judge. Goes out: a judge.
+Decision: a row that one member could not score has no score at all. A sum of the others would be on another scale than
+that of the rows beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from raydpo.judge.verdict import Judge, NoVerdict, Row, Verdict, judge_rows, verdict_of
+
+
+@dataclass(frozen=True)
+class Member:
+    """name: how a reason calls it. weight: what its scores are multiplied by before they are added."""
+
+    name: str
+    weight: float
+    judge: Judge
+
+
+class Ensemble:
+    """Adds weighted scores of `members`; each is asked once for all rows."""
+
+    def __init__(self, members: Sequence[Member]) -> None:
+        self.members = tuple(members)
+
+    def __call__(self, prompt: str, responses: list[str]) -> list[float]:
+        (verdict,) = self.many([(prompt, responses)])
+        if verdict.scores is None:
+            raise NoVerdict(verdict.reason)
+        return list(verdict.scores)
+
+    def many(self, rows: Sequence[Row]) -> list[Verdict]:
+        """One Verdict a row; a failed one names the first member that failed."""
+        asked = [judge_rows(member.judge, rows) for member in self.members]
+        return [self._sum([verdicts[row] for verdicts in asked], len(rows[row][1])) for row in range(len(rows))]
+
+    def _sum(self, verdicts: Sequence[Verdict], num_responses: int) -> Verdict:
+        totals = [0.0] * num_responses
+        for member, verdict in zip(self.members, verdicts, strict=True):
+            if verdict.scores is None:
+                return Verdict.failed(f"{member.name}: {verdict.reason}")
+            totals = [total + member.weight * score for total, score in zip(totals, verdict.scores, strict=True)]
+        return verdict_of(totals, num_responses)

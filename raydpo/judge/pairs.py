@@ -1,0 +1,202 @@
+"""Scored answers to one prompt -> pairs of a chosen and a rejected one, and preference records.
+
+Comes in: samples with their scores and the rule. Goes out: pairs, and a count for whatever became no pair.
+Decision: nothing is left out in silence. samples = duplicates + truncated + empty + kept, and
+considered = ties + same_as_data + length_ratio + used; the same seed gives the same pairs in the same order.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import combinations
+from random import Random
+from typing import Any, Literal, NamedTuple
+
+from raydpo.schema.samples import Prompt, Sample
+
+COUNTS = (
+    *("samples", "duplicates", "truncated", "empty", "kept"),
+    *("considered", "ties", "same_as_data", "length_ratio", "used"),
+)
+"""Keys of counts: the first five count samples, the others pairs."""
+Strategy = Literal["best_worst", "best_random", "all_above_margin", "top_k"]
+
+
+@dataclass(frozen=True)
+class PairRule:
+    """As the keys of the same names in `rounds`. margin: in units of the score. max_length_ratio: of tokens."""
+
+    pairs: Strategy = "best_worst"
+    top_k: int = 2
+    margin: float = 0.0
+    max_length_ratio: float | None = None
+    truncated: Literal["keep", "drop"] = "drop"
+
+    def __post_init__(self) -> None:
+        if self.pairs not in _CANDIDATES or self.truncated not in ("keep", "drop"):
+            raise ValueError(
+                f"pairs is {self.pairs!r} ({', '.join(_CANDIDATES)} are allowed), truncated {self.truncated!r}"
+            )
+        if not (self.top_k >= 1 and self.margin >= 0):
+            raise ValueError(f"top_k is {self.top_k} (at least 1 is allowed), margin {self.margin} (at least 0)")
+
+
+class Pair(NamedTuple):
+    """chosen, rejected: indices into the samples. margin: chosen score minus rejected score, above 0."""
+
+    chosen: int
+    rejected: int
+    margin: float
+
+
+@dataclass(frozen=True)
+class PairsOfPrompt:
+    """counts: by COUNTS."""
+
+    pairs: tuple[Pair, ...]
+    counts: dict[str, int]
+
+
+@dataclass(frozen=True)
+class SpinOfPrompt:
+    """rejected: indices of the samples that the data's answer is paired with. counts: by COUNTS."""
+
+    rejected: tuple[int, ...]
+    counts: dict[str, int]
+
+
+def make_pairs(samples: Sequence[Sample], scores: Sequence[float], rule: PairRule, seed: int) -> PairsOfPrompt:
+    """Pairs of the answers to one prompt, best first where the strategy knows an order.
+
+    scores: one finite number a sample, higher is better. seed: of best_random, and of nothing else.
+    Raises ValueError when scores are not that.
+    """
+    if len(scores) != len(samples) or not all(map(math.isfinite, scores)):
+        raise ValueError(
+            f"{len(samples)} samples came with the scores {list(scores)}; one finite number each is needed"
+        )
+    kept, counts = _usable(samples, rule)
+    pairs = []
+    for chosen, rejected in _CANDIDATES[rule.pairs](kept, scores, rule.top_k, seed):
+        margin = scores[chosen] - scores[rejected]
+        counts["considered"] += 1
+        if margin <= rule.margin:
+            counts["ties"] += 1
+        elif _too_uneven(samples[chosen], samples[rejected], rule):
+            counts["length_ratio"] += 1
+        else:
+            counts["used"] += 1
+            pairs.append(Pair(chosen, rejected, margin))
+    return PairsOfPrompt(tuple(pairs), counts)
+
+
+def spin_pairs(
+    answer: Sample, samples: Sequence[Sample], rule: PairRule, *, which: Literal["first", "each"] = "first"
+) -> SpinOfPrompt:
+    """Pairs of the data's own `answer` (chosen) and samples (rejected). Scores and strategy are not read.
+
+    which: each sample, or the first one that makes a pair; samples equal to the answer make none.
+    """
+    kept, counts = _usable(samples, rule)
+    rejected = []
+    for index in kept:
+        counts["considered"] += 1
+        if samples[index].ids == answer.ids or samples[index].text == answer.text:
+            counts["same_as_data"] += 1
+        elif _too_uneven(answer, samples[index], rule):
+            counts["length_ratio"] += 1
+        else:
+            counts["used"] += 1
+            rejected.append(index)
+            if which == "first":
+                break
+    return SpinOfPrompt(tuple(rejected), counts)
+
+
+def record_of(
+    prompt: Prompt, chosen: Sample, rejected: Sample, *, tokenizer_digest: str, extra: Mapping[str, Any]
+) -> dict[str, Any]:
+    """The pair as a preference record: texts for people and for any other program, ids for training.
+
+    The prompt is what the row had, text or messages; beside messages, answers are messages. `extra` is added as it is.
+    Raises ValueError when it has a key of the record.
+    """
+    text = prompt.record.get("prompt", prompt.text)
+
+    def side(sample: Sample) -> Any:
+        return sample.text if isinstance(text, str) else [{"role": "assistant", "content": sample.text}]
+
+    record = {
+        "prompt": text,
+        "chosen": side(chosen),
+        "rejected": side(rejected),
+        "prompt_ids": list(prompt.ids),
+        "chosen_ids": list(chosen.ids),
+        "rejected_ids": list(rejected.ids),
+        "tokenizer": tokenizer_digest,
+    }
+    if taken := record.keys() & extra.keys():
+        raise ValueError(f"extra has {', '.join(sorted(taken))}, which the record has itself")
+    return {**record, **extra}
+
+
+def _usable(samples: Sequence[Sample], rule: PairRule) -> tuple[list[int], dict[str, int]]:
+    """Indices of samples that may be in a pair, in order, and the counts so far."""
+    counts = dict.fromkeys(COUNTS, 0) | {"samples": len(samples)}
+    kept = []
+    seen_ids: set[tuple[int, ...]] = set()
+    seen_texts: set[str] = set()
+    for index, sample in enumerate(samples):
+        if sample.ids in seen_ids or sample.text in seen_texts:
+            counts["duplicates"] += 1
+        elif rule.truncated == "drop" and sample.ending == "length":
+            counts["truncated"] += 1
+        elif not sample.text.strip():
+            counts["empty"] += 1
+        else:
+            counts["kept"] += 1
+            kept.append(index)
+        seen_ids.add(sample.ids)
+        seen_texts.add(sample.text)
+    return kept, counts
+
+
+def _too_uneven(one: Sample, other: Sample, rule: PairRule) -> bool:
+    short, long = sorted((len(one.ids), len(other.ids)))
+    return rule.max_length_ratio is not None and long > rule.max_length_ratio * short
+
+
+def _ranked(kept: Sequence[int], scores: Sequence[float]) -> list[int]:
+    """Best first; of equal scores the earlier sample first."""
+    return sorted(kept, key=lambda index: -scores[index])
+
+
+def _best_worst(kept: Sequence[int], scores: Sequence[float], top_k: int, seed: int) -> Iterable[tuple[int, int]]:
+    return _top_k(kept, scores, 1, seed)
+
+
+def _best_random(kept: Sequence[int], scores: Sequence[float], top_k: int, seed: int) -> Iterable[tuple[int, int]]:
+    ranked = _ranked(kept, scores)
+    return [(ranked[0], Random(seed).choice(ranked[1:]))] if len(ranked) > 1 else []
+
+
+def _all(kept: Sequence[int], scores: Sequence[float], top_k: int, seed: int) -> Iterable[tuple[int, int]]:
+    return combinations(_ranked(kept, scores), 2)
+
+
+def _top_k(kept: Sequence[int], scores: Sequence[float], top_k: int, seed: int) -> Iterable[tuple[int, int]]:
+    """Best and worst never overlap: of five samples, two are best and two worst at most."""
+    ranked = _ranked(kept, scores)
+    k = min(top_k, len(ranked) // 2)
+    return [(best, worst) for best in ranked[:k] for worst in reversed(ranked[len(ranked) - k :])]
+
+
+_CANDIDATES: dict[str, Callable[[Sequence[int], Sequence[float], int, int], Iterable[tuple[int, int]]]] = {
+    "best_worst": _best_worst,
+    "best_random": _best_random,
+    "all_above_margin": _all,
+    "top_k": _top_k,
+}
+"""Strategy -> which two samples it considers, the better one first, no two of them twice."""

@@ -1,0 +1,123 @@
+"""A language model compares the responses to a prompt two by two.
+
+Comes in: `complete`, which turns conversations into replies and may be anything (an endpoint, a local model). Goes
+out: a judge whose scores are win shares, 0 to 1.
+Decision: every two responses are shown in both orders, and only a verdict that survives the exchange counts; two orders
+that disagree are a tie. Price: n (n - 1) replies for n responses.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from itertools import combinations
+
+from raydpo.judge.verdict import NoVerdict, Row, Verdict, verdict_of
+
+Messages = list[dict[str, str]]
+Completer = Callable[[Sequence[Messages]], Sequence[str | Exception]]
+"""Conversations (role and content each) in, one reply each out, in order. An exception in the place of a reply says why
+there is none, and costs only the rows that needed it."""
+
+INSTRUCTION = "A good answer is helpful, correct and to the point."
+QUESTION = """\
+Two assistants answered the same prompt. Decide whose answer is better.
+{instruction}
+
+[prompt]
+{prompt}
+[end of prompt]
+
+[answer A]
+{first}
+[end of answer A]
+
+[answer B]
+{second}
+[end of answer B]
+
+Neither the order of the answers nor their names say anything about them. You may explain yourself first. The last line \
+of your reply must be one of these words and nothing else: A, B, tie"""
+
+Pair = tuple[str, str]
+
+
+class Pairwise:
+    """score of a response = its mean win share over the others: 1 a win in both orders, 0 a loss in both, else 1/2."""
+
+    def __init__(self, complete: Completer, instruction: str | None = None) -> None:
+        self.complete = complete
+        self.instruction = instruction or INSTRUCTION
+
+    def __call__(self, prompt: str, responses: list[str]) -> list[float]:
+        (verdict,) = self.many([(prompt, responses)])
+        if verdict.scores is None:
+            raise NoVerdict(verdict.reason)
+        return list(verdict.scores)
+
+    def many(self, rows: Sequence[Row]) -> list[Verdict]:
+        """One Verdict a row. All questions of all rows go to one call of `complete`; equal texts are a tie unasked."""
+        asked = {(row, pair): None for row, (_, responses) in enumerate(rows) for pair in _orders(responses)}
+        questions = [self.question(rows[row][0], *pair) for row, pair in asked]
+        replies = self.complete(questions) if questions else []
+        if len(replies) != len(questions):
+            raise ValueError(f"{len(questions)} questions got {len(replies)} replies; one reply to each is needed")
+        answered: dict[tuple[int, Pair], str | Exception] = dict(zip(asked, replies, strict=True))
+        return [
+            _verdict(responses, {pair: answered[row, pair] for pair in _orders(responses)})
+            for row, (_, responses) in enumerate(rows)
+        ]
+
+    def question(self, prompt: str, first: str, second: str) -> Messages:
+        """What the model is asked: one message, since not every model has a system role."""
+        content = QUESTION.format(instruction=self.instruction, prompt=prompt, first=first, second=second)
+        return [{"role": "user", "content": content}]
+
+
+def winner_of(reply: str) -> str:
+    """ "A", "B" or "tie": the last line of `reply` with anything in it, quotes, asterisks and full stops around it apart.
+
+    Raises NoVerdict with an excerpt for any other reply.
+    """
+    lines = reply.strip().splitlines()
+    word = lines[-1].strip().strip("*_`\"'.").strip() if lines else ""
+    if word in ("A", "B"):
+        return word
+    if word.lower() == "tie":
+        return "tie"
+    shown = reply.strip() if len(reply.strip()) <= 160 else "..." + reply.strip()[-160:]
+    raise NoVerdict(f"the last line of the reply is not A, B or tie: {shown!r}")
+
+
+def _orders(responses: Sequence[str]) -> list[Pair]:
+    """Both orders of every two different texts, each once."""
+    twos = combinations(dict.fromkeys(responses), 2)
+    return [order for first, second in twos for order in ((first, second), (second, first))]
+
+
+def _verdict(responses: Sequence[str], replies: dict[Pair, str | Exception]) -> Verdict:
+    if len(responses) < 2:
+        return Verdict.failed(f"a pairwise judge compares responses, and there is {len(responses)}; 2 are needed")
+    winners: dict[Pair, str] = {}
+    for pair, reply in replies.items():
+        if not isinstance(reply, str):
+            return Verdict.failed(f"{type(reply).__name__}: {reply}")
+        try:
+            winners[pair] = winner_of(reply)
+        except NoVerdict as error:
+            return Verdict.failed(str(error))
+    others = len(responses) - 1
+    return verdict_of(
+        [
+            sum(_win_share(winners, one, other) for j, other in enumerate(responses) if j != i) / others
+            for i, one in enumerate(responses)
+        ],
+        len(responses),
+    )
+
+
+def _win_share(winners: dict[Pair, str], one: str, other: str) -> float:
+    """Of `one` against `other`: both orders must name the same text."""
+    if one == other:
+        return 0.5
+    shown = (winners[one, other], winners[other, one])
+    return {("A", "B"): 1.0, ("B", "A"): 0.0}.get(shown, 0.5)

@@ -1,0 +1,165 @@
+"""A reward model: a sequence classifier of transformers with one output.
+
+Comes in: rows of a prompt with its responses. Goes out: the raw output for each response (no sigmoid).
+Decision: all rows of a call are sorted by length and cut into batches by padded tokens; padding is on the right, behind
+the mask, and can touch no score. Price: texts are read as the model's own tokenizer and chat template write them, so a
+response that spells out a control token is read as one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from raydpo.errors import ConfigError
+from raydpo.judge.verdict import NoVerdict, Row, Verdict, verdict_of
+from raydpo.models.layout import longest_exact
+from raydpo.models.load import DTYPES, load_tokenizer, switch_dropout_off
+
+_NO_LIMIT_TOKENS = 10**9
+
+
+class RewardModel:
+    """Judge of one model; float32 on the CPU, bfloat16 on a GPU.
+
+    tokens_per_batch: of one forward, padding included; a longer response gets a forward of its own. A response with more
+    tokens than the model has positions fails its row. Raises ConfigError for a folder without such a model.
+    """
+
+    def __init__(self, folder: Path, tokens_per_batch: int, *, use_gpu: bool = False) -> None:
+        self.device = "cuda" if use_gpu else "cpu"
+        self.tokens_per_batch = tokens_per_batch
+        self.model = _load(folder, "bfloat16" if use_gpu else "float32").to(self.device)
+        self.tokenizer = load_tokenizer(folder)
+        self.longest_tokens = _longest(self.model, self.tokenizer)
+
+    def __call__(self, prompt: str, responses: list[str]) -> list[float]:
+        (verdict,) = self.many([(prompt, responses)])
+        if verdict.scores is None:
+            raise NoVerdict(verdict.reason)
+        return list(verdict.scores)
+
+    def many(self, rows: Sequence[Row]) -> list[Verdict]:
+        """One Verdict a row."""
+        encoded = [self._encode_row(prompt, responses) for prompt, responses in rows]
+        flat = [ids for row in encoded if not isinstance(row, Verdict) for ids in row]
+        scores = iter(self.score(flat))
+        return [
+            row if isinstance(row, Verdict) else verdict_of([next(scores) for _ in row], len(row)) for row in encoded
+        ]
+
+    @torch.no_grad()
+    def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
+        """Output of the model for each list of token ids, in order."""
+        scores = [0.0] * len(sequences)
+        for batch in _batches([len(ids) for ids in sequences], self.tokens_per_batch):
+            outputs = self._forward([sequences[index] for index in batch])
+            for index, output in zip(batch, outputs, strict=True):
+                scores[index] = output
+        return scores
+
+    def _forward(self, batch: list[Sequence[int]]) -> list[float]:
+        width = max(map(len, batch))
+        config = self.model.config.get_text_config()
+        is_known = config.pad_token_id is not None
+        pad_id = config.pad_token_id if is_known else _unused_id(batch)
+        ids = torch.full((len(batch), width), pad_id, dtype=torch.long)
+        mask = torch.zeros_like(ids)
+        for row, sequence in enumerate(batch):
+            ids[row, : len(sequence)] = torch.tensor(sequence)
+            mask[row, : len(sequence)] = 1
+        # Decoders find the last token of a row by this id; with an id of no row they find the one they find without.
+        config.pad_token_id = pad_id
+        try:
+            logits = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device)).logits
+        finally:
+            config.pad_token_id = pad_id if is_known else None
+        return [float(score) for score in logits[:, 0].float().cpu()]
+
+    def _encode_row(self, prompt: str, responses: Sequence[str]) -> list[list[int]] | Verdict:
+        encoded = []
+        for number, response in enumerate(responses):
+            try:
+                ids = self.encode(prompt, response)
+            except Exception as error:  # noqa: BLE001 - templates are programs and raise what they like
+                return Verdict.failed(f"response {number} could not be tokenised: {type(error).__name__}: {error}")
+            if not ids:
+                return Verdict.failed(f"response {number} and its prompt have no tokens")
+            if self.longest_tokens is not None and len(ids) > self.longest_tokens:
+                return Verdict.failed(
+                    f"response {number} has {len(ids)} tokens with its prompt; the reward model reads at most "
+                    f"{self.longest_tokens}"
+                )
+            encoded.append(ids)
+        return encoded
+
+    def encode(self, prompt: str, response: str) -> list[int]:
+        """Token ids: a conversation by the chat template if there is one, else both texts joined, with the tokens that
+        the tokenizer adds by itself."""
+        if not self.tokenizer.chat_template:
+            return list(self.tokenizer(prompt + response)["input_ids"])
+        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
+        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def _load(folder: Path, dtype: str) -> Any:
+    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    allowed = "Allowed: a transformers folder or hub id with *.safetensors of a sequence classifier with one output."
+    try:
+        num_labels = AutoConfig.from_pretrained(str(folder), trust_remote_code=False).num_labels
+        if num_labels != 1:
+            raise ConfigError(
+                f"judge.model: {folder} has {num_labels} outputs; a reward model has one (num_labels: 1), and which of several "
+                f"would be the score is not known. Nothing was scored. {allowed}"
+            )
+        model, found = AutoModelForSequenceClassification.from_pretrained(
+            str(folder),
+            dtype=DTYPES[dtype],
+            use_safetensors=True,
+            trust_remote_code=False,
+            output_loading_info=True,
+        )
+    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
+        raise ConfigError(
+            f"judge.model: {folder} could not be loaded as a sequence classifier: {error}. {allowed}"
+        ) from error
+    if missing := sorted(found["missing_keys"]):
+        raise ConfigError(
+            f"judge.model: {folder} lacks the weights {', '.join(missing[:4])}; they would have been random, and so would "
+            f"every score. {allowed}"
+        )
+    return switch_dropout_off(model).eval()
+
+
+def _longest(model: Any, tokenizer: Any) -> int | None:
+    """Tokens that a score may rest on: positions, what the tokenizer says, and where rotary positions are rescaled."""
+    config = model.config.get_text_config()
+    positions = getattr(config, "max_position_embeddings", None)
+    limits = [positions, tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT_TOKENS else None]
+    limits.append(longest_exact(model) if positions is not None else None)
+    return min((limit for limit in limits if limit is not None), default=None)
+
+
+def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Indices of batches, shortest rows first, each of at most `tokens_per_batch` tokens when padded, or of one row."""
+    batch: list[int] = []
+    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
+        if batch and lengths[index] * (len(batch) + 1) > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
+
+
+def _unused_id(batch: Sequence[Sequence[int]]) -> int:
+    """The smallest id that no row holds; in the vocabulary, unless a batch uses every token of it."""
+    used = {token for sequence in batch for token in sequence}
+    return next(token for token in range(len(used) + 1) if token not in used)
