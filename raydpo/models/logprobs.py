@@ -92,6 +92,10 @@ class AnswerLogProbs(nn.Module):
         ]
         return torch.cat(nats, dim=-1)
 
+    def logits(self, hidden_NH: Tensor) -> Tensor:
+        """Logits as the architecture means them, [N, V], float32 (float64 of a float64 model)."""
+        return _chunk_logits(self.head, self._adjust, hidden_NH)
+
     @property
     def head(self) -> Any:
         """The linear layer from hidden states to logits."""

