@@ -84,14 +84,11 @@ def check_room(config: Config) -> None:
     rounds, generate = config.rounds, config.generate
     if rounds is None or rounds.placement != "split":
         return
-    roles = (
-        {"train": config.train, "reference": config.reference}
-        if config.objective.needs_reference
-        else {"train": config.train}
-    )
-    most = max(roles, key=lambda role: roles[role].num_workers * roles[role].cpus_per_worker)
-    ours = generate.num_workers * generate.cpus_per_worker
-    theirs = roles[most].num_workers * roles[most].cpus_per_worker
+    needs = {"train": config.train.num_workers * config.train.cpus_per_worker}
+    if config.objective.needs_reference:
+        needs["reference"] = config.reference.num_workers * config.reference.cpus_per_worker
+    most = max(needs, key=lambda role: needs[role])
+    ours, theirs = generate.num_workers * generate.cpus_per_worker, needs[most]
     if ours + theirs > runtime.count_cpus():
         raise ResourceError(
             f"rounds.placement: split runs generators ({ours:g} CPUs) beside {most} ({theirs:g} CPUs), and there are "

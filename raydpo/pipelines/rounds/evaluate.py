@@ -25,7 +25,7 @@ from raydpo.pipelines.rounds.layout import Layout, chunks, seed_of
 from raydpo.pipelines.rounds.piece import Piece
 from raydpo.pipelines.rounds.produce import run_requests, samples_of
 from raydpo.schema.events import Note, Observer
-from raydpo.schema.samples import Generate, Prompt, Sample, Sampling, Score
+from raydpo.schema.samples import Generate, Prompt, Sample, Sampling, Score, Scored
 
 Metrics = dict[str, float]
 
@@ -144,7 +144,7 @@ class Evaluator:
         self._generators.hold(policy)
         ours = self._generators.score(requests)
         self._generators.before_training()  # a GPU that the initial policy needs now
-        theirs = dict(initial)
+        theirs = {index: answer for index, answer in initial if isinstance(answer, Scored)}
         differences = [
             float(np.sum(mine) - np.sum(other))
             for number in range(len(requests))

@@ -16,15 +16,12 @@ from raydpo.config.rounds import JudgeSection
 from raydpo.errors import JudgeError
 from raydpo.generate.complete import local_completer
 from raydpo.generate.engine import EngineSpec
-from raydpo.judge.build import build_judge
-from raydpo.judge.verdict import Judge, Verdict, judge_rows
+from raydpo.judge.build import build_judge, local_model
+from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows
 from raydpo.models.resolve import resolve_model
 from raydpo.pipelines.rounds.piece import Piece
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
 from raydpo.schema.samples import Sample
-
-Row = tuple[str, list[str]]
-"""A prompt, and the responses to it."""
 
 
 class Judging:
@@ -104,22 +101,13 @@ def _row(verdict: Verdict) -> dict[str, Any]:
 
 def _make_worker(section: JudgeSection, engine: EngineSpec) -> Callable[[Sequence[Row]], list[Verdict]]:
     """In the actor: build the judge, with a language model of its own where it is one without an endpoint."""
-    judge = build_judge(section, complete=partial(_complete, section, engine))
-    return partial(judge_rows, judge)
-
-
-_loaded: dict[str, Any] = {}
-
-
-def _complete(section: JudgeSection, engine: EngineSpec, requests: Sequence[Any]) -> list[str]:
-    """Answers of the judge's own model, loaded at the first call."""
-    assert section.model is not None
-    if section.model not in _loaded:
-        folder = resolve_model("judge.model", section.model, None).folder
-        spec = replace(engine, model=str(folder), use_gpu=section.gpus_per_worker > 0)
-        _loaded[section.model] = local_completer(spec)
-    answers: list[str] = _loaded[section.model](requests)
-    return answers
+    complete = None
+    if (name := local_model(section)) is not None:
+        folder = resolve_model("judge.model", name, None).folder
+        complete = local_completer(
+            replace(engine, model=str(folder), use_gpu=section.gpus_per_worker > 0, max_length=None)
+        )
+    return partial(judge_rows, build_judge(section, complete))
 
 
 def texts(samples: Sequence[Sample]) -> list[str]:

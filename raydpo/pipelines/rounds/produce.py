@@ -173,8 +173,8 @@ class Producer:
     ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
         digest, extra = self._tokenizer.ids_digest, {"round": index}
         if self._rounds.pairs == "spin":
-            answer = chosen_ids(self._tokenizer, prompt)
-            if not isinstance(answer, tuple):
+            answer, _ = chosen_ids(self._tokenizer, prompt, control_tokens=self._config.data.control_tokens)
+            if answer is None:
                 return [], {"no_answer": 1}
             own = Sample(answer, str(prompt.record["chosen"]), "eos")
             spun = spin_pairs(own, samples, self._rule)

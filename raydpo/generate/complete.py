@@ -1,0 +1,55 @@
+"""Conversations in, replies out: an engine as a language model that is asked questions, such as a judge's.
+
+Decision: replies are greedy, so that the same question gets the same answer; a question that is too long costs only
+itself, its error stands in place of its reply.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from raydpo.errors import DataError
+from raydpo.generate.engine import Engine, EngineSpec, make_engine
+from raydpo.models.load import load_tokenizer
+from raydpo.schema.samples import Sampling
+
+Messages = list[dict[str, str]]
+MAX_REPLY_TOKENS = 512
+
+
+def local_completer(spec: EngineSpec) -> Callable[[Sequence[Messages]], list[str | Exception]]:
+    """Load the model of `spec`; the function returned answers conversations, in order.
+
+    They are written with the tokenizer's chat template; without one, contents stand one below the other.
+    """
+    engine, tokenizer = make_engine(spec), load_tokenizer(Path(spec.model))
+    sampling = Sampling(1, MAX_REPLY_TOKENS, greedy=True)
+
+    def ids_of(turns: Messages) -> list[int]:
+        if tokenizer.chat_template:
+            text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
+            ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
+        else:
+            ids = tokenizer("\n\n".join(turn["content"] for turn in turns))["input_ids"]
+        return ids
+
+    def complete(conversations: Sequence[Messages]) -> list[str | Exception]:
+        prompts = [ids_of(turns) for turns in conversations]
+        try:
+            return list(_replies(engine, prompts, sampling))
+        except DataError:
+            return [_reply(engine, prompt, sampling) for prompt in prompts]
+
+    return complete
+
+
+def _replies(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
+    return [samples[0].text for samples in engine.generate(prompts, sampling, seed=0)]
+
+
+def _reply(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> str | Exception:
+    try:
+        return _replies(engine, [prompt], sampling)[0]
+    except DataError as error:
+        return error
