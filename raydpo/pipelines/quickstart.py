@@ -96,7 +96,7 @@ def supervise(run_dir: str, seed: int = 0, observer: Observer = ignore) -> Super
     workers = min(2, runtime.count_cpus())
     train(sft_config(root, task, seed=seed, workers=workers), observer)
     model = root / "sft/model"
-    answers = _answers(model, task)
+    answers = answers_of(model, task)
     share = exact_match(task.prompts, answers)
     observer(StageDone("sft", f"exact match {share:.1%} on {len(task.prompts)} held-out prompts"))
     return Supervised(root, task, seed, workers, model, answers, share)
@@ -113,7 +113,7 @@ def align(
     """Align the supervised model in `<root>/<folder>`; arguments as in `alignment_config`. Needs a Ray session."""
     config = alignment_config(start, objective, folder=folder, settings=settings)
     summary = train(config, observer)
-    answers = _answers(Path(config.run.dir) / "model", start.task)
+    answers = answers_of(Path(config.run.dir) / "model", start.task)
     share = exact_match(start.task.prompts, answers)
     name = config.objective.name
     observer(StageDone(name, f"exact match {share:.1%} on {len(start.task.prompts)} held-out prompts"))
@@ -162,7 +162,8 @@ def alignment_config(
     return Config.model_validate(sections)
 
 
-def _answers(model: Path, task: TaskFiles) -> tuple[str, ...]:
+def answers_of(model: Path, task: TaskFiles) -> tuple[str, ...]:
+    """What a model folder says to the held-out prompts, greedy."""
     tokenizer = load_tokenizer(model)
     prompts = [tokenizer(prompt)["input_ids"] for prompt in task.prompts]
     return tuple(tokenizer.decode(ids) for ids in greedy(model, prompts, MAX_NEW_TOKENS))

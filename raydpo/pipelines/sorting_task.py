@@ -72,6 +72,16 @@ def is_correct(prompt: str, answer: str) -> bool:
     return answer.strip() == _answer(sorted(_numbers(prompt))).strip()
 
 
+def score(prompt: str, responses: Sequence[str]) -> list[float]:
+    """A judge: the share of places that hold the right number; an answer that is right as a whole has 1 more."""
+    wanted = sorted(_numbers(prompt))
+    places = [[word == str(number) for word, number in zip(r.split(), wanted, strict=False)] for r in responses]
+    return [
+        sum(found) / len(wanted) + is_correct(prompt, response)
+        for found, response in zip(places, responses, strict=True)
+    ]
+
+
 def exact_match(prompts: Sequence[str], answers: Sequence[str]) -> float:
     """Share of right answers, 0 to 1. Raises ValueError when the lengths differ or there is no prompt."""
     if not prompts:

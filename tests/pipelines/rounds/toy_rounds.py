@@ -1,0 +1,63 @@
+"""Rounds on the toy model: config, a judge in a module, and what tests ask of a run directory."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raydpo.config import Config
+from tests.pipelines.toy import Toy, config
+
+NUM_PROMPTS = 24
+
+
+def rounds_config(toy: Toy, run_dir: Path, changes: Mapping[str, Any] | None = None) -> Config:
+    """Two rounds of 24 prompts in items of 4, four answers each; two generators, one rank, a judge in an actor."""
+    prompts = toy.root / "prompts.jsonl"
+    if not prompts.is_file():
+        rows = [json.loads(line)["prompt"] for line in toy.train.read_text().splitlines()[:NUM_PROMPTS]]
+        prompts.write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in rows))
+        rows = [json.loads(line)["prompt"] for line in toy.eval.read_text().splitlines()]
+        (toy.root / "held_out.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in rows))
+    sections = {
+        "data.train": [],
+        "data.eval": [],
+        "generate.num_workers": 2,
+        "generate.num_answers": 4,
+        "generate.max_new_tokens": 8,
+        "generate.prompts_per_item": 4,
+        "judge.kind": "function",
+        "judge.function": "tests.pipelines.rounds.toy_rounds:no_digits",
+        "rounds.prompts": [str(prompts)],
+        "rounds.eval_prompts": [str(toy.root / "held_out.jsonl")],
+        "rounds.num_rounds": 2,
+        "rounds.reference": "initial",
+        "rounds.truncated": "keep",
+        "train.eval_every": None,
+        "train.save_every": None,
+        "train.global_batch_pairs": 8,
+    }
+    merged = {**sections, **(changes or {})}
+    if merged["judge.kind"] != "function":
+        merged.pop("judge.function", None)
+    return config(toy, run_dir, merged)
+
+
+def no_digits(prompt: str, responses: list[str]) -> list[float]:
+    """A judge that nothing can mistake: how many characters of a response are no digits."""
+    return [float(sum(not character.isdigit() for character in response)) for response in responses]
+
+
+def pairs(run_dir: Path, index: int) -> list[dict[str, Any]]:
+    return rows(run_dir / f"rounds/{index:03d}/pairs/pairs.jsonl")
+
+
+def rows(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def generations(run_dir: Path, index: int) -> list[dict[str, Any]]:
+    parts = sorted((run_dir / f"rounds/{index:03d}/generations").glob("part-*.jsonl"))
+    return [row for part in parts for row in rows(part)]
