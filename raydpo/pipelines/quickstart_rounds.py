@@ -1,31 +1,40 @@
-"""`raydpo quickstart --rounds`: few labelled pairs, many prompts. Offline DPO alone, then on-policy rounds from its model.
+"""`raydpo quickstart --rounds`: pairs of another model's mistakes. Offline DPO alone, then on-policy rounds from there.
 
 Comes in: a run directory and a seed. Goes out: exact match of the supervised model, of offline DPO, of each round, and of
-offline DPO that was given as many training pairs as the rounds had in all.
-Decision: both ways train on equally many pairs; offline sees its few pairs again and again, rounds make new ones from
-prompts without answers and a judge. That is what rounds are for: prompts and a judge are there, labelled answers are not.
+offline DPO with as many different training pairs as the rounds had in all.
+Decision: the rejected answers of the offline pairs are not mistakes that this policy makes, as in most data that others
+collected. Offline DPO then has little to say about what the policy does wrong; a round samples exactly that.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+import random
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from raydpo import runtime
-from raydpo.artifacts import write_json, write_text
+from raydpo.artifacts import write_json
 from raydpo.config import Config
-from raydpo.pipelines.quickstart import DPO_OBJECTIVE, MAX_NEW_TOKENS, Supervised, align, answers_of, supervise
+from raydpo.pipelines.quickstart import (
+    DPO,
+    DPO_OBJECTIVE,
+    MAX_NEW_TOKENS,
+    Aligned,
+    Supervised,
+    align,
+    answers_of,
+    supervise,
+)
 from raydpo.pipelines.rounds import iterate
-from raydpo.pipelines.sorting_task import exact_match, score
+from raydpo.pipelines.sorting_task import exact_match, foreign_pair, score, write_rows
 from raydpo.schema.events import Observer, StageDone, ignore
 
-NUM_LABELLED = 128
-NUM_PROMPTS = 512
+NUM_LABELLED = 800
+"""Pairs of the first offline stage; the prompts of the others are those of the rounds."""
+PROMPTS_PER_ROUND = 400
 NUM_ROUNDS = 3
-OFFLINE_EPOCHS = 2
-TRAIN = {"learning_rate": 7e-5, "global_batch_pairs": 64, "zero_stage": 2}
 GENERATE = {"num_answers": 8, "max_new_tokens": MAX_NEW_TOKENS, "prompts_per_item": 64, "temperature": 1.0}
 
 
@@ -41,8 +50,7 @@ def quickstart_rounds(run_dir: str, seed: int = 0, observer: Observer = ignore) 
         model = Path(offline.summary["train"]["model"])
         config = rounds_config(start, model, prompts)
         for found in iterate(config, judge=score, observer=observer):
-            answers = answers_of(found.model, start.task)
-            shares.append(exact_match(start.task.prompts, answers))
+            shares.append(exact_match(start.task.prompts, answers_of(found.model, start.task)))
             num_pairs += int(found.metrics["pairs/made"])
             observer(StageDone(f"round {found.index}", f"exact match {shares[-1]:.1%}"))
         epochs = num_pairs / NUM_LABELLED
@@ -72,11 +80,11 @@ def rounds_config(start: Supervised, model: Path, prompts: Path) -> Config:
             "data": {"max_length": 64},
             "objective": DPO_OBJECTIVE,
             "reference": {"cache_dir": str(start.root / "cache"), "num_workers": start.workers},
-            "train": {**TRAIN, "num_workers": start.workers},
+            "train": {**DPO, "num_workers": start.workers},
             "generate": {**GENERATE, "num_workers": start.workers},
             "rounds": {
                 "prompts": [str(prompts)],
-                "prompts_per_round": NUM_PROMPTS,
+                "prompts_per_round": PROMPTS_PER_ROUND,
                 "num_rounds": NUM_ROUNDS,
                 "reference": "previous_round",
             },
@@ -84,15 +92,13 @@ def rounds_config(start: Supervised, model: Path, prompts: Path) -> Config:
     )
 
 
-def _split(start: Supervised) -> tuple[Path, Path]:
-    """The first pairs with their answers; of the others the prompts alone."""
-    rows = start.task.pairs.read_text().splitlines(keepends=True)
-    labelled, prompts = start.root / "task/labelled.jsonl", start.root / "task/prompts.jsonl"
-    write_text(labelled, "".join(rows[:NUM_LABELLED]))
-    bare: Sequence[str] = [json.dumps({"prompt": json.loads(row)["prompt"]}) + "\n" for row in rows[NUM_LABELLED:]]
-    write_text(prompts, "".join(bare))
-    return labelled, prompts
+def _foreign_pairs(start: Supervised) -> list[dict[str, str]]:
+    chance = random.Random(start.seed)
+    prompts = [json.loads(line)["prompt"] for line in start.task.pairs.read_text().splitlines()]
+    return [foreign_pair(prompt, chance) for prompt in prompts]
 
 
-def _offline(labelled: Path, epochs: float) -> dict[str, dict[str, Any]]:
-    return {"data": {"train": [str(labelled)]}, "train": {**TRAIN, "epochs": epochs}}
+def _offline(start: Supervised, name: str, pairs: Sequence[Mapping[str, str]], observer: Observer) -> Aligned:
+    """Offline DPO on `pairs` from the supervised model."""
+    file = write_rows(start.root / f"task/{name}.jsonl", pairs)
+    return align(start, DPO_OBJECTIVE, folder=name, settings={"data": {"train": [str(file)]}}, observer=observer)

@@ -58,9 +58,9 @@ def write_task(folder: Path, seed: int) -> TaskFiles:
     ]
     folder.mkdir(parents=True, exist_ok=True)
     return TaskFiles(
-        demonstrations=_write_rows(folder / "sft.jsonl", demonstrations),
-        pairs=_write_rows(folder / "pairs.jsonl", pairs),
-        held_out=_write_rows(folder / "held_out.jsonl", held_out),
+        demonstrations=write_rows(folder / "sft.jsonl", demonstrations),
+        pairs=write_rows(folder / "pairs.jsonl", pairs),
+        held_out=write_rows(folder / "held_out.jsonl", held_out),
         prompts=tuple(row["prompt"] for row in held_out),
         expected=tuple(row["chosen"] for row in held_out),
         texts=tuple(row["prompt"] + row["completion"] for row in demonstrations),
@@ -70,6 +70,14 @@ def write_task(folder: Path, seed: int) -> TaskFiles:
 def is_correct(prompt: str, answer: str) -> bool:
     """Whether `answer` is exactly the numbers of `prompt` in rising order; outer white space does not count."""
     return answer.strip() == _answer(sorted(_numbers(prompt))).strip()
+
+
+def foreign_pair(prompt: str, chance: random.Random) -> dict[str, str]:
+    """The right answer against a mistake that the demonstrator never makes on mixed lists: two neighbours swapped."""
+    numbers = sorted(_numbers(prompt))
+    swapped = [numbers[:i] + [numbers[i + 1], numbers[i]] + numbers[i + 2 :] for i in range(len(numbers) - 1)]
+    others = [wrong for wrong in swapped if wrong != sorted(numbers, key=str)]
+    return {"prompt": prompt, "chosen": _answer(numbers), "rejected": _answer(chance.choice(others))}
 
 
 def score(prompt: str, responses: Sequence[str]) -> list[float]:
@@ -146,6 +154,7 @@ def _pair(numbers: Sequence[int], chance: random.Random) -> dict[str, str]:
     }
 
 
-def _write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+def write_rows(path: Path, rows: Sequence[Mapping[str, str]]) -> Path:
+    """One JSON object a line."""
     write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
     return path
