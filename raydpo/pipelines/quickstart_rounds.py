@@ -42,21 +42,18 @@ def quickstart_rounds(run_dir: str, seed: int = 0, observer: Observer = ignore) 
     """Run everything; returns {"exact_match": {"supervised", "offline", "rounds": [...], "offline_equal_pairs"}, ...}."""
     with runtime.session():
         start = supervise(run_dir, seed, observer)
-        labelled, prompts = _split(start)
-        offline = align(
-            start, DPO_OBJECTIVE, folder="offline", settings=_offline(labelled, OFFLINE_EPOCHS), observer=observer
-        )
-        num_pairs, shares, answers = NUM_LABELLED * OFFLINE_EPOCHS, [], offline.answers
+        pairs = _foreign_pairs(start)
+        bare = [{"prompt": pair["prompt"]} for pair in pairs[NUM_LABELLED:]]
+        prompts = write_rows(start.root / "task/prompts.jsonl", bare)
+        offline = _offline(start, "offline", pairs[:NUM_LABELLED], observer)
+        num_pairs, shares = NUM_LABELLED, list[float]()
         model = Path(offline.summary["train"]["model"])
         config = rounds_config(start, model, prompts)
         for found in iterate(config, judge=score, observer=observer):
             shares.append(exact_match(start.task.prompts, answers_of(found.model, start.task)))
             num_pairs += int(found.metrics["pairs/made"])
             observer(StageDone(f"round {found.index}", f"exact match {shares[-1]:.1%}"))
-        epochs = num_pairs / NUM_LABELLED
-        equal = align(
-            start, DPO_OBJECTIVE, folder="offline_equal", settings=_offline(labelled, epochs), observer=observer
-        )
+        equal = _offline(start, "offline_equal", pairs[:num_pairs], observer)
     summary = {
         "run_dir": str(start.root),
         "training_pairs": num_pairs,

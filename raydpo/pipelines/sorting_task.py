@@ -75,7 +75,7 @@ def is_correct(prompt: str, answer: str) -> bool:
 def foreign_pair(prompt: str, chance: random.Random) -> dict[str, str]:
     """The right answer against a mistake that the demonstrator never makes on mixed lists: two neighbours swapped."""
     numbers = sorted(_numbers(prompt))
-    swapped = [numbers[:i] + [numbers[i + 1], numbers[i]] + numbers[i + 2 :] for i in range(len(numbers) - 1)]
+    swapped = [[*numbers[:i], numbers[i + 1], numbers[i], *numbers[i + 2 :]] for i in range(len(numbers) - 1)]
     others = [wrong for wrong in swapped if wrong != sorted(numbers, key=str)]
     return {"prompt": prompt, "chosen": _answer(numbers), "rejected": _answer(chance.choice(others))}
 

@@ -1,0 +1,175 @@
+"""What a round can be told: placement, reference, pairs, stop rules, LoRA, ZeRO."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from raydpo.artifacts import weights_digest
+from raydpo.errors import ConfigError, DataError, JudgeError
+from raydpo.pipelines import iterate
+from raydpo.pipelines.rounds.layout import prompts_of
+from raydpo.pipelines.rounds.stop import stop_reasons
+from tests.pipelines.rounds.toy_rounds import generations, no_digits, pairs, rounds_config
+from tests.pipelines.toy import Notes, Toy
+
+
+def test_split_samples_for_the_next_round_with_the_policy_before(toy: Toy, local_ray: None) -> None:
+    folder, notes = toy.root / "split", Notes()
+    changes = {"rounds.placement": "split", "rounds.num_rounds": 3, "generate.num_workers": 1}
+    found = list(iterate(rounds_config(toy, folder, changes), observer=notes))
+    assert [each.staleness for each in found] == [0, 1, 1]
+    assert [{row["version"] for row in generations(folder, index)} for index in range(3)] == [{0}, {0}, {1}]
+    assert [text for text in notes.info if text.startswith("1 generators hold policy")] != []
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["placement"] == "split"
+    assert set(summary["busy_share"]) == {"generate", "judge", "train"}
+    assert all(0 < share < 1 for share in summary["busy_share"].values())
+
+
+def test_an_adapter_is_sent_merged(toy: Toy, local_ray: None) -> None:
+    folder, notes = toy.root / "lora", Notes()
+    changes = {"train.lora": {"rank": 4}, "rounds.num_rounds": 2, "rounds.eval_prompts": []}
+    found = list(iterate(rounds_config(toy, folder, changes), observer=notes))
+    assert [each.model.name for each in found] == ["model_merged", "model_merged"]
+    assert sum("generators hold policy" in text for text in notes.info) == 2
+    assert len({weights_digest(each.model) for each in found} | {weights_digest(toy.model)}) == 3
+
+
+def test_weights_gathered_from_two_ranks_of_zero_3(toy: Toy, local_ray: None) -> None:
+    folder, notes = toy.root / "zero3", Notes()
+    changes = {"train.zero_stage": 3, "train.num_workers": 2, "rounds.num_rounds": 1, "rounds.eval_prompts": []}
+    (found,) = iterate(rounds_config(toy, folder, changes), observer=notes)
+    assert any("generators hold policy 1" in text for text in notes.info)
+    assert weights_digest(found.model) != weights_digest(toy.model)
+
+
+def test_a_moving_average_is_the_reference(toy: Toy, local_ray: None) -> None:
+    folder = toy.root / "ema"
+    changes = {"rounds.reference": "ema", "rounds.ema_decay": 0.75, "rounds.eval_prompts": []}
+    first, _ = iterate(rounds_config(toy, folder, changes))
+    average = load_file(folder / "rounds/001/reference/model.safetensors")
+    initial, trained = (load_file(model / "model.safetensors") for model in (toy.model, first.model))
+    assert average.keys() == trained.keys()
+    for name, value in average.items():
+        torch.testing.assert_close(value, 0.75 * initial[name] + 0.25 * trained[name])
+
+
+def test_spin_takes_the_data_s_own_answer(toy: Toy, local_ray: None) -> None:
+    folder = toy.root / "spin"
+    changes = {
+        "rounds.pairs": "spin",
+        "rounds.prompts": [str(toy.train)],
+        "rounds.eval_prompts": [],
+        "rounds.num_rounds": 1,
+        "rounds.reference": "previous_round",
+        "generate.num_answers": 1,
+    }
+    config = rounds_config(toy, folder, changes).model_copy(update={"judge": None})
+    (found,) = iterate(config)
+    own = {row["prompt"]: row["chosen"] for row in map(json.loads, toy.train.read_text().splitlines())}
+    made = pairs(folder, 0)
+    assert len(made) == found.metrics["pairs/made"] > 50
+    assert all(pair["chosen"] == own[pair["prompt"]] != pair["rejected"] for pair in made)
+    assert not (folder / "rounds/000/scores").exists()
+
+
+def test_a_share_of_offline_pairs(toy: Toy, local_ray: None) -> None:
+    folder = toy.root / "mixed"
+    changes = {
+        "rounds.offline_share": 0.5,
+        "data.train": [str(toy.train)],
+        "rounds.num_rounds": 1,
+        "rounds.eval_prompts": [],
+        "rounds.prompts_per_round": 8,
+    }
+    (found,) = iterate(rounds_config(toy, folder, changes))
+    offline = (folder / "rounds/000/pairs/offline.jsonl").read_text().splitlines()
+    assert len(offline) == found.metrics["pairs/made"] == len(pairs(folder, 0)) > 0
+    assert set(offline) <= {json.dumps(json.loads(line)) for line in toy.train.read_text().splitlines()}
+    summary = json.loads((folder / "rounds/000/train/summary.json").read_text())
+    assert summary["data"]["train_pairs"] == 2 * len(offline)
+
+
+def test_a_rule_ends_the_rounds(toy: Toy, local_ray: None) -> None:
+    folder, notes = toy.root / "stopped", Notes()
+    changes = {"rounds.min_mean_score": 1e6, "rounds.num_rounds": 3, "rounds.prompts_per_round": 8}
+    (found,) = iterate(rounds_config(toy, folder, changes), observer=notes)
+    assert found.stopped == (
+        f"eval/mean_score is {found.metrics['eval/mean_score']:.4g}, below rounds.min_mean_score: 1e+06",
+    )
+    assert any("stopped after round 0" in text for text in notes.warning)
+
+
+def test_rules_look_at_the_right_side() -> None:
+    rounds = rounds_section(max_kl_nats=2.0, min_win_rate=0.5, max_length_drift=2.0, max_duplicate_share=0.5)
+    good = {"eval/kl_nats": 1.9, "eval/win_rate": 0.6, "eval/length_ratio": 0.6, "samples/duplicate_share": 0.4}
+    assert stop_reasons(good, rounds) == []
+    bad = {"eval/kl_nats": 2.1, "eval/win_rate": 0.4, "eval/length_ratio": 0.4, "samples/duplicate_share": 0.6}
+    assert [reason.split()[0] for reason in stop_reasons(bad, rounds)] == [
+        "eval/win_rate",
+        "eval/kl_nats",
+        "samples/duplicate_share",
+        "eval/length_ratio",
+    ]
+    assert stop_reasons({}, rounds) == []
+
+
+def rounds_section(**values: float):
+    from raydpo.config.rounds import RoundsSection
+
+    return RoundsSection.model_validate({"prompts": "p", "reference": "initial", **values})
+
+
+def test_a_judge_that_fails_stops_the_round_and_is_asked_again(toy: Toy, local_ray: None) -> None:
+    folder, calls = toy.root / "failing", []
+    changes = {"rounds.num_rounds": 1, "rounds.eval_prompts": [], "rounds.prompts_per_round": 8}
+    config = rounds_config(toy, folder, changes).model_copy(update={"judge": None})
+
+    def judge(prompt: str, responses: list[str]) -> list[float]:
+        calls.append(prompt)
+        if len(calls) in (2, 3):
+            raise TimeoutError("no answer")
+        return no_digits(prompt, responses)
+
+    with pytest.raises(JudgeError, match=r"failed on 2 of 8 prompts.*TimeoutError: no answer"):
+        list(iterate(config, judge=judge))
+    assert not (folder / "rounds/000/scores").exists()
+    (found,) = iterate(config, judge=judge)
+    assert found.metrics["judge/failed"] == 0
+    assert len(calls) == 8 + 4, "the item of four prompts that held the failures, and no other"
+
+
+def test_equal_scores_make_no_pairs(toy: Toy, local_ray: None) -> None:
+    changes = {"rounds.num_rounds": 1, "rounds.eval_prompts": [], "rounds.prompts_per_round": 8}
+    config = rounds_config(toy, toy.root / "ties", changes).model_copy(update={"judge": None})
+    with pytest.raises(DataError, match=r"no pair is left of 8 prompts.*ties"):
+        list(iterate(config, judge=lambda prompt, responses: [1.0] * len(responses)))
+
+
+def test_what_does_not_fit_together_is_said_at_once(toy: Toy, tmp_path: Path) -> None:
+    changes = {"generate.num_answers": 1, "rounds.offline_share": 0.5, "train.export": "best", "train.eval_every": 1}
+    config = rounds_config(toy, tmp_path / "never", changes).model_copy(update={"judge": None})
+    with pytest.raises(ConfigError) as caught:
+        next(iterate(config))
+    said = " ".join(caught.value.problems)
+    assert all(key in said for key in ("judge", "generate.num_answers", "rounds.offline_share", "train.export"))
+    assert not (tmp_path / "never").exists()
+
+
+@pytest.mark.parametrize(("num_prompts", "per_round"), [(10, 4), (10, 10), (10, 3), (7, 5), (5, None)])
+def test_every_prompt_comes_once_a_lap(num_prompts: int, per_round: int | None) -> None:
+    rounds = [prompts_of(index, num_prompts, per_round, seed=3) for index in range(12)]
+    assert all(len(set(chosen)) == len(chosen) == (per_round or num_prompts) for chosen in rounds)
+    line = [prompt for chosen in rounds for prompt in chosen]
+    if num_prompts % (per_round or num_prompts) == 0:
+        assert all(
+            sorted(line[i : i + num_prompts]) == list(range(num_prompts)) for i in range(0, len(line), num_prompts)
+        )
+    counts = [line.count(prompt) for prompt in range(num_prompts)]
+    assert max(counts) - min(counts) <= 2
+    assert rounds == [prompts_of(index, num_prompts, per_round, seed=3) for index in range(12)]

@@ -1,0 +1,125 @@
+"""A generator, the judge, the trainers and the driver die in the middle: the pairs are those of an undisturbed run."""
+
+from __future__ import annotations
+
+import os
+import signal
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.config import Config
+from raydpo.config.load import dump
+from raydpo.errors import WorkerError
+from raydpo.pipelines import iterate
+from raydpo.schema.events import Advanced, Event
+from tests.pipelines import driver
+from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config
+from tests.pipelines.toy import Toy, weights
+
+CHANGES: dict[str, Any] = {"rounds.eval_prompts": [], "train.save_every": 1}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy: Toy, local_ray: None) -> Path:
+    folder = toy.root / "undisturbed-rounds"
+    assert len(list(iterate(rounds_config(toy, folder, CHANGES)))) == 2
+    return folder
+
+
+def assert_same(folder: Path, undisturbed: Path) -> None:
+    """Nothing lost, nothing doubled, nothing else: pairs and weights of both rounds, bit for bit."""
+    for index in range(2):
+        assert pairs(folder, index) == pairs(undisturbed, index)
+        train = f"rounds/{index:03d}/train/model"
+        assert weights(folder / train) == weights(undisturbed / train)
+
+
+class Killer:
+    """An observer that sends SIGKILL to a process named `title` when a stage has got somewhere."""
+
+    def __init__(self, title: str, stage: str, done: int) -> None:
+        self.title, self.stage, self.done, self.killed = title, stage, done, 0
+
+    def __call__(self, event: Event) -> None:
+        is_due = isinstance(event, Advanced) and event.stage == self.stage and event.done >= self.done
+        if is_due and not self.killed:
+            self.killed = victim(self.title)
+            os.kill(self.killed, signal.SIGKILL)
+
+
+def victim(title: str) -> int:
+    """Some process under this one whose title begins so, as Ray names the processes of its actors."""
+    found = [pid for pid, _ in driver.descendants(os.getpid()) if _title(pid).startswith(title)]
+    assert found, f"no process {title}"
+    return max(found)
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""
+
+
+def test_a_generator_dies(toy: Toy, undisturbed: Path, local_ray: None) -> None:
+    folder, killer = toy.root / "generator-dies", Killer("ray::PoolActor", "generate", 4)
+    assert len(list(iterate(rounds_config(toy, folder, CHANGES), observer=killer))) == 2
+    assert killer.killed
+    assert_same(folder, undisturbed)
+
+
+def test_the_judge_dies(toy: Toy, undisturbed: Path, local_ray: None) -> None:
+    folder, mark = toy.root / "judge-dies", Path(tempfile.gettempdir()) / f"raydpo-judge-{os.getpid()}"
+    changes = {**CHANGES, "judge.function": f"{__name__}:deadly_judge"}
+    mark.write_text("alive")
+    try:
+        assert len(list(iterate(rounds_config(toy, folder, changes)))) == 2
+        assert mark.read_text() == "dead"
+    finally:
+        mark.unlink()
+    assert_same(folder, undisturbed)
+
+
+def deadly_judge(prompt: str, responses: list[str]) -> list[float]:
+    """Kills its process when it is asked about the prompt that begins with 9, where a test's mark says alive; once."""
+    for mark in Path(tempfile.gettempdir()).glob("raydpo-judge-*"):
+        if prompt.startswith("9") and mark.read_text() == "alive":
+            mark.write_text("dead")
+            os.kill(os.getpid(), signal.SIGKILL)
+    return no_digits(prompt, responses)
+
+
+def test_the_trainers_die_and_the_same_call_goes_on(toy: Toy, undisturbed: Path, local_ray: None) -> None:
+    folder, killer = toy.root / "trainer-dies", Killer("ray::RankActor", "train", 1)
+    config = rounds_config(toy, folder, CHANGES)
+    with pytest.raises(WorkerError, match=r"train.*rank 0.*SIGKILL"):
+        list(iterate(config, observer=killer))
+    assert killer.killed
+    assert len(list(iterate(config))) == 2
+    assert_same(folder, undisturbed)
+
+
+def test_the_driver_dies_again_and_again(toy: Toy, undisturbed: Path, local_ray: None) -> None:
+    folder, file = toy.root / "driver-dies", toy.root / "driver-dies.yaml"
+    config: Config = rounds_config(toy, folder, CHANGES)
+    file.write_text(dump(config))
+    first, second = folder / "rounds/000", folder / "rounds/001"
+    moments: list[Callable[[], bool]] = [
+        (first / ".generations-work/part-00001.jsonl").exists,
+        lambda: (first / ".scores-work/part-00000.jsonl").exists() or (first / "scores").exists(),
+        (first / "train/checkpoints/step-000001").is_dir,
+        (second / ".generations-work/part-00002.jsonl").exists,
+    ]
+    for number, moment in enumerate(moments):
+        log = toy.root / f"driver-dies-{number}.log"
+        process = driver.start("iterate", str(file), log=log)
+        driver.wait_until(moment, process, log)
+        under = driver.descendants(process.pid)
+        driver.kill(process)
+        driver.wait_for_end(under)
+    assert len(list(iterate(config))) == 2
+    assert_same(folder, undisturbed)
