@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationError, field_validator, model_validator
 
 from raydpo.config.section import Section
 
@@ -55,7 +55,8 @@ JUDGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 }
 """Kind of judge -> (keys that it needs, keys that it may have)."""
 
-_COMMON = ("kind", "weight", "num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "max_failed_fraction")
+_OF_WORKERS = ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "max_failed_fraction")
+_COMMON = ("kind", "weight", *_OF_WORKERS)
 
 
 class JudgeSection(Section):
@@ -110,11 +111,23 @@ class JudgeSection(Section):
         ):
             raise ValueError(f"kind: {self.kind} does not read {', '.join(idle)}; leave it out")
         for number, member in enumerate(self.members):
-            try:
-                JudgeSection.model_validate(member)
-            except ValueError as error:
-                raise ValueError(f"members, number {number}: {error}") from error
+            if problem := _problem_of_member(member):
+                raise ValueError(f"members, number {number}: {problem}")
         return self
+
+
+def _problem_of_member(values: dict[str, Any]) -> str:
+    """What is wrong with a member of an ensemble; empty when nothing is."""
+    if idle := [key for key in _OF_WORKERS if key in values]:
+        return f"{', '.join(idle)} of a member would be without effect; set it beside members, for the whole ensemble"
+    try:
+        JudgeSection.model_validate(values)
+    except ValidationError as error:
+        found = [
+            (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()
+        ]
+        return "; ".join(f"{key}: {message}" if key else message for key, message in found)
+    return ""
 
 
 def _default(key: str) -> Any:

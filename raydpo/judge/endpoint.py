@@ -84,8 +84,9 @@ class Endpoint:
                 reply: str | Exception = self._post(body)
             except _Passing as error:
                 # A server that was silent through all tries of one request is asked once by the others.
-                if number >= NUM_TRIES or self._is_silent:
-                    self._is_silent = error.wait_s is None
+                is_silent = error.wait_s is None
+                if number >= NUM_TRIES or (is_silent and self._is_silent):
+                    self._is_silent = is_silent
                     return WorkerError(f"{self.url}: {error} (tries: {number})")
                 time.sleep(min(max(wait_s, error.wait_s or 0.0), LONGEST_WAIT_S))
                 wait_s *= 2
@@ -122,6 +123,11 @@ class Endpoint:
 
 
 def _check_url(endpoint: str) -> None:
+    if "@" in endpoint:
+        raise ConfigError(
+            "judge.endpoint: the URL holds a user name or password (it has an @), which would end up in logs; nothing was "
+            "asked. Put the key into an environment variable (judge.api_key_variable)."
+        )
     try:
         parts = urlsplit(endpoint)
         is_url = parts.scheme in ("http", "https") and bool(parts.hostname) and (parts.port or 0) >= 0
@@ -132,11 +138,6 @@ def _check_url(endpoint: str) -> None:
         raise ConfigError(
             f"judge.endpoint: {endpoint!r} is not a URL of http or https; nothing was asked. Give the base URL of an "
             "OpenAI-compatible server, such as http://host:8000/v1."
-        )
-    if "@" in parts.netloc:
-        raise ConfigError(
-            f"judge.endpoint: the URL of {parts.hostname} holds a user name or password, which would end up in logs; nothing "
-            "was asked. Put the key into an environment variable (judge.api_key_variable)."
         )
 
 

@@ -40,7 +40,9 @@ def function_judge(name: str) -> Judge:
     if not callable(found):
         is_there = hasattr(module, what)
         problem = (
-            f"{what} in {where} is a {type(found).__name__}, not a function" if is_there else f"{where} has no {what}"
+            f"{what} in {where} is of type {type(found).__name__}, not a function"
+            if is_there
+            else f"{where} has no {what}"
         )
         near = difflib.get_close_matches(what, [key for key in dir(module) if callable(getattr(module, key))], n=1)
         hint = f"Did you mean {where}:{near[0]}?" if near else "Name a function (prompt, responses) -> scores."

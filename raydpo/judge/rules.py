@@ -107,9 +107,9 @@ def _row(line: bytes) -> tuple[dict[str, Any], str]:
     except (ValueError, RecursionError) as error:
         return {}, f"not a line of JSON in UTF-8 ({error})"
     if not isinstance(row, dict):
-        return {}, f'a {type(row).__name__}; an object {{"prompt": text, "answer": text}} is allowed'
+        return {}, f'of type {type(row).__name__}; an object {{"prompt": text, "answer": text}} is allowed'
     for key in ("prompt", "answer"):
         if not isinstance(row.get(key), str):
-            given = f"is a {type(row[key]).__name__}" if key in row else "is missing"
+            given = f"is of type {type(row[key]).__name__}" if key in row else "is missing"
             return {}, f"{key} {given}; text is needed"
     return row, ""

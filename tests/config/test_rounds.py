@@ -82,12 +82,23 @@ def test_a_key_at_its_default_does_no_harm() -> None:
             {"kind": "ensemble", "members": [{"kind": "json"}, {"kind": "length"}]},
             "members, number 1: .*needs target_length",
         ),
-        ({}, "Field required"),
+        ({}, "kind: Field required"),
+        ({"kind": "json", "num_workers": 2}, "num_workers of a member would be without effect"),
     ],
 )
 def test_members_are_validated_with_their_number(member: dict[str, Any], message: str) -> None:
     with pytest.raises(ValidationError, match=f"(?s)members, number 1: .*{message}"):
         JudgeSection.model_validate({"kind": "ensemble", "members": [{"kind": "json"}, member]})
+
+
+def test_a_member_is_described_in_one_line() -> None:
+    with pytest.raises(ValidationError) as caught:
+        JudgeSection.model_validate({"kind": "ensemble", "members": [{"kind": "length", "target_length": 0, "x": 1}]})
+    (error,) = caught.value.errors()
+    assert error["msg"] == (
+        "Value error, members, number 0: target_length: Input should be greater than or equal to 1; "
+        "x: Extra inputs are not permitted"
+    )
 
 
 def write(folder: Path, text: str) -> Path:

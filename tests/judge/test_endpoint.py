@@ -122,7 +122,17 @@ def test_a_url_that_is_none(url: str) -> None:
         endpoint(url)
 
 
-def test_a_url_with_a_password_is_refused_and_not_shown() -> None:
-    with pytest.raises(ConfigError, match="the URL of host holds a user name or password") as caught:
-        endpoint("http://me:s3cret@host/v1")
+@pytest.mark.parametrize("url", ["http://me:s3cret@host/v1", "http://me:s3cret@", "me:s3cret@host"])
+def test_a_url_with_a_password_is_refused_and_not_shown(url: str) -> None:
+    with pytest.raises(ConfigError, match="the URL holds a user name or password") as caught:
+        endpoint(url)
     assert "s3cret" not in str(caught.value)
+
+
+def test_a_server_that_is_busy_after_a_silence_is_asked_again() -> None:
+    counter = itertools.count()
+    with serving(lambda body: (503, "busy") if next(counter) < 2 else "fine") as served:
+        client = endpoint(f"http://127.0.0.1:{closed_port()}/v1")
+        error_of(client([ONE])[0])
+        client.url = served.url
+        assert client([ONE]) == ["fine"]

@@ -44,7 +44,7 @@ def test_a_function_is_imported() -> None:
         ("judge_names.broken:f", "could not be imported: ZeroDivisionError: division by zero"),
         ("judge_names.unfinished:f", "could not be imported: SyntaxError"),
         ("judge_names.good:shortnes", "has no shortnes; .* Did you mean judge_names.good:shortness?"),
-        ("judge_names.good:limit", "limit in judge_names.good is a int, not a function"),
+        ("judge_names.good:limit", "limit in judge_names.good is of type int, not a function"),
     ],
 )
 def test_a_name_that_is_none(name: str, message: str) -> None:

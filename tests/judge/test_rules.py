@@ -62,9 +62,9 @@ def test_every_problem_of_the_answers_is_told_at_once(tmp_path: Path) -> None:
         exact_judge(path)
     problems = caught.value.problems
     assert [problem.split(": ")[1] for problem in problems] == [f"{path}:{number}" for number in (2, 3, 4, 5, 6, 8)]
-    assert "a list; an object" in problems[1]
+    assert "of type list; an object" in problems[1]
     assert "answer is missing" in problems[2]
-    assert "answer is a int; text is needed" in problems[3]
+    assert "answer is of type int; text is needed" in problems[3]
     assert "another answer" in problems[5]
 
 
