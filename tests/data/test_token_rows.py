@@ -24,7 +24,7 @@ def spelled(tokenizer: TextTokenizer, text: str) -> list[int]:
     return [one for char in text for one in tokenizer.encode([char])[0]]
 
 
-def token_row(tokenizer: TextTokenizer, index: int = 0, **changes: Any) -> dict[str, Any]:
+def token_row(tokenizer: TextTokenizer, index: int = 0, /, **changes: Any) -> dict[str, Any]:
     """A pair whose rejected answer was cut off; a change to None leaves the field out."""
     prompt, chosen, rejected = f"question {index}: the sky is", " blue", " green and green"
     assert tokenizer.eos_id is not None
