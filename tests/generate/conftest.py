@@ -1,0 +1,54 @@
+"""Two small random models of one architecture, whose next tokens vary. Heads of 32 numbers: vLLM on a CPU has none of 16."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM
+
+from raydpo.models.bpe import train_bpe
+from raydpo.models.create import create_model
+
+VOCABULARY = 280
+POSITIONS = 48
+PROMPTS = ((0, 65, 66), (0,), (0, 70, 71, 72, 73, 74, 75), (0, 5, 250), (0, 99, 98, 97, 96), (0, 65, 66))
+
+
+def random_model(path: Path, seed: int, scale: float = 8.0, tie: bool = True) -> Path:
+    """A model whose logits are spread out, so that samples are neither uniform nor always the same."""
+    create_model(
+        path,
+        train_bpe(["the cat and the hat and the bat that sat"], VOCABULARY),
+        hidden_size=64,
+        num_layers=2,
+        num_heads=2,
+        intermediate_size=64,
+        max_positions=POSITIONS,
+        seed=seed,
+        tie_embeddings=tie,
+    )
+    model = AutoModelForCausalLM.from_pretrained(path)
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_(scale)
+    model.save_pretrained(path)
+    return path
+
+
+def change_generation(folder: Path, **values: object) -> Path:
+    """Other values in the generation config of a folder."""
+    path = folder / "generation_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+    return folder
+
+
+@pytest.fixture(scope="package")
+def old(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("models") / "old", seed=4)
+
+
+@pytest.fixture(scope="package")
+def new(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return random_model(tmp_path_factory.mktemp("models") / "new", seed=9)

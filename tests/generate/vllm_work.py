@@ -1,0 +1,80 @@
+"""What a vLLM generator is asked in one process of its own; the answers go to a JSON file. Run by test_vllm_engine."""
+
+import json
+import sys
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import load_file
+
+from raydpo.errors import RaydpoError
+from raydpo.generate import EngineSpec, Generator
+from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sampling, Score, Scored
+from tests.generate.conftest import POSITIONS, PROMPTS
+
+GREEDY = Sampling(num_answers=2, max_new_tokens=12, greedy=True)
+FEW = Sampling(num_answers=3, max_new_tokens=10, temperature=0.8, top_p=0.95)
+SEQUENCES = (
+    ((0, 65, 66), (5, 6, 7)),
+    ((0,), (9,)),
+    ((0, 1, 2, 3), ()),
+    ((0, 8), tuple(range(20, 20 + POSITIONS - 2))),
+)
+FIRST = (0, 70, 71, 72, 73, 74, 75)
+STOP_PROMPTS = PROMPTS
+
+
+def main(old: str, new: str, stop: str, out: str) -> None:
+    generator = Generator(EngineSpec(old, engine="vllm", version=1))
+    found: dict[str, Any] = {}
+
+    def generate(sampling: Sampling, version: int, seed: int = 7, prompts: Any = PROMPTS) -> Any:
+        answer = generator(Generate(prompts=prompts, sampling=sampling, seed=seed, version=version))
+        assert isinstance(answer, Generated)
+        assert answer.version == version
+        return [[asdict(sample) for sample in samples] for samples in answer.answers]
+
+    def score() -> Any:
+        answer = generator(Score(SEQUENCES))
+        assert isinstance(answer, Scored)
+        return asdict(answer)
+
+    def refused(request: Any) -> str:
+        try:
+            generator(request)
+        except RaydpoError as error:
+            return f"{type(error).__name__}: {error}"
+        return ""
+
+    found["old_greedy"], found["old_score"] = generate(GREEDY, 1), score()
+    found["samples"], found["samples_again"] = generate(FEW, 1), generate(FEW, 1)
+    found["samples_of_another_seed"] = generate(FEW, 1, seed=8)
+    found["stopped"] = generate(Sampling(num_answers=1, max_new_tokens=12, greedy=True, stop=(stop,)), 1)
+    found["first_tokens"] = generate(Sampling(2000, 1, temperature=0.7), 1, prompts=(FIRST,))
+    found["hot_tokens"] = generate(Sampling(2000, 1, temperature=8.0), 1, prompts=(FIRST,))
+    found["nucleus_tokens"] = generate(Sampling(1000, 1, top_p=0.5), 1, prompts=(FIRST,))
+    found["too_long"] = refused(Generate(((0,) * 40,), FEW, 7, 1))
+
+    weights = list(load_file(Path(new) / "model.safetensors").items())
+    found["wrong_name"] = refused(LoadWeights({"model.norm.bias": weights[0][1]}, version=2, is_last=False))
+    found["between"] = []
+    for start in range(0, len(weights), 5):
+        is_last = start + 5 >= len(weights)
+        generator(LoadWeights(dict(weights[start : start + 5]), version=2, is_last=is_last))
+        if not is_last:
+            found["between"].append(refused(Generate(PROMPTS, GREEDY, 7, 2)))
+    found["new_greedy"], found["new_score"] = generate(GREEDY, 2), score()
+    found["new_samples"] = generate(FEW, 2)
+
+    generator(LoadFolder(old, version=3))
+    found["old_greedy_again"], found["samples_of_the_old_again"] = generate(GREEDY, 3), generate(FEW, 3)
+    found["missing"] = refused(LoadWeights(dict(weights[1:]), version=4, is_last=True))
+    generator(LoadFolder(new, version=4))
+    found["new_greedy_again"] = generate(GREEDY, 4)
+    found["health"] = generator.engine.health()
+    Path(out).write_text(json.dumps(found))
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
