@@ -101,8 +101,8 @@ class TransformersEngine:
         for name, weight in weights.items():
             self._tensors[name].copy_(weight)
 
-    def finish_loading(self) -> None:
-        self._expected.finish()
+    def finish_loading(self, is_partial: bool = False) -> None:
+        self._expected.finish(is_partial)
 
     def health(self) -> dict[str, Any]:
         return {

@@ -71,8 +71,8 @@ class Engine(Protocol):
         """
         ...
 
-    def finish_loading(self) -> None:
-        """After the last part. Raises WorkerError that names the weights that came in no part."""
+    def finish_loading(self, is_partial: bool = False) -> None:
+        """After the last part. Raises WorkerError that names the weights that came in no part, unless it was partial."""
         ...
 
     def health(self) -> dict[str, Any]:

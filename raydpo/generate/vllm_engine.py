@@ -90,9 +90,11 @@ class VllmEngine:
         self._expected.check(weights)
         self._collected.update(weights)
 
-    def finish_loading(self) -> None:
+    def finish_loading(self, is_partial: bool = False) -> None:
         collected, self._collected = self._collected, {}
-        self._expected.finish()
+        missing = set(self._expected.finish(is_partial))
+        for part in parts_of(self._spec.model) if missing else ():
+            collected |= {name: weight for name, weight in part.items() if name in missing}
         self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _drain(collected)})
         self._llm.reset_prefix_cache()
 

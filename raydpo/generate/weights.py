@@ -1,7 +1,7 @@
 """New weights on their way into an engine: read from a folder, and checked against what the engine has.
 
 Decision: a push of new weights must bring every weight. One that is missing would stay as it was, and nobody would see
-that samples come from a mixture of two policies; the price is that a push of a few changed weights is refused.
+that samples come from a mixture of two policies; whoever sends a few changed weights has to say so.
 """
 
 from __future__ import annotations
@@ -48,15 +48,16 @@ class Expected:
             )
         self._missing -= {self._aliases.get(name, name) for name in weights}
 
-    def finish(self) -> None:
-        """Raises WorkerError that names the weights that came in no part. Then the next push begins."""
+    def finish(self, is_partial: bool = False) -> list[str]:
+        """Names of the weights that came in no part. Then the next push begins. Raises WorkerError where all had to come."""
         missing = sorted(self._missing)
         self.restart()
-        if missing:
+        if missing and not is_partial:
             raise WorkerError(
                 f"New weights are not whole: {_some(missing)} came in no part. The policy would have been a mixture of two "
                 "versions. Push every weight, or load the folder of a model."
             )
+        return missing
 
 
 def shapes_in(folder: str) -> dict[str, Shape]:

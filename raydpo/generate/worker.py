@@ -68,7 +68,7 @@ class Generator:
         self.engine.load_weights(part.weights)
         if part.is_last:
             self._arriving = None
-            self.engine.finish_loading()
+            self.engine.finish_loading(part.is_partial)
             self._version = part.version
 
     def _whole_version(self) -> int:

@@ -91,11 +91,13 @@ class LoadFolder:
 @dataclass(frozen=True)
 class LoadWeights:
     """Take these weights (name in the model folder -> CPU tensor), in place; tied weights come once. New weights may come
-    in several parts; with the last one the policy is `version`. In between nothing may be generated."""
+    in several parts; with the last one the policy is `version`. In between nothing may be generated. is_partial: weights
+    that come in no part are those of the folder that the engine started with (an adapter's merged matrices do)."""
 
     weights: Mapping[str, Any]
     version: int
     is_last: bool
+    is_partial: bool = False
 
 
 Request = Generate | Score | LoadFolder | LoadWeights

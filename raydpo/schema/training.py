@@ -92,10 +92,11 @@ class Finished:
 @dataclass(frozen=True)
 class WeightsPart:
     """Some of the policy's weights after the last step: name in the model folder -> CPU tensor in the compute dtype, tied
-    weights once. Of a LoRA run only what the adapter changes, merged."""
+    weights once. is_partial: of a LoRA run come only matrices that the adapter changes, merged."""
 
     weights: Mapping[str, Any]
     is_last: bool
+    is_partial: bool = False
 
 
 @dataclass(frozen=True)

@@ -37,7 +37,7 @@ def parts(model: Any, stage: int, is_writer: bool, part_bytes: int = PART_BYTES)
     stage: of ZeRO. A part is full when it has `part_bytes`, so every rank ends it at the same weight.
     """
     part: dict[str, Tensor] = {}
-    num_bytes = 0
+    num_bytes, is_partial = 0, hasattr(model, "peft_config")
     for name, weights, merge in _plan(model):
         with gathered(weights, stage):
             value = merge()
@@ -45,9 +45,9 @@ def parts(model: Any, stage: int, is_writer: bool, part_bytes: int = PART_BYTES)
             if is_writer:
                 part[name] = value.to("cpu", copy=True)
         if num_bytes >= part_bytes:
-            yield WeightsPart(part, is_last=False) if is_writer else Alive(0)
+            yield WeightsPart(part, False, is_partial) if is_writer else Alive(0)
             part, num_bytes = {}, 0
-    yield WeightsPart(part, is_last=True) if is_writer else Alive(0)
+    yield WeightsPart(part, True, is_partial) if is_writer else Alive(0)
 
 
 def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:

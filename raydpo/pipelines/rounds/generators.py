@@ -80,7 +80,7 @@ class Generators:
     def receive(self, part: WeightsPart, version: int) -> None:
         """A part of the weights of `version`, from the trainers."""
         self._version = version if part.is_last else _LOADING
-        self._pool.tell(LoadWeights(part.weights, version, part.is_last))
+        self._pool.tell(LoadWeights(part.weights, version, part.is_last, part.is_partial))
 
     def _check(self, policy: Policy) -> None:
         """Compare what each generator says of a few sequences with what the trainers said."""

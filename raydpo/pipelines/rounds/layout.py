@@ -12,6 +12,7 @@ run.dir/rounds/000/prompts/            each a committed piece
 from __future__ import annotations
 
 import random
+from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,18 +56,26 @@ class Layout:
 
 
 def prompts_of(round_index: int, num_prompts: int, per_round: int | None, seed: int) -> list[int]:
-    """Indices of a round's prompts: the next of an endless line in which every prompt comes once a lap."""
+    """Indices of a round's prompts: the next of an endless line in which every prompt comes once a lap,
+    and none twice a round."""
     if per_round is None or per_round >= num_prompts:
         return list(range(num_prompts))
-    found: list[int] = []
-    place = round_index * per_round
-    while len(found) < per_round:
-        lap, start = divmod(place + len(found), num_prompts)
-        line = list(range(num_prompts))
-        random.Random(f"{seed} {lap}").shuffle(line)
-        fresh = [index for index in line[start:] if index not in found]
-        found += fresh[: per_round - len(found)] or [next(i for i in line if i not in found)]
-    return found
+    line: deque[int] = deque()
+    laps = 0
+    for _ in range(round_index + 1):
+        chosen: dict[int, None] = {}
+        deferred: list[int] = []  # already in this round: first in the next one
+        while len(chosen) < per_round:
+            if not line:
+                fresh = list(range(num_prompts))
+                random.Random(f"{seed} {laps}").shuffle(fresh)
+                line, laps = deque(fresh), laps + 1
+            prompt = line.popleft()
+            if prompt in chosen:
+                deferred.append(prompt)
+            chosen[prompt] = None
+        line.extendleft(reversed(deferred))
+    return list(chosen)
 
 
 def seed_of(*parts: object) -> int:
