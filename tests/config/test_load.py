@@ -22,6 +22,11 @@ train:
   learning_rate: 5e-7
 """
 
+WITH_ROUNDS = MINIMAL + """\
+judge:     {kind: json}
+rounds:    {prompts: [prompts.jsonl], reference: initial}
+"""
+
 
 def write(folder: Path, text: str) -> Path:
     path = folder / "run.yaml"
@@ -54,7 +59,7 @@ def test_values_and_origins(tmp_path: Path) -> None:
 
 
 def test_every_value_has_an_origin(tmp_path: Path) -> None:
-    origins = load(write(tmp_path, MINIMAL), ["train.lora={}"]).origins
+    origins = load(write(tmp_path, WITH_ROUNDS), ["train.lora={}"]).origins
     others = {f"objective.{key}" for row in OBJECTIVES.values() for key in row.parameters}
     others -= {f"objective.{key}" for key in OBJECTIVES["dpo"].parameters}
     assert set(origins) == set(all_keys()) - others
@@ -227,7 +232,8 @@ def test_sft_reads_no_beta(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("key", all_keys())
 def test_every_key_refuses_a_section(tmp_path: Path, key: str) -> None:
-    found = problems(write(tmp_path, MINIMAL), f"{key}={{no: way}}")
+    text = WITH_ROUNDS if key.startswith(("judge.", "rounds.")) else MINIMAL
+    found = problems(write(tmp_path, text), f"{key}={{no: way}}")
     assert len(found) == 1
     assert key in found[0]
 
