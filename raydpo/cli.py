@@ -94,6 +94,9 @@ def _parser() -> argparse.ArgumentParser:
     quick = verbs.add_parser("quickstart", parents=[machine], help="a whole small run: no file, no download, no GPU")
     quick.add_argument("--run-dir", help="where its outputs go (default: runs/quickstart/seed-SEED)")
     quick.add_argument("--seed", type=_seed, default=0, help="seed of the data and the models (default: 0)")
+    quick.add_argument(
+        "--rounds", action="store_true", help="pairs of another model's mistakes: offline DPO, then on-policy rounds"
+    )
     quick.set_defaults(act=_quickstart)
 
     listed = verbs.add_parser("objectives", parents=[machine], help="the objectives, their papers and parameters")
@@ -164,8 +167,10 @@ def _quickstart(args: argparse.Namespace) -> int:
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
         import raydpo.pipelines as pipelines
 
-        run_dir = args.run_dir or f"runs/quickstart/seed-{args.seed}"
-        summary: dict[str, Any] = pipelines.quickstart(run_dir=run_dir, seed=args.seed, observer=observer)
+        place = "rounds" if args.rounds else "quickstart"
+        run_dir = args.run_dir or f"runs/{place}/seed-{args.seed}"
+        job = pipelines.quickstart_rounds if args.rounds else pipelines.quickstart
+        summary: dict[str, Any] = job(run_dir=run_dir, seed=args.seed, observer=observer)
         return summary
 
     return _with_screen(args, work)

@@ -234,6 +234,13 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     exact = _part(summary, "exact_match")
     if "before" in exact and "after" in exact:
         lines += _table("exact match", ("before", "after"), [("held-out prompts", exact["before"], exact["after"])])
+    if "rounds" in exact:
+        steps = [("supervised", exact["supervised"]), ("offline DPO", exact["offline"])]
+        steps += [(f"round {index}", share) for index, share in enumerate(exact["rounds"])]
+        steps.append(("offline DPO, as many pairs", exact["offline_equal_pairs"]))
+        lines += ["exact match", *(f"  {name:<28}{100 * share:>8.1f}%" for name, share in steps), ""]
+    if "placement" in summary:
+        lines += _rounds(summary)
     evals = _part(summary, "eval")
     first, last = _part(evals, "first"), _part(evals, "last")
     if last:
@@ -259,6 +266,34 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
     if "run_dir" in summary:
         lines.append(f"run directory  {summary['run_dir']}")
     return lines
+
+
+_ROUND_COLUMNS = {
+    "eval/mean_score": "score",
+    "eval/win_rate": "win rate",
+    "eval/win_rate_low": "low",
+    "eval/win_rate_high": "high",
+    "eval/kl_nats": "KL nats",
+    "eval/mean_length_tokens": "tokens",
+    "samples/duplicate_share": "duplicate",
+    "pairs/made": "pairs",
+}
+
+
+def _rounds(summary: Mapping[str, Any]) -> list[str]:
+    """A line for the policy before the first round and after each, and what each role did with its time."""
+    initial = _part(summary, "initial")
+    rows = [("before", initial)] if initial else []
+    rows += [(f"round {found['index']}", found["metrics"]) for found in summary["rounds"]]
+    columns = {key: head for key, head in _ROUND_COLUMNS.items() if any(key in metrics for _, metrics in rows)}
+    lines = ["policy    " + "".join(f"{head:>11}" for head in columns.values())]
+    for name, metrics in rows:
+        cells = (f"{metrics[key]:>11.4g}" if key in metrics else " " * 11 for key in columns)
+        lines.append(f"{name:<10}{''.join(cells)}".rstrip())
+    for found in summary["rounds"]:
+        lines += [f"stopped after round {found['index']}: {reason}" for reason in found["stopped"]]
+    shares = ", ".join(f"{role} {100 * share:.0f}%" for role, share in summary["busy_share"].items())
+    return [*lines, "", f"placement      {summary['placement']}; busy: {shares}"]
 
 
 def _part(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:

@@ -2,6 +2,17 @@
 
 from raydpo.pipelines.offline import check, evaluate, precompute, train
 from raydpo.pipelines.quickstart import quickstart
+from raydpo.pipelines.quickstart_rounds import quickstart_rounds
 from raydpo.pipelines.rounds import Round, iterate, run_rounds
 
-__all__ = ["Round", "check", "evaluate", "iterate", "precompute", "quickstart", "run_rounds", "train"]
+__all__ = [
+    "Round",
+    "check",
+    "evaluate",
+    "iterate",
+    "precompute",
+    "quickstart",
+    "quickstart_rounds",
+    "run_rounds",
+    "train",
+]
