@@ -5,12 +5,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from raydpo.models.bpe import train_bpe
 from raydpo.models.create import create_model
 
-VOCABULARY = 280
+VOCABULARY = 272
 POSITIONS = 48
 PROMPTS = ((0, 65, 66), (0,), (0, 70, 71, 72, 73, 74, 75), (0, 5, 250), (0, 99, 98, 97, 96), (0, 65, 66))
 
@@ -42,6 +42,15 @@ def change_generation(folder: Path, **values: object) -> Path:
     path = folder / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
     return folder
+
+
+def stop_text(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A printable text that the answer `ids` holds, but not in its first two tokens."""
+    for place in range(2, len(ids) - 1):
+        text = tokenizer.decode(ids[place : place + 1])
+        if text.isascii() and text.isprintable() and text not in tokenizer.decode(ids[:place]):
+            return str(text)
+    raise AssertionError(f"no stop text in {ids}")
 
 
 @pytest.fixture(scope="package")

@@ -22,7 +22,6 @@ SEQUENCES = (
     ((0, 8), tuple(range(20, 20 + POSITIONS - 2))),
 )
 FIRST = (0, 70, 71, 72, 73, 74, 75)
-STOP_PROMPTS = PROMPTS
 
 
 def main(old: str, new: str, stop: str, out: str) -> None:
@@ -51,9 +50,10 @@ def main(old: str, new: str, stop: str, out: str) -> None:
     found["samples"], found["samples_again"] = generate(FEW, 1), generate(FEW, 1)
     found["samples_of_another_seed"] = generate(FEW, 1, seed=8)
     found["stopped"] = generate(Sampling(num_answers=1, max_new_tokens=12, greedy=True, stop=(stop,)), 1)
-    found["first_tokens"] = generate(Sampling(2000, 1, temperature=0.7), 1, prompts=(FIRST,))
-    found["hot_tokens"] = generate(Sampling(2000, 1, temperature=8.0), 1, prompts=(FIRST,))
+    found["first_tokens"] = generate(Sampling(1000, 1, temperature=0.7), 1, prompts=(FIRST,))
+    found["hot_tokens"] = generate(Sampling(1000, 1, temperature=2.0), 1, prompts=(FIRST,))
     found["nucleus_tokens"] = generate(Sampling(1000, 1, top_p=0.5), 1, prompts=(FIRST,))
+    found["too_hot"] = refused(Generate(PROMPTS, Sampling(1, 1, temperature=2.5), 7, 1))
     found["too_long"] = refused(Generate(((0,) * 40,), FEW, 7, 1))
 
     weights = list(load_file(Path(new) / "model.safetensors").items())
