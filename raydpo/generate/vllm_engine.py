@@ -51,8 +51,16 @@ class VllmEngine:
         self._ends = end_ids(_generation_config(spec.model), config)
         self._expected = Expected(shapes_in(spec.model))
         self._collected: dict[str, Any] = {}
-        self._llm = _start(spec, self._limits.num_positions)
-        self._tokenizer = self._llm.get_tokenizer()
+        try:
+            self._llm = _start(spec, self._limits.num_positions)
+            self._tokenizer = self._llm.get_tokenizer()
+            probe_nats(self)  # some shapes fail only in the first forward
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"generate.engine: vllm cannot run {spec.model} in {spec.dtype} here: {error}. On a CPU its attention has "
+                "heads of 32, 64, 80, 96, 112, 128, 160, 192, 224 and 256 numbers. Nothing was sampled. Set generate.engine: "
+                "transformers, or change what it complains of."
+            ) from error
 
     def generate(self, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> list[list[Sample]]:
         self._limits.check_prompts(prompts, sampling.max_new_tokens)

@@ -15,18 +15,17 @@ POSITIONS = 48
 PROMPTS = ((0, 65, 66), (0,), (0, 70, 71, 72, 73, 74, 75), (0, 5, 250), (0, 99, 98, 97, 96), (0, 65, 66))
 
 
-def random_model(path: Path, seed: int, scale: float = 8.0, tie: bool = True) -> Path:
+def random_model(path: Path, seed: int, scale: float = 8.0, hidden_size: int = 64) -> Path:
     """A model whose logits are spread out, so that samples are neither uniform nor always the same."""
     create_model(
         path,
         train_bpe(["the cat and the hat and the bat that sat"], VOCABULARY),
-        hidden_size=64,
+        hidden_size=hidden_size,
         num_layers=2,
         num_heads=2,
         intermediate_size=64,
         max_positions=POSITIONS,
         seed=seed,
-        tie_embeddings=tie,
     )
     model = AutoModelForCausalLM.from_pretrained(path)
     with torch.no_grad():

@@ -16,7 +16,7 @@ import torch
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import Engine, EngineSpec, make_engine
 from raydpo.models.load import load_tokenizer
-from tests.generate.conftest import PROMPTS, VOCABULARY, change_generation, stop_text
+from tests.generate.conftest import PROMPTS, VOCABULARY, change_generation, random_model, stop_text
 from tests.generate.test_embedded import chi_square, next_probabilities
 from tests.generate.vllm_work import FEW, FIRST, GREEDY, SEQUENCES
 
@@ -65,7 +65,8 @@ def stop(plain: Engine, ending: Path) -> str:
 @pytest.fixture(scope="module")
 def found(ending: Path, new: Path, stop: str, tmp_path_factory: pytest.TempPathFactory) -> Found:
     out = tmp_path_factory.mktemp("out") / "found.json"
-    command = [sys.executable, "-m", "tests.generate.vllm_work", str(ending), str(new), stop, str(out)]
+    odd = random_model(out.parent / "odd", seed=1, hidden_size=80)
+    command = [sys.executable, "-m", "tests.generate.vllm_work", *map(str, (ending, new, odd)), stop, str(out)]
     root = Path(__file__).parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(command, cwd=root, env=environment, capture_output=True, text=True, check=False)
@@ -146,6 +147,12 @@ def test_what_does_not_fit_is_refused_and_named(found: Found) -> None:
     assert all("parts of version 2 are still to come" in text for text in found["between"])
     assert len(found["between"]) > 2
     assert "came in no part" in found["missing"]
+
+
+@needs_vllm
+def test_a_shape_that_vllm_does_not_have_is_refused_at_the_start(found: Found) -> None:
+    assert found["odd"].startswith("ConfigError: generate.engine: vllm cannot run")
+    assert "head_dim=40" in found["odd"]
 
 
 def test_without_the_package_the_error_says_what_to_install(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:

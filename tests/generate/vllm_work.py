@@ -24,7 +24,7 @@ SEQUENCES = (
 FIRST = (0, 70, 71, 72, 73, 74, 75)
 
 
-def main(old: str, new: str, stop: str, out: str) -> None:
+def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
     generator = Generator(EngineSpec(old, engine="vllm", version=1))
     found: dict[str, Any] = {}
 
@@ -73,6 +73,10 @@ def main(old: str, new: str, stop: str, out: str) -> None:
     generator(LoadFolder(new, version=4))
     found["new_greedy_again"] = generate(GREEDY, 4)
     found["health"] = generator.engine.health()
+    try:
+        Generator(EngineSpec(odd, engine="vllm"))
+    except RaydpoError as error:
+        found["odd"] = f"{type(error).__name__}: {error}"
     Path(out).write_text(json.dumps(found))
 
 
