@@ -28,11 +28,15 @@ ENVIRONMENT = {
     "VLLM_ALLOW_LONG_MAX_MODEL_LEN": "1",
     "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "VLLM_HOST_IP": "127.0.0.1",
-    "VLLM_LOGGING_LEVEL": "WARNING",
+    "VLLM_LOGGING_LEVEL": "ERROR",
     "VLLM_NO_USAGE_STATS": "1",
 }
 """Set where they are not. One process; one position more than the model has, which is never read (see `_start`); threads
-go where the system puts them, because several engines may share a node; no port to the outside; no reports home."""
+go where the system puts them, because several engines may share a node; no port to the outside; no warnings, because a
+reload warns of every tied weight; no reports home."""
+
+LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
+"""Below, vLLM takes the lowest without an error; above, it raises."""
 
 
 class VllmEngine:
@@ -47,11 +51,24 @@ class VllmEngine:
         self._ends = end_ids(_generation_config(spec.model), config)
         self._expected = Expected(shapes_in(spec.model))
         self._collected: dict[str, Any] = {}
-        self._llm = _start(spec, self._limits.num_positions)
-        self._tokenizer = self._llm.get_tokenizer()
+        try:
+            self._llm = _start(spec, self._limits.num_positions)
+            self._tokenizer = self._llm.get_tokenizer()
+            probe_nats(self)  # some shapes fail only in the first forward
+        except (RuntimeError, ValueError) as error:
+            raise ConfigError(
+                f"generate.engine: vllm cannot run {spec.model} in {spec.dtype} here: {error}. On a CPU its attention has "
+                "heads of 32, 64, 80, 96, 112, 128, 160, 192, 224 and 256 numbers. Nothing was sampled. Set generate.engine: "
+                "transformers, or change what it complains of."
+            ) from error
 
     def generate(self, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> list[list[Sample]]:
         self._limits.check_prompts(prompts, sampling.max_new_tokens)
+        if not sampling.greedy and not LOWEST_TEMPERATURE <= sampling.temperature <= HIGHEST_TEMPERATURE:
+            raise ConfigError(
+                f"generate.temperature: {sampling.temperature:g} is not one that vLLM samples at; {LOWEST_TEMPERATURE:g} to "
+                f"{HIGHEST_TEMPERATURE:g} are. Nothing was sampled. Choose another, or generate.engine: transformers."
+            )
         if not prompts:
             return []
         num_sampled = 1 if sampling.greedy else sampling.num_answers
@@ -95,7 +112,7 @@ class VllmEngine:
         missing = set(self._expected.finish(is_partial))
         for part in parts_of(self._spec.model) if missing else ():
             collected |= {name: weight for name, weight in part.items() if name in missing}
-        self._llm.collective_rpc("reload_weights", kwargs={"weights_iterator": _drain(collected)})
+        self._llm.collective_rpc("reload_and_repack", args=(_drain(collected),))
         self._llm.reset_prefix_cache()
 
     def health(self) -> dict[str, Any]:
@@ -138,10 +155,32 @@ class VllmEngine:
         return Sample(ids, text_of([ids], self._tokenizer)[0], ending)
 
 
+class Reload:
+    """Becomes part of vLLM's worker class, which has `reload_weights` and `model_runner`."""
+
+    reload_weights: Any
+    model_runner: Any
+
+    def reload_and_repack(self, weights: Iterator[tuple[str, Any]]) -> None:
+        """Reload, then pack the head again.
+
+        On a CPU vLLM computes with packed copies. It packs what comes under its own name, and a head that is tied to the
+        embedding does not: it would stay the head of the old policy.
+        """
+        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
+
+        self.reload_weights(weights_iterator=weights)
+        for module in self.model_runner.get_model().modules():
+            if isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
+                module.quant_method.process_weights_after_loading(module)
+
+
 def _start(spec: EngineSpec, num_positions: int | None) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(spec.kv_cache_gib))
+    if not spec.use_gpu:
+        torch._dynamo.config.disable = True  # the first score would call a C++ compiler, for seconds
     try:
         from vllm import LLM
     except ModuleNotFoundError as error:
@@ -160,6 +199,7 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
         generation_config="vllm",
         enforce_eager=not spec.use_gpu,
         distributed_executor_backend="uni",
+        worker_extension_cls=f"{Reload.__module__}.{Reload.__name__}",
         gpu_memory_utilization=spec.gpu_memory_share,
         trust_remote_code=False,
     )

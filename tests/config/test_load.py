@@ -22,10 +22,13 @@ train:
   learning_rate: 5e-7
 """
 
-WITH_ROUNDS = MINIMAL + """\
+WITH_ROUNDS = (
+    MINIMAL
+    + """\
 judge:     {kind: json}
 rounds:    {prompts: [prompts.jsonl], reference: initial}
 """
+)
 
 
 def write(folder: Path, text: str) -> Path:

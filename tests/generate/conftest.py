@@ -5,28 +5,27 @@ from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForCausalLM
+from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
 from raydpo.models.bpe import train_bpe
 from raydpo.models.create import create_model
 
-VOCABULARY = 280
+VOCABULARY = 272
 POSITIONS = 48
 PROMPTS = ((0, 65, 66), (0,), (0, 70, 71, 72, 73, 74, 75), (0, 5, 250), (0, 99, 98, 97, 96), (0, 65, 66))
 
 
-def random_model(path: Path, seed: int, scale: float = 8.0, tie: bool = True) -> Path:
+def random_model(path: Path, seed: int, scale: float = 8.0, hidden_size: int = 64) -> Path:
     """A model whose logits are spread out, so that samples are neither uniform nor always the same."""
     create_model(
         path,
         train_bpe(["the cat and the hat and the bat that sat"], VOCABULARY),
-        hidden_size=64,
+        hidden_size=hidden_size,
         num_layers=2,
         num_heads=2,
         intermediate_size=64,
         max_positions=POSITIONS,
         seed=seed,
-        tie_embeddings=tie,
     )
     model = AutoModelForCausalLM.from_pretrained(path)
     with torch.no_grad():
@@ -42,6 +41,15 @@ def change_generation(folder: Path, **values: object) -> Path:
     path = folder / "generation_config.json"
     path.write_text(json.dumps(json.loads(path.read_text()) | values))
     return folder
+
+
+def stop_text(ids: tuple[int, ...], tokenizer: PreTrainedTokenizerBase) -> str:
+    """A printable text that the answer `ids` holds, but not in its first two tokens."""
+    for place in range(2, len(ids) - 1):
+        text = tokenizer.decode(ids[place : place + 1])
+        if text.isascii() and text.isprintable() and text not in tokenizer.decode(ids[:place]):
+            return str(text)
+    raise AssertionError(f"no stop text in {ids}")
 
 
 @pytest.fixture(scope="package")

@@ -22,10 +22,9 @@ SEQUENCES = (
     ((0, 8), tuple(range(20, 20 + POSITIONS - 2))),
 )
 FIRST = (0, 70, 71, 72, 73, 74, 75)
-STOP_PROMPTS = PROMPTS
 
 
-def main(old: str, new: str, stop: str, out: str) -> None:
+def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
     generator = Generator(EngineSpec(old, engine="vllm", version=1))
     found: dict[str, Any] = {}
 
@@ -51,9 +50,10 @@ def main(old: str, new: str, stop: str, out: str) -> None:
     found["samples"], found["samples_again"] = generate(FEW, 1), generate(FEW, 1)
     found["samples_of_another_seed"] = generate(FEW, 1, seed=8)
     found["stopped"] = generate(Sampling(num_answers=1, max_new_tokens=12, greedy=True, stop=(stop,)), 1)
-    found["first_tokens"] = generate(Sampling(2000, 1, temperature=0.7), 1, prompts=(FIRST,))
-    found["hot_tokens"] = generate(Sampling(2000, 1, temperature=8.0), 1, prompts=(FIRST,))
+    found["first_tokens"] = generate(Sampling(1000, 1, temperature=0.7), 1, prompts=(FIRST,))
+    found["hot_tokens"] = generate(Sampling(1000, 1, temperature=2.0), 1, prompts=(FIRST,))
     found["nucleus_tokens"] = generate(Sampling(1000, 1, top_p=0.5), 1, prompts=(FIRST,))
+    found["too_hot"] = refused(Generate(PROMPTS, Sampling(1, 1, temperature=2.5), 7, 1))
     found["too_long"] = refused(Generate(((0,) * 40,), FEW, 7, 1))
 
     weights = list(load_file(Path(new) / "model.safetensors").items())
@@ -73,6 +73,10 @@ def main(old: str, new: str, stop: str, out: str) -> None:
     generator(LoadFolder(new, version=4))
     found["new_greedy_again"] = generate(GREEDY, 4)
     found["health"] = generator.engine.health()
+    try:
+        Generator(EngineSpec(odd, engine="vllm"))
+    except RaydpoError as error:
+        found["odd"] = f"{type(error).__name__}: {error}"
     Path(out).write_text(json.dumps(found))
 
 
