@@ -8,6 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.config import Config
+from raydpo.data.prompts import read_prompts
+from raydpo.data.tokenizer import TextTokenizer
 from tests.pipelines.toy import Toy, config
 
 NUM_PROMPTS = 24
@@ -48,6 +50,28 @@ def rounds_config(toy: Toy, run_dir: Path, changes: Mapping[str, Any] | None = N
 def no_digits(prompt: str, responses: list[str]) -> list[float]:
     """A judge that nothing can mistake: how many characters of a response are no digits."""
     return [float(sum(not character.isdigit() for character in response)) for response in responses]
+
+
+def held_out_ids(config: Config) -> list[tuple[int, ...]]:
+    """Token ids of the held-out prompts, in the order in which they are measured."""
+    assert config.rounds is not None
+    tokenizer = TextTokenizer(config.model.path)
+    prompts, _ = read_prompts(
+        "rounds.eval_prompts",
+        config.rounds.eval_prompts,
+        tokenizer,
+        max_length=57,
+        control_tokens="plain",
+        max_bad_fraction=0,
+    )
+    return [prompt.ids for prompt in prompts]
+
+
+def greedy_ids(folder: Path) -> list[list[int]]:
+    """The greedy answers of a round's evaluation, without an end-of-sequence token, in order."""
+    parts = sorted((folder / "evaluation/generations").glob("part-*.jsonl"))
+    samples = [row["samples"][0] for part in parts for row in rows(part)]
+    return [sample["ids"][:-1] if sample["ending"] == "eos" else sample["ids"] for sample in samples]
 
 
 def pairs(run_dir: Path, index: int) -> list[dict[str, Any]]:
