@@ -40,8 +40,15 @@ def test_the_config_loads_as_it_stands():
     assert config.train.learning_rate == 5e-7
 
 
+def test_the_config_of_rounds_loads_as_it_stands():
+    config = Config.model_validate(yaml.safe_load(block("yaml", "# rounds.yaml")))
+    assert config.rounds.reference == "initial"
+    assert config.judge.kind == "reward_model"
+
+
 def test_the_verbs_exist():
-    lines = re.findall(r"^raydpo (.+?)(?:  +#|$)", block("sh", "raydpo check"), re.M)
+    blocks = block("sh", "raydpo check") + block("sh", "raydpo iterate")
+    lines = re.findall(r"^raydpo (.+?)(?:  +#|$)", blocks, re.M)
     for line in lines:
         words = [word for word in line.split() if "=" not in word and not word.endswith(".yaml")]
         done = subprocess.run([sys.executable, "-m", "raydpo", *words, "--help"], capture_output=True, cwd=ROOT)
@@ -49,7 +56,7 @@ def test_the_verbs_exist():
 
 
 def test_the_python_names_exist():
-    for name in re.findall(r"raydpo\.(\w+)", block("python", "import raydpo")):
+    for name in re.findall(r"raydpo\.(\w+)", block("python", "import raydpo") + block("python", "raydpo.iterate")):
         assert hasattr(raydpo, name), name
 
 

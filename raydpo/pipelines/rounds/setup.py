@@ -11,7 +11,7 @@ from raydpo import runtime
 from raydpo.artifacts import digest_of, weights_digest, write_json
 from raydpo.config import Config
 from raydpo.config.rounds import RoundsSection
-from raydpo.data.prompts import read_prompts
+from raydpo.data.prompts import PromptReport, read_prompts
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
@@ -98,12 +98,23 @@ def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
         for key, names in (("prompts", rounds.prompts), ("eval_prompts", rounds.eval_prompts))
         if names
     ]
-    for _, report in read:
-        observer(Note("info", str(report)))
+    for (_, report), key in zip(read, ("rounds.prompts", "rounds.eval_prompts"), strict=False):
+        observer(Note("info", f"{key}: {_said(report)}"))
     prompts, eval_prompts = read[0][0], read[1][0] if len(read) > 1 else []
     layout = Layout(config, workspace.dir, workspace.model)
     judging = Judging(judge, config.judge, engine)
     return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
+
+
+def _said(report: PromptReport) -> str:
+    """One line on what became of the lines."""
+    left_out = ", ".join(f"{number:,} {reason}" for reason, number in report.quarantined.items())
+    text = f"{report.num_prompts:,} prompts of {report.lines_read:,} lines"
+    return (
+        text
+        + f", {report.num_duplicates:,} twice" * bool(report.num_duplicates)
+        + f", left out: {left_out}" * bool(left_out)
+    )
 
 
 def _demands(config: Config) -> tuple[runtime.Demand, ...]:

@@ -114,12 +114,13 @@ def test_the_driver_dies_again_and_again(toy: Toy, undisturbed: Path, local_ray:
         (first / "train/checkpoints/step-000001").is_dir,
         (second / ".generations-work/part-00002.jsonl").exists,
     ]
+    left: set[driver.Process] = set()
     for number, moment in enumerate(moments):
         log = toy.root / f"driver-dies-{number}.log"
         process = driver.start("iterate", str(file), log=log)
         driver.wait_until(moment, process, log)
-        under = driver.descendants(process.pid)
+        left |= driver.descendants(process.pid)
         driver.kill(process)
-        driver.wait_for_end(under)
     assert len(list(iterate(config))) == 2
     assert_same(folder, undisturbed)
+    driver.wait_for_end(left)
