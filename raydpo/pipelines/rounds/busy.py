@@ -6,6 +6,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 ROLES = ("generate", "judge", "train")
 
@@ -31,9 +32,9 @@ class Busy:
         finally:
             self.add(role, time.monotonic() - began_s)
 
-    def report(self, num_generators: int) -> dict[str, dict[str, float]]:
+    def report(self, num_generators: int) -> dict[str, Any]:
         """wall_s; busy_s by role; busy_share by role: of the wall time, of generators also of their number."""
         wall_s = time.monotonic() - self._began_s
         workers = {"generate": num_generators}
         shares = {role: seconds / (wall_s * workers.get(role, 1)) for role, seconds in self._seconds.items()}
-        return {"wall_s": {"total": wall_s}, "busy_s": dict(self._seconds), "busy_share": shares}
+        return {"wall_s": wall_s, "busy_s": dict(self._seconds), "busy_share": shares}
