@@ -6,7 +6,7 @@ VENV   ?= .venv
 TORCH  ?= torch==2.13.0
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test check format bench bench-objectives clean
+.PHONY: quickstart test check format bench bench-objectives bench-rounds clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -27,6 +27,11 @@ format: $(VENV)/.dev
 # One step and one reference pass beside TRL's; ARGS="--shapes hh --repeats 5" and the like.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.step $(ARGS)
+
+# Rounds with generators that wait or work while trainers run; and vLLM's own speed against a generator's.
+bench-rounds: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.rounds placement
+	$(BIN)/python -m benchmarks.rounds vllm
 
 # Every objective that the results lack, then the page. ONLY="dpo ipo" and SEEDS="0 1" choose.
 bench-objectives: $(VENV)/.core

@@ -38,6 +38,9 @@ reload warns of every tied weight; no reports home."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 """Below, vLLM takes the lowest without an error; above, it raises."""
 
+PREFILL_TOKENS = 8192
+"""Tokens of the prompts that vLLM reads at a time on a CPU."""
+
 
 class VllmEngine:
     """See `raydpo.generate.engine.Engine`. vLLM changes its whole process, so give it one of its own."""
@@ -202,7 +205,13 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
         worker_extension_cls=f"{Reload.__module__}.{Reload.__name__}",
         gpu_memory_utilization=spec.gpu_memory_share,
         trust_remote_code=False,
+        **({} if spec.use_gpu else _whole_prompts(num_positions or 0)),
     )
+
+
+def _whole_prompts(num_positions: int) -> dict[str, Any]:
+    """On a CPU prompts are read whole: vLLM 0.32 ends with an error when a prompt of a seeded request is cut in two."""
+    return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(PREFILL_TOKENS, num_positions + 1)}
 
 
 def _generation_config(folder: str) -> GenerationConfig:

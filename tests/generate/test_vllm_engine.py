@@ -140,6 +140,13 @@ def test_stop_texts_end_answers_as_with_transformers(found: Found, plain: Engine
 
 
 @needs_vllm
+def test_more_prompts_than_are_read_at_a_time(found: Found) -> None:
+    """Seeded requests whose prompts vLLM would cut in two, on which its CPU build fails."""
+    assert [len(samples) for samples in found["many"]] == [1] * 260
+    assert {len(samples[0]["ids"]) for samples in found["many"]} <= {1, 2}
+
+
+@needs_vllm
 def test_what_does_not_fit_is_refused_and_named(found: Found) -> None:
     assert found["too_long"].startswith("DataError: Prompt 0 has 40 tokens")
     assert found["too_hot"].startswith("ConfigError: generate.temperature: 2.5 is not one")

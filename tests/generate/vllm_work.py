@@ -54,6 +54,10 @@ def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
     found["hot_tokens"] = generate(Sampling(1000, 1, temperature=2.0), 1, prompts=(FIRST,))
     found["nucleus_tokens"] = generate(Sampling(1000, 1, top_p=0.5), 1, prompts=(FIRST,))
     found["too_hot"] = refused(Generate(PROMPTS, Sampling(1, 1, temperature=2.5), 7, 1))
+    many = tuple(
+        (0, *(5 + (row + place) % 200 for place in range(39))) for row in range(260)
+    )  # more than PREFILL_TOKENS
+    found["many"] = generate(Sampling(1, 2), 1, prompts=many)
     found["too_long"] = refused(Generate(((0,) * 40,), FEW, 7, 1))
 
     weights = list(load_file(Path(new) / "model.safetensors").items())
