@@ -2,7 +2,7 @@
 
 from raydpo.artifacts.arrow import ShardRecord
 from raydpo.artifacts.digest import digest_of, file_sha256, tokenizer_digest, weights_digest
-from raydpo.artifacts.durable import CRASH_POINTS, crash_point, write_bytes, write_json, write_text
+from raydpo.artifacts.durable import CRASH_POINTS, crash_point, fsync, write_bytes, write_json, write_text
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter, examples_digest
 from raydpo.artifacts.folders import commit_folder, newest_valid, read_commit, verify_folder
 from raydpo.artifacts.housekeeping import collect_garbage, list_caches, verify_caches
@@ -23,6 +23,7 @@ __all__ = [
     "digest_of",
     "examples_digest",
     "file_sha256",
+    "fsync",
     "list_caches",
     "newest_valid",
     "open_reference",

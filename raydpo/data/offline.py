@@ -6,8 +6,17 @@ from collections.abc import Sequence
 from random import Random
 from typing import Any
 
+from raydpo.artifacts import digest_of
 from raydpo.data.sources import find
 from raydpo.errors import DataError
+
+
+def sources_digest(key: str, names: Sequence[str]) -> str:
+    """Digest of what the files of config key `key` hold. Raises DataError for those that cannot be read."""
+    sources, problems = find(key, names)
+    if problems:
+        raise DataError(problems)
+    return digest_of([source.digest() for source in sources])
 
 
 def offline_rows(names: Sequence[str], number: int, chance: Random) -> list[dict[str, Any]]:

@@ -15,7 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import CacheIdentity, RunLock, weights_digest, write_json, write_text
+from raydpo.artifacts import CacheIdentity, RunLock, fsync, weights_digest, write_json, write_text
 from raydpo.config import Config
 from raydpo.config.load import dump
 from raydpo.errors import ConfigError, StorageError
@@ -126,6 +126,8 @@ class Workspace:
     def publish(self, fresh: Path, name: str) -> Path:
         """Make the `unpublished` folder the run's `name`. A reader sees the old one, none, or the new one, never a half."""
         final = self.dir / name
+        for path in fresh.rglob("*"):
+            fsync(path)  # the checkpoint that it was copied from may be removed
         if final.exists():
             shutil.rmtree(final)
         fresh.rename(final)

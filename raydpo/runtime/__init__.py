@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from raydpo.runtime.connection import count_cpus as count_cpus
+    from raydpo.runtime.connection import count_gpus as count_gpus
     from raydpo.runtime.connection import session as session
     from raydpo.runtime.gang import RankContext as RankContext
     from raydpo.runtime.gang import run_gang as run_gang
@@ -30,6 +31,7 @@ _HOME = {
     "check_paths": "job",
     "check_storage": "storage",
     "count_cpus": "connection",
+    "count_gpus": "connection",
     "in_ray_job": "job",
     "run_gang": "gang",
     "run_pool": "pool",
@@ -44,6 +46,7 @@ __all__ = [
     "check_paths",
     "check_storage",
     "count_cpus",
+    "count_gpus",
     "in_ray_job",
     "run_gang",
     "run_pool",

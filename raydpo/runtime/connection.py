@@ -217,6 +217,11 @@ def _sigterm_kept() -> Iterator[None]:
             signal.signal(signal.SIGTERM, handler)
 
 
+def count_gpus() -> int:
+    """GPUs that the open session's cluster has."""
+    return int(ray.cluster_resources().get("GPU", 0))
+
+
 def count_cpus() -> int:
     """CPUs that the open session's cluster has, at least 1."""
     return max(1, int(ray.cluster_resources().get("CPU", 1)))

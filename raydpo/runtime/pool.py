@@ -48,17 +48,19 @@ def run_pool(
     cpus: float,
     gpus: float = 0.0,
     max_retries: int = 0,
+    threads: float | None = None,
 ) -> Generator[tuple[int, R], None, None]:
     """Apply workers to `items` on up to `num_workers` actors; yield (index, result) in the order they finish.
 
     make_worker: module-level function or partial, called once an actor; returns the callable that takes items.
     cpus, gpus: reserved for each actor. max_retries: how often one item may lose its actor and be given to another.
+    threads: of each actor, by default as many as its CPUs.
     Results should be small (records, not tensors). Closing the iterator ends all actors.
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
     lost its actor once too often; ResourceError when no actor gets its CPUs and GPUs.
     """
     with closing(
-        Pool(name, make_worker, num_workers=num_workers, cpus=cpus, gpus=gpus, max_retries=max_retries)
+        Pool(name, make_worker, num_workers=num_workers, cpus=cpus, gpus=gpus, max_retries=max_retries, threads=threads)
     ) as pool:
         yield from pool.run(items)
 
@@ -187,6 +189,17 @@ class Pool:
         while any(worker.state != "ready" for worker in self._workers.values()):
             for worker, answer in self._answers():
                 self._advance(worker, answer)
+            if time.monotonic() - self._waiting_since_s > PLACEMENT_TIMEOUT_S:
+                self._give_up_unplaced()
+
+    def _give_up_unplaced(self) -> None:
+        """Go on without the actors that found no place, if there are others."""
+        placed = [worker for worker in self._workers.values() if worker.place is not None]
+        for call, worker in list(self._calls.items()) if placed else []:
+            if worker.place is None:
+                _log.warning("%s found no place; the others work without it.", self._describe(worker))
+                kill(worker.actor)
+                del self._calls[call], self._workers[worker.number]
 
     def greet_with(self, message: Any) -> None:
         """Let every actor that starts from now on take this message before any item (None: no message)."""
@@ -199,16 +212,20 @@ class Pool:
 
     def stop(self) -> None:
         """End all actors. When there is work again, others start."""
-        for worker in self._workers.values():
-            kill(worker.actor)
+        workers = list(self._workers.values())  # another thread may be burying one
         self._workers.clear()
         self._calls.clear()
+        for worker in workers:
+            kill(worker.actor)
 
     def _answers(self) -> Iterator[tuple[_Worker, Any]]:
         """Finished calls of living workers; the dead are buried, errors raised."""
         if self._is_closed:
             raise WorkerError(f"{self._name}: the actors were ended while there was work for them.")
-        finished, _ = ray.wait(list(self._calls), num_returns=1, timeout=5.0)
+        calls = list(self._calls)
+        if not calls:
+            raise WorkerError(f"{self._name}: no actor is left for the work. {self._remedy()}")
+        finished, _ = ray.wait(calls, num_returns=1, timeout=5.0)
         if not finished:
             self._check_placement()
         for call in finished:
@@ -258,7 +275,8 @@ class Pool:
     def _bury(self, worker: _Worker, error: RayError) -> None:
         """A dead worker's item goes to another one, within bounds."""
         kill(worker.actor)
-        del self._workers[worker.number]
+        if self._workers.pop(worker.number, None) is None:
+            return  # the pool was stopped meanwhile
         message = f"{self._describe(worker)} died: {cause_of_death(error)}."
         if worker.item is None and not self._queue:
             _log.warning("%s", message)

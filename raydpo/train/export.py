@@ -40,7 +40,7 @@ def gather_weights(scoring: AnswerLogProbs, stage: int, is_writer: bool) -> dict
 
 def gathered(weights: list[Tensor], stage: int) -> contextlib.AbstractContextManager[Any]:
     """A block in which every rank has the whole of `weights`. Collective under ZeRO-3."""
-    if stage != 3:
+    if stage != 3 or not weights:
         return contextlib.nullcontext()
     import deepspeed
 

@@ -55,6 +55,8 @@ def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
     if not hasattr(model, "peft_config"):
         for name, parameter in model.named_parameters():
             yield name, [parameter], parameter.detach
+        kept = model.state_dict().keys()
+        yield from ((name, [], value.detach) for name, value in model.named_buffers() if name in kept)
         return
     prefix = "base_model.model."
     for name, module in model.named_modules():
@@ -67,7 +69,13 @@ def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
 
 
 def _merging(module: Any, adapter: str, base: Tensor) -> Any:
-    return lambda: (base + module.get_delta_weight(adapter)).to(base.dtype)
+    def merge() -> Tensor:
+        # In float32 whatever the adapter is in, as `merge_lora` does: what is sent is what is published.
+        down, up = module.lora_A[adapter].weight.float(), module.lora_B[adapter].weight.float()
+        delta: Tensor = module.scaling[adapter] * (up @ down)
+        return base + delta.to(base.dtype)
+
+    return merge
 
 
 def _probe(trainer: Trainer) -> PolicyProbe:

@@ -75,29 +75,53 @@ def check_rounds(config: Config, has_judge: bool) -> None:
         problems.append(
             f"objective.name: {config.objective.name} reads labels, a round makes pairs; set data.unpair: true."
         )
+    if config.train.early_stopping_patience is not None and not config.data.eval:
+        problems.append("train.early_stopping_patience looks at data.eval in a round, and there is none; leave it out.")
+    for key, value in (("model", config.reference.model), ("revision", config.reference.revision)):
+        if value is not None:
+            problems.append(
+                f"reference.{key}: {value} would not be read; rounds.reference names the reference of a round."
+            )
+    if config.run.resume != "auto":
+        problems.append(
+            f"run.resume: {config.run.resume} does nothing here: rounds always go on. Set another run.dir to start over."
+        )
+    if config.data.format != "auto":
+        problems.append(
+            f"data.format: {config.data.format} would not be read: each file of a round has its own. Leave it out."
+        )
     if problems:
         raise ConfigError(problems)
 
 
 def check_room(config: Config) -> None:
-    """Raise ResourceError when generators and the largest other role do not fit at the same time (`split`)."""
-    rounds, generate = config.rounds, config.generate
+    """Raise ResourceError when roles that work at the same time do not fit together (`split`)."""
+    rounds, generate, judge = config.rounds, config.generate, config.judge
     if rounds is None or rounds.placement != "split":
         return
-    needs = {"train": config.train.num_workers * config.train.cpus_per_worker}
-    if config.objective.needs_reference:
-        needs["reference"] = config.reference.num_workers * config.reference.cpus_per_worker
-    most = max(needs, key=lambda role: needs[role])
-    ours, theirs = generate.num_workers * generate.cpus_per_worker, needs[most]
-    if ours + theirs > runtime.count_cpus():
-        raise ResourceError(
-            f"rounds.placement: split runs generators ({ours:g} CPUs) beside {most} ({theirs:g} CPUs), and there are "
-            f"{runtime.count_cpus()}. One of them would wait for ever. Lower num_workers or cpus_per_worker of one, or set "
-            "rounds.placement: colocated."
-        )
+    train, reference, problems = config.train, config.reference, []
+    scored = config.objective.needs_reference
+    for kind, there in (("cpus", runtime.count_cpus()), ("gpus", runtime.count_gpus())):
+        each = f"{kind}_per_worker"
+        needs = {"train": train.num_workers * getattr(train, each)}
+        needs |= {"reference": reference.num_workers * getattr(reference, each)} if scored else {}
+        most = max(needs, key=lambda role: needs[role])
+        if kind == "cpus":
+            ours = generate.num_workers * generate.cpus_per_worker
+        else:  # the initial policy scores beside the generators, for the KL divergence; judges reserve GPUs only
+            ours = (generate.num_workers + bool(rounds.eval_prompts)) * generate.gpus_per_worker
+            ours += judge.num_workers * judge.gpus_per_worker if judge is not None else 0
+        if ours and ours + needs[most] > there:
+            problems.append(
+                f"rounds.placement: split runs generators and judge ({ours:g} {kind}) beside {most} ({needs[most]:g} {kind}), "
+                f"and there are {there:g}. One of them would wait for ever. Lower num_workers or {each} of one, or set "
+                "rounds.placement: colocated."
+            )
+    if problems:
+        raise ResourceError(problems)
 
 
-def check_same_run(layout: Layout, digests: dict[str, str]) -> None:
+def check_same_run(layout: Layout, digests: dict[str, Any]) -> None:
     """Raise ResumeError when the run directory holds rounds that were made with other settings; else note these."""
     flat: dict[str, Any] = {}
     for section, values in layout.config.model_dump(mode="json").items():

@@ -17,13 +17,13 @@ import numpy as np
 from raydpo import runtime
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator
-from raydpo.judge.measures import distinct_ngrams, mean_length, win_rate
+from raydpo.judge.measures import mean_length, win_rate
 from raydpo.pipelines.rounds.busy import Busy
 from raydpo.pipelines.rounds.generators import Generators, Policy
 from raydpo.pipelines.rounds.judging import Judging, texts
 from raydpo.pipelines.rounds.layout import Layout, chunks, seed_of
 from raydpo.pipelines.rounds.piece import Piece
-from raydpo.pipelines.rounds.produce import run_requests, samples_of
+from raydpo.pipelines.rounds.produce import distinct_2, run_requests, samples_of
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.samples import Generate, Prompt, Sample, Sampling, Score, Scored
 
@@ -56,7 +56,8 @@ class Evaluator:
         if not self._prompts:
             return {}
         version, folder = policy.version, self._layout.evaluation(policy.version)
-        inputs = [[prompt.key for prompt in self._prompts], policy.digest, self._max_new_tokens, self._config.run.seed]
+        decoding = [self._max_new_tokens, list(self._config.generate.stop)]
+        inputs = [[prompt.key for prompt in self._prompts], policy.digest, decoding, self._config.run.seed]
         summary = Piece(folder / "metrics", [inputs, self._judging.inputs, version and self._scores_of_initial()])
         if not summary.is_done:
             metrics = self._measure(policy, inputs)
@@ -73,15 +74,20 @@ class Evaluator:
         assert self._initial is not None
         return self._initial[0]
 
+    def _answers_of_initial(self) -> list[tuple[Sample, ...]]:
+        assert self._initial is not None
+        return self._initial[1]
+
     def _measure(self, policy: Policy, inputs: Any) -> Metrics:
         scores, groups = self._answers(policy, inputs)
         if policy.version == 0:
             self._initial = scores, groups
         assert self._initial is not None
         first_scores, first_groups = self._initial
-        both = [
-            (now, then) for now, then in zip(scores, first_scores, strict=True) if now is not None and then is not None
-        ]
+        if self._judging.is_comparative:  # both answers were in one row, and only there their scores can be compared
+            both = [(row[0], row[1]) for row in scores if row is not None]
+        else:
+            both = [(now[0], then[0]) for now, then in zip(scores, first_scores, strict=True) if now and then]
         answers, first = ([samples[0] for samples in side] for side in (groups, first_groups))
         rate, low, high = win_rate([now for now, _ in both], [then for _, then in both])
         return {
@@ -91,23 +97,33 @@ class Evaluator:
             "eval/win_rate_high": high,
             "eval/mean_length_tokens": mean_length(answers),
             "eval/length_ratio": mean_length(answers) / mean_length(first),
-            "eval/distinct_2": distinct_ngrams([answer.ids for answer in answers], 2),
+            **distinct_2("eval", answers),
             "eval/kl_nats": self._kl(policy, inputs) if policy.version else 0.0,
         }
 
     def _answers(self, policy: Policy, inputs: Any) -> tuple[list[Any], list[tuple[Sample, ...]]]:
-        """(score or None, the greedy answer) of each prompt, from committed pieces."""
+        """(scores or None, the greedy answer) of each prompt, from committed pieces. A judge that compares sees the initial
+        policy's answer beside it."""
         folder = self._layout.evaluation(policy.version)
         generations = Piece(folder / "generations", inputs)
         if not generations.is_done:
-            self._sample(generations, Sampling(1, self._max_new_tokens, greedy=True), policy)
+            self._sample(generations, self._sampling(greedy=True), policy)
         groups = list(samples_of(generations))
-        scores = Piece(folder / "scores", [generations.digest, self._judging.inputs])
+        scores = Piece(folder / "scores", [generations.digest, self._judging.inputs, self._judging.is_comparative])
         if not scores.is_done:
-            rows = [(prompt.text, texts(samples)) for prompt, samples in zip(self._prompts, groups, strict=True)]
+            against = groups if policy.version == 0 else self._answers_of_initial()
+            rows = [
+                (prompt.text, texts((*samples, *first) if self._judging.is_comparative else samples))
+                for prompt, samples, first in zip(self._prompts, groups, against, strict=True)
+            ]
+            if self._judging.needs_gpu:
+                self._generators.make_room()
             with self._busy.working("judge"):
                 self._judging.judge(scores, chunks(rows, self._config.generate.prompts_per_item), self._observer)
-        return [row["scores"] and row["scores"][0] for row in scores.rows()], groups
+        return [row["scores"] for row in scores.rows()], groups
+
+    def _sampling(self, *, greedy: bool) -> Sampling:
+        return Sampling(1, self._max_new_tokens, stop=self._config.generate.stop, greedy=greedy)
 
     def _sample(self, piece: Piece, sampling: Sampling, policy: Policy) -> None:
         self._generators.hold(policy)
@@ -127,7 +143,7 @@ class Evaluator:
         """Mean over prompts of log policy - log initial policy of one sampled answer: an unbiased estimate, in nats."""
         piece = Piece(self._layout.evaluation(policy.version) / "sampled", inputs)
         if not piece.is_done:
-            self._sample(piece, Sampling(1, self._max_new_tokens), policy)
+            self._sample(piece, self._sampling(greedy=False), policy)
         answers = [samples[0].ids for samples in samples_of(piece)]
         sequences = tuple((prompt.ids, ids) for prompt, ids in zip(self._prompts, answers, strict=True))
         requests = [Score(tuple(lot)) for lot in chunks(sequences, self._config.generate.prompts_per_item)]
@@ -137,13 +153,14 @@ class Evaluator:
             partial(Generator, self._engine),
             requests,
             num_workers=1,
-            cpus=section.cpus_per_worker if section.gpus_per_worker else 0.01,
+            cpus=0,
+            threads=section.cpus_per_worker,
             gpus=section.gpus_per_worker,
             max_retries=section.max_retries,
         )
         self._generators.hold(policy)
         ours = self._generators.score(requests)
-        self._generators.before_training()  # a GPU that the initial policy needs now
+        self._generators.make_room()  # a GPU that the initial policy needs now
         theirs = {index: answer for index, answer in initial if isinstance(answer, Scored)}
         differences = [
             float(np.sum(mine) - np.sum(other))

@@ -17,7 +17,7 @@ import numpy as np
 from raydpo import runtime
 from raydpo.artifacts import weights_digest
 from raydpo.config import Config
-from raydpo.errors import PolicyMismatchError
+from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator
 from raydpo.models.probe import compare
@@ -49,7 +49,7 @@ class Generators:
     def __init__(self, config: Config, engine: EngineSpec, observer: Observer) -> None:
         section = config.generate
         self._engine, self._observer = engine, observer
-        self.is_stopped_for_training = config.rounds is not None and (
+        self.shares_gpus = config.rounds is not None and (
             config.rounds.placement == "colocated" and section.gpus_per_worker > 0
         )
         # Colocated on CPUs, generators wait while trainers run: they must not hold the CPUs that trainers reserve.
@@ -85,9 +85,14 @@ class Generators:
     def _check(self, policy: Policy) -> None:
         """Compare what each generator says of a few sequences with what the trainers said."""
         probe = policy.probe
-        answers: list[Scored] = self._pool.tell(probe.request) if probe is not None else []
-        if probe is None or not answers:
+        if probe is None:
             return
+        answers: list[Scored] = self._pool.tell(probe.request)
+        if not answers:
+            raise WorkerError(
+                f"every generator died when it was asked what policy {policy.version} says of a few sequences. If it was "
+                "memory, run fewer generators; the same command goes on from here."
+            )
         worst = max(_compare(probe, answer, self._engine.dtype, policy.version) for answer in answers)
         text = f"{len(answers)} generators hold policy {policy.version}: within {worst:.2g} nats of the trainers"
         self._observer(Note("info", text))
@@ -100,11 +105,11 @@ class Generators:
         """Index of the request -> log-probs."""
         return dict(self._pool.run(requests))
 
-    def before_training(self) -> None:
-        """Give up GPUs that trainers need."""
-        if self.is_stopped_for_training:
+    def make_room(self) -> None:
+        """Give up GPUs that another role needs now."""
+        if self.shares_gpus:
             self._pool.stop()
-            self._version = self._engine.version
+            self._version = self._checked = self._engine.version
 
     def close(self) -> None:
         self._pool.close()

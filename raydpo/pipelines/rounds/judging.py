@@ -13,7 +13,7 @@ from typing import Any
 
 from raydpo import runtime
 from raydpo.config.rounds import JudgeSection
-from raydpo.errors import JudgeError
+from raydpo.errors import JudgeError, WorkerError
 from raydpo.generate.complete import local_completer
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.build import build_judge, local_model
@@ -30,14 +30,22 @@ class Judging:
 
     def __init__(self, judge: Judge | None, section: JudgeSection | None, engine: EngineSpec) -> None:
         self._judge, self._section, self._engine = judge, section, engine
+        self._is_stopped = False
+        self.needs_gpu = section is not None and section.gpus_per_worker > 0
+        self.is_comparative = section is not None and _compares(section)
         self.max_failed_fraction = section.max_failed_fraction if section is not None else 0.02
+
+    def stop(self) -> None:
+        """End what another thread is judging, at the next lot."""
+        self._is_stopped = True
 
     @property
     def inputs(self) -> Any:
         """What verdicts depend on, as far as one can know: of a function only its name."""
         if self._judge is not None:
             return getattr(self._judge, "__qualname__", type(self._judge).__qualname__)
-        assert self._section is not None
+        if self._section is None:
+            return None
         return {key: value for key, value in self._section.model_dump(mode="json").items() if key not in _FREE}
 
     def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
@@ -52,8 +60,8 @@ class Judging:
             partial(_make_worker, section, self._engine),
             lots,
             num_workers=section.num_workers,
-            # Rules and small models share the CPUs with whoever trains meanwhile; a GPU is reserved.
-            cpus=section.cpus_per_worker if section.gpus_per_worker else 0.01,
+            cpus=0,  # it shares the CPUs with whoever trains meanwhile; a GPU is reserved
+            threads=section.cpus_per_worker,
             gpus=section.gpus_per_worker,
             max_retries=section.max_retries,
         )
@@ -68,6 +76,8 @@ class Judging:
             piece.write_part(missing[index], [_row(verdict) for verdict in verdicts])
             done += len(verdicts)
             observer(Advanced("judge", done))
+            if self._is_stopped:
+                raise WorkerError("judge: the run ended while there were prompts to judge.")
         failed = self._failed(piece, len(lots), sum(map(len, lots)))
         piece.commit({"failed": failed})
         observer(StageDone("judge", f"{sum(map(len, lots))} prompts" + (f", {failed} failed" if failed else "")))
@@ -93,6 +103,12 @@ class Judging:
 
 
 _FREE = {"num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "timeout_s", "tokens_per_batch"}
+
+
+def _compares(section: JudgeSection) -> bool:
+    """Whether scores are of the responses of one row against each other, and mean nothing across rows."""
+    members = [JudgeSection.model_validate(member) for member in section.members]
+    return section.kind == "pairwise" or any(map(_compares, members))
 
 
 def _row(verdict: Verdict) -> dict[str, Any]:

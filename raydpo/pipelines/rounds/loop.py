@@ -103,6 +103,7 @@ class _Run:
             self.setup.write_summary(self._summary(done))
         finally:
             self.generators.close()  # before the thread is waited for: if it waits for them, it is told so
+            self.setup.judging.stop()
             self.thread.shutdown(wait=True, cancel_futures=True)
 
     def policy(self, version: int) -> Policy:
@@ -114,7 +115,14 @@ class _Run:
 
     def _committed(self, index: int) -> Round | None:
         summary = Piece(self.layout.round(index) / "summary", index)
-        return self._described(index, summary.meta) if summary.is_done else None
+        if not summary.is_done:
+            return None
+        self._tidy(index)
+        return self._described(index, summary.meta)
+
+    def _tidy(self, index: int) -> None:
+        """Remove what only an unfinished round needs: optimizer state."""
+        shutil.rmtree(self.layout.round(index) / "train" / "checkpoints", ignore_errors=True)
 
     def _described(self, index: int, meta: Mapping[str, Any]) -> Round:
         # The rules are asked each time: they may have been changed since, and rounds may have been added.
@@ -133,7 +141,7 @@ class _Run:
         summary = Piece(self.layout.round(index) / "summary", index)
         summary.begin()
         summary.commit(meta)
-        shutil.rmtree(self.layout.round(index) / "train" / "checkpoints", ignore_errors=True)  # optimizer state
+        self._tidy(index)
         self.observer(StageDone(f"round {index}", _shown(metrics)))
         return self._described(index, meta)
 
@@ -147,25 +155,22 @@ class _Run:
         """Train on the pairs; the generators hold the new policy afterwards."""
         folder, version = self.layout.round(index), index + 1
         config = training_config(self.layout, index, produced.files, reference_of(self.layout, index))
-        later: list[WeightsPart] = []
 
         def receive(event: WeightsPart | PolicyProbe) -> None:
             if isinstance(event, PolicyProbe):
                 write_probe(folder, event)
-            elif version in self.ahead:
-                later.append(event)  # the generators are at work for the next round
-            elif not self.generators.is_stopped_for_training:
+            elif not self.generators.shares_gpus:
+                if version in self.ahead:
+                    self.ahead[version].result()  # the generators are at work for the next round
                 self.generators.receive(event, version)
 
-        self.generators.before_training()
+        self.generators.make_room()
         with self.busy.working("train"):
             summary = train(config, self.observer, receive=receive)
         if version in self.ahead:
             self.ahead[version].result()
-        for part in later:
-            self.generators.receive(part, version)
         self.generators.hold(self.policy(version))
-        return {"train/steps": summary["train"]["steps"], "train/rows_scored": summary["reference"]["rows_scored"]}
+        return {"train/steps": summary["train"]["steps"]}
 
     def _summary(self, done: list[Round]) -> dict[str, Any]:
         rounds = [{**asdict(found), "folder": str(found.folder), "model": str(found.model)} for found in done]

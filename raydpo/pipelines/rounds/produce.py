@@ -75,6 +75,8 @@ class Producer:
         groups = [_samples(row) for row in generations.rows()]
         scores = None
         if self._rounds.pairs != "spin":
+            if self._judging.needs_gpu:
+                self._generators.make_room()
             with self._busy.working("judge"):
                 scores = self._scores(folder, chosen, groups, generations.digest)
         pairs = self._pairs(folder, index, chosen, groups, generations, scores)
@@ -83,7 +85,7 @@ class Producer:
     def _prompts_piece(self, folder: Path, index: int) -> Piece:
         numbers = prompts_of(index, len(self._prompts), self._rounds.prompts_per_round, self._config.run.seed)
         chosen = [self._prompts[number] for number in numbers]
-        piece = Piece(folder / "prompts", [prompt.key for prompt in chosen])
+        piece = Piece(folder / "prompts", [asdict(prompt) for prompt in chosen])
         if not piece.is_done:
             piece.begin()
             piece.write_part(0, (asdict(prompt) for prompt in chosen))
@@ -229,6 +231,12 @@ def run_requests(
     return busy_s
 
 
+def distinct_2(prefix: str, samples: Sequence[Sample]) -> dict[str, float]:
+    """The share of distinct 2-grams; nothing where no sample has two tokens."""
+    ids = [sample.ids for sample in samples]
+    return {f"{prefix}/distinct_2": distinct_ngrams(ids, 2)} if max(map(len, ids)) > 1 else {}
+
+
 def samples_of(piece: Piece) -> Iterator[tuple[Sample, ...]]:
     """The samples of each prompt of a committed piece."""
     return (_samples(row) for row in piece.rows())
@@ -258,7 +266,7 @@ def _metrics(
     return {
         **({"samples/mean_score": sum(flat) / len(flat)} if flat else {}),
         "samples/mean_length_tokens": mean_length(everything),
-        "samples/distinct_2": distinct_ngrams([sample.ids for sample in everything], 2),
+        **distinct_2("samples", everything),
         "samples/duplicate_share": duplicate_share(groups),
         "samples/truncated_share": sum(sample.ending == "length" for sample in everything) / len(everything),
         "judge/failed": float(failed),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,7 @@ from raydpo import runtime
 from raydpo.artifacts import digest_of, weights_digest, write_json
 from raydpo.config import Config
 from raydpo.config.rounds import RoundsSection
+from raydpo.data.offline import sources_digest
 from raydpo.data.prompts import PromptReport, read_prompts
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import ConfigError
@@ -48,9 +49,12 @@ class Setup:
         check_room(self.config)
         digests = {
             "model weights": weights_digest(self.layout.initial.folder),
-            "prompts": digest_of([prompt.key for prompt in self.prompts]),
-            "held-out prompts": digest_of([prompt.key for prompt in self.eval_prompts]),
+            "prompts": digest_of([asdict(prompt) for prompt in self.prompts]),
+            "held-out prompts": digest_of([asdict(prompt) for prompt in self.eval_prompts]),
+            "judge": self.judging.inputs,
         }
+        if self.rounds.offline_share:
+            digests["offline pairs"] = sources_digest("data.train", self.config.data.train)
         check_same_run(self.layout, digests)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -122,5 +126,7 @@ def _demands(config: Config) -> tuple[runtime.Demand, ...]:
     roles = ["train", *(["reference"] if config.objective.needs_reference else [])]
     if config.rounds is not None and (config.rounds.placement == "split" or config.generate.gpus_per_worker):
         roles.append("generate")
+    if config.judge is not None and config.judge.gpus_per_worker:
+        roles.append("judge")
     sections = [(role, getattr(config, role)) for role in roles]
     return tuple(runtime.Demand(role, s.num_workers, s.cpus_per_worker, s.gpus_per_worker) for role, s in sections)

@@ -7,8 +7,16 @@ from collections.abc import Mapping
 from raydpo.config.rounds import RoundsSection
 
 
-def stop_reasons(metrics: Mapping[str, float], rounds: RoundsSection) -> list[str]:
+def stop_reasons(metrics: Mapping[str, float | None], rounds: RoundsSection) -> list[str]:
     """A sentence for every rule that a round's metrics break; a rule whose metric was not measured breaks nothing."""
+    unknown = [name for name, value in metrics.items() if value is None]  # JSON has no NaN
+    if unknown:
+        return [f"{', '.join(unknown)} is not a finite number"]
+    known = {name: value for name, value in metrics.items() if value is not None}
+    return _broken(known, rounds)
+
+
+def _broken(metrics: Mapping[str, float], rounds: RoundsSection) -> list[str]:
     at_least = {
         "min_mean_score": ("eval/mean_score", rounds.min_mean_score),
         "min_win_rate": ("eval/win_rate", rounds.min_win_rate),

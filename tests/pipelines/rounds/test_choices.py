@@ -3,14 +3,19 @@
 from __future__ import annotations
 
 import json
+import re
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from threading import Thread
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from raydpo.artifacts import weights_digest
-from raydpo.errors import ConfigError, DataError, JudgeError
+from raydpo.errors import ConfigError, DataError, JudgeError, ResourceError, ResumeError
 from raydpo.pipelines import iterate
 from raydpo.pipelines.rounds.layout import prompts_of
 from raydpo.pipelines.rounds.stop import stop_reasons
@@ -173,3 +178,79 @@ def test_every_prompt_comes_once_a_lap(num_prompts: int, per_round: int | None) 
     counts = [line.count(prompt) for prompt in range(num_prompts)]
     assert max(counts) - min(counts) <= 1
     assert rounds == [prompts_of(index, num_prompts, per_round, seed=3) for index in range(12)]
+
+
+def test_a_judge_that_compares_sees_the_initial_answer_beside_the_new_one(toy: Toy, local_ray: None) -> None:
+    """A pairwise judge over a real server that prefers the answer with fewer digits."""
+    folder = toy.root / "pairwise"
+    with server(prefers_fewer_digits) as url:
+        changes = {
+            "judge.kind": "pairwise",
+            "judge.endpoint": url,
+            "judge.model": "any",
+            "rounds.num_rounds": 1,
+            "rounds.prompts_per_round": 8,
+        }
+        (found,) = iterate(rounds_config(toy, folder, changes))
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["initial"]["eval/win_rate"] == summary["initial"]["eval/mean_score"] == 0.5
+    assert found.metrics["eval/win_rate"] > 0.5
+    assert all(0.5 <= pair["chosen_score"] <= 1 for pair in pairs(folder, 0))
+
+
+def test_split_needs_room_for_all_that_work_at_once(toy: Toy, local_ray: None) -> None:
+    changes = {"rounds.placement": "split", "generate.num_workers": 4}
+    with pytest.raises(ResourceError, match=r"split runs generators and judge \(4 cpus\) beside train \(1 cpus\)"):
+        next(iterate(rounds_config(toy, toy.root / "no-room", changes)))
+
+
+def test_other_answers_of_the_data_are_another_run(toy: Toy, local_ray: None) -> None:
+    folder, file = toy.root / "changed", toy.root / "changed.jsonl"
+    shown = [json.loads(line) for line in toy.train.read_text().splitlines()[:8]]
+    file.write_text("".join(json.dumps(row) + "\n" for row in shown))
+    changes = {
+        "rounds.pairs": "spin",
+        "rounds.prompts": [str(file)],
+        "rounds.eval_prompts": [],
+        "rounds.num_rounds": 1,
+    }
+    config = rounds_config(toy, folder, changes).model_copy(update={"judge": None})
+    assert len(list(iterate(config))) == 1
+    file.write_text("".join(json.dumps({**row, "chosen": row["chosen"] + " 7"}) + "\n" for row in shown))
+    with pytest.raises(ResumeError, match="prompts"):
+        next(iterate(config))
+
+
+def prefers_fewer_digits(question: str) -> str:
+    first, second = (re.search(rf"\[answer {name}\]\n(.*)\n\[end", question, re.S) for name in "AB")
+    assert first is not None
+    assert second is not None
+    counts = [sum(character.isdigit() for character in found[1]) for found in (first, second)]
+    return "tie" if counts[0] == counts[1] else "A" if counts[0] < counts[1] else "B"
+
+
+@contextmanager
+def server(answer: Callable[[str], str]) -> Iterator[str]:
+    """An OpenAI-compatible endpoint on this machine."""
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            asked = json.loads(self.rfile.read(int(self.headers["Content-Length"])))
+            content = answer(asked["messages"][-1]["content"])
+            body = json.dumps({"choices": [{"message": {"role": "assistant", "content": content}}]}).encode()
+            self.send_response(200)
+            self.send_header("Content-Type", "application/json")
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *unused: object) -> None:
+            pass
+
+    listening = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    Thread(target=listening.serve_forever, daemon=True).start()
+    try:
+        yield f"http://127.0.0.1:{listening.server_port}/v1"
+    finally:
+        listening.shutdown()
+        listening.server_close()
