@@ -181,9 +181,9 @@ def test_every_prompt_comes_once_a_lap(num_prompts: int, per_round: int | None) 
 
 
 def test_a_judge_that_compares_sees_the_initial_answer_beside_the_new_one(toy: Toy, local_ray: None) -> None:
-    """A pairwise judge over a real server that prefers the answer with fewer digits."""
+    """A pairwise judge over a real server that prefers the longer answer."""
     folder = toy.root / "pairwise"
-    with server(prefers_fewer_digits) as url:
+    with server(prefers_the_longer) as url:
         changes = {
             "judge.kind": "pairwise",
             "judge.endpoint": url,
@@ -221,12 +221,12 @@ def test_other_answers_of_the_data_are_another_run(toy: Toy, local_ray: None) ->
         next(iterate(config))
 
 
-def prefers_fewer_digits(question: str) -> str:
+def prefers_the_longer(question: str) -> str:
     first, second = (re.search(rf"\[answer {name}\]\n(.*)\n\[end", question, re.S) for name in "AB")
     assert first is not None
     assert second is not None
-    counts = [sum(character.isdigit() for character in found[1]) for found in (first, second)]
-    return "tie" if counts[0] == counts[1] else "A" if counts[0] < counts[1] else "B"
+    lengths = [len(found[1]) for found in (first, second)]
+    return "tie" if lengths[0] == lengths[1] else "A" if lengths[0] > lengths[1] else "B"
 
 
 @contextmanager
