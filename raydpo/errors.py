@@ -10,6 +10,8 @@
     |   +-- ResumeError        the run directory holds something that this config cannot continue
     +-- IntegrityError         bytes on disk are not what was committed
     +-- ReferenceMismatchError cached reference values are not this reference's
+    +-- PolicyMismatchError    a generator does not compute what its trainers do
+    +-- JudgeError             the judge failed on more prompts than it may
     +-- NonFiniteError         three non-finite steps in a row
     +-- WorkerError            an actor died or raised; says which one and of what
         +-- HangError          ranks that stopped reporting within the deadline

@@ -19,7 +19,7 @@ from raydpo.errors import ConfigError, DataError, JudgeError, ResourceError, Res
 from raydpo.pipelines import iterate
 from raydpo.pipelines.rounds.layout import prompts_of
 from raydpo.pipelines.rounds.stop import stop_reasons
-from tests.pipelines.rounds.toy_rounds import generations, no_digits, pairs, rounds_config
+from tests.pipelines.rounds.toy_rounds import generations, no_digits, pairs, rounds_config, rows
 from tests.pipelines.toy import Notes, Toy
 
 
@@ -192,9 +192,14 @@ def test_a_judge_that_compares_sees_the_initial_answer_beside_the_new_one(toy: T
             "rounds.prompts_per_round": 8,
         }
         (found,) = iterate(rounds_config(toy, folder, changes))
-    summary = json.loads((folder / "summary.json").read_text())
-    assert summary["initial"]["eval/win_rate"] == summary["initial"]["eval/mean_score"] == 0.5
-    assert found.metrics["eval/win_rate"] > 0.5
+    before, after = (
+        [row["scores"] for part in sorted((place / "evaluation/scores").glob("part-*.jsonl")) for row in rows(part)]
+        for place in (folder / "initial", found.folder)
+    )
+    assert before == [[0.5, 0.5]] * 16, "the initial answer beside itself"
+    assert len(after) == 16
+    assert all(sum(scores) == 1 for scores in after)
+    assert found.metrics["eval/win_rate"] == found.metrics["eval/mean_score"] == sum(ours for ours, _ in after) / 16
     assert all(0.5 <= pair["chosen_score"] <= 1 for pair in pairs(folder, 0))
 
 
@@ -222,7 +227,7 @@ def test_other_answers_of_the_data_are_another_run(toy: Toy, local_ray: None) ->
 
 
 def prefers_the_longer(question: str) -> str:
-    first, second = (re.search(rf"\[answer {name}\]\n(.*)\n\[end", question, re.S) for name in "AB")
+    first, second = (re.search(rf"\[answer {name}\]\n(.*?)\n\[end of", question, re.S) for name in "AB")
     assert first is not None
     assert second is not None
     lengths = [len(found[1]) for found in (first, second)]
