@@ -68,4 +68,5 @@ def win_rate(scores: Sequence[float], baseline_scores: Sequence[float]) -> tuple
     middle = rate + _Z_95**2 / (2 * n)
     half = _Z_95 * math.sqrt(rate * (1 - rate) / n + _Z_95**2 / (4 * n**2))
     scale = 1 + _Z_95**2 / n
-    return rate, max(0.0, (middle - half) / scale), min(1.0, (middle + half) / scale)
+    # At 0 and 1 the bound is the rate itself, but for rounding.
+    return rate, min(rate, max(0.0, (middle - half) / scale)), max(rate, min(1.0, (middle + half) / scale))
