@@ -25,6 +25,7 @@ def rounds_config(toy: Toy, run_dir: Path, changes: Mapping[str, Any] | None = N
         (toy.root / "held_out.jsonl").write_text("".join(json.dumps({"prompt": prompt}) + "\n" for prompt in rows))
     sections = {
         "data.train": [],
+        "reference.cache_dir": str(toy.root / "rounds-cache"),
         "data.eval": [],
         "generate.num_workers": 2,
         "generate.num_answers": 4,
