@@ -2,6 +2,6 @@
 
 from raydpo.batches.collate import MicroBatch, collate, collate_rows, lay_out
 from raydpo.batches.order import Order
-from raydpo.batches.pack import pack
+from raydpo.batches.pack import batches_by_length, pack
 
-__all__ = ["MicroBatch", "Order", "collate", "collate_rows", "lay_out", "pack"]
+__all__ = ["MicroBatch", "Order", "batches_by_length", "collate", "collate_rows", "lay_out", "pack"]

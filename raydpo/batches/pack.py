@@ -8,6 +8,7 @@ return sums.
 from __future__ import annotations
 
 import heapq
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 
@@ -76,3 +77,18 @@ def _fill_stream(row_lengths: np.ndarray, positions: list[int], budget: int) -> 
             micro_batches[place].append(position)
             free[place] -= length
     return micro_batches
+
+
+def batches_by_length(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
+    """Places of `lengths`, shortest first, in batches that padded to their longest have at most that many tokens.
+
+    The cut depends on the lengths alone. One that is longer than the budget is a batch of its own.
+    """
+    batch: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
+        if batch and (len(batch) + 1) * lengths[place] > tokens_per_batch:
+            yield batch
+            batch = []
+        batch.append(place)
+    if batch:
+        yield batch

@@ -15,13 +15,13 @@ from typing import Any
 import numpy as np
 import torch
 
-from raydpo.batches import collate_rows
+from raydpo.batches import batches_by_length, collate_rows
 from raydpo.generate.decoding import StopTexts, decode, settings_for, text_of
 from raydpo.generate.engine import EngineSpec, Scores, probe_nats
-from raydpo.generate.limits import Ids, Limits, batches
+from raydpo.generate.limits import Ids, Limits
 from raydpo.generate.weights import Expected, parts_of
 from raydpo.models.load import load_model, load_tokenizer
-from raydpo.models.logprobs import CHUNK_TOKENS, AnswerLogProbs, check_head
+from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.schema.samples import Sample, Sampling
 
 
@@ -51,7 +51,7 @@ class TransformersEngine:
         lengths = [len(prompt) + sampling.max_new_tokens for prompt in rows]
         with torch.random.fork_rng(devices=[torch.cuda.current_device()] if self._spec.use_gpu else []):
             torch.manual_seed(seed)
-            for batch in batches(lengths, self._spec.tokens_per_batch):
+            for batch in batches_by_length(lengths, self._spec.tokens_per_batch):
                 decoded = decode(self._model, [rows[place] for place in batch], settings, stop)
                 texts = text_of([ids for ids, _ in decoded], self._tokenizer)
                 for place, (ids, ending), text in zip(batch, decoded, texts, strict=True):
@@ -68,7 +68,9 @@ class TransformersEngine:
             self._head_is_checked = True
         rows = [(np.asarray(prompt), np.asarray(answer, dtype=np.int64)) for prompt, answer in sequences]
         found: list[list[tuple[Any, ...]]] = [[(), (), ()] for _ in rows]
-        for batch in batches([len(prompt) + len(answer) for prompt, answer in rows], self._spec.tokens_per_batch):
+        for batch in batches_by_length(
+            [len(prompt) + len(answer) for prompt, answer in rows], self._spec.tokens_per_batch
+        ):
             columns = self._score_batch([rows[place] for place in batch])
             ends = np.cumsum([len(rows[place][1]) for place in batch])
             for place, end in zip(batch, ends.tolist(), strict=True):
@@ -79,15 +81,8 @@ class TransformersEngine:
 
     def _score_batch(self, rows: list[tuple[np.ndarray, np.ndarray]]) -> list[torch.Tensor]:
         """nats, top_ids, top_nats of all answer tokens: [N] each."""
-        batch = collate_rows(rows).to(self._device)
-        hidden_NH = self._scoring.hidden(batch).flatten(0, 1).index_select(0, batch.predictors)
-        chunks = []
-        for hidden, targets in zip(hidden_NH.split(CHUNK_TOKENS), batch.targets.split(CHUNK_TOKENS), strict=True):
-            logits_NV = self._scoring.logits(hidden)
-            total_N = logits_NV.logsumexp(1)
-            top_nats, top_ids = logits_NV.max(1)
-            chunks.append((logits_NV.gather(1, targets[:, None]).squeeze(1) - total_N, top_ids, top_nats - total_N))
-        return [torch.cat(column).cpu() for column in zip(*chunks, strict=True)]
+        nats, top_nats, top_ids = self._scoring(collate_rows(rows).to(self._device), "likeliest").cpu()
+        return [nats, top_ids.long(), top_nats]
 
     def load_folder(self, path: str) -> None:
         self._expected.restart()

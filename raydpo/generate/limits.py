@@ -6,7 +6,7 @@ another prompt; all that is wrong is named at once.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -82,18 +82,3 @@ def end_ids(generation_config: Any, config: Any) -> list[int]:
     known = generation_config.eos_token_id
     ids = config.get_text_config().eos_token_id if known is None else known
     return [ids] if isinstance(ids, int) else list(ids or [])
-
-
-def batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Places of `lengths`, shortest first, in batches that padded to their longest have at most that many tokens.
-
-    The cut depends on the lengths alone. One that is longer than the budget is a batch of its own.
-    """
-    batch: list[int] = []
-    for place in sorted(range(len(lengths)), key=lambda place: lengths[place]):
-        if batch and (len(batch) + 1) * lengths[place] > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(place)
-    if batch:
-        yield batch

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydpo.judge.verdict import Judge, NoVerdict, Row, Verdict, judge_rows, verdict_of
+from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows, scores_of_one, verdict_of
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,7 @@ class Ensemble:
         self.members = tuple(members)
 
     def __call__(self, prompt: str, responses: list[str]) -> list[float]:
-        (verdict,) = self.many([(prompt, responses)])
-        if verdict.scores is None:
-            raise NoVerdict(verdict.reason)
-        return list(verdict.scores)
+        return scores_of_one(self.many, prompt, responses)
 
     def many(self, rows: Sequence[Row]) -> list[Verdict]:
         """One Verdict a row; a failed one names the first member that failed."""

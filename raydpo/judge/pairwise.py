@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from raydpo.judge.verdict import NoVerdict, Row, Verdict, verdict_of
+from raydpo.judge.verdict import NoVerdict, Row, Verdict, scores_of_one, verdict_of
 
 Messages = list[dict[str, str]]
 Completer = Callable[[Sequence[Messages]], Sequence[str | Exception]]
@@ -49,10 +49,7 @@ class Pairwise:
         self.instruction = instruction or INSTRUCTION
 
     def __call__(self, prompt: str, responses: list[str]) -> list[float]:
-        (verdict,) = self.many([(prompt, responses)])
-        if verdict.scores is None:
-            raise NoVerdict(verdict.reason)
-        return list(verdict.scores)
+        return scores_of_one(self.many, prompt, responses)
 
     def many(self, rows: Sequence[Row]) -> list[Verdict]:
         """One Verdict a row. All questions of all rows go to one call of `complete`; equal texts are a tie unasked."""

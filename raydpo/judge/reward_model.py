@@ -8,14 +8,15 @@ response that spells out a control token is read as one.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from raydpo.batches import batches_by_length
 from raydpo.errors import ConfigError
-from raydpo.judge.verdict import NoVerdict, Row, Verdict, verdict_of
+from raydpo.judge.verdict import Row, Verdict, scores_of_one, verdict_of
 from raydpo.models.layout import longest_exact
 from raydpo.models.load import DTYPES, load_tokenizer, switch_dropout_off
 
@@ -37,10 +38,7 @@ class RewardModel:
         self.longest_tokens = _longest(self.model, self.tokenizer)
 
     def __call__(self, prompt: str, responses: list[str]) -> list[float]:
-        (verdict,) = self.many([(prompt, responses)])
-        if verdict.scores is None:
-            raise NoVerdict(verdict.reason)
-        return list(verdict.scores)
+        return scores_of_one(self.many, prompt, responses)
 
     def many(self, rows: Sequence[Row]) -> list[Verdict]:
         """One Verdict a row."""
@@ -55,7 +53,7 @@ class RewardModel:
     def score(self, sequences: Sequence[Sequence[int]]) -> list[float]:
         """Output of the model for each list of token ids, in order."""
         scores = [0.0] * len(sequences)
-        for batch in _batches([len(ids) for ids in sequences], self.tokens_per_batch):
+        for batch in batches_by_length([len(ids) for ids in sequences], self.tokens_per_batch):
             outputs = self._forward([sequences[index] for index in batch])
             for index, output in zip(batch, outputs, strict=True):
                 scores[index] = output
@@ -145,18 +143,6 @@ def _longest(model: Any, tokenizer: Any) -> int | None:
     limits = [positions, tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT_TOKENS else None]
     limits.append(longest_exact(model) if positions is not None else None)
     return min((limit for limit in limits if limit is not None), default=None)
-
-
-def _batches(lengths: Sequence[int], tokens_per_batch: int) -> Iterator[list[int]]:
-    """Indices of batches, shortest rows first, each of at most `tokens_per_batch` tokens when padded, or of one row."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda index: lengths[index]):
-        if batch and lengths[index] * (len(batch) + 1) > tokens_per_batch:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
 
 
 def _unused_id(batch: Sequence[Sequence[int]]) -> int:

@@ -8,7 +8,7 @@ teach the policy what the judge's bug says. Price: every caller has to look whet
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
@@ -74,6 +74,14 @@ def judge_rows(judge: Judge, rows: Sequence[Row]) -> list[Verdict]:
         given = f"{len(verdicts)} of them" if isinstance(verdicts, list | tuple) else f"a {type(verdicts).__name__}"
         return [Verdict.failed(f"`many` was to return {len(rows)} verdicts and returned {given}")] * len(rows)
     return [_checked(verdict, len(responses)) for verdict, (_, responses) in zip(verdicts, rows, strict=True)]
+
+
+def scores_of_one(many: Callable[[Sequence[Row]], list[Verdict]], prompt: str, responses: list[str]) -> list[float]:
+    """Scores of one row from a judge's `many`. Raises NoVerdict with the reason of a failed one."""
+    (verdict,) = many([(prompt, responses)])
+    if verdict.scores is None:
+        raise NoVerdict(verdict.reason)
+    return list(verdict.scores)
 
 
 def verdict_of(answer: Any, num_responses: int) -> Verdict:

@@ -92,10 +92,6 @@ class AnswerLogProbs(nn.Module):
         ]
         return torch.cat(nats, dim=-1)
 
-    def logits(self, hidden_NH: Tensor) -> Tensor:
-        """Logits as the architecture means them, [N, V], float32 (float64 of a float64 model)."""
-        return _chunk_logits(self.head, self._adjust, hidden_NH)
-
     @property
     def head(self) -> Any:
         """The linear layer from hidden states to logits."""
@@ -141,7 +137,7 @@ def _chunk_nats_and_collisions(head: nn.Module, adjust: Adjust, hidden_NH: Tenso
 def _chunk_nats_and_likeliest(head: nn.Module, adjust: Adjust, hidden_NH: Tensor, targets_N: Tensor) -> Tensor:
     logits_NV = _chunk_logits(head, adjust, hidden_NH)
     top_N, ids_N = logits_NV.detach().max(1)
-    return torch.stack([_nats(logits_NV, targets_N), top_N - logits_NV.detach().logsumexp(1), ids_N.to(top_N.dtype)])
+    return torch.stack([_nats(logits_NV, targets_N), _nats(logits_NV.detach(), ids_N), ids_N.to(top_N.dtype)])
 
 
 _CHUNK_SCORES: dict[Extra, ChunkScore] = {

@@ -5,7 +5,7 @@ Decision: there is no state file that could disagree with the disk; a manifest t
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -79,13 +79,13 @@ class Plan:
     checkpoint: Checkpoint | None = None
 
 
-def trajectory(config: Config, digests: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that decides the numbers of a run, flat: config values and the digests of model and data."""
+def trajectory(config: Config, digests: Mapping[str, Any], free: Set[str] = frozenset(FREE)) -> dict[str, Any]:
+    """Everything that decides the numbers of a run, flat: config values but those of `free`, and digests of what it reads."""
     flat: dict[str, Any] = {}
     for section, values in config.model_dump(mode="json").items():
-        if section not in FREE:
+        if section not in free and values is not None:
             flat |= {f"{section}.{key}": value for key, value in values.items()}
-    return {key: value for key, value in flat.items() if key not in FREE} | dict(digests)
+    return {key: value for key, value in flat.items() if key not in free} | dict(digests)
 
 
 def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str, Any], skipped: list[str]) -> Plan:
@@ -100,7 +100,7 @@ def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str
                 "step 0. Set run.resume: auto to allow that."
             )
         return Plan("start", wanted)
-    if changed := _differences(newest.meta["trajectory"], wanted):
+    if changed := differences(newest.meta["trajectory"], wanted):
         raise ResumeError(
             [
                 f"{config.run.dir} holds a run at step {newest.step} that was made with other settings; going on would mix "
@@ -111,7 +111,8 @@ def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str
     return Plan("done" if newest.reason else "resume", wanted, newest)
 
 
-def _differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
+    """A sentence for every key of two trajectories that has another value."""
     # A key that only one of them has came or went with another version of the program.
     keys = [key for key in new if key in old and old[key] != new[key]]
     return [f"{key}: {old[key]!r} then, {new[key]!r} now." for key in keys]

@@ -4,15 +4,16 @@ from types import SimpleNamespace
 
 import pytest
 
-from raydpo.generate.limits import batches, end_ids
+from raydpo.batches import batches_by_length
+from raydpo.generate.limits import end_ids
 
 
 def test_batches_hold_at_most_the_budget_and_every_row_once() -> None:
     lengths = [7, 3, 9, 3, 40, 5, 8]
-    found = list(batches(lengths, 20))
+    found = list(batches_by_length(lengths, 20))
     assert sorted(place for batch in found for place in batch) == list(range(7))
     assert found == [[1, 3, 5], [0, 6], [2], [4]]
-    assert list(batches([], 20)) == []
+    assert list(batches_by_length([], 20)) == []
 
 
 @pytest.mark.parametrize(

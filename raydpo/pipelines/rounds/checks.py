@@ -10,10 +10,11 @@ from raydpo.artifacts import write_json
 from raydpo.config import Config
 from raydpo.errors import ConfigError, ResourceError, ResumeError
 from raydpo.pipelines.plan import FREE as FREE_IN_TRAINING
+from raydpo.pipelines.plan import differences, trajectory
 from raydpo.pipelines.rounds.layout import Layout
 from raydpo.pipelines.rounds.stop import needs_evaluation
 
-FREE = FREE_IN_TRAINING | {
+FREE = FREE_IN_TRAINING - {"generate", "judge", "rounds"} | {
     "rounds.prompts",
     "rounds.eval_prompts",
     "rounds.num_rounds",
@@ -123,19 +124,10 @@ def check_room(config: Config) -> None:
 
 def check_same_run(layout: Layout, digests: dict[str, Any]) -> None:
     """Raise ResumeError when the run directory holds rounds that were made with other settings; else note these."""
-    flat: dict[str, Any] = {}
-    for section, values in layout.config.model_dump(mode="json").items():
-        if isinstance(values, dict):
-            flat |= {f"{section}.{key}": value for key, value in values.items()}
-    wanted = {key: value for key, value in flat.items() if key not in FREE} | digests
+    wanted = trajectory(layout.config, digests, FREE)
     path = layout.dir / "rounds.json"
     if path.is_file():
-        old = json.loads(path.read_text())
-        changed = [
-            f"{key}: {old[key]!r} then, {wanted[key]!r} now."
-            for key in wanted
-            if key in old and old[key] != wanted[key]
-        ]
+        changed = differences(json.loads(path.read_text()), wanted)
         if changed:
             raise ResumeError(
                 [

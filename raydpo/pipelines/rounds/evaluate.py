@@ -21,11 +21,11 @@ from raydpo.judge.measures import mean_length, win_rate
 from raydpo.pipelines.rounds.busy import Busy
 from raydpo.pipelines.rounds.generators import Generators, Policy
 from raydpo.pipelines.rounds.judging import Judging, texts
-from raydpo.pipelines.rounds.layout import Layout, chunks, seed_of
+from raydpo.pipelines.rounds.layout import Layout, chunks
 from raydpo.pipelines.rounds.piece import Piece
-from raydpo.pipelines.rounds.produce import distinct_2, run_requests, samples_of
+from raydpo.pipelines.rounds.produce import distinct_2, requests_of, run_requests, samples_of
 from raydpo.schema.events import Note, Observer
-from raydpo.schema.samples import Generate, Prompt, Sample, Sampling, Score, Scored
+from raydpo.schema.samples import Prompt, Sample, Sampling, Score, Scored
 
 Metrics = dict[str, float]
 
@@ -127,15 +127,7 @@ class Evaluator:
 
     def _sample(self, piece: Piece, sampling: Sampling, policy: Policy) -> None:
         self._generators.hold(policy)
-        requests = [
-            Generate(
-                tuple(p.ids for p in lot),
-                sampling,
-                seed_of(self._config.run.seed, "evaluation", number),
-                policy.version,
-            )
-            for number, lot in enumerate(chunks(self._prompts, self._config.generate.prompts_per_item))
-        ]
+        requests = requests_of(self._config, self._prompts, sampling, policy.version, "evaluation")
         self._busy.add("generate", run_requests(self._generators, piece, requests, self._prompts, self._observer))
         piece.commit({"version": policy.version, "sampling": asdict(sampling)})
 

@@ -49,16 +49,15 @@ class Generators:
     def __init__(self, config: Config, engine: EngineSpec, observer: Observer) -> None:
         section = config.generate
         self._engine, self._observer = engine, observer
-        self.shares_gpus = config.rounds is not None and (
-            config.rounds.placement == "colocated" and section.gpus_per_worker > 0
-        )
+        is_colocated = config.rounds is not None and config.rounds.placement == "colocated"
+        self.shares_gpus = is_colocated and section.gpus_per_worker > 0
         # Colocated on CPUs, generators wait while trainers run: they must not hold the CPUs that trainers reserve.
-        shares = config.rounds is not None and config.rounds.placement == "colocated" and not section.gpus_per_worker
+        shares_cpus = is_colocated and not self.shares_gpus
         self._pool = runtime.Pool(
             "generate",
             partial(Generator, engine),
             num_workers=section.num_workers,
-            cpus=0 if shares else section.cpus_per_worker,
+            cpus=0 if shares_cpus else section.cpus_per_worker,
             gpus=section.gpus_per_worker,
             threads=section.cpus_per_worker,
             max_retries=section.max_retries,

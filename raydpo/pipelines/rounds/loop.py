@@ -7,6 +7,7 @@ made in a second thread while this one trains.
 
 from __future__ import annotations
 
+import json
 import shutil
 from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -64,15 +65,8 @@ def run_rounds(config: Config, observer: Observer = ignore) -> dict[str, Any]:
     """`iterate` to its end; the summary that `summary.json` holds."""
     for _ in iterate(config, observer=observer):
         pass
-    return read_summary(config)
-
-
-def read_summary(config: Config) -> dict[str, Any]:
-    """Of a run of rounds that came to its end."""
-    import json
-
-    found: dict[str, Any] = json.loads((Path(config.run.dir).expanduser() / "summary.json").read_text())
-    return found
+    summary: dict[str, Any] = json.loads((Path(config.run.dir).expanduser() / "summary.json").read_text())
+    return summary
 
 
 class _Run:

@@ -69,9 +69,8 @@ class Producer:
     def produce(self, index: int, policy: Policy) -> Produced:
         """The pairs of round `index`, sampled by `policy`."""
         folder = self._layout.round(index)
-        prompts = self._prompts_piece(folder, index)
-        chosen = [_prompt(row) for row in prompts.rows()]
-        generations = self._generations(folder, index, policy, chosen, prompts.digest)
+        chosen, digest = self._chosen(folder, index)
+        generations = self._generations(folder, index, policy, chosen, digest)
         groups = [_samples(row) for row in generations.rows()]
         scores = None
         if self._rounds.pairs != "spin":
@@ -82,15 +81,17 @@ class Producer:
         pairs = self._pairs(folder, index, chosen, groups, generations, scores)
         return Produced(index, policy.version, pairs.folder, pairs.meta["metrics"])
 
-    def _prompts_piece(self, folder: Path, index: int) -> Piece:
+    def _chosen(self, folder: Path, index: int) -> tuple[list[Prompt], str]:
+        """The prompts of a round, and the digest of their committed piece."""
         numbers = prompts_of(index, len(self._prompts), self._rounds.prompts_per_round, self._config.run.seed)
         chosen = [self._prompts[number] for number in numbers]
-        piece = Piece(folder / "prompts", [asdict(prompt) for prompt in chosen])
+        rows = [asdict(prompt) for prompt in chosen]
+        piece = Piece(folder / "prompts", rows)
         if not piece.is_done:
             piece.begin()
-            piece.write_part(0, (asdict(prompt) for prompt in chosen))
+            piece.write_part(0, rows)
             piece.commit({"prompts": len(chosen)})
-        return piece
+        return chosen, piece.digest
 
     def _generations(self, folder: Path, index: int, policy: Policy, prompts: Sequence[Prompt], digest: str) -> Piece:
         section = self._config.generate
@@ -106,16 +107,8 @@ class Producer:
         piece = Piece(folder / "generations", inputs)
         if piece.is_done:
             return piece
-        requests = [
-            Generate(
-                tuple(prompt.ids for prompt in lot),
-                sampling,
-                seed_of(self._config.run.seed, index, number),
-                policy.version,
-            )
-            for number, lot in enumerate(chunks(prompts, section.prompts_per_item))
-        ]
         self._generators.hold(policy)
+        requests = requests_of(self._config, prompts, sampling, policy.version, index)
         self._busy.add("generate", run_requests(self._generators, piece, requests, prompts, self._observer))
         piece.commit({"version": policy.version})
         return piece
@@ -206,6 +199,16 @@ def sampling_of(config: Config) -> Sampling:
     return Sampling(section.num_answers, section.max_new_tokens, section.temperature, section.top_p, section.stop)
 
 
+def requests_of(
+    config: Config, prompts: Sequence[Prompt], sampling: Sampling, version: int, place: int | str
+) -> list[Generate]:
+    """One request for each `generate.prompts_per_item` prompts. place: what the samples are for; seeds differ by it."""
+    return [
+        Generate(tuple(prompt.ids for prompt in lot), sampling, seed_of(config.run.seed, place, number), version)
+        for number, lot in enumerate(chunks(prompts, config.generate.prompts_per_item))
+    ]
+
+
 def run_requests(
     generators: Generators, piece: Piece, requests: Sequence[Generate], prompts: Sequence[Prompt], observer: Observer
 ) -> float:
@@ -244,10 +247,6 @@ def samples_of(piece: Piece) -> Iterator[tuple[Sample, ...]]:
 
 def _samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
     return tuple(Sample(tuple(s["ids"]), s["text"], s["ending"]) for s in row["samples"])
-
-
-def _prompt(row: Mapping[str, Any]) -> Prompt:
-    return Prompt(row["key"], row["text"], tuple(row["ids"]), row["record"])
 
 
 def _counted(counts: Mapping[str, int]) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
-from pathlib import Path
 from typing import Any
 
 from raydpo import runtime
@@ -13,6 +12,7 @@ from raydpo.config import Config
 from raydpo.config.rounds import RoundsSection
 from raydpo.data.offline import sources_digest
 from raydpo.data.prompts import PromptReport, read_prompts
+from raydpo.data.template import open_tokenizer
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
@@ -85,11 +85,7 @@ def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
         max_length=config.data.max_length,
         threads=max(1, int(generate.cpus_per_worker)),
     )
-    template = config.data.chat_template
-    tokenizer = TextTokenizer(
-        str(workspace.model.folder),
-        None if template is None else Path(template).expanduser().read_text(encoding="utf-8"),
-    )
+    tokenizer = open_tokenizer(str(workspace.model.folder), config.data.chat_template)
     read = [
         read_prompts(
             f"rounds.{key}",
