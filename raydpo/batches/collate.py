@@ -97,26 +97,29 @@ def lay_out(rows: Rows, layout: Layout) -> SequenceBatch:
 def pack_rows(rows: Rows) -> SequenceBatch:
     """One stream of all rows; consecutive rows with the same prompt share their longest common prefix.
 
-    A row's prompt must hold at least one token, which predicts the first answer token.
+    Equal rows among them are read once: their answers are the same places of the stream. A row's prompt must hold at least
+    one token, which predicts the first answer token.
     """
     ids, positions, segments = [], [], []
     predictors, targets, sequences = [], [], []
     length = 0
     for first, group in _groups(rows):
         whole = [np.concatenate([prompt, answer]) for prompt, answer in group]
-        shared = _common_prefix(whole)
-        start = length
-        for number, (sequence, (prompt, answer)) in enumerate(zip(whole, group, strict=True)):
-            skipped = 0 if number == 0 else shared
+        distinct = {sequence.tobytes(): sequence for sequence in whole}
+        shared, start = _common_prefix(list(distinct.values())), length
+        places: dict[bytes, np.ndarray] = {}
+        for key, sequence in distinct.items():
+            skipped = shared if places else 0
             segments.append((length, length + len(sequence) - skipped, start, start + skipped))
-            places = np.arange(len(sequence))
-            at = np.where(places < skipped, start + places, length + places - skipped)
+            within = np.arange(len(sequence))
+            places[key] = np.where(within < skipped, start + within, length + within - skipped)
             ids.append(sequence[skipped:])
-            positions.append(places[skipped:])
-            predictors.append(at[len(prompt) - 1 : -1])
+            positions.append(within[skipped:])
+            length += len(sequence) - skipped
+        for number, (sequence, (prompt, answer)) in enumerate(zip(whole, group, strict=True)):
+            predictors.append(places[sequence.tobytes()][len(prompt) - 1 : -1])
             targets.append(answer)
             sequences.append(np.full(len(answer), first + number))
-            length += len(sequence) - skipped
     return SequenceBatch(
         input_ids=_tensor(ids)[None],
         attention_mask=None,

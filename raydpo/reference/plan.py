@@ -1,8 +1,9 @@
 """Which rows have no reference log-probs yet, cut into shards. Runs on the driver, loads no model.
 
-Decision: missing rows are sorted by example, examples by their longest row, and cut every `rows_per_shard` rows: answers
-to one prompt stand together and can share it, rows of like length too. Taking whole shards out of such a list leaves
-the other cuts where they were, so a run that goes on after a kill scores the same batches, bit for bit.
+Decision: missing rows are sorted by prompt, prompts by their longest row, and cut every `rows_per_shard` rows: answers
+to one prompt stand together and can share it, also those of several examples; rows of like length too. Taking whole
+shards out of such a list leaves the other cuts where they were, so a run that goes on after a kill scores the same
+batches, bit for bit.
 """
 
 from __future__ import annotations
@@ -29,11 +30,15 @@ class ShardWork:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Rows of a run: distinct keys with the place and length (prompt + answer tokens) of their first appearance."""
+    """Rows of a run: distinct keys with the place and length (prompt + answer tokens) of their first appearance.
+
+    prompts: number of the prompt of each, in the order in which prompts appear.
+    """
 
     keys: tuple[str, ...]
     places: tuple[tuple[str, int, int], ...]
     lengths: np.ndarray
+    prompts: tuple[int, ...]
 
 
 def wanted_rows(
@@ -45,26 +50,30 @@ def wanted_rows(
     """
     places: dict[str, tuple[str, int, int]] = {}
     lengths: dict[str, int] = {}
+    prompts: dict[str, int] = {}
+    numbers: dict[bytes, int] = {}
     for split in splits:
         table = ExampleTable.open(data, split)
         rows = table.answer_lengths[:, :num_answers] + table.prompt_lengths[:, None] if len(table) else np.zeros((0, 0))
         chosen = range(len(table)) if examples is None or split not in examples else examples[split].tolist()
         for example in chosen:
+            number = numbers.setdefault(table.prompt_ids(example).tobytes(), len(numbers))
             for answer, key in enumerate(table.row_keys(example)[:num_answers]):
                 if key not in places:
                     places[key] = (split, example, answer)
-                    lengths[key] = int(rows[example, answer])
-    return Wanted(tuple(places), tuple(places.values()), np.fromiter(lengths.values(), np.int64, len(lengths)))
+                    lengths[key], prompts[key] = int(rows[example, answer]), number
+    sizes = np.fromiter(lengths.values(), np.int64, len(lengths))
+    return Wanted(tuple(places), tuple(places.values()), sizes, tuple(prompts.values()))
 
 
 def plan_shards(wanted: Wanted, cache: ReferenceCache, rows_per_shard: int) -> list[ShardWork]:
     """The work that is still to do. An empty list: every row is in the cache."""
     index = {key: i for i, key in enumerate(wanted.keys)}
     missing = [index[key] for key in cache.missing(list(wanted.keys))]
-    longest: dict[tuple[str, int], int] = {}
-    for (split, example, _), length in zip(wanted.places, wanted.lengths.tolist(), strict=True):
-        longest[split, example] = max(length, longest.get((split, example), 0))
-    missing.sort(key=lambda i: (longest[wanted.places[i][:2]], wanted.places[i]))
+    longest: dict[int, int] = {}
+    for prompt, length in zip(wanted.prompts, wanted.lengths.tolist(), strict=True):
+        longest[prompt] = max(length, longest.get(prompt, 0))
+    missing.sort(key=lambda i: (longest[wanted.prompts[i]], wanted.prompts[i], wanted.places[i]))
     return [_shard(wanted, missing[i : i + rows_per_shard]) for i in range(0, len(missing), rows_per_shard)]
 
 

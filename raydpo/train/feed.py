@@ -1,7 +1,8 @@
 """The batches of one rank: order -> pack -> collate, for a training step and for an evaluation.
 
 Decision: every rank computes the layout of the whole global batch by itself (it is cheap and deterministic), so ranks
-agree on counts and on the number of micro-batches without a word to each other.
+agree on counts and on the number of micro-batches without a word to each other. Examples of one prompt that meet in a
+global batch go to one micro-batch and share it; the order of examples is not changed so that more of them meet.
 """
 
 from __future__ import annotations
@@ -62,15 +63,46 @@ class Feed:
         Head calls are those of the rank with the most answer tokens in its micro-batch of the same place.
         """
         answers = self._answer_lengths(examples, columns)
-        count = row_counts if self.layout == "padded" else shared_prompt_counts
-        lengths, tokens, attended = count(self.table.prompt_lengths[examples], answers)
-        rows, work = self.sequence_lengths(examples, columns), self.work.step(lengths, tokens, attended)
+        units = self._units(examples, answers)
+        rows, work = self._costs(examples, answers, units)
         is_padded = self.layout == "padded"
-        layout = pack(rows, self.num_ranks, self.tokens_per_microbatch, is_padded=is_padded, work=work)
+        packed = pack(rows, self.num_ranks, self.tokens_per_microbatch, is_padded=is_padded, work=work)
+        layout = [[[position for unit in micro for position in units[unit]] for micro in rank] for rank in packed]
+        tokens = answers.sum(axis=1)
         calls = [
             max(count_chunks(int(tokens[m].sum()), self.chunk_tokens) for m in ms) for ms in zip(*layout, strict=True)
         ]
         return list(zip(layout[self.rank], calls, strict=True))
+
+    def _units(self, examples: np.ndarray, answers: np.ndarray) -> list[list[int]]:
+        """Positions that go to one micro-batch: those of one prompt, which they then share, as far as the budget allows."""
+        if self.layout == "padded":
+            return [[position] for position in range(len(examples))]
+        units: list[list[int]] = []
+        unit_of: dict[bytes, int] = {}
+        tokens: list[int] = []
+        for position, own in enumerate(answers.sum(axis=1).tolist()):
+            prompt = self.table.prompt_ids(int(examples[position]))
+            unit = unit_of.get(prompt.tobytes())
+            if unit is None or tokens[unit] + own > self.tokens_per_microbatch:
+                unit_of[prompt.tobytes()] = len(units)
+                units.append([position])
+                tokens.append(len(prompt) + own)
+            else:
+                units[unit].append(position)
+                tokens[unit] += own
+        return units
+
+    def _costs(
+        self, examples: np.ndarray, answers: np.ndarray, units: list[list[int]]
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """What `pack` fits into the budget and what it balances, of each unit."""
+        prompts = self.table.prompt_lengths[examples]
+        if self.layout == "padded":
+            return prompts[:, None] + answers, self.work.step(*row_counts(prompts, answers))
+        counts = [shared_prompt_counts(prompts[unit[:1]], answers[unit].reshape(1, -1)) for unit in units]
+        tokens, answer_tokens, attended = (np.concatenate(column) for column in zip(*counts, strict=True))
+        return tokens[:, None], self.work.step(tokens, answer_tokens, attended)
 
     def batches(self, examples: np.ndarray, columns: range | None = None, first: int = 0) -> Iterator[MicroBatch]:
         """Tensors of this rank's share of a global batch. first: position of `examples` in it, if they are a part."""

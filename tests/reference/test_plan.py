@@ -28,7 +28,7 @@ class Holding:
 def wanted_of(lengths):
     keys = tuple(f"{number * 7919 % 10007:032x}" for number in range(len(lengths)))
     places = tuple(("train", number // 2, number % 2) for number in range(len(lengths)))
-    return Wanted(keys, places, np.array(lengths, np.int64))
+    return Wanted(keys, places, np.array(lengths, np.int64), tuple(example for _, example, _ in places))
 
 
 @settings(max_examples=150, deadline=None)
@@ -51,7 +51,9 @@ def test_the_plan_does_not_depend_on_the_order_of_rows(lengths, rows_per_shard, 
     order = list(range(len(lengths)))
     draw.shuffle(order)
     shuffled = Wanted(
-        tuple(wanted.keys[i] for i in order), tuple(wanted.places[i] for i in order), wanted.lengths[order]
+        *(tuple(column[i] for i in order) for column in (wanted.keys, wanted.places)),
+        wanted.lengths[order],
+        tuple(wanted.prompts[i] for i in order),
     )
     plans = [plan_shards(rows, Holding([]), rows_per_shard) for rows in (wanted, shuffled)]
     assert plans[0] == plans[1]
@@ -104,6 +106,16 @@ def test_rows_that_stand_twice_are_wanted_once(tmp_path):
     assert wanted.lengths.tolist() == [4, 5, 4, 4, 3]
     assert wanted.keys[0] == row_key([1, 5], [7, 2])
     assert wanted_rows(tmp_path, ("eval",), 1).places == (("eval", 0, 0),)
+
+
+def test_rows_of_one_prompt_stand_together_whatever_example_they_are_of(tmp_path):
+    pairs = [([1, 5], [7, 2], [8, 9, 2]), ([3], [4, 2], [5, 2]), ([1, 5], [6, 2], [8, 9, 2]), ([1, 5], [7, 2], [4, 2])]
+    writer = ExampleWriter(tmp_path, "train")
+    for number, (prompt, *answers) in enumerate(pairs):
+        writer.add(prompt, answers, [row_key(prompt, answer) for answer in answers], f"pairs.jsonl:{number + 1}")
+    writer.close()
+    (shard,) = plan_shards(wanted_rows(tmp_path, ("train",), 2), Holding([]), 100)
+    assert shard.places == tuple(("train", *place) for place in ((1, 0), (1, 1), (0, 0), (0, 1), (2, 0), (3, 1)))
 
 
 def test_a_real_cache_leaves_the_rest_to_do(tmp_path):
