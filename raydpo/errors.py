@@ -15,6 +15,7 @@
     +-- NonFiniteError         three non-finite steps in a row
     +-- WorkerError            an actor died or raised; says which one and of what
         +-- HangError          ranks that stopped reporting within the deadline
+        +-- OutOfMemoryError   a micro-batch did not fit into the memory of a rank
 
 How to add one: derive from the closest class, pass only a message (and problems) to `__init__`, so that the
 exception survives pickling between processes (tests/test_errors.py tries each).
@@ -96,3 +97,14 @@ class WorkerError(RaydpoError):
 
 class HangError(WorkerError):
     """One or more ranks stopped reporting within the deadline."""
+
+
+class OutOfMemoryError(WorkerError):
+    """A micro-batch did not fit. `smaller`: tokens of micro-batches worth a try; 0 when it held one example only."""
+
+    def __init__(self, message: str, smaller: int = 0) -> None:
+        super().__init__(message, smaller)
+        self.smaller = smaller
+
+    def __str__(self) -> str:
+        return str(self.args[0])

@@ -200,7 +200,8 @@ class TrainSection(Section):
     global_batch_pairs: int = Field(default=64, ge=1)
     """Examples of one optimizer step over all ranks. The last, partial batch is trained with its true count."""
     tokens_per_microbatch: int = Field(default=8192, ge=1)
-    """Tokens of one forward on one rank, padding included. Changes speed and memory, never the update."""
+    """Tokens of one forward on one rank, padding included. Changes speed and memory, never the update. Where a micro-batch
+    does not fit, training goes on from the newest checkpoint with smaller ones, and says so."""
     epochs: float = Field(default=1, gt=0)
     """Passes over the training examples."""
     max_steps: int | None = Field(default=None, ge=1)

@@ -16,6 +16,8 @@ from typing import Any
 
 from raydpo import runtime
 from raydpo.artifacts import examples_digest
+from raydpo.config import Config
+from raydpo.errors import OutOfMemoryError
 from raydpo.metrics import Sinks, Watch, keep_lines
 from raydpo.models.lora import merge_lora
 from raydpo.pipelines.checkpoints import (
@@ -90,19 +92,42 @@ def training_stage(
     if plan.action != "done":
         observer(StageStarted("train", references.order.num_steps, "steps"))
         stop = references.stop_after(driver.step)
-        _run_gang(driver, stop)
+        _run_fitting(driver, stop)
         while stop is not None and not driver.is_over:
             driver.move_reference()
             stop = references.stop_after(driver.step)
-            _run_gang(driver, stop)
+            _run_fitting(driver, stop)
     elif workspace.config.profile:
         observer(Note("warning", "profile: training is over, so no step was left to record; set another run.dir"))
     references.retain()
     return driver.finish()
 
 
+def _run_fitting(driver: Driver, stop: int | None) -> None:
+    """Run the gang; where a micro-batch does not fit, go on from the newest checkpoint with smaller ones.
+
+    Decision: ranks start anew, because a rank that ran out of memory in the middle of a backward pass has left half a
+    gradient and its peers in a collective. The global batch stays what it was, so no number of the run changes.
+    """
+    while True:
+        try:
+            return _run_gang(driver, stop)
+        except OutOfMemoryError as error:
+            if not error.smaller:
+                raise
+            driver.tokens_per_microbatch = error.smaller
+            driver.rewind()
+            driver.observer(
+                Note(
+                    "warning",
+                    f"{error} Going on after step {driver.step} with train.tokens_per_microbatch: {error.smaller}; the "
+                    "global batch and its update stay as they are.",
+                )
+            )
+
+
 def _run_gang(driver: Driver, stop: int | None) -> None:
-    workspace, config = driver.workspace, driver.workspace.config
+    workspace, config = driver.workspace, driver.config
     other_start = driver.last is None and workspace.needs_reference and not workspace.starts_at_reference
     with ExitStack() as stack:
         stack.enter_context(ray_session(workspace, *(("reference", "train") if other_start else ("train",))))
@@ -153,20 +178,31 @@ class Driver:
         self.receive = receive
         self.workspace, self.plan, self.references = workspace, plan, references
         self.reference, self.observer = reference, observer
-        meta: Mapping[str, Any] = plan.checkpoint.meta if plan.checkpoint else {}
-        self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
-        self.eval_last: dict[str, float] = dict(meta.get("eval_last", {}))
-        self.eval_history: list[float] = list(meta.get("eval_history", []))
+        self.tokens_per_microbatch = workspace.config.train.tokens_per_microbatch
         self.profiled: Path | None = None
-        self.probe: dict[str, float] = dict(meta.get("probe", {}))
-        self.skipped: int = int(meta.get("skipped_steps", 0))
-        self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
         self.last: Checkpoint | None = plan.checkpoint
-        self._last_skipped = (0, 0)  # step, and how many in a row up to it
-        self._record_sync()
+        self.rewind()
         self.sinks: Sinks | None = None
         self._watch = Watch()
         self._metric = best_metric(workspace.config)
+
+    def rewind(self) -> None:
+        """Know what was known at the newest checkpoint, no more."""
+        meta: Mapping[str, Any] = self.last.meta if self.last else {}
+        self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
+        self.eval_last: dict[str, float] = dict(meta.get("eval_last", {}))
+        self.eval_history: list[float] = list(meta.get("eval_history", []))
+        self.probe: dict[str, float] = dict(meta.get("probe", {}))
+        self.skipped: int = int(meta.get("skipped_steps", 0))
+        self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
+        self._last_skipped = (0, 0)  # step, and how many in a row up to it
+        self._record_sync()
+
+    @property
+    def config(self) -> Config:
+        """The run's, with micro-batches that fitted so far."""
+        train = self.workspace.config.train.model_copy(update={"tokens_per_microbatch": self.tokens_per_microbatch})
+        return self.workspace.config.model_copy(update={"train": train})
 
     @property
     def step(self) -> int:

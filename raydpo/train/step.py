@@ -7,7 +7,8 @@ besides is observed in a pass of its own, without gradient, before the first bac
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -15,6 +16,7 @@ import torch
 from torch import Tensor
 
 from raydpo.batches import MicroBatch
+from raydpo.errors import OutOfMemoryError
 from raydpo.metrics import Sums
 from raydpo.models.logprobs import Extra, SequenceBatch
 from raydpo.objectives import ObjectiveInput
@@ -62,14 +64,35 @@ def read(forward: Forward, batch: MicroBatch, loss: Loss, tie_tolerance_nats: fl
     )
 
 
+@contextmanager
+def fitting(batch: MicroBatch) -> Iterator[None]:
+    """Around what a micro-batch takes memory for: says by an OutOfMemoryError of ours when it did not get it."""
+    try:
+        yield
+    except RuntimeError as error:  # torch.OutOfMemoryError is one; the allocator of the CPU has no class of its own
+        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+            raise
+        tokens, examples = batch.sequences.input_ids.numel(), batch.num_examples
+        advice = (
+            " One example cannot be split: set train.gradient_checkpointing: true, shard with train.zero_stage: 3, train an "
+            "adapter (train.lora) or lower data.max_length."
+        )
+        raise OutOfMemoryError(
+            f"a micro-batch of {tokens:,} tokens ({examples} examples) did not fit into memory "
+            f"({str(error).splitlines()[0]}).{'' if examples > 1 else advice}",
+            smaller=tokens // 2 if examples > 1 else 0,
+        ) from error
+
+
 @torch.no_grad()
 def observe(forward: Forward, loss: Loss, kind: str, micro_batches: Iterable[MicroBatch], seen: Tensor) -> None:
     """Put down what a pass of `kind` sees of this rank's share of a global batch. seen: [examples, k] float64, 0 before."""
     for micro_batch in waited(micro_batches):
         batch = micro_batch.to(seen.device)
-        inputs = read(forward, batch, loss, 0.0)  # also for an empty one: under ZeRO-3 forwards are collective
-        if batch.num_examples:
-            seen[batch.positions] = loss.observe(kind, inputs).double()
+        with fitting(batch):
+            inputs = read(forward, batch, loss, 0.0)  # also for an empty one: under ZeRO-3 forwards are collective
+            if batch.num_examples:
+                seen[batch.positions] = loss.observe(kind, inputs).double()
 
 
 def accumulate(engine: Accumulator, batch_loss: BatchLoss, micro_batches: Iterable[MicroBatch]) -> Sums:
@@ -77,17 +100,22 @@ def accumulate(engine: Accumulator, batch_loss: BatchLoss, micro_batches: Iterab
     sums = Sums()
     for micro_batch in micro_batches:
         batch = micro_batch.to(engine.device)
-        inputs = read(engine.forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
-        if batch.num_examples:
-            output = batch_loss.loss(inputs, batch_loss.counts, batch_loss.seen)
-            loss = output.loss_sum
-            sums.add(output.metrics)
-        else:
-            loss = inputs.policy_nats.sum() * 0.0
-        # An infinite loss can have a finite gradient: poison it, so that the engine refuses the step on all ranks. (A
-        # constant factor, because where(finite, loss, nan * loss) would give every gradient a 0 * nan.)
-        engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
+        with fitting(batch):
+            _forward_and_backward(engine, batch, batch_loss, sums)
     return sums
+
+
+def _forward_and_backward(engine: Accumulator, batch: MicroBatch, batch_loss: BatchLoss, sums: Sums) -> None:
+    inputs = read(engine.forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
+    if batch.num_examples:
+        output = batch_loss.loss(inputs, batch_loss.counts, batch_loss.seen)
+        loss = output.loss_sum
+        sums.add(output.metrics)
+    else:
+        loss = inputs.policy_nats.sum() * 0.0
+    # An infinite loss can have a finite gradient: poison it, so that the engine refuses the step on all ranks. (A
+    # constant factor, because where(finite, loss, nan * loss) would give every gradient a 0 * nan.)
+    engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))
 
 
 @torch.no_grad()
@@ -96,9 +124,10 @@ def evaluate_share(
 ) -> int:
     """Add one micro-batch of held-out examples to `sums`; returns how many there were."""
     batch = micro_batch.to(device)
-    inputs = read(forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
-    if batch.num_examples:
-        sums.add(batch_loss.loss(inputs, batch_loss.counts, batch_loss.seen).metrics)
+    with fitting(batch):
+        inputs = read(forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
+        if batch.num_examples:
+            sums.add(batch_loss.loss(inputs, batch_loss.counts, batch_loss.seen).metrics)
     return batch.num_examples
 
 

@@ -40,6 +40,17 @@ def train(place: Place, spec: TrainSpec, poison: Mapping[str, float] | None = No
     return events, ""
 
 
+def disagree(place: Place, spec: TrainSpec) -> str:
+    """What a rank says of its start when each has another budget for micro-batches."""
+    config = spec.config
+    train = config.train.model_copy(update={"tokens_per_microbatch": 500 + place.rank})
+    try:
+        build_trainer(place, replace(spec, config=config.model_copy(update={"train": train})))
+    except RaydpoError as error:
+        return f"{type(error).__name__}: {error}"
+    return "started"
+
+
 def _poisoned(trainer: Trainer, poison: Mapping[str, float]) -> Callable[[list[str]], list[np.ndarray]]:
     def lookup(keys: list[str]) -> list[np.ndarray]:
         assert trainer.train.lookup is not None

@@ -99,3 +99,10 @@ def test_layouts_are_what_they_are_called(found, section):
     assert sizes["2 ranks, 4 x 1"] == [[1] * 4] * 2
     assert sorted(sizes["2 ranks, 4 and 3"]) == [[3], [4]]
     assert len(set(sizes["uneven"][0])) > 1
+
+
+def test_ranks_that_would_lay_out_a_batch_differently_do_not_start(runs, gangs):
+    spec = runs.spec(objective="dpo")
+    assert gangs[1].run(jobs.disagree, spec) == ["started"]
+    for said in gangs[2].run(jobs.disagree, spec):
+        assert said.startswith("ConfigError: ranks do not agree on the tokens of a micro-batch: from 500 to 501.")
