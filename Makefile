@@ -4,6 +4,8 @@
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= torch==2.13.0
+# Processes that run tests side by side, each with a Ray of its own: much of a test is waiting for actors to import.
+WORKERS ?= 2
 BIN    := $(VENV)/bin
 
 .PHONY: quickstart test check format bench bench-objectives bench-rounds clean
@@ -12,7 +14,7 @@ quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
 
 test: $(VENV)/.dev
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

@@ -30,7 +30,7 @@ COUNTED_PAIRS = 8
 def measure(sides: Sequence[str], spec: Spec, shape: str, asked: argparse.Namespace) -> Found:
     """Everything of one shape, as plain values; without repeats, what can be counted."""
     prepare_torch(spec)
-    pairs = pairs_of(shape, asked.pairs)
+    pairs = pairs_of(shape, asked.pairs, asked.model)
     counted = {side: _counts(side, spec, pairs, num_layers_of(asked.model)) for side in sides}
     work = _work(spec)
     timed = _times(sides, spec, pairs, asked.repeats) if asked.repeats else {side: {} for side in sides}
@@ -48,7 +48,7 @@ def measure(sides: Sequence[str], spec: Spec, shape: str, asked: argparse.Namesp
     for side in sides:
         found["sides"][side] = counted[side] | timed[side]
         if asked.repeats:
-            found["sides"][side]["peak_bytes"] = peak_bytes(side, _of(spec, "whole"), shape, asked.pairs)
+            found["sides"][side]["peak_bytes"] = peak_bytes(side, _of(spec, "whole"), shape, asked.pairs, asked.model)
     return found
 
 

@@ -18,9 +18,9 @@ from benchmarks.step.shapes import pairs_of
 from benchmarks.step.side import Spec, load_side, no_reference, prepare_torch
 
 
-def peak_bytes(side: str, spec: Spec, shape: str, num_pairs: int) -> int:
+def peak_bytes(side: str, spec: Spec, shape: str, num_pairs: int, model: str) -> int:
     """Start a process, take a step in it, read its peak."""
-    task = json.dumps({"side": side, "spec": asdict(spec), "shape": shape, "num_pairs": num_pairs})
+    task = json.dumps({"side": side, "spec": asdict(spec), "shape": shape, "num_pairs": num_pairs, "model": model})
     root = Path(__file__).parents[2]
     command = [sys.executable, "-m", "benchmarks.step.memory", task]
     done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
@@ -33,7 +33,7 @@ def _main(task: str) -> None:
     asked = json.loads(task)
     spec = Spec(**asked["spec"])
     prepare_torch(spec)
-    side, pairs = load_side(asked["side"], spec), pairs_of(asked["shape"], asked["num_pairs"])
+    side, pairs = load_side(asked["side"], spec), pairs_of(asked["shape"], asked["num_pairs"], asked["model"])
     side.step(side.prepare(pairs, no_reference(pairs)))
     print(torch.cuda.max_memory_allocated() if spec.device == "cuda" else _resident_peak())
 

@@ -3,7 +3,7 @@
 In: a name and a seed. Out: pairs of token ids, and a model folder that both sides load.
 Decision: weights and, but for HH, token ids are random: speed, memory and FLOPs do not depend on them. HH's pairs are
 real ones (`hh_pairs.npz`: 64 pairs of helpful-base, in GPT-NeoX's tokens, ids modulo 32,000), so that their lengths
-and common beginnings are.
+and common beginnings are. A model with fewer ids gets these modulo its own number.
 """
 
 from __future__ import annotations
@@ -24,14 +24,20 @@ LENGTHS = {"ultrafeedback": (180, 350, 300), "long_prompt": (3000, 300, 300)}
 SHAPES = ("hh", *LENGTHS)
 
 MODELS: dict[str, dict[str, int]] = {
-    "tiny": {"hidden_size": 32, "num_hidden_layers": 3, "num_attention_heads": 4, "intermediate_size": 64},
+    "tiny": {
+        "hidden_size": 32,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "intermediate_size": 64,
+        "vocab_size": 512,
+    },
     "56m": {"hidden_size": 512, "num_hidden_layers": 8, "num_attention_heads": 8, "intermediate_size": 1376},
     "0.5b": {"hidden_size": 1024, "num_hidden_layers": 28, "num_attention_heads": 16, "intermediate_size": 3072},
     "3b": {"hidden_size": 3072, "num_hidden_layers": 28, "num_attention_heads": 24, "intermediate_size": 8192},
     "8b": {"hidden_size": 4096, "num_hidden_layers": 32, "num_attention_heads": 32, "intermediate_size": 14336},
 }
-"""Llama shapes by name, embeddings and head of their own; a fourth of the heads for keys and values, 4 at least. tiny:
-to try the program."""
+"""Llama shapes by name, of VOCAB ids unless they say otherwise, embeddings and head of their own; a fourth of the heads
+for keys and values, 4 at least. tiny: to try the program."""
 
 
 @dataclass(frozen=True)
@@ -42,9 +48,11 @@ class Pair:
     answers: tuple[np.ndarray, np.ndarray]
 
 
-def pairs_of(shape: str, num_pairs: int, seed: int = 0) -> list[Pair]:
-    """Pairs of a shape: the first `num_pairs` of HH's 64, or drawn."""
-    return _hh(num_pairs) if shape == "hh" else _drawn(LENGTHS[shape], num_pairs, seed)
+def pairs_of(shape: str, num_pairs: int, model: str = "56m", seed: int = 0) -> list[Pair]:
+    """Pairs of a shape in ids of a model: the first `num_pairs` of HH's 64, or drawn."""
+    pairs = _hh(num_pairs) if shape == "hh" else _drawn(LENGTHS[shape], num_pairs, seed)
+    vocab = MODELS[model].get("vocab_size", VOCAB)
+    return [Pair(_within(pair.prompt, vocab), _both(pair.answers, vocab)) for pair in pairs]
 
 
 def _hh(num_pairs: int) -> list[Pair]:
@@ -54,6 +62,14 @@ def _hh(num_pairs: int) -> list[Pair]:
     if num_pairs > len(pairs):
         raise SystemExit(f"{num_pairs} pairs of hh were asked for, {HH_FILE.name} holds {len(pairs)}")
     return pairs[:num_pairs]
+
+
+def _within(ids: np.ndarray, vocab: int) -> np.ndarray:
+    return np.where(ids < vocab, ids, 3 + ids % (vocab - 3))  # 0 to 2 are control tokens
+
+
+def _both(answers: tuple[np.ndarray, np.ndarray], vocab: int) -> tuple[np.ndarray, np.ndarray]:
+    return _within(answers[0], vocab), _within(answers[1], vocab)
 
 
 def _drawn(means: tuple[int, int, int], num_pairs: int, seed: int) -> list[Pair]:
@@ -90,8 +106,7 @@ def _config(name: str, num_layers: int | None) -> Any:
     shape = MODELS[name] | ({} if num_layers is None else {"num_hidden_layers": num_layers})
     heads = shape["num_attention_heads"]
     return LlamaConfig(
-        **shape,
-        vocab_size=VOCAB,
+        **{"vocab_size": VOCAB, **shape},
         num_key_value_heads=max(4, heads // 4),
         max_position_embeddings=32_768,
         tie_word_embeddings=False,

@@ -9,12 +9,14 @@ is that they are always drawn on the CPU in float32.
 from __future__ import annotations
 
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
-from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerBase
-from transformers.utils import logging
 
 from raydpo.errors import UserError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 
 def create_model(
@@ -34,6 +36,9 @@ def create_model(
     Tied embeddings count once. The vocabulary is the tokenizer's; `max_positions` is in tokens.
     Raises UserError when `hidden_size` does not split into `num_heads` heads of an even size.
     """
+    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM  # seconds, and most commands need none
+    from transformers.utils import logging
+
     if hidden_size % (2 * num_heads):
         raise UserError(
             f"hidden_size {hidden_size} with num_heads {num_heads} gives heads of {hidden_size / num_heads:g} numbers; "

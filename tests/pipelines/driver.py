@@ -56,6 +56,13 @@ def descendants(pid: int) -> set[Process]:
     return found
 
 
+def newest(title: str) -> int:
+    """The latest process under this one whose title begins so, as Ray names the processes of its actors."""
+    found = [pid for pid, _ in descendants(os.getpid()) if _title(pid).startswith(title)]
+    assert found, f"no process {title}"
+    return max(found)
+
+
 def alive(processes: set[Process]) -> set[Process]:
     """Those that still run. A zombie does not."""
     return {
@@ -79,3 +86,10 @@ def _stat(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def _title(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
+    except OSError:
+        return ""

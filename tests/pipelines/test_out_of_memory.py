@@ -15,6 +15,7 @@ from raydpo.models.bpe import train_bpe
 from raydpo.models.create import create_model
 from raydpo.pipelines import train
 from raydpo.schema.events import Advanced
+from tests.pipelines import driver
 from tests.pipelines.toy import Notes, Toy, config
 
 ROOM = 12 * 2**20
@@ -41,9 +42,7 @@ class Squeeze(Notes):
         super().__call__(event)
         if isinstance(event, Advanced) and event.stage == "train" and event.done == 3 and not self.done:
             self.done = True
-            (trainer,) = [
-                p for p in psutil.process_iter(["cmdline"]) if "RankActor" in " ".join(p.info["cmdline"] or [])
-            ]
+            trainer = psutil.Process(driver.newest("ray::RankActor"))
             sizes = []
             for _ in range(100):  # between two micro-batches among others
                 sizes.append(trainer.memory_info().vms)

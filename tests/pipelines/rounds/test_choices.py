@@ -25,7 +25,7 @@ from tests.pipelines.toy import Notes, Toy
 
 def test_split_samples_for_the_next_round_with_the_policy_before(toy: Toy, local_ray: None) -> None:
     folder, notes = toy.root / "split", Notes()
-    changes = {"rounds.placement": "split", "rounds.num_rounds": 3, "generate.num_workers": 1}
+    changes = {"rounds.placement": "split", "rounds.num_rounds": 3}
     found = list(iterate(rounds_config(toy, folder, changes), observer=notes))
     assert [each.staleness for each in found] == [0, 1, 1]
     assert [{row["version"] for row in generations(folder, index)} for index in range(3)] == [{0}, {0}, {1}]
@@ -65,10 +65,11 @@ def test_a_moving_average_is_the_reference(toy: Toy, local_ray: None) -> None:
 
 
 def test_spin_takes_the_data_s_own_answer(toy: Toy, local_ray: None) -> None:
-    folder = toy.root / "spin"
+    folder, file = toy.root / "spin", toy.root / "spin.jsonl"
+    file.write_text(toy.train.read_text())
     changes = {
         "rounds.pairs": "spin",
-        "rounds.prompts": [str(toy.train)],
+        "rounds.prompts": [str(file)],
         "rounds.eval_prompts": [],
         "rounds.num_rounds": 1,
         "rounds.reference": "previous_round",
@@ -76,11 +77,15 @@ def test_spin_takes_the_data_s_own_answer(toy: Toy, local_ray: None) -> None:
     }
     config = rounds_config(toy, folder, changes).model_copy(update={"judge": None})
     (found,) = iterate(config)
-    own = {row["prompt"]: row["chosen"] for row in map(json.loads, toy.train.read_text().splitlines())}
+    shown = [json.loads(line) for line in file.read_text().splitlines()]
+    own = {row["prompt"]: row["chosen"] for row in shown}
     made = pairs(folder, 0)
     assert len(made) == found.metrics["pairs/made"] > 50
     assert all(pair["chosen"] == own[pair["prompt"]] != pair["rejected"] for pair in made)
     assert not (folder / "rounds/000/scores").exists()
+    file.write_text("".join(json.dumps({**row, "chosen": row["chosen"] + " 7"}) + "\n" for row in shown))
+    with pytest.raises(ResumeError, match="prompts"):  # other answers of the data are another run
+        next(iterate(config))
 
 
 def test_a_share_of_offline_pairs(toy: Toy, local_ray: None) -> None:
@@ -131,6 +136,7 @@ def rounds_section(**values: float):
 
 
 def test_a_judge_that_fails_stops_the_round_and_is_asked_again(toy: Toy, local_ray: None) -> None:
+    """A function of this process, which needs no judge section."""
     folder, calls = toy.root / "failing", []
     changes = {"rounds.num_rounds": 1, "rounds.eval_prompts": [], "rounds.prompts_per_round": 8}
     config = rounds_config(toy, folder, changes).model_copy(update={"judge": None})
@@ -146,6 +152,7 @@ def test_a_judge_that_fails_stops_the_round_and_is_asked_again(toy: Toy, local_r
     assert not (folder / "rounds/000/scores").exists()
     (found,) = iterate(config, judge=judge)
     assert found.metrics["judge/failed"] == 0
+    assert found.metrics["pairs/made"] > 0
     assert len(calls) == 8 + 4, "the item of four prompts that held the failures, and no other"
 
 
@@ -207,23 +214,6 @@ def test_split_needs_room_for_all_that_work_at_once(toy: Toy, local_ray: None) -
     changes = {"rounds.placement": "split", "generate.num_workers": 4}
     with pytest.raises(ResourceError, match=r"split runs generators and judge \(4 cpus\) beside train \(1 cpus\)"):
         next(iterate(rounds_config(toy, toy.root / "no-room", changes)))
-
-
-def test_other_answers_of_the_data_are_another_run(toy: Toy, local_ray: None) -> None:
-    folder, file = toy.root / "changed", toy.root / "changed.jsonl"
-    shown = [json.loads(line) for line in toy.train.read_text().splitlines()[:8]]
-    file.write_text("".join(json.dumps(row) + "\n" for row in shown))
-    changes = {
-        "rounds.pairs": "spin",
-        "rounds.prompts": [str(file)],
-        "rounds.eval_prompts": [],
-        "rounds.num_rounds": 1,
-    }
-    config = rounds_config(toy, folder, changes).model_copy(update={"judge": None})
-    assert len(list(iterate(config))) == 1
-    file.write_text("".join(json.dumps({**row, "chosen": row["chosen"] + " 7"}) + "\n" for row in shown))
-    with pytest.raises(ResumeError, match="prompts"):
-        next(iterate(config))
 
 
 def prefers_the_longer(question: str) -> str:

@@ -1,10 +1,15 @@
-"""A generator, the judge, the trainers and the driver die in the middle: the pairs are those of an undisturbed run."""
+"""A generator, the judge, the trainers and the driver die in the middle: the pairs are those of an undisturbed run.
+
+The moment is drawn anew each time and printed, so that over many runs of these tests every moment comes.
+"""
 
 from __future__ import annotations
 
 import os
+import random
 import signal
 import tempfile
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,10 +22,10 @@ from raydpo.errors import WorkerError
 from raydpo.pipelines import iterate
 from raydpo.schema.events import Advanced, Event
 from tests.pipelines import driver
-from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config
+from tests.pipelines.rounds.toy_rounds import NUM_PROMPTS, no_digits, pairs, rounds_config
 from tests.pipelines.toy import Toy, weights
 
-CHANGES: dict[str, Any] = {"rounds.eval_prompts": [], "train.save_every": 1}
+CHANGES: dict[str, Any] = {"generate.num_workers": 2, "rounds.eval_prompts": [], "train.save_every": 1}
 
 
 @pytest.fixture(scope="module")
@@ -38,35 +43,40 @@ def assert_same(folder: Path, undisturbed: Path) -> None:
         assert weights(folder / train) == weights(undisturbed / train)
 
 
-class Killer:
-    """An observer that sends SIGKILL to a process named `title` when a stage has got somewhere."""
+def drawn(what: str, first: int, last: int) -> int:
+    """A number from `first` to `last` that nobody chose; a failing test shows it."""
+    number = random.SystemRandom().randint(first, last)
+    print(f"drawn: {what} {number} of {first} to {last}")
+    return number
 
-    def __init__(self, title: str, stage: str, done: int) -> None:
-        self.title, self.stage, self.done, self.killed = title, stage, done, 0
+
+class Killer:
+    """An observer that sends SIGKILL to a process named `title` at the `number`-th step forward of a stage, over all rounds."""
+
+    def __init__(self, title: str, stage: str, number: int) -> None:
+        self.title, self.stage, self.left, self.killed = title, stage, number, 0
 
     def __call__(self, event: Event) -> None:
-        is_due = isinstance(event, Advanced) and event.stage == self.stage and event.done >= self.done
-        if is_due and not self.killed:
-            self.killed = victim(self.title)
-            os.kill(self.killed, signal.SIGKILL)
+        if isinstance(event, Advanced) and event.stage == self.stage:
+            self.left -= 1
+            if self.left == 0:
+                self.killed = driver.newest(self.title)
+                os.kill(self.killed, signal.SIGKILL)
 
 
-def victim(title: str) -> int:
-    """Some process under this one whose title begins so, as Ray names the processes of its actors."""
-    found = [pid for pid, _ in driver.descendants(os.getpid()) if _title(pid).startswith(title)]
-    assert found, f"no process {title}"
-    return max(found)
+def after(seconds: float) -> Callable[[], bool]:
+    """True from so many seconds after the first question on."""
+    started: list[float] = []
 
+    def is_over() -> bool:
+        started.append(time.monotonic())
+        return started[-1] - started[0] >= seconds
 
-def _title(pid: int) -> str:
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
-    except OSError:
-        return ""
+    return is_over
 
 
 def test_a_generator_dies(toy: Toy, undisturbed: Path, local_ray: None) -> None:
-    folder, killer = toy.root / "generator-dies", Killer("ray::PoolActor", "generate", 4)
+    folder, killer = toy.root / "generator-dies", Killer("ray::PoolActor", "generate", drawn("item", 1, 11))
     assert len(list(iterate(rounds_config(toy, folder, CHANGES), observer=killer))) == 2
     assert killer.killed
     assert_same(folder, undisturbed)
@@ -75,7 +85,7 @@ def test_a_generator_dies(toy: Toy, undisturbed: Path, local_ray: None) -> None:
 def test_the_judge_dies(toy: Toy, undisturbed: Path, local_ray: None) -> None:
     folder, mark = toy.root / "judge-dies", Path(tempfile.gettempdir()) / f"raydpo-judge-{os.getpid()}"
     changes = {**CHANGES, "judge.function": f"{__name__}:deadly_judge"}
-    mark.write_text("alive")
+    mark.write_text(str(drawn("prompt", 0, NUM_PROMPTS - 1)))
     try:
         assert len(list(iterate(rounds_config(toy, folder, changes)))) == 2
         assert mark.read_text() == "dead"
@@ -85,16 +95,16 @@ def test_the_judge_dies(toy: Toy, undisturbed: Path, local_ray: None) -> None:
 
 
 def deadly_judge(prompt: str, responses: list[str]) -> list[float]:
-    """Kills its process when it is asked about the prompt that begins with 9, where a test's mark says alive; once."""
+    """Kills its process when it is asked about the prompt whose number a test's mark holds; once."""
     for mark in Path(tempfile.gettempdir()).glob("raydpo-judge-*"):
-        if prompt.startswith("9") and mark.read_text() == "alive":
+        if prompt.startswith(f"{mark.read_text()}: "):
             mark.write_text("dead")
             os.kill(os.getpid(), signal.SIGKILL)
     return no_digits(prompt, responses)
 
 
 def test_the_trainers_die_and_the_same_call_goes_on(toy: Toy, undisturbed: Path, local_ray: None) -> None:
-    folder, killer = toy.root / "trainer-dies", Killer("ray::RankActor", "train", 1)
+    folder, killer = toy.root / "trainer-dies", Killer("ray::RankActor", "train", drawn("step", 1, 2))
     config = rounds_config(toy, folder, CHANGES)
     with pytest.raises(WorkerError, match=r"train.*rank 0.*SIGKILL"):
         list(iterate(config, observer=killer))
@@ -109,10 +119,12 @@ def test_the_driver_dies_again_and_again(toy: Toy, undisturbed: Path, local_ray:
     file.write_text(dump(config))
     first, second = folder / "rounds/000", folder / "rounds/001"
     moments: list[Callable[[], bool]] = [
-        (first / ".generations-work/part-00001.jsonl").exists,
+        after(drawn("second", 0, 12)),  # while it imports, starts or works
+        after(drawn("second", 0, 12)),
+        lambda: (first / ".generations-work/part-00001.jsonl").exists() or (first / "generations").exists(),
         lambda: (first / ".scores-work/part-00000.jsonl").exists() or (first / "scores").exists(),
         (first / "train/checkpoints/step-000001").is_dir,
-        (second / ".generations-work/part-00002.jsonl").exists,
+        lambda: (second / ".generations-work/part-00002.jsonl").exists() or (second / "generations").exists(),
     ]
     left: set[driver.Process] = set()
     for number, moment in enumerate(moments):

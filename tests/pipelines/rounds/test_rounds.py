@@ -23,12 +23,14 @@ from tests.pipelines.rounds.toy_rounds import (
 )
 from tests.pipelines.toy import Notes, Toy, everything_in
 
+TWO: dict[str, Any] = {"generate.num_workers": 2}
+
 
 @pytest.fixture(scope="module")
 def run(toy: Toy, local_ray: None) -> tuple[Path, list[Round], Notes]:
     notes = Notes()
     folder = toy.root / "rounds"
-    return folder, list(iterate(rounds_config(toy, folder), observer=notes)), notes
+    return folder, list(iterate(rounds_config(toy, folder, TWO), observer=notes)), notes
 
 
 def test_every_prompt_is_answered_by_the_policy_of_its_round(run: Any, toy: Toy) -> None:
@@ -106,7 +108,7 @@ def test_the_reference_stays_the_initial_model(run: Any, toy: Toy) -> None:
 def test_a_finished_run_is_read_not_repeated(run: Any, toy: Toy, local_ray: None) -> None:
     folder, found, _ = run
     before = everything_in(folder / "rounds")
-    again = list(iterate(rounds_config(toy, folder)))
+    again = list(iterate(rounds_config(toy, folder, TWO)))
     assert again == found
     assert everything_in(folder / "rounds") == before
 
@@ -115,7 +117,7 @@ def test_more_rounds_go_on_from_the_last_one(run: Any, toy: Toy, local_ray: None
     folder, found, _ = run
     before = everything_in(folder / "rounds")
     notes = Notes()
-    more = list(iterate(rounds_config(toy, folder, {"rounds.num_rounds": 3}), observer=notes))
+    more = list(iterate(rounds_config(toy, folder, {**TWO, "rounds.num_rounds": 3}), observer=notes))
     assert more[:2] == found
     assert more[2].index == 2
     assert {path: seen for path, seen in everything_in(folder / "rounds").items() if path in before} == before
@@ -129,17 +131,3 @@ def test_other_settings_are_refused(run: Any, toy: Toy, local_ray: None) -> None
     folder, _, _ = run
     with pytest.raises(ResumeError, match=r"generate\.temperature: 1\.0 then, 0\.5 now"):
         list(iterate(rounds_config(toy, folder, {"generate.temperature": 0.5})))
-
-
-def test_a_function_judges_in_this_process(toy: Toy, local_ray: None) -> None:
-    asked = []
-
-    def judge(prompt: str, responses: list[str]) -> list[float]:
-        asked.append(prompt)
-        return no_digits(prompt, responses)
-
-    changes = {"judge.kind": "json", "rounds.num_rounds": 1, "rounds.prompts_per_round": 8}
-    config = rounds_config(toy, toy.root / "by-hand", changes).model_copy(update={"judge": None})
-    (found,) = iterate(config, judge=judge)
-    assert len(asked) == 8 + 2 * 16
-    assert found.metrics["pairs/made"] > 0

@@ -32,7 +32,12 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.slow
 def test_two_generators_follow_the_trainers(toy: Toy, model: Path, local_ray: None) -> None:
     folder, notes = toy.root / "vllm", Notes()
-    changes = {"model.path": str(model), "generate.engine": "vllm", "train.learning_rate": 3e-3}
+    changes = {
+        "model.path": str(model),
+        "generate.engine": "vllm",
+        "generate.num_workers": 2,
+        "train.learning_rate": 3e-3,
+    }
     config = rounds_config(toy, folder, changes)
     found = list(iterate(config, observer=notes))
     assert sum(text.startswith("2 generators hold policy") for text in notes.info) == 2

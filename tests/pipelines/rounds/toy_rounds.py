@@ -16,7 +16,7 @@ NUM_PROMPTS = 24
 
 
 def rounds_config(toy: Toy, run_dir: Path, changes: Mapping[str, Any] | None = None) -> Config:
-    """Two rounds of 24 prompts in items of 4, four answers each; two generators, one rank, a judge in an actor."""
+    """Two rounds of 24 prompts in items of 4, four answers each; a generator, a rank, a judge in an actor."""
     prompts = toy.root / "prompts.jsonl"
     if not prompts.is_file():
         rows = [json.loads(line)["prompt"] for line in toy.train.read_text().splitlines()[:NUM_PROMPTS]]
@@ -27,7 +27,7 @@ def rounds_config(toy: Toy, run_dir: Path, changes: Mapping[str, Any] | None = N
         "data.train": [],
         "reference.cache_dir": str(toy.root / "rounds-cache"),
         "data.eval": [],
-        "generate.num_workers": 2,
+        "generate.num_workers": 1,
         "generate.num_answers": 4,
         "generate.max_new_tokens": 8,
         "generate.prompts_per_item": 4,
