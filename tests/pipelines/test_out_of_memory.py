@@ -52,6 +52,7 @@ class Squeeze(Notes):
 
 def test_the_run_goes_on_with_smaller_micro_batches(wide, local_ray, tmp_path):
     settings = {"train.epochs": 8, "train.save_every": 10, "train.eval_every": 20}
+    settings |= {"reference.cache_dir": str(tmp_path / "cache")}
     expected = train(config(wide, tmp_path / "undisturbed", settings))
     notes = Squeeze()
     found = train(config(wide, tmp_path / "squeezed", settings), notes)

@@ -93,7 +93,8 @@ class Generators:
                 "memory, run fewer generators; the same command goes on from here."
             )
         worst = max(_compare(probe, answer, self._engine.dtype, policy.version) for answer in answers)
-        text = f"{len(answers)} generators hold policy {policy.version}: within {worst:.2g} nats of the trainers"
+        who = "1 generator holds" if len(answers) == 1 else f"{len(answers)} generators hold"
+        text = f"{who} policy {policy.version}: within {worst:.2g} nats of the trainers"
         self._observer(Note("info", text))
 
     def generate(self, requests: Sequence[Generate]) -> Iterator[tuple[int, Generated]]:

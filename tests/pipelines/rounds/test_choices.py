@@ -25,11 +25,16 @@ from tests.pipelines.toy import Notes, Toy
 
 def test_split_samples_for_the_next_round_with_the_policy_before(toy: Toy, local_ray: None) -> None:
     folder, notes = toy.root / "split", Notes()
-    changes = {"rounds.placement": "split", "rounds.num_rounds": 3}
+    changes = {
+        "rounds.placement": "split",
+        "rounds.num_rounds": 3,
+        "rounds.eval_prompts": [],
+        "rounds.prompts_per_round": 8,
+    }
     found = list(iterate(rounds_config(toy, folder, changes), observer=notes))
     assert [each.staleness for each in found] == [0, 1, 1]
     assert [{row["version"] for row in generations(folder, index)} for index in range(3)] == [{0}, {0}, {1}]
-    assert [text for text in notes.info if text.startswith("1 generators hold policy")] != []
+    assert [text for text in notes.info if text.startswith("1 generator holds policy")] != []
     summary = json.loads((folder / "summary.json").read_text())
     assert summary["placement"] == "split"
     assert set(summary["busy_share"]) == {"generate", "judge", "train"}
@@ -41,7 +46,7 @@ def test_an_adapter_is_sent_merged(toy: Toy, local_ray: None) -> None:
     changes = {"train.lora": {"rank": 4}, "rounds.num_rounds": 2, "rounds.eval_prompts": []}
     found = list(iterate(rounds_config(toy, folder, changes), observer=notes))
     assert [each.model.name for each in found] == ["model_merged", "model_merged"]
-    assert sum("generators hold policy" in text for text in notes.info) == 2
+    assert sum("generator holds policy" in text for text in notes.info) == 2
     assert len({weights_digest(each.model) for each in found} | {weights_digest(toy.model)}) == 3
 
 
@@ -49,7 +54,7 @@ def test_weights_gathered_from_two_ranks_of_zero_3(toy: Toy, local_ray: None) ->
     folder, notes = toy.root / "zero3", Notes()
     changes = {"train.zero_stage": 3, "train.num_workers": 2, "rounds.num_rounds": 1, "rounds.eval_prompts": []}
     (found,) = iterate(rounds_config(toy, folder, changes), observer=notes)
-    assert any("generators hold policy 1" in text for text in notes.info)
+    assert any("generator holds policy 1" in text for text in notes.info)
     assert weights_digest(found.model) != weights_digest(toy.model)
 
 

@@ -120,7 +120,6 @@ def test_the_driver_dies_again_and_again(toy: Toy, undisturbed: Path, local_ray:
     first, second = folder / "rounds/000", folder / "rounds/001"
     moments: list[Callable[[], bool]] = [
         after(drawn("second", 0, 12)),  # while it imports, starts or works
-        after(drawn("second", 0, 12)),
         lambda: (first / ".generations-work/part-00001.jsonl").exists() or (first / "generations").exists(),
         lambda: (first / ".scores-work/part-00000.jsonl").exists() or (first / "scores").exists(),
         (first / "train/checkpoints/step-000001").is_dir,

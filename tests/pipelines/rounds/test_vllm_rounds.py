@@ -30,17 +30,16 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_two_generators_follow_the_trainers(toy: Toy, model: Path, local_ray: None) -> None:
+def test_generators_follow_the_trainers(toy: Toy, model: Path, local_ray: None) -> None:
     folder, notes = toy.root / "vllm", Notes()
     changes = {
         "model.path": str(model),
         "generate.engine": "vllm",
-        "generate.num_workers": 2,
         "train.learning_rate": 3e-3,
     }
     config = rounds_config(toy, folder, changes)
     found = list(iterate(config, observer=notes))
-    assert sum(text.startswith("2 generators hold policy") for text in notes.info) == 2
+    assert sum(text.startswith("1 generator holds policy") for text in notes.info) == 2
     assert [{row["version"] for row in generations(folder, index)} for index in range(2)] == [{0}, {1}]
     ids = held_out_ids(config)
     said = [greedy_ids(each.folder) for each in found]
