@@ -40,6 +40,11 @@ def train(place: Place, spec: TrainSpec, poison: Mapping[str, float] | None = No
     return events, ""
 
 
+def count_compiled(place: Place) -> int:
+    """Pieces of code that torch.compile has made a graph of in this process."""
+    return int(torch._dynamo.utils.counters["frames"]["ok"])
+
+
 def disagree(place: Place, spec: TrainSpec) -> str:
     """What a rank says of its start when each has another budget for micro-batches."""
     config = spec.config

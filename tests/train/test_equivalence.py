@@ -135,3 +135,11 @@ def test_early_stopping_ends_the_run_with_a_checkpoint(runs):
     run = runs.get(eval_every=1, early_stopping_patience=1, learning_rate=1e-12, export="best")
     assert run.finished.step == 1
     assert "did not rise in 1 evaluations" in run.of(Staged)[-1].reason
+
+
+def test_compiled_mlps_give_the_same_losses(runs, gangs):
+    plain, (before,) = runs.get(), gangs[1].run(jobs.count_compiled)
+    compiled, (after,) = runs.get(compile_mlp=True), gangs[1].run(jobs.count_compiled)
+    assert after > before
+    assert compiled.losses == pytest.approx(plain.losses, abs=1e-5)
+    assert compiled.last_evaluation == pytest.approx(plain.last_evaluation, abs=1e-3)
