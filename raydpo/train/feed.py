@@ -83,9 +83,10 @@ class Feed:
         tokens: list[int] = []
         for position, own in enumerate(answers.sum(axis=1).tolist()):
             prompt = self.table.prompt_ids(int(examples[position]))
-            unit = unit_of.get(prompt.tobytes())
+            key = prompt.tobytes()
+            unit = unit_of.get(key)
             if unit is None or tokens[unit] + own > self.tokens_per_microbatch:
-                unit_of[prompt.tobytes()] = len(units)
+                unit_of[key] = len(units)
                 units.append([position])
                 tokens.append(len(prompt) + own)
             else:

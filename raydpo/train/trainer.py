@@ -189,7 +189,7 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
 
 
 def _compile_mlps(model: Any) -> None:
-    """Of every decoder layer. Only these: what attention is told differs from step to step, and would be compiled anew."""
+    """Of every decoder layer. Only these: what attention is told differs from step to step, and may be compiled anew."""
     mlps: list[Any] = [getattr(layer, "mlp", None) for layer in decoder_layers(model)]
     if not mlps or None in mlps:
         raise ConfigError(

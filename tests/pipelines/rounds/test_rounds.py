@@ -131,3 +131,17 @@ def test_other_settings_are_refused(run: Any, toy: Toy, local_ray: None) -> None
     folder, _, _ = run
     with pytest.raises(ResumeError, match=r"generate\.temperature: 1\.0 then, 0\.5 now"):
         list(iterate(rounds_config(toy, folder, {"generate.temperature": 0.5})))
+
+
+def test_a_function_judges_in_this_process(toy: Toy, local_ray: None) -> None:
+    asked = []
+
+    def judge(prompt: str, responses: list[str]) -> list[float]:
+        asked.append(prompt)
+        return no_digits(prompt, responses)
+
+    changes = {"judge.kind": "json", "rounds.num_rounds": 1, "rounds.prompts_per_round": 8}
+    config = rounds_config(toy, toy.root / "by-hand", changes).model_copy(update={"judge": None})
+    (found,) = iterate(config, judge=judge)
+    assert len(asked) == 8 + 2 * 16
+    assert found.metrics["pairs/made"] > 0
