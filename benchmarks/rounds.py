@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import raydpo
-from benchmarks.made import made_now
+from benchmarks.made import RESULTS, cpu_cores, save
 from benchmarks.step.shapes import make_model
 from raydpo import runtime
 from raydpo.config import Config
@@ -31,7 +31,6 @@ from raydpo.pipelines.quickstart import SHAPE, VOCABULARY
 from raydpo.pipelines.sorting_task import write_task
 from raydpo.schema.samples import Generate, Sampling
 
-RESULTS = Path(__file__).with_name("results")
 PROMPTS_PER_ITEM = 32
 
 
@@ -142,9 +141,7 @@ def main() -> None:
     parser.add_argument("--repeats", type=int, default=2)
     arguments = parser.parse_args()
     result = {"placement": placement, "vllm": vllm}[arguments.what](arguments.repeats)
-    about = made_now()
-    path = RESULTS / f"rounds_{arguments.what}_{time.strftime('%Y-%m-%d')}.json"
-    path.write_text(json.dumps({"made": about, "repeats": arguments.repeats, **result}, indent=2) + "\n")
+    path = save(RESULTS, f"rounds_{arguments.what}", cpu_cores(), {"repeats": arguments.repeats}, result)
     print(f"written: {path}")
 
 

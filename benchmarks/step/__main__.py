@@ -11,8 +11,9 @@ import importlib.util
 import tempfile
 from pathlib import Path
 
+from benchmarks.made import RESULTS
 from benchmarks.step.measure import measure
-from benchmarks.step.report import heading, lines, save
+from benchmarks.step.report import heading, lines, save_found
 from benchmarks.step.shapes import MODELS, SHAPES, make_model
 from benchmarks.step.side import SIDES, Spec
 
@@ -43,7 +44,7 @@ def main() -> None:
             result = measure(sides, spec, shape, arguments)
             found.append(result)
             print("\n".join(lines(result)), flush=True)
-    print(f"written: {save(arguments, found)}")
+    print(f"written: {save_found(arguments, found)}")
 
 
 def _arguments() -> argparse.Namespace:
@@ -59,7 +60,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")
     parser.add_argument("--checkpointing", action="store_true", help="gradient checkpointing, on both sides")
     parser.add_argument("--lora", action="store_true", help="adapters of rank 16 on all linear layers, on both sides")
-    parser.add_argument("--out", type=Path, default=Path(__file__).parents[1] / "results", help="folder of the JSON")
+    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of the JSON")
     return parser.parse_args()
 
 

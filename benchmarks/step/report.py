@@ -6,17 +6,14 @@ Decision: the file holds every repeat, what was counted and what it ran on; the 
 from __future__ import annotations
 
 import argparse
-import json
 import math
-import re
 import statistics
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.made import made_now
+from benchmarks.made import save
 
 PEAK_TFLOPS = {"H200": 989.0, "H100": 989.0, "A100": 312.0}
 """Dense bfloat16 peak of a GPU, by a part of its name, for the MFU."""
@@ -74,19 +71,14 @@ def _tokens_per_pair(found: dict[str, Any]) -> float:
     return float((found["tokens"]["prompts"] + found["tokens"]["answers"]) / found["pairs"])
 
 
-def save(asked: argparse.Namespace, found: list[dict[str, Any]]) -> Path:
-    """Write the file; its name says model, hardware and date."""
-    made = made_now() | {"device": _device(asked), "versions": _versions()}
-    settings = {k: str(v) if isinstance(v, Path) else v for k, v in vars(asked).items() if k != "out"}
-    hardware = re.sub(r"[^a-z0-9]+", "-", _device(asked).lower()).strip("-")
+def save_found(asked: argparse.Namespace, found: list[dict[str, Any]]) -> Path:
+    """Write the file; its name says model, shapes, pairs, hardware and date."""
     what = f"step_{asked.model}{'_lora' if asked.lora else ''}_{'-'.join(asked.shapes)}_{asked.pairs}-pairs"
-    path: Path = asked.out / f"{what}_{hardware}_{made['date']}.json"
     for shape in found:
         for side in shape["sides"].values():
             side["mfu"] = _mfu(asked, shape, side) if "step_s" in side else None
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps({"settings": settings, "made": made, "results": found}, indent=1) + "\n")
-    return path
+    settings = {name: value for name, value in vars(asked).items() if name != "out"}
+    return save(asked.out, what, _device(asked), settings, found)
 
 
 def _mfu(asked: argparse.Namespace, shape: dict[str, Any], side: dict[str, Any]) -> float | None:
@@ -98,13 +90,3 @@ def _mfu(asked: argparse.Namespace, shape: dict[str, Any], side: dict[str, Any])
 
 def _device(asked: argparse.Namespace) -> str:
     return torch.cuda.get_device_name() if asked.device == "cuda" else f"{asked.threads} CPU cores"
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in ("torch", "transformers", "peft", "trl"):
-        try:
-            found[name] = version(name)
-        except PackageNotFoundError:
-            found[name] = ""
-    return found

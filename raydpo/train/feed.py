@@ -101,9 +101,11 @@ class Feed:
         prompts = self.table.prompt_lengths[examples]
         if self.layout == "padded":
             return prompts[:, None] + answers, self.work.step(*row_counts(prompts, answers))
-        counts = [shared_prompt_counts(prompts[unit[:1]], answers[unit].reshape(1, -1)) for unit in units]
-        tokens, answer_tokens, attended = (np.concatenate(column) for column in zip(*counts, strict=True))
-        return tokens[:, None], self.work.step(tokens, answer_tokens, attended)
+        held = np.array([len(unit) for unit in units]) * answers.shape[1]
+        of_unit = np.zeros((len(units), held.max()), dtype=np.int64)  # no answer: a length of 0, which costs nothing
+        of_unit[np.arange(held.max()) < held[:, None]] = answers[np.concatenate(units)].reshape(-1)
+        counts = shared_prompt_counts(prompts[[unit[0] for unit in units]], of_unit)
+        return counts[0][:, None], self.work.step(*counts)
 
     def batches(self, examples: np.ndarray, columns: range | None = None, first: int = 0) -> Iterator[MicroBatch]:
         """Tensors of this rank's share of a global batch. first: position of `examples` in it, if they are a part."""

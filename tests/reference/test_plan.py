@@ -7,10 +7,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpo.artifacts import CacheIdentity, ExampleWriter, ReferenceCache
+from raydpo.artifacts import CacheIdentity, ReferenceCache
 from raydpo.reference.forward import cut_batches
 from raydpo.reference.plan import Wanted, plan_shards, wanted_rows
 from raydpo.schema import row_key
+from tests.tables import write_examples
 
 LENGTHS = st.lists(st.integers(2, 60), max_size=60)
 
@@ -90,10 +91,7 @@ def test_batches_of_a_stream_count_each_token_once(lengths, budget):
 def test_rows_that_stand_twice_are_wanted_once(tmp_path):
     examples = [([1, 5], [[7, 2], [8, 9, 2]]), ([1, 5], [[7, 2], [6, 2]]), ([1], [[5, 7, 2], [4, 2]])]
     for split, rows in (("train", examples), ("eval", examples[:1])):
-        writer = ExampleWriter(tmp_path, split)
-        for number, (prompt, answers) in enumerate(rows):
-            writer.add(prompt, answers, [row_key(prompt, answer) for answer in answers], f"pairs.jsonl:{number + 1}")
-        writer.close()
+        write_examples(tmp_path, rows, split)
     wanted = wanted_rows(tmp_path, ("train", "eval"), 2)
     # ([1], [5, 7, 2]) has the ids of ([1, 5], [7, 2]) but starts its answer elsewhere: another row.
     assert wanted.places == (
@@ -109,11 +107,10 @@ def test_rows_that_stand_twice_are_wanted_once(tmp_path):
 
 
 def test_rows_of_one_prompt_stand_together_whatever_example_they_are_of(tmp_path):
-    pairs = [([1, 5], [7, 2], [8, 9, 2]), ([3], [4, 2], [5, 2]), ([1, 5], [6, 2], [8, 9, 2]), ([1, 5], [7, 2], [4, 2])]
-    writer = ExampleWriter(tmp_path, "train")
-    for number, (prompt, *answers) in enumerate(pairs):
-        writer.add(prompt, answers, [row_key(prompt, answer) for answer in answers], f"pairs.jsonl:{number + 1}")
-    writer.close()
+    repeated = [([7, 2], [8, 9, 2]), ([6, 2], [8, 9, 2]), ([7, 2], [4, 2])]
+    first, *others = [([1, 5], [chosen, rejected]) for chosen, rejected in repeated]
+    pairs = [first, ([3], [[4, 2], [5, 2]]), *others]
+    write_examples(tmp_path, pairs)
     (shard,) = plan_shards(wanted_rows(tmp_path, ("train",), 2), Holding([]), 100)
     assert shard.places == tuple(("train", *place) for place in ((1, 0), (1, 1), (0, 0), (0, 1), (2, 0), (3, 1)))
 

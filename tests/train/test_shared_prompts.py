@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from raydpo.artifacts import ExampleTable, ExampleWriter
+from raydpo.artifacts import ExampleTable
 from raydpo.config.sections import ObjectiveSection
 from raydpo.models.attention import register
 from raydpo.models.logprobs import AnswerLogProbs
@@ -15,6 +15,7 @@ from raydpo.objectives.loss import Loss
 from raydpo.schema import row_key
 from raydpo.train.feed import Feed
 from raydpo.train.step import BatchLoss, accumulate
+from tests.tables import write_examples
 
 PROMPT, OTHER = [5, 6, 7, 8, 9, 10], [11, 12]
 BEST, *WORSE = [20, 21, 2], [22, 2], [20, 23, 24, 2], [25, 2]
@@ -39,10 +40,7 @@ class Plain:
 
 
 def table_of(folder, pairs):
-    writer = ExampleWriter(folder, "train")
-    for number, (prompt, *answers) in enumerate(pairs):
-        writer.add(prompt, answers, [row_key(prompt, answer) for answer in answers], f"pairs.jsonl:{number + 1}")
-    writer.close()
+    write_examples(folder, ((prompt, answers) for prompt, *answers in pairs))
     return ExampleTable.open(folder, "train")
 
 

@@ -18,13 +18,13 @@ from raydpo import runtime
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator
 from raydpo.judge.measures import mean_length, win_rate
-from raydpo.pipelines.rounds.busy import Busy
-from raydpo.pipelines.rounds.generators import Generators, Policy
-from raydpo.pipelines.rounds.judging import Judging, texts
+from raydpo.pipelines.rounds.generators import Policy
+from raydpo.pipelines.rounds.judging import texts
 from raydpo.pipelines.rounds.layout import Layout, chunks
 from raydpo.pipelines.rounds.piece import Piece
-from raydpo.pipelines.rounds.produce import distinct_2, requests_of, run_requests, samples_of
-from raydpo.schema.events import Note, Observer
+from raydpo.pipelines.rounds.produce import distinct_2, requests_of, samples_of
+from raydpo.pipelines.rounds.roles import Roles
+from raydpo.schema.events import Note
 from raydpo.schema.samples import Prompt, Sample, Sampling, Score, Scored
 
 Metrics = dict[str, float]
@@ -33,20 +33,9 @@ Metrics = dict[str, float]
 class Evaluator:
     """Measures any policy of a run on its held-out prompts; without prompts it measures nothing."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        prompts: Sequence[Prompt],
-        generators: Generators,
-        judging: Judging,
-        engine: EngineSpec,
-        busy: Busy,
-        observer: Observer,
-    ) -> None:
-        self._busy = busy
-        self._layout, self._prompts = layout, prompts
-        self._generators, self._judging, self._engine, self._observer = generators, judging, engine, observer
-        self._config = layout.config
+    def __init__(self, layout: Layout, prompts: Sequence[Prompt], engine: EngineSpec, roles: Roles) -> None:
+        self._layout, self._config, self._prompts = layout, layout.config, prompts
+        self._engine, self._roles = engine, roles
         assert layout.config.rounds is not None
         self._max_new_tokens = layout.config.rounds.eval_max_new_tokens or layout.config.generate.max_new_tokens
         self._initial: tuple[list[Any], list[tuple[Sample, ...]]] | None = None
@@ -58,13 +47,13 @@ class Evaluator:
         version, folder = policy.version, self._layout.evaluation(policy.version)
         decoding = [self._max_new_tokens, list(self._config.generate.stop)]
         inputs = [[prompt.key for prompt in self._prompts], policy.digest, decoding, self._config.run.seed]
-        summary = Piece(folder / "metrics", [inputs, self._judging.inputs, version and self._scores_of_initial()])
+        summary = Piece(folder / "metrics", [inputs, self._roles.judging.inputs, version and self._scores_of_initial()])
         if not summary.is_done:
             metrics = self._measure(policy, inputs)
             summary.begin()
             summary.commit({"metrics": metrics})
             shown = ", ".join(f"{name.removeprefix('eval/')} {value:.4g}" for name, value in metrics.items())
-            self._observer(Note("info", f"policy {version} on {len(self._prompts)} held-out prompts: {shown}"))
+            self._roles.observer(Note("info", f"policy {version} on {len(self._prompts)} held-out prompts: {shown}"))
         elif version == 0:
             self._initial = self._answers(policy, inputs)
         found: Metrics = summary.meta["metrics"]
@@ -84,7 +73,9 @@ class Evaluator:
             self._initial = scores, groups
         assert self._initial is not None
         first_scores, first_groups = self._initial
-        if self._judging.is_comparative:  # both answers were in one row, and only there their scores can be compared
+        if (
+            self._roles.judging.is_comparative
+        ):  # both answers were in one row, and only there their scores can be compared
             both = [(row[0], row[1]) for row in scores if row is not None]
         else:
             both = [(now[0], then[0]) for now, then in zip(scores, first_scores, strict=True) if now and then]
@@ -109,27 +100,24 @@ class Evaluator:
         if not generations.is_done:
             self._sample(generations, self._sampling(greedy=True), policy)
         groups = list(samples_of(generations))
-        scores = Piece(folder / "scores", [generations.digest, self._judging.inputs, self._judging.is_comparative])
+        scores = Piece(
+            folder / "scores", [generations.digest, self._roles.judging.inputs, self._roles.judging.is_comparative]
+        )
         if not scores.is_done:
             against = groups if policy.version == 0 else self._answers_of_initial()
             rows = [
-                (prompt.text, texts((*samples, *first) if self._judging.is_comparative else samples))
+                (prompt.text, texts((*samples, *first) if self._roles.judging.is_comparative else samples))
                 for prompt, samples, first in zip(self._prompts, groups, against, strict=True)
             ]
-            if self._judging.needs_gpu:
-                self._generators.make_room()
-            with self._busy.working("judge"):
-                self._judging.judge(scores, chunks(rows, self._config.generate.prompts_per_item), self._observer)
+            self._roles.judge(scores, rows)
         return [row["scores"] for row in scores.rows()], groups
 
     def _sampling(self, *, greedy: bool) -> Sampling:
         return Sampling(1, self._max_new_tokens, stop=self._config.generate.stop, greedy=greedy)
 
     def _sample(self, piece: Piece, sampling: Sampling, policy: Policy) -> None:
-        self._generators.hold(policy)
         requests = requests_of(self._config, self._prompts, sampling, policy.version, "evaluation")
-        self._busy.add("generate", run_requests(self._generators, piece, requests, self._prompts, self._observer))
-        piece.commit({"version": policy.version, "sampling": asdict(sampling)})
+        self._roles.sample(piece, policy, requests, self._prompts, {"sampling": asdict(sampling)})
 
     def _kl(self, policy: Policy, inputs: Any) -> float:
         """Mean over prompts of log policy - log initial policy of one sampled answer: an unbiased estimate, in nats."""
@@ -150,9 +138,9 @@ class Evaluator:
             gpus=section.gpus_per_worker,
             max_retries=section.max_retries,
         )
-        self._generators.hold(policy)
-        ours = self._generators.score(requests)
-        self._generators.make_room()  # a GPU that the initial policy needs now
+        self._roles.generators.hold(policy)
+        ours = self._roles.generators.score(requests)
+        self._roles.generators.make_room()  # a GPU that the initial policy needs now
         theirs = {index: answer for index, answer in initial if isinstance(answer, Scored)}
         differences = [
             float(np.sum(mine) - np.sum(other))

@@ -26,6 +26,7 @@ from raydpo.pipelines.rounds.evaluate import Evaluator
 from raydpo.pipelines.rounds.generators import Generators, Policy
 from raydpo.pipelines.rounds.piece import Piece
 from raydpo.pipelines.rounds.produce import Produced, Producer
+from raydpo.pipelines.rounds.roles import Roles
 from raydpo.pipelines.rounds.setup import Setup, set_up
 from raydpo.pipelines.rounds.stop import stop_reasons
 from raydpo.pipelines.rounds.training import read_probe, reference_of, training_config, write_probe
@@ -73,12 +74,9 @@ class _Run:
     def __init__(self, setup: Setup, generators: Generators, observer: Observer) -> None:
         self.setup, self.layout, self.section = setup, setup.layout, setup.rounds
         self.generators, self.observer, self.busy = generators, observer, Busy()
-        self.producer = Producer(
-            setup.layout, setup.prompts, setup.tokenizer, generators, setup.judging, self.busy, observer
-        )
-        self.evaluator = Evaluator(
-            setup.layout, setup.eval_prompts, generators, setup.judging, setup.engine, self.busy, observer
-        )
+        roles = Roles(generators, setup.judging, self.busy, observer, setup.config.generate.prompts_per_item)
+        self.producer = Producer(setup.layout, setup.prompts, setup.tokenizer, roles)
+        self.evaluator = Evaluator(setup.layout, setup.eval_prompts, setup.engine, roles)
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="produce")
         self.ahead: dict[int, Future[Produced]] = {}
         self.policies: dict[int, Policy] = {}

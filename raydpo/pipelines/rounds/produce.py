@@ -1,6 +1,6 @@
 """From a policy to a round's pairs: prompts, generations, scores, pairs, each a committed piece.
 
-Comes in: the generators, the judge. Goes out: `Produced`, with counts. Decision: what is there and was made from the same
+Comes in: who samples and who judges. Goes out: `Produced`, with counts. Decision: what is there and was made from the same
 inputs is taken as it is, so the same call goes on where an earlier one ended.
 """
 
@@ -19,12 +19,12 @@ from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import DataError
 from raydpo.judge.measures import distinct_ngrams, duplicate_share, mean_length
 from raydpo.judge.pairs import PairRule, make_pairs, record_of, spin_pairs
-from raydpo.pipelines.rounds.busy import Busy
-from raydpo.pipelines.rounds.generators import Generators, Policy
-from raydpo.pipelines.rounds.judging import Judging, texts
+from raydpo.pipelines.rounds.generators import Policy
+from raydpo.pipelines.rounds.judging import texts
 from raydpo.pipelines.rounds.layout import Layout, chunks, prompts_of, seed_of
 from raydpo.pipelines.rounds.piece import Piece
-from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
+from raydpo.pipelines.rounds.roles import Roles
+from raydpo.schema.events import StageDone
 from raydpo.schema.samples import Generate, Prompt, Sample, Sampling
 
 
@@ -47,20 +47,9 @@ class Produced:
 class Producer:
     """Makes the pairs of any round of a run."""
 
-    def __init__(
-        self,
-        layout: Layout,
-        prompts: Sequence[Prompt],
-        tokenizer: TextTokenizer,
-        generators: Generators,
-        judging: Judging,
-        busy: Busy,
-        observer: Observer,
-    ) -> None:
-        self._busy = busy
-        self._layout, self._config = layout, layout.config
+    def __init__(self, layout: Layout, prompts: Sequence[Prompt], tokenizer: TextTokenizer, roles: Roles) -> None:
+        self._layout, self._config, self._roles = layout, layout.config, roles
         self._prompts, self._tokenizer = prompts, tokenizer
-        self._generators, self._judging, self._observer = generators, judging, observer
         assert layout.config.rounds is not None
         self._rounds = rounds = layout.config.rounds
         strategy = "best_worst" if rounds.pairs == "spin" else rounds.pairs  # spin asks for no scores, and reads none
@@ -72,12 +61,8 @@ class Producer:
         chosen, digest = self._chosen(folder, index)
         generations = self._generations(folder, index, policy, chosen, digest)
         groups = [_samples(row) for row in generations.rows()]
-        scores = None
-        if self._rounds.pairs != "spin":
-            if self._judging.needs_gpu:
-                self._generators.make_room()
-            with self._busy.working("judge"):
-                scores = self._scores(folder, chosen, groups, generations.digest)
+        is_judged = self._rounds.pairs != "spin"
+        scores = self._scores(folder, chosen, groups, generations.digest) if is_judged else None
         pairs = self._pairs(folder, index, chosen, groups, generations, scores)
         return Produced(index, policy.version, pairs.folder, pairs.meta["metrics"])
 
@@ -105,21 +90,18 @@ class Producer:
             self._config.run.seed,
         ]
         piece = Piece(folder / "generations", inputs)
-        if piece.is_done:
-            return piece
-        self._generators.hold(policy)
-        requests = requests_of(self._config, prompts, sampling, policy.version, index)
-        self._busy.add("generate", run_requests(self._generators, piece, requests, prompts, self._observer))
-        piece.commit({"version": policy.version})
+        if not piece.is_done:
+            requests = requests_of(self._config, prompts, sampling, policy.version, index)
+            self._roles.sample(piece, policy, requests, prompts, {})
         return piece
 
     def _scores(
         self, folder: Path, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], digest: str
     ) -> Piece:
-        piece = Piece(folder / "scores", [digest, self._judging.inputs])
+        piece = Piece(folder / "scores", [digest, self._roles.judging.inputs])
         if not piece.is_done:
             rows = [(prompt.text, texts(samples)) for prompt, samples in zip(prompts, groups, strict=True)]
-            self._judging.judge(piece, chunks(rows, self._config.generate.prompts_per_item), self._observer)
+            self._roles.judge(piece, rows)
         return piece
 
     def _pairs(
@@ -160,7 +142,7 @@ class Producer:
         failed = sum(values is None for values in found) if scores is not None else 0
         metrics = _metrics(groups, [v for v in found if v is not None], counts, len(records), failed)
         piece.commit({"metrics": metrics})
-        self._observer(StageDone("pairs", f"{len(records)} pairs of {len(prompts)} prompts ({_counted(counts)})"))
+        self._roles.observer(StageDone("pairs", f"{len(records)} pairs of {len(prompts)} prompts ({_counted(counts)})"))
         return piece
 
     def _of_prompt(
@@ -207,31 +189,6 @@ def requests_of(
         Generate(tuple(prompt.ids for prompt in lot), sampling, seed_of(config.run.seed, place, number), version)
         for number, lot in enumerate(chunks(prompts, config.generate.prompts_per_item))
     ]
-
-
-def run_requests(
-    generators: Generators, piece: Piece, requests: Sequence[Generate], prompts: Sequence[Prompt], observer: Observer
-) -> float:
-    """Have the requests that the piece lacks answered, a part each. Returns the generators' busy seconds."""
-    piece.begin()
-    missing = [number for number in range(len(requests)) if not piece.has_part(number)]
-    starts = [0]
-    for request in requests:
-        starts.append(starts[-1] + len(request.prompts))
-    observer(StageStarted("generate", len(prompts), "prompts"))
-    done, busy_s = len(prompts) - sum(len(requests[number].prompts) for number in missing), 0.0
-    for index, answer in generators.generate([requests[number] for number in missing]):
-        number = missing[index]
-        lot = prompts[starts[number] : starts[number + 1]]
-        rows = (
-            {"prompt": prompt.key, "version": answer.version, "samples": [asdict(sample) for sample in samples]}
-            for prompt, samples in zip(lot, answer.answers, strict=True)
-        )
-        piece.write_part(number, rows)
-        done, busy_s = done + len(lot), busy_s + answer.busy_s
-        observer(Advanced("generate", done))
-    observer(StageDone("generate", f"{len(prompts)} prompts, policy {requests[0].version if requests else '-'}"))
-    return busy_s
 
 
 def distinct_2(prefix: str, samples: Sequence[Sample]) -> dict[str, float]:
