@@ -1,8 +1,8 @@
 """`python -m benchmarks.step.compiled`: whether torch.compile makes raydpo's step faster.
 
-The same steps as they are, with compiled MLPs, with compiled decoder layers, and with these but for their attention,
-taking turns. Every step has other pairs, as in a run: what is compiled again for them is in the times. Prints the figures
-and writes one JSON file, named by hardware and date.
+The same steps as they are, with compiled MLPs and with compiled decoder layers (`train.compile`), taking turns. Every step
+has other pairs, as in a run: what is compiled again for them is in the times. Prints the figures and writes one JSON file,
+named by hardware and date.
 """
 
 from __future__ import annotations
@@ -11,19 +11,18 @@ import argparse
 import tempfile
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
-from transformers import AttentionInterface
 
 from benchmarks.made import RESULTS, cpu_cores, save
 from benchmarks.step.ours import Ours
 from benchmarks.step.shapes import MODELS, SHAPES, make_model, pairs_of
 from benchmarks.step.side import Spec, no_reference, prepare_torch, synchronize
-from raydpo.models.attention import shared_prompt_attention
+from raydpo.models.compiled import compile_layers
 from raydpo.models.memory import decoder_layers
 
-WAYS = ("plain", "mlp", "layers", "around attention")
+WAYS = ("plain", "mlp", "layers")
 
 
 def measure(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -60,12 +59,11 @@ def _graphs() -> int:
 
 def _side(way: str, spec: Spec) -> Ours:
     side = Ours(spec)
-    if way == "around attention":
-        AttentionInterface.register("around", torch.compiler.disable(shared_prompt_attention))
-        side.model.set_attn_implementation("around")
-    layers: list[Any] = [] if way == "plain" else list(decoder_layers(side.model))
-    for layer in layers:
-        (layer.mlp if way == "mlp" else layer).compile(dynamic=True)
+    if way == "layers":
+        compile_layers(side.model, side.layout)
+    elif way == "mlp":
+        for layer in decoder_layers(side.model):
+            cast(Any, layer).mlp.compile(dynamic=True)
     return side
 
 
@@ -85,7 +83,7 @@ def main() -> None:
     for way, one in found.items():
         seconds = " ".join(f"{each:.2f}" for each in one["step_s"])
         graphs = " ".join(map(str, one["graphs"]))
-        print(f"{way:17} steps {seconds} s, graphs compiled {graphs} {one.get('failed', '')}")
+        print(f"{way:6} steps {seconds} s, graphs compiled {graphs} {one.get('failed', '')}")
     settings = {name: value for name, value in vars(arguments).items() if name != "out"}
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_cores()
     what = f"compiled_{arguments.model}_{arguments.shape}"

@@ -227,9 +227,9 @@ class TrainSection(Section):
     `tokens_per_microbatch` tokens, and for the longest example, to fit; where all are not enough, micro-batches get fewer
     tokens. Measured on a few tokens before the start. Weights, gradients and optimizer state are not in it. Changes speed
     and memory, never the update."""
-    compile_mlp: bool = False
-    """Compile the MLP of every decoder layer with torch.compile (ZeRO 0 to 2; needs a C++ compiler on a CPU). A slower first
-    step, faster later ones; log-probs change in their last digits."""
+    compile: bool = False
+    """Compile every decoder layer with torch.compile (ZeRO 0 to 2; needs a C++ compiler on a CPU). A slower first step,
+    faster later ones; log-probs change in their last digits."""
     lora: LoraSection | None = None
     """Train a LoRA adapter instead of all weights. The reference is then the model with the adapter off."""
     eval_every: int | None = Field(default=None, ge=1)
@@ -260,9 +260,9 @@ class TrainSection(Section):
             raise ValueError("gpus_per_worker is 0 (train on the CPU) or 1 (a rank drives one GPU)")
         if self.offload_optimizer and self.zero_stage == 0:
             raise ValueError("offload_optimizer needs zero_stage: 1, 2 or 3")
-        if self.compile_mlp and self.zero_stage == 3:
+        if self.compile and self.zero_stage == 3:
             raise ValueError(
-                "compile_mlp needs zero_stage: 0, 1 or 2: ZeRO 3 gathers weights where a compiled graph would break"
+                "compile needs zero_stage: 0, 1 or 2: ZeRO 3 gathers weights where a compiled graph would break"
             )
         if self.gradient_checkpointing and self.activation_memory_gb is not None:
             raise ValueError(

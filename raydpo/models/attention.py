@@ -7,7 +7,7 @@ shared + tail_1, every further one its tail alone with the keys of `shared` befo
 (P + C)^2 + (P + R)^2 - P^2 products for a pair, nothing is computed that is not needed, and no mask of the stream exists.
 
 Decision: registered through transformers' attention interface, so no model class is touched; transformers builds no mask
-for a name that it has no mask function for, and passes `segments` through. Each segment is a call of torch's scaled dot
+for a name that it has no mask function for, and passes `stream` through. Each segment is a call of torch's scaled dot
 product attention; on a GPU in half precision all are one call of a varlen kernel, if one agrees. Windows are exact,
 because the distance of two keys of a segment is that of their positions.
 """
@@ -29,15 +29,35 @@ HALF = (torch.float16, torch.bfloat16)
 NAME = "raydpo_shared_prompt"
 """Name in transformers' attention interface, for `attn_implementation`."""
 
-__all__ = ["NAME", "Segment", "register", "segment_by_segment", "shared_prompt_attention"]
+__all__ = ["NAME", "Segment", "Stream", "register", "segment_by_segment", "shared_prompt_attention"]
 
 
-def register() -> str:
-    """Make the attention known to transformers; returns its name."""
+def register(*, in_graphs: bool = True) -> str:
+    """Make the attention known to transformers; returns its name.
+
+    in_graphs: False has torch.compile break its graphs around it: other segments come at each step, and it would be compiled
+    anew for them.
+    """
     from transformers import AttentionInterface
 
-    AttentionInterface.register(NAME, shared_prompt_attention)
-    return NAME
+    if in_graphs:
+        AttentionInterface.register(NAME, shared_prompt_attention)
+        return NAME
+    AttentionInterface.register(f"{NAME}_outside", torch.compiler.disable(shared_prompt_attention))
+    return f"{NAME}_outside"
+
+
+class Stream:
+    """The segments of a stream as a model hands them on to its attention.
+
+    An object of its own, because torch.compile asks an object for its type, and a tuple for its length: layers would be
+    compiled anew for each number of segments.
+    """
+
+    __slots__ = ("segments",)
+
+    def __init__(self, segments: Sequence[Segment]) -> None:
+        self.segments = segments
 
 
 _windows: list[int | None] | None = None
@@ -65,15 +85,15 @@ def shared_prompt_attention(
     dropout: float = 0.0,
     sliding_window: int | None = None,
     softcap: float | None = None,
-    segments: Sequence[Segment] | None = None,
+    stream: Stream | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer. query: [1, H, T, D]; key, value: [1, G, T, D]; returns [1, T, H, D].
 
-    Raises ValueError when the model did not pass `segments` on: a plain causal mask over the stream would let answers
+    Raises ValueError when the model did not pass `stream` on: a plain causal mask over the stream would let answers
     see each other.
     """
-    if segments is None:
+    if stream is None:
         raise ValueError(f"{type(module).__name__} does not pass the segments of the stream on to its attention")
     if _windows is not None:
         _windows.append(sliding_window)
@@ -81,9 +101,10 @@ def shared_prompt_attention(
         heads = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
         kernel = kernel_for(query.device, query.dtype, heads, segment_by_segment)
         if kernel is not None:
-            output = varlen_attention(query, key, value, segments, scaling, sliding_window, kernel)
+            output = varlen_attention(query, key, value, stream.segments, scaling, sliding_window, kernel)
             return output.transpose(1, 2), None
-    return segment_by_segment(query, key, value, segments, scaling, sliding_window, softcap).transpose(1, 2), None
+    output = segment_by_segment(query, key, value, stream.segments, scaling, sliding_window, softcap)
+    return output.transpose(1, 2), None
 
 
 def segment_by_segment(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from raydpo.errors import ConfigError
-from raydpo.models.attention import Segment
+from raydpo.models.attention import Segment, Stream
 
 Extra = Literal["nothing", "collisions", "likeliest"]
 """What is looked at besides log-probs, see `AnswerLogProbs`."""
@@ -104,7 +104,7 @@ class AnswerLogProbs(nn.Module):
 
 def _layout(batch: SequenceBatch) -> dict[str, Any]:
     if batch.segments is not None:
-        return {"attention_mask": None, "position_ids": batch.position_ids, "segments": batch.segments}
+        return {"attention_mask": None, "position_ids": batch.position_ids, "stream": Stream(batch.segments)}
     mask = batch.attention_mask
     return {"attention_mask": None if mask is None or bool(mask.all()) else mask}
 

@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -20,11 +20,11 @@ from raydpo.batches import Order
 from raydpo.batches.collate import Lookup
 from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means
+from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
-from raydpo.models.memory import decoder_layers
 from raydpo.models.work import TOKENS, Work, work_of
 from raydpo.objectives.loss import Loss
 from raydpo.schema.training import Alive, Evaluated, Staged
@@ -177,8 +177,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
         check_lengths(model, int(feed.row_lengths(np.arange(len(feed.table))).max(initial=0)))
     scoring = AnswerLogProbs(model, spec.chunk_tokens)
     training, activations = fit_activations(scoring, training, train)
-    if train.compile_mlp:
-        _compile_mlps(model)
+    if train.compile:
+        compile_layers(model, layout)
     engine = Engine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
     _check_equal(engine.device, "whether answers share their prompt", layout == "packed")
     _check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
@@ -186,18 +186,6 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     loss = Loss(config.objective.terms)
     notes.append(activations)
     return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order, tuple(notes))
-
-
-def _compile_mlps(model: Any) -> None:
-    """Of every decoder layer. Only these: what attention is told differs from step to step, and may be compiled anew."""
-    mlps: list[Any] = [getattr(layer, "mlp", None) for layer in decoder_layers(model)]
-    if not mlps or None in mlps:
-        raise ConfigError(
-            f"train.compile_mlp: the layers of {type(model).__name__} have no part named mlp. Nothing was trained. Leave the "
-            "key out."
-        )
-    for mlp in mlps:
-        mlp.compile(dynamic=True)
 
 
 def _check_equal(device: torch.device, what: str, mine: int) -> None:

@@ -133,7 +133,7 @@ MISTAKES = {
     "data.eval_fraction: 1": ["data.eval_fraction", ">= 0 and < 1"],
     "data.confidence_column: x": ["confidence_column and min_confidence go together", 'confidence_column: "x"'],
     "train.offload_parameters: true": ["offload_parameters needs zero_stage: 3"],
-    "train: {compile_mlp: true, zero_stage: 3}": ["compile_mlp needs zero_stage: 0, 1 or 2"],
+    "train: {compile: true, zero_stage: 3}": ["compile needs zero_stage: 0, 1 or 2"],
     "objective.beta: -1": ["objective.beta", "-1", "(0, 10000]", "default, 0.1"],
     "objective.beta: strong": ["objective.beta", "'strong' is not a number"],
     "objective.betta: 1": ["objective.betta", "Did you mean objective.beta?", "name, beta, label_smoothing"],

@@ -94,14 +94,22 @@ def plain_nats(model, rows):
 def assert_equal(family, rows, checkpointing=False):
     plain, ours = models(family)
     if checkpointing:
-        ours.gradient_checkpointing_enable({"use_reentrant": False})
-        ours.train()
+        recompute(ours)
+    assert_same(plain, ours, rows, 1e-5 if family in FLOAT32_INSIDE else 1e-9)
+
+
+def recompute(model):
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    model.train()
+
+
+def assert_same(plain, ours, rows, tolerance):
+    """Values and gradients of `ours`, packed, and of `plain`, row by row."""
     weights = torch.randn(sum(len(a) for _, a in rows), generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     values = AnswerLogProbs(ours, 5)(pack_rows(rows))
     (values * weights).sum().backward()
     expected = plain_nats(plain, rows)
     (expected * weights).sum().backward()
-    tolerance = 1e-5 if family in FLOAT32_INSIDE else 1e-9
     torch.testing.assert_close(values.double(), expected, rtol=tolerance, atol=tolerance)
     theirs = dict(plain.named_parameters())
     for name, parameter in ours.named_parameters():

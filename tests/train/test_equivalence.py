@@ -137,9 +137,10 @@ def test_early_stopping_ends_the_run_with_a_checkpoint(runs):
     assert "did not rise in 1 evaluations" in run.of(Staged)[-1].reason
 
 
-def test_compiled_mlps_give_the_same_losses(runs, gangs):
-    plain, (before,) = runs.get(), gangs[1].run(jobs.count_compiled)
-    compiled, (after,) = runs.get(compile_mlp=True), gangs[1].run(jobs.count_compiled)
+@pytest.mark.parametrize("options", [{}, {"lora": LORA, "gradient_checkpointing": True}], ids=["full", "lora"])
+def test_compiled_layers_give_the_same_losses(runs, gangs, options):
+    plain, (before,) = runs.get(**options), gangs[1].run(jobs.count_compiled)
+    compiled, (after,) = runs.get(compile=True, **options), gangs[1].run(jobs.count_compiled)
     assert after > before
     assert compiled.losses == pytest.approx(plain.losses, abs=1e-5)
     assert compiled.last_evaluation == pytest.approx(plain.last_evaluation, abs=1e-3)
