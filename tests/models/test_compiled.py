@@ -15,6 +15,7 @@ from tests.models.test_attention import FAMILIES, ROWS, assert_same, group, reco
 BATCHES = [ROWS["pairs"], [*ROWS["five answers"], *group(8, 2)], group(7, 3)]
 
 
+@torch._dynamo.config.patch(disable=False)  # a vLLM engine on a CPU switches compiling off for its process
 @pytest.mark.parametrize(
     ("family", "checkpointing"),
     [("llama", False), ("llama", True), ("gemma3_text", False)],
