@@ -23,9 +23,9 @@ def cpu_cores() -> str:
 
 
 def save(folder: Path, what: str, device: str, settings: Mapping[str, Any], results: Any) -> Path:
-    """Write one results file, named by what was measured, the device and the date."""
+    """Write one results file, named by what was measured, the device and the date. A path is where it went, no setting."""
     about: dict[str, Any] = made_now() | {"device": device, "versions": _versions()}
-    known = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+    known = {name: value for name, value in settings.items() if not isinstance(value, Path)}
     path = folder / f"{what}_{re.sub(r'[^a-z0-9]+', '-', device.lower()).strip('-')}_{about['date']}.json"
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps({"settings": known, "made": about, "results": results}, indent=1) + "\n")

@@ -84,10 +84,9 @@ def main() -> None:
         seconds = " ".join(f"{each:.2f}" for each in one["step_s"])
         graphs = " ".join(map(str, one["graphs"]))
         print(f"{way:6} steps {seconds} s, graphs compiled {graphs} {one.get('failed', '')}")
-    settings = {name: value for name, value in vars(arguments).items() if name != "out"}
     device = torch.cuda.get_device_name() if arguments.device == "cuda" else cpu_cores()
     what = f"compiled_{arguments.model}_{arguments.shape}"
-    print(f"written: {save(arguments.out, what, device, settings, found)}")
+    print(f"written: {save(arguments.out, what, device, vars(arguments), found)}")
 
 
 if __name__ == "__main__":

@@ -77,8 +77,7 @@ def save_found(asked: argparse.Namespace, found: list[dict[str, Any]]) -> Path:
     for shape in found:
         for side in shape["sides"].values():
             side["mfu"] = _mfu(asked, shape, side) if "step_s" in side else None
-    settings = {name: value for name, value in vars(asked).items() if name != "out"}
-    return save(asked.out, what, _device(asked), settings, found)
+    return save(asked.out, what, _device(asked), vars(asked), found)
 
 
 def _mfu(asked: argparse.Namespace, shape: dict[str, Any], side: dict[str, Any]) -> float | None:
