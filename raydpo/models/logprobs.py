@@ -31,8 +31,8 @@ CHUNK_TOKENS = 1024
 class SequenceBatch:
     """Sequences to score, packed into one stream or padded. Every tensor is int64.
 
-    num_chunks: calls of the head at least. Under ZeRO-3 each call gathers the head's weights from all ranks, so ranks
-    must make the same number, however many answer tokens each has.
+    num_chunks: calls of the head at least. Under ZeRO-3 a call may gather the head's weights from all ranks, so ranks must
+    make the same number, however many answer tokens each has.
 
     Packed: input_ids, position_ids: [1, T]; segments as in `raydpo.models.attention`; attention_mask None. Padded:
     input_ids, attention_mask: [S, T], right-padded; position_ids and segments None. predictors: [N], place in the

@@ -26,7 +26,9 @@ EVAL_EXAMPLES = 1024
 @dataclass(frozen=True)
 class Feed:
     """One split seen from one rank. num_answers: answers that the loss reads; a mismatched one stands after them. lookup:
-    row keys -> reference log-probs, None without a reference. work: what ranks are balanced by."""
+    row keys -> reference log-probs, None without a reference. work: what ranks are balanced by. is_sharded: under ZeRO-3,
+    where DeepSpeed gathers a weight once a micro-batch only while every micro-batch calls the same modules: then each calls
+    the head as often as the fullest may need."""
 
     table: Examples
     rank: int
@@ -37,6 +39,7 @@ class Feed:
     chunk_tokens: int = CHUNK_TOKENS
     layout: Layout = "padded"
     work: Work = TOKENS
+    is_sharded: bool = False
 
     @property
     def answers(self) -> range:
@@ -60,7 +63,7 @@ class Feed:
     def micro_batches(self, examples: np.ndarray, columns: range | None = None) -> list[tuple[list[int], int]]:
         """This rank's micro-batches of a global batch: (positions in it, head calls). As many on every rank.
 
-        Head calls are those of the rank with the most answer tokens in its micro-batch of the same place.
+        Head calls are those of the rank with the most answer tokens in its micro-batch of the same place, or more.
         """
         answers = self._answer_lengths(examples, columns)
         units = self._units(examples, answers)
@@ -69,8 +72,10 @@ class Feed:
         packed = pack(rows, self.num_ranks, self.tokens_per_microbatch, is_padded=is_padded, work=work)
         layout = [[[position for unit in micro for position in units[unit]] for micro in rank] for rank in packed]
         tokens = answers.sum(axis=1)
+        least = count_chunks(self.tokens_per_microbatch, self.chunk_tokens) if self.is_sharded else 1
         calls = [
-            max(count_chunks(int(tokens[m].sum()), self.chunk_tokens) for m in ms) for ms in zip(*layout, strict=True)
+            max(least, *(count_chunks(int(tokens[m].sum()), self.chunk_tokens) for m in ms))
+            for ms in zip(*layout, strict=True)
         ]
         return list(zip(layout[self.rank], calls, strict=True))
 

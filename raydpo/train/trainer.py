@@ -214,7 +214,16 @@ def make_feed(
     rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None, layout: Layout, work: Work = TOKENS
 ) -> Feed:
     """One split of the run's token shards, seen from one rank."""
-    table = ExampleTable.open(spec.data, split)
-    num_answers = spec.config.objective.row.num_answers
-    budget = spec.config.train.tokens_per_microbatch
-    return Feed(table, rank.rank, rank.num_ranks, num_answers, budget, lookup, spec.chunk_tokens, layout, work)
+    train = spec.config.train
+    return Feed(
+        table=ExampleTable.open(spec.data, split),
+        rank=rank.rank,
+        num_ranks=rank.num_ranks,
+        num_answers=spec.config.objective.row.num_answers,
+        tokens_per_microbatch=train.tokens_per_microbatch,
+        lookup=lookup,
+        chunk_tokens=spec.chunk_tokens,
+        layout=layout,
+        work=work,
+        is_sharded=train.zero_stage == 3,
+    )

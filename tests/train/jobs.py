@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
 
@@ -15,7 +16,7 @@ from raydpo.config.sections import ObjectiveSection
 from raydpo.errors import RaydpoError
 from raydpo.objectives.loss import Loss
 from raydpo.schema.training import Stepped
-from raydpo.train import TrainSpec, loop
+from raydpo.train import TrainSpec, engine, loop
 from raydpo.train.profile import profiled
 from raydpo.train.step import accumulate
 from raydpo.train.trainer import Trainer, build_trainer
@@ -187,3 +188,46 @@ def count_layer_calls(place: Place, spec: TrainSpec) -> tuple[int, list[int]]:
     trainer.update(0)
     micro_batches = len(trainer.train.micro_batches(trainer.order.examples(0)))
     return micro_batches, [calls.count(number) for number in range(len(layers))]
+
+
+class Gathers(NamedTuple):
+    """One step under ZeRO-3: its micro-batches, how often a rank asked for the head's weights, and for any weight."""
+
+    micro_batches: int
+    head: int
+    all: int
+
+
+def count_gathers(place: Place, spec: TrainSpec, steps: int) -> tuple[int, list[Gathers]]:
+    """(number of weights, the gathers of each step). Small weights are sharded, too, which DeepSpeed would keep whole."""
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "deepspeed_config", _sharding_all(engine.deepspeed_config))
+        trainer = build_trainer(place, spec)
+        gathered: list[Any] = []
+        name = "_PartitionedParameterCoordinator__all_gather_params"
+        honest = getattr(Coordinator, name)
+
+        def gather(self: Any, parameters: Any, *args: Any) -> None:
+            parameters = list(parameters)
+            gathered.extend(parameters)
+            honest(self, parameters, *args)
+
+        patch.setattr(Coordinator, name, gather)
+        head, found = trainer.engine.engine.module.head.weight, []
+        for step in range(steps):
+            gathered.clear()
+            trainer.update(step)
+            micro_batches = len(trainer.train.micro_batches(trainer.order.examples(step)))
+            found.append(Gathers(micro_batches, sum(weight is head for weight in gathered), len(gathered)))
+        return len(list(trainer.engine.engine.module.parameters())), found
+
+
+def _sharding_all(honest: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    def config(*args: Any) -> dict[str, Any]:
+        found = honest(*args)
+        found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
+        return found
+
+    return config

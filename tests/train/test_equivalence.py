@@ -41,6 +41,16 @@ def test_the_head_is_called_as_often_on_every_rank(runs, stage):
     assert runs.fresh(spec, 2).losses == pytest.approx(runs.get().losses, abs=1e-5)
 
 
+def test_a_weight_is_gathered_once_a_micro_batch(runs, gangs):
+    """Under ZeRO-3, from the second step on, by when DeepSpeed has seen the order of modules. It forgets an order that
+    changes, so micro-batches with more and with fewer answer tokens must call the head equally often."""
+    spec = replace(runs.spec(zero_stage=3, tokens_per_microbatch=400), chunk_tokens=64)
+    num_weights, (_, *steps) = gangs[2].run(jobs.count_gathers, spec, 4)[0]
+    assert min(step.micro_batches for step in steps) > 1
+    assert [step.head for step in steps] == [step.micro_batches for step in steps]
+    assert [step.all for step in steps] == [num_weights * step.micro_batches for step in steps]
+
+
 def test_other_ranks_say_that_they_are_alive(runs, gangs):
     answers = gangs[2].run(jobs.train, runs.spec(max_steps=2))
     assert len(answers[0][0]) == len(answers[1][0])
