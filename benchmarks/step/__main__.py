@@ -19,6 +19,7 @@ from benchmarks.step.side import SIDES, Spec
 
 DEVICE_PAIRS = {"hh": 8, "ultrafeedback": 8, "long_prompt": 2}
 """TRL's device batch unless it is given: on the long prompt 8 pairs of 56m do not fit into 24 GB."""
+TIMED = ("reference", "step")
 
 
 def main() -> None:
@@ -55,6 +56,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--trl-pairs", type=int, help="TRL's device batch (default: 8, long_prompt 2)")
     parser.add_argument("--tokens", type=int, default=8192, help="of a micro-batch of raydpo")
     parser.add_argument("--repeats", type=int, default=3, help="timed steps of each side, interleaved; 0: count alone")
+    parser.add_argument("--timed", nargs="+", choices=TIMED, default=list(TIMED))
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--threads", type=int, default=2, help="of the CPU")

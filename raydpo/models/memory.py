@@ -164,7 +164,7 @@ def _trace(scoring: AnswerLogProbs, batch: SequenceBatch) -> tuple[list[int], in
 
     hook = scoring.model.get_input_embeddings().register_forward_hook(remember)
     try:
-        with _Living() as living:
+        with Living() as living:
             hidden = scoring.hidden(batch)
             living.trace.append(living.bytes)  # what the forward leaves behind
             kept = len(living.trace) - 1
@@ -180,15 +180,18 @@ def _head_bytes(scoring: AnswerLogProbs) -> float:
     traces = []
     for tokens in (2, 4):
         hidden_NH = torch.zeros(tokens, weight.shape[1], dtype=weight.dtype, requires_grad=True)
-        with _Living() as living:
+        with Living() as living:
             nats = scoring.score(hidden_NH, torch.zeros(tokens, dtype=torch.int64))
             torch.autograd.grad(nats.sum(), hidden_NH)
         traces.append(np.array(living.trace, dtype=np.float64))
     return float((traces[1] - traces[0]).max()) / 2
 
 
-class _Living(TorchDispatchMode):
-    """Counts the storages that operations make, while they live. bytes: now; trace: after each operation."""
+class Living(TorchDispatchMode):
+    """Counts the storages that operations make, while they live. bytes: now; trace: after each operation.
+
+    What was there before is not counted, nor what a kernel uses inside of itself. Meta tensors take no memory.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -207,7 +210,7 @@ class _Living(TorchDispatchMode):
 
     def _see(self, tensor: Tensor, is_new: bool) -> None:
         storage = tensor.untyped_storage()
-        key, size = storage._cdata, storage.nbytes() if is_new else 0
+        key, size = storage._cdata, storage.nbytes() if is_new and not tensor.is_meta else 0
         if key not in self._known:
             self._known.add(key)
             self.bytes += size

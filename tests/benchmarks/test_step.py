@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 import torch
 
-from benchmarks.step import flops
+from benchmarks.step import flops, measure
 from benchmarks.step.ours import Table
 from benchmarks.step.shapes import SHAPES, make_model, num_layers_of, pairs_of
 from benchmarks.step.side import SIDES, Spec, load_side, no_reference
+from raydpo.models.memory import Living
 from raydpo.models.work import Work, row_counts, shared_prompt_counts, work_of
 from raydpo.train.feed import Feed
 
@@ -63,6 +64,24 @@ def test_counts_of_products_that_are_not_computed(tiny, tmp_path, side):
         computed = flops.executed(lambda one=one, prepared=prepared: one.step(prepared), is_computed=True)
         assert counts[layers] == computed > 0
     assert flops.for_layers(counts[1], counts[2], num_layers_of("tiny")) == counts[3]
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_counted_bytes_are_those_of_a_step_that_is_computed(tiny, tmp_path, side):
+    """To a hundredth (what is not computed is not written in place either); they grow linearly with the layers, and are more
+    than weights, gradients and optimizer state: four times the weights."""
+    pairs, peaks = pairs_of("hh", 3, "tiny"), {}
+    for layers in (1, 2, 3):
+        make_model("tiny", tmp_path / str(layers), "float32", layers)
+        one, other = (load_side(side, spec_of(tmp_path / str(layers))) for _ in range(2))
+        _, peaks[layers] = measure.counted_step(one, pairs)
+        weights = sum(4 * weight.numel() for weight in other.model.parameters())
+        with Living() as living:
+            for some in (pairs[:1], pairs):
+                other.step(other.prepare(some, no_reference(some)))
+        assert peaks[layers] == pytest.approx(weights + max(living.trace), rel=0.01)
+        assert peaks[layers] > 4 * weights
+    assert flops.for_layers(peaks[1], peaks[2], num_layers_of("tiny")) == pytest.approx(peaks[3], rel=0.01)
 
 
 @pytest.mark.parametrize("side", SIDES)
@@ -197,5 +216,5 @@ def test_counts_alone(tmp_path):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
     assert done.returncode == 0, done.stderr
     (found,) = json.loads(next(tmp_path.iterdir()).read_text())["results"]
-    assert found["sides"]["raydpo"].keys() == {"flops", "flops_device_pairs", "mfu"}
+    assert found["sides"]["raydpo"].keys() == {"flops", "counted_peak_bytes", "counted_device_pairs", "mfu"}
     assert "of the FLOPs of a step" in done.stdout
