@@ -45,7 +45,7 @@ class MicroBatch:
     """What one forward of the trainer needs.
 
     answers: [E, A] int64, sequence of each answer. reference_nats: [N] float32 or None. labels: [E] bool. weights: [E]
-    float32, None when all are 1. positions: [E] int64, places of the examples in the global batch. num_tokens: real tokens.
+    float32, None when all are 1. positions: [E] int64, places of the examples in the global batch.
     """
 
     sequences: SequenceBatch
@@ -54,14 +54,13 @@ class MicroBatch:
     labels: Tensor
     weights: Tensor | None
     positions: Tensor
-    num_tokens: int
 
     @property
     def num_examples(self) -> int:
         return self.answers.shape[0]
 
     def to(self, device: torch.device | str) -> MicroBatch:
-        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self) if f.name != "num_tokens"}
+        moved: dict[str, Any] = {f.name: getattr(self, f.name) for f in fields(self)}
         changed: dict[str, Any] = {name: None if value is None else value.to(device) for name, value in moved.items()}
         return replace(self, **changed)
 
@@ -177,7 +176,7 @@ def collate(
     if not examples:
         dummy = replace(lay_out([(np.zeros(1, np.int32), np.zeros(1, np.int32))], layout), num_chunks=num_chunks)
         nats = None if lookup is None else torch.zeros(1)
-        return MicroBatch(dummy, torch.zeros((0, len(columns)), dtype=torch.int64), nats, **marks, num_tokens=0)
+        return MicroBatch(dummy, torch.zeros((0, len(columns)), dtype=torch.int64), nats, **marks)
     rows, keys = [], []
     for example in examples:
         prompt, answers, row_keys = table.prompt_ids(example), table.answer_ids(example), table.row_keys(example)
@@ -185,6 +184,5 @@ def collate(
         keys += [row_keys[column] for column in columns]
     reference = None if lookup is None else torch.from_numpy(np.concatenate(lookup(keys)).astype(np.float32))
     answers_EA = torch.arange(len(rows), dtype=torch.int64).reshape(-1, len(columns))
-    num_tokens = sum(len(prompt) + len(answer) for prompt, answer in rows)
     batch = replace(lay_out(rows, layout), num_chunks=num_chunks)
-    return MicroBatch(batch, answers_EA, reference, **marks, num_tokens=num_tokens)
+    return MicroBatch(batch, answers_EA, reference, **marks)

@@ -9,8 +9,12 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from functools import lru_cache
+from typing import TYPE_CHECKING
 
 import numpy as np
+
+if TYPE_CHECKING:
+    from raydpo.config import Config
 
 
 @dataclass(frozen=True)
@@ -25,6 +29,12 @@ class Order:
     epochs: float
     seed: int
     max_steps: int | None = None
+
+    @classmethod
+    def of(cls, config: Config, num_examples: int) -> Order:
+        """The order of a run: what trainers read, and what has to be scored for them."""
+        train = config.train
+        return cls(num_examples, train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
 
     @property
     def steps_per_epoch(self) -> int:

@@ -15,7 +15,7 @@ from raydpo.errors import ConfigError
 
 
 def add_lora(model: Any, *, rank: int, alpha: float, target_modules: str | tuple[str, ...], seed: int) -> Any:
-    """Wrap `model` in a PeftModel with one trainable adapter; weights depend on `seed` only."""
+    """Wrap `model` in a PeftModel with one trainable adapter in the dtype of the model; weights depend on `seed` only."""
     from peft import LoraConfig, get_peft_model
 
     targets = target_modules if isinstance(target_modules, str) else list(target_modules)
@@ -30,7 +30,7 @@ def add_lora(model: Any, *, rank: int, alpha: float, target_modules: str | tuple
         init_lora_weights=True,
     )
     try:
-        return get_peft_model(model, config)
+        return get_peft_model(model, config, autocast_adapter_dtype=False)
     except ValueError as error:
         raise ConfigError(
             f"train.lora.target_modules: {target_modules!r} fits no module of {type(model).__name__} ({error}). Nothing was "
@@ -44,6 +44,6 @@ def merge_lora(base: Path, adapter: Path, out: Path, dtype: str) -> None:
 
     from raydpo.models.load import load_model, load_tokenizer
 
-    merged = PeftModel.from_pretrained(load_model(base, dtype, "sdpa"), str(adapter)).merge_and_unload()
+    merged = PeftModel.from_pretrained(load_model(base, dtype, "auto"), str(adapter)).merge_and_unload()
     merged.save_pretrained(out, safe_serialization=True)
     load_tokenizer(base).save_pretrained(out)

@@ -23,7 +23,7 @@ from raydpo.schema.training import Staged
 
 PREFIX = "step-"
 REMOVED = ".removed-"
-"""Start of the name of a checkpoint that is being deleted."""
+"""Start of the name of a folder that is being deleted."""
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -95,6 +95,11 @@ def retain(folder: Path, keep: int, metric: str) -> None:
     best = best_checkpoint(checkpoints, metric)
     for checkpoint in checkpoints[:-keep]:
         if best is None or checkpoint.folder != best.folder:
-            doomed = folder / f"{REMOVED}{checkpoint.folder.name}-{uuid.uuid4().hex[:6]}"
-            checkpoint.folder.rename(doomed)  # from here on it does not count, even if we are killed
-            shutil.rmtree(doomed)
+            discard(checkpoint.folder)
+
+
+def discard(folder: Path) -> None:
+    """Delete a committed folder, so that a kill in the middle leaves none that counts."""
+    doomed = folder.with_name(f"{REMOVED}{folder.name}-{uuid.uuid4().hex[:6]}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)

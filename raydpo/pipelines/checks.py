@@ -12,6 +12,7 @@ from raydpo.config import OBJECTIVES, Config
 from raydpo.config.sections import ReferenceSection
 from raydpo.data import DataReport
 from raydpo.errors import ConfigError, DataError
+from raydpo.pipelines.checkpoints import best_metric
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
@@ -36,7 +37,7 @@ def check_labels(config: Config, report: DataReport) -> None:
     """Raise DataError when something is to be chosen by margins that the held-out data cannot have."""
     if config.objective.row.data != "labels" or not report.eval_pairs:
         return
-    metric = config.train.best_metric or "eval/rewards/margins"
+    metric = best_metric(config)
     wanting = [
         f"{key}: {value}"
         for key, value, asks in (

@@ -24,7 +24,7 @@ from raydpo.artifacts.durable import full_disk
 from raydpo.batches.order import Order
 from raydpo.errors import ConfigError, IntegrityError, ResumeError
 from raydpo.models.blend import blend, other_shapes
-from raydpo.pipelines.checkpoints import PREFIX, REMOVED, committed
+from raydpo.pipelines.checkpoints import PREFIX, committed, discard
 from raydpo.pipelines.plan import Checkpoint
 from raydpo.pipelines.stages import ReferenceReport, reference_stage
 from raydpo.pipelines.workspace import Workspace
@@ -104,7 +104,7 @@ class References:
             kept |= {self._folder(step - step % self.every), self._folder(self._number(step))}
         for path in self.workspace.references.glob(f"{PREFIX}*"):
             if path not in kept:
-                _remove(path)
+                discard(path)
 
     def _number(self, step: int) -> int:
         """The reference that step `step` was trained against."""
@@ -180,14 +180,8 @@ def _write(policy: Path, before: Path | None, alpha: float, folder: Path, meta: 
         shutil.rmtree(staging, ignore_errors=True)
         raise
     if folder.exists():
-        _remove(folder)
+        discard(folder)
     commit_folder(staging, folder, meta)
-
-
-def _remove(path: Path) -> None:
-    doomed = path.with_name(f"{REMOVED}{path.name}-{uuid.uuid4().hex[:6]}")
-    path.rename(doomed)  # from here on it does not count, even if we are killed
-    shutil.rmtree(doomed)
 
 
 def _other_reference(checkpoint: Checkpoint, then: str | None, now: str | None) -> ResumeError:

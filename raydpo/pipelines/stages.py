@@ -19,8 +19,7 @@ from raydpo.data import DataReport, prepare
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.probe import compare
 from raydpo.pipelines.workspace import Workspace
-from raydpo.reference.plan import ShardWork, plan_shards, wanted_rows
-from raydpo.reference.probe import probe_work
+from raydpo.reference.plan import ShardWork, plan_shards, probe_work, wanted_rows
 from raydpo.reference.score import Rescorer, Scorer, ScorerSpec
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
 

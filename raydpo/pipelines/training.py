@@ -91,12 +91,12 @@ def training_stage(
     driver = Driver(workspace, plan, references, reference, observer, receive)
     if plan.action != "done":
         observer(StageStarted("train", references.order.num_steps, "steps"))
-        stop = references.stop_after(driver.step)
-        _run_fitting(driver, stop)
-        while stop is not None and not driver.is_over:
-            driver.move_reference()
+        while True:
             stop = references.stop_after(driver.step)
             _run_fitting(driver, stop)
+            if stop is None or driver.is_over:
+                break
+            driver.move_reference()
     elif workspace.config.profile:
         observer(Note("warning", "profile: training is over, so no step was left to record; set another run.dir"))
     references.retain()

@@ -1,12 +1,12 @@
 """The reference pass itself: rows in, per-token log-probs out. Knows neither files nor Ray.
 
-Decision: rows are scored in the order they come, in batches cut by tokens, so that a value depends on the rows of its
-own list alone. Answers to one prompt share it when they follow each other.
+Decision: rows are scored in the order they come, in batches cut by the tokens that the model reads, so that a value
+depends on the rows of its own list alone. Answers to one prompt that follow each other share it.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import torch
@@ -24,8 +24,7 @@ def score_rows(
     """Log-probs of the answer tokens of every row, [answer tokens] float32 nats each, and the number of forwards."""
     values: list[np.ndarray] = []
     forwards = 0
-    lengths = [len(prompt) + len(answer) for prompt, answer in rows]
-    for start, stop in cut_batches(lengths, tokens_per_batch, is_padded=layout == "padded"):
+    for start, stop in (cut_stream if layout == "packed" else cut_padded)(rows, tokens_per_batch):
         batch = rows[start:stop]
         nats = scoring(lay_out(batch, layout).to(device)).float().cpu().numpy()
         forwards += 1
@@ -33,15 +32,42 @@ def score_rows(
     return values, forwards
 
 
-def cut_batches(lengths: Sequence[int], tokens_per_batch: int, *, is_padded: bool = True) -> Iterator[tuple[int, int]]:
-    """Cut rows into [start, stop) batches of at most `tokens_per_batch` tokens, padded to the longest or one by one.
+def cut_padded(rows: Rows, tokens_per_batch: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into [start, stop) batches of at most `tokens_per_batch` tokens when padded to the longest.
 
     A row longer than the budget gets a batch of its own.
     """
-    start = 0
-    for stop in range(1, len(lengths) + 1):
-        more = lengths[start : stop + 1]
-        is_full = (max(more) * len(more) if is_padded else sum(more)) > tokens_per_batch
-        if stop == len(lengths) or is_full:
-            yield start, stop
-            start = stop
+    start = longest = 0
+    for row, (prompt, answer) in enumerate(rows):
+        length = len(prompt) + len(answer)
+        longest = max(longest, length)
+        if row > start and longest * (row + 1 - start) > tokens_per_batch:
+            yield start, row
+            start, longest = row, length
+    if rows:
+        yield start, len(rows)
+
+
+def cut_stream(rows: Rows, tokens_per_batch: int) -> Iterator[tuple[int, int]]:
+    """Cut rows into [start, stop) batches of at most `tokens_per_batch` tokens, a prompt that rows share counted once.
+
+    Answers to one prompt are parted only where they do not fit into a batch of their own, and two of them never: a pair
+    stays whole, as in the trainer.
+    """
+    start = first = used = before = 0  # first: row where the prompt begins; before: tokens of the batch in front of it
+    for row, (prompt, answer) in enumerate(rows):
+        is_shared = row > first and np.array_equal(prompt, rows[first][0])
+        if not is_shared:
+            first, before = row, used
+        cost = len(answer) + (0 if is_shared else len(prompt))
+        while used + cost > tokens_per_batch and row > start and (first, row) != (start, start + 1):
+            if first > start:
+                yield start, first
+                start, used, before = first, used - before, 0
+            else:
+                yield start, row
+                start = first = row
+                used, cost = 0, len(prompt) + len(answer)
+        used += cost
+    if rows:
+        yield start, len(rows)

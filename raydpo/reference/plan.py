@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
+from raydpo.models.probe import probe_examples
 
 
 @dataclass(frozen=True)
@@ -32,7 +33,7 @@ class ShardWork:
 class Wanted:
     """Rows of a run: distinct keys with the place and length (prompt + answer tokens) of their first appearance.
 
-    prompts: number of the prompt of each, in the order in which prompts appear.
+    prompts: index of the prompt of each row; prompts are numbered as they first appear.
     """
 
     keys: tuple[str, ...]
@@ -75,6 +76,20 @@ def plan_shards(wanted: Wanted, cache: ReferenceCache, rows_per_shard: int) -> l
         longest[prompt] = max(length, longest.get(prompt, 0))
     missing.sort(key=lambda i: (longest[wanted.prompts[i]], wanted.prompts[i], wanted.places[i]))
     return [_shard(wanted, missing[i : i + rows_per_shard]) for i in range(0, len(missing), rows_per_shard)]
+
+
+def probe_work(data: Path, num_answers: int) -> ShardWork:
+    """Rows of the training split that are scored a second time and must come out the same, all in one shard."""
+    table = ExampleTable.open(data, "train")
+    lengths = table.prompt_lengths + table.answer_lengths[:, :num_answers].sum(axis=1)
+    examples = probe_examples(lengths)
+    rows = [(example, answer) for example in examples for answer in range(num_answers)]
+    return ShardWork(
+        name="probe",
+        places=tuple(("train", example, answer) for example, answer in rows),
+        keys=tuple(table.row_keys(example)[answer] for example, answer in rows),
+        lengths=tuple(int(table.prompt_lengths[e] + table.answer_lengths[e, a]) for e, a in rows),
+    )
 
 
 def _shard(wanted: Wanted, rows: list[int]) -> ShardWork:

@@ -1,8 +1,8 @@
 """One reference worker: a frozen model that turns `ShardWork` into committed shards of per-token log-probs.
 
 Comes in: token shards on storage that every node sees. Goes out: Arrow shards in the cache, and how much was done.
-Decision: rows of a shard are scored in the order of the plan, in batches cut by padded tokens, so that a value depends
-on its shard alone and not on who scored it or what else was scored.
+Decision: rows of a shard are scored in the order of the plan, in batches cut by tokens, so that a value depends on its
+shard alone and not on who scored it or what else was scored.
 """
 
 from __future__ import annotations

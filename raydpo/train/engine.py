@@ -57,6 +57,7 @@ class Engine:
             lr=train.learning_rate,
             betas=(train.adam_beta1, train.adam_beta2),
             weight_decay=train.weight_decay,
+            fused=True,  # one pass over the weights, on CPU and GPU, and nothing of their size besides
         )
         stage = 1 if train.zero_stage == 0 and dtype == "bfloat16" else train.zero_stage
         self._guarded = stage == 0

@@ -13,14 +13,14 @@ import numpy as np
 import torch
 
 from raydpo.metrics import Sums
-from raydpo.models.layout import choose_layout
+from raydpo.models.layout import check_lengths, choose_layout
 from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.work import work_of
 from raydpo.objectives.loss import Loss
 from raydpo.train.spec import TrainSpec
 from raydpo.train.step import BatchLoss, evaluate_share, observe
-from raydpo.train.trainer import NAMES, Rank, make_feed, open_lookup
+from raydpo.train.trainer import NAMES, Rank, longest_row, make_feed, open_lookup
 
 
 @dataclass(frozen=True)
@@ -44,6 +44,7 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[Share]:
     loss = Loss(spec.config.objective.terms)
     assert loss.needs_reference == (spec.reference is not None)
     feed, sums, examples = make_feed(rank, spec, "eval", open_lookup(spec), layout, work_of(model)), Sums(), 0
+    check_lengths(model, longest_row(feed))
     seen, every = {}, replace(feed, rank=0, num_ranks=1)
     for kind in loss.batch_kinds:
         seen[kind] = loss.unseen(kind, len(feed.table), device)

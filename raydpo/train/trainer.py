@@ -174,7 +174,7 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     lookup = open_lookup(spec)
     training, held_out = (make_feed(rank, spec, split, lookup, layout, work) for split in ("train", "eval"))
     for feed in (training, held_out):
-        check_lengths(model, int(feed.row_lengths(np.arange(len(feed.table))).max(initial=0)))
+        check_lengths(model, longest_row(feed))
     scoring = AnswerLogProbs(model, spec.chunk_tokens)
     training, activations = fit_activations(scoring, training, train)
     if train.compile:
@@ -182,7 +182,7 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     engine = Engine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
     _check_equal(engine.device, "whether answers share their prompt", layout == "packed")
     _check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
-    order = Order(len(training.table), train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
+    order = Order.of(config, len(training.table))
     loss = Loss(config.objective.terms)
     notes.append(activations)
     return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order, tuple(notes))
@@ -208,6 +208,11 @@ def open_lookup(spec: TrainSpec) -> Lookup | None:
     cache = ReferenceCache(*spec.reference)
     cache.open(is_owner=False)
     return cache.lookup
+
+
+def longest_row(feed: Feed) -> int:
+    """Tokens of the longest prompt with its answer, over the whole split."""
+    return int(feed.row_lengths(np.arange(len(feed.table))).max(initial=0))
 
 
 def make_feed(

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydpo.artifacts import CacheIdentity, ReferenceCache
-from raydpo.reference.forward import cut_batches
+from raydpo.reference.forward import cut_padded, cut_stream
 from raydpo.reference.plan import Wanted, plan_shards, wanted_rows
 from raydpo.schema import row_key
 from tests.tables import write_examples
@@ -70,7 +70,7 @@ def test_the_plan_does_not_depend_on_the_order_of_rows(lengths, rows_per_shard, 
 @given(LENGTHS, st.integers(1, 300))
 def test_batches_cover_every_row_once_within_the_budget(lengths, budget):
     lengths = tuple(sorted(lengths))
-    cuts = list(cut_batches(lengths, budget))
+    cuts = list(cut_padded([(np.zeros(1), np.zeros(length - 1)) for length in lengths], budget))
     assert [row for start, stop in cuts for row in range(start, stop)] == list(range(len(lengths)))
     for start, stop in cuts:
         assert (stop - start) * lengths[stop - 1] <= budget or stop - start == 1
@@ -79,13 +79,42 @@ def test_batches_cover_every_row_once_within_the_budget(lengths, budget):
         assert (stop + 1 - start) * lengths[stop] > budget  # one more row would not have fitted
 
 
-@settings(max_examples=80, deadline=None)
-@given(LENGTHS, st.integers(1, 300))
-def test_batches_of_a_stream_count_each_token_once(lengths, budget):
-    cuts = list(cut_batches(tuple(lengths), budget, is_padded=False))
-    assert [row for start, stop in cuts for row in range(start, stop)] == list(range(len(lengths)))
-    assert all(sum(lengths[start:stop]) <= budget or stop - start == 1 for start, stop in cuts)
-    assert all(sum(lengths[start : stop + 1]) > budget for (start, stop), _ in itertools.pairwise(cuts))
+@settings(max_examples=200, deadline=None)
+@given(
+    st.lists(st.tuples(st.integers(1, 40), st.lists(st.integers(1, 20), min_size=1, max_size=5))), st.integers(1, 200)
+)
+def test_batches_of_a_stream_count_a_shared_prompt_once(groups, budget):
+    rows = [
+        (np.full(prompt, number), np.full(answer, place))
+        for number, (prompt, answers) in enumerate(groups)
+        for place, answer in enumerate(answers)
+    ]
+    cuts = list(cut_stream(rows, budget))
+    assert [row for start, stop in cuts for row in range(start, stop)] == list(range(len(rows)))
+    for start, stop in cuts:
+        prompts = [prompt[0] for prompt, _ in rows[start:stop]]
+        is_alone = len(set(prompts)) == 1 and len(prompts) <= 2  # a row, or a pair, is never parted
+        assert tokens_once(rows[start:stop]) <= budget or is_alone
+    for (start, stop), _ in itertools.pairwise(cuts):
+        after = rows[stop][0]
+        whole = [row for row in range(stop, len(rows)) if np.array_equal(rows[row][0], after)]
+        if np.array_equal(rows[stop - 1][0], after):  # parted: the prompt alone was in the batch, and no more fitted
+            assert {prompt[0] for prompt, _ in rows[start:stop]} == {after[0]}
+            assert tokens_once(rows[start : stop + 1]) > budget
+        else:  # not all answers to the next prompt would have fitted
+            assert tokens_once(rows[start : whole[-1] + 1]) > budget
+
+
+def tokens_once(rows):
+    """Tokens of rows whose prompt is read once, common beginnings of answers apart."""
+    return sum(len(answer) for _, answer in rows) + sum(len(p) for p in {p[0]: p for p, _ in rows}.values())
+
+
+def test_a_pass_over_pairs_reads_every_prompt_once():
+    """Prompts of 500 tokens with two answers of 20, in batches of 1,100: two pairs each."""
+    rows = [(np.full(500, number), np.full(20, answer)) for number in range(8) for answer in range(2)]
+    assert list(cut_stream(rows, 1100)) == [(0, 4), (4, 8), (8, 12), (12, 16)]
+    assert list(cut_stream(rows, 400)) == [(start, start + 2) for start in range(0, 16, 2)]
 
 
 def test_rows_that_stand_twice_are_wanted_once(tmp_path):

@@ -4,12 +4,15 @@ import math
 
 import numpy as np
 import pytest
+import torch
 from peft import PeftModel
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.artifacts import ExampleTable
-from raydpo.models.lora import merge_lora
+from raydpo.models.bpe import train_bpe
+from raydpo.models.load import load_model
+from raydpo.models.lora import add_lora, merge_lora
 from tests.train import jobs
 from tests.train.test_export import mean_logps
 
@@ -77,3 +80,38 @@ def test_the_seed_alone_decides_where_the_adapter_starts(runs, gangs):
     for name in trainable:
         np.testing.assert_allclose(starts[1][name], starts[2][name], rtol=0, atol=1e-29, err_msg=name)
         assert (np.abs(starts[1][name]).max() > 1e-3) == (".lora_A." in name)
+
+
+def test_an_adapter_is_in_the_dtype_that_it_trains_in(tmp_path):
+    """Activations are measured on it before DeepSpeed casts anything: in float32 they would count more than is kept."""
+    model = load_model(saved(tmp_path, "llama"), "bfloat16", "auto")
+    adapted = add_lora(model, rank=4, alpha=8, target_modules="all-linear", seed=0)
+    assert {parameter.dtype for parameter in adapted.parameters()} == {torch.bfloat16}
+
+
+def test_a_model_without_sdpa_is_merged(tmp_path):
+    base = saved(tmp_path / "base", "codegen")
+    adapted = add_lora(load_model(base, "float32", "auto"), rank=4, alpha=8, target_modules="all-linear", seed=0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if ".lora_B." in name:
+                parameter.fill_(0.1)
+    adapted.save_pretrained(tmp_path / "adapter")
+    merge_lora(base, tmp_path / "adapter", tmp_path / "merged", "float32")
+    merged = load_model(tmp_path / "merged", "float32", "auto")
+    ids = torch.arange(3, 9)[None]
+    torch.testing.assert_close(merged(ids).logits, adapted(ids).logits, atol=1e-4, rtol=1e-4)
+
+
+def saved(folder, family):
+    """A tiny model of random weights with a tokenizer."""
+    shapes = {
+        "llama": {"hidden_size": 32, "num_attention_heads": 4, "num_hidden_layers": 1, "intermediate_size": 48},
+        "codegen": {"n_embd": 32, "n_head": 4, "n_layer": 1, "n_positions": 64, "rotary_dim": 4},
+    }
+    tokenizer = train_bpe(["a few words to learn from"], 280)
+    vocab = len(tokenizer)
+    config = AutoConfig.for_model(family, **shapes[family], vocab_size=vocab, bos_token_id=1, eos_token_id=2)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder

@@ -7,7 +7,7 @@ import pytest
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.models.probe import compare, probe_examples, tolerance_nats
-from raydpo.reference.probe import probe_work
+from raydpo.reference.plan import probe_work
 from raydpo.reference.score import Rescorer
 from raydpo.schema.training import Noted, Probed
 
