@@ -27,7 +27,7 @@ _AS_LABELS = Override(
     {"data": {"unpair": True}, "train": {"global_batch_pairs": 128}},
 )
 OVERRIDES: dict[str, Override] = {name: _AS_LABELS for name, row in OBJECTIVES.items() if row.data == "labels"}
-"""Objective -> what it needs: another `train.learning_rate`, or another reading of the pairs (section `data`)."""
+"""Objective -> what it needs over the quickstart's settings."""
 
 CONTROL = "sft"
 """What it takes no preferences for: the same steps on the chosen answers alone."""

@@ -20,7 +20,6 @@ if TYPE_CHECKING:
     from raydpo.runtime.job import in_ray_job as in_ray_job
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
-    from raydpo.runtime.pool import run_single as run_single
     from raydpo.runtime.resources import Demand as Demand
     from raydpo.runtime.storage import check_storage as check_storage
 
@@ -35,7 +34,6 @@ _HOME = {
     "in_ray_job": "job",
     "run_gang": "gang",
     "run_pool": "pool",
-    "run_single": "pool",
     "session": "connection",
 }
 
@@ -50,7 +48,6 @@ __all__ = [
     "in_ray_job",
     "run_gang",
     "run_pool",
-    "run_single",
     "session",
 ]
 

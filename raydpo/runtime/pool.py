@@ -4,8 +4,8 @@ What comes in: a factory that each actor calls once (it loads the model) and the
 come, each with its item's index.
 Decision: the driver hands out one item at a time to whoever is free, so a slow actor never holds back work, and an
 item whose actor died is simply handed out again. Items must therefore be idempotent by the name of their output.
-Price: one round trip an item; items should be worth seconds. A pool can stand between two lots of items, so that its
-actors keep what they loaded; what all of them are told meanwhile, a later one hears as its greeting.
+Price: one round trip an item; items should be worth seconds. A pool outlives one `run`, so its actors keep what they
+loaded: `tell` reaches those that are there, and `greet_with` is what an actor that starts later is sent first.
 """
 
 from __future__ import annotations
@@ -16,7 +16,6 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
-from functools import partial
 from typing import Any, Literal, TypeVar
 
 import ray
@@ -63,16 +62,6 @@ def run_pool(
         Pool(name, make_worker, num_workers=num_workers, cpus=cpus, gpus=gpus, max_retries=max_retries, threads=threads)
     ) as pool:
         yield from pool.run(items)
-
-
-def run_single(name: str, function: Callable[..., R], *args: Any, cpus: float = 1.0, gpus: float = 0.0) -> R:
-    """Call `function(*args)` in one actor of its own and return the result. Errors as in `run_pool`, no retry."""
-    ((_, result),) = run_pool(name, partial(_spread, function), [args], num_workers=1, cpus=cpus, gpus=gpus)
-    return result
-
-
-def _spread(function: Callable[..., R]) -> Callable[[tuple[Any, ...]], R]:
-    return lambda args: function(*args)
 
 
 class PoolActor:

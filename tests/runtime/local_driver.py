@@ -9,8 +9,9 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from raydpo.runtime import Demand, run_gang, run_single, session
+from raydpo.runtime import Demand, run_gang, session
 from tests.runtime import rank_work
+from tests.runtime.single import run_single
 
 
 def main(folder: str, what: str) -> None:

@@ -47,7 +47,7 @@ def _drive(head: RayHead, *arguments: str) -> str:
 def test_a_submitted_job_runs_code_of_its_working_directory(head: RayHead, tmp_path: Path) -> None:
     (tmp_path / "carried").mkdir()
     (tmp_path / "carried" / "__init__.py").write_text("")
-    (tmp_path / "carried" / "work.py").write_text("def triple(number):\n    return 3 * number\n")
+    (tmp_path / "carried" / "work.py").write_text("def make():\n    return lambda number: 3 * number\n")
     (tmp_path / "main.py").write_text(_JOB)
     done = head.submit(tmp_path, "python", "main.py")
     assert done.returncode == 0, done.stdout
@@ -57,9 +57,9 @@ def test_a_submitted_job_runs_code_of_its_working_directory(head: RayHead, tmp_p
 
 
 _JOB = """
-from carried.work import triple
+from carried.work import make
 from raydpo.errors import ConfigError
-from raydpo.runtime import Demand, check_paths, in_ray_job, run_single, session
+from raydpo.runtime import Demand, check_paths, in_ray_job, run_pool, session
 
 print("in a job:", in_ray_job())
 try:
@@ -67,7 +67,7 @@ try:
 except ConfigError as error:
     print("refused:", error)
 with session([Demand("train", 2, 1.0)]):
-    print("result:", run_single("triple", triple, 42))
+    print("result:", dict(run_pool("triple", make, [42], num_workers=1, cpus=1.0))[0])
 """
 
 

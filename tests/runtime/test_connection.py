@@ -13,9 +13,10 @@ import psutil
 import pytest
 
 from raydpo.errors import ResourceError
-from raydpo.runtime import Demand, run_single, session
+from raydpo.runtime import Demand, session
 from tests.runtime import rank_work
 from tests.runtime.ray_head import free_ports
+from tests.runtime.single import run_single
 
 ROOT = Path(__file__).resolve().parents[2]
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}

@@ -10,8 +10,9 @@ import pytest
 import ray
 
 from raydpo.errors import ConfigError, DataError, WorkerError
-from raydpo.runtime import Pool, run_pool, run_single
+from raydpo.runtime import Pool, run_pool
 from tests.runtime import rank_work
+from tests.runtime.single import run_single
 
 pytestmark = pytest.mark.usefixtures("local_ray")
 
@@ -91,11 +92,11 @@ def test_a_result_that_cannot_travel_is_an_error_not_a_death() -> None:
         list(run_pool("files", rank_work.make_unpicklable, [1], num_workers=1, cpus=1, max_retries=5))
 
 
-def test_run_single_returns_the_result() -> None:
+def test_one_item_on_one_actor() -> None:
     assert run_single("sum", rank_work.add, 2, 3, cpus=1) == 5
 
 
-def test_run_single_raises_with_the_types_of_the_callee() -> None:
+def test_an_error_names_the_type_that_was_raised() -> None:
     with pytest.raises(WorkerError, match="TypeError"):
         run_single("sum", rank_work.add, 2, "3", cpus=1)
 
