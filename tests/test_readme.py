@@ -4,6 +4,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from typing import get_args
 
 import yaml
 
@@ -66,6 +67,23 @@ def test_linked_files_and_named_tests_exist():
     tour = [f"raydpo/{path}" for path in re.findall(r"`(\w+/\w+\.py)`", README)]
     assert links
     assert all((ROOT / path).exists() for path in [*links, *named, *tour])
+
+
+PAGES = [path for names in ("*", "docs/*", "cluster/*", "benchmarks/*", "examples/*/*") for path in ROOT.glob(f"{names}.md")]
+
+
+def test_every_config_key_that_a_page_names_exists():
+    sections = {name: field.annotation for name, field in Config.model_fields.items()}
+    keys = {
+        (page.name, section, key)
+        for page in PAGES
+        for section, key in re.findall(r"`(\w+)\.(\w+)(?:: [^`]*)?`", page.read_text())
+        if section in sections and key != "yaml"
+    }
+    assert len(keys) > 40
+    for page, section, key in sorted(keys):
+        kinds = [kind for kind in (sections[section], *get_args(sections[section])) if hasattr(kind, "model_fields")]
+        assert any(key in kind.model_fields for kind in kinds), f"{page}: {section}.{key}"
 
 
 def test_no_value_is_left_to_be_determined():

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Sequence
 
 import numpy as np
 
-Layout = list[list[list[int]]]
+Shares = list[list[list[int]]]
 """[rank][micro-batch] -> positions in the global batch."""
 
 
@@ -23,7 +23,7 @@ def pack(
     *,
     is_padded: bool = True,
     work: np.ndarray | None = None,
-) -> Layout:
+) -> Shares:
     """Lay out a global batch.
 
     row_lengths: [E, A] int64, prompt + answer tokens of every answer; not padded: [E, 1], tokens of the example in the

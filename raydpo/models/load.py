@@ -26,7 +26,8 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
 
     dtype: "float32" or "bfloat16"; attention: a transformers attention name, or "auto": sdpa, or eager where there is none,
     until `choose_layout`.
-    Raises ConfigError when the folder holds no causal language model in safetensors.
+    Raises ConfigError when the folder holds no whole causal language model in safetensors: transformers would draw what is
+    missing at random and only log it.
     """
     from transformers import AutoModelForCausalLM
     from transformers.utils import logging
@@ -38,13 +39,17 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
         base = resolve_model("base of the adapter", json.loads(adapter.read_text())["base_model_name_or_path"]).folder
 
     def read(implementation: str) -> Any:
-        return AutoModelForCausalLM.from_pretrained(
+        model, found = AutoModelForCausalLM.from_pretrained(
             str(base),
             dtype=DTYPES[dtype],
             attn_implementation=implementation,
             use_safetensors=True,
             trust_remote_code=False,
+            output_loading_info=True,
         )
+        if missing := sorted(found["missing_keys"]):
+            raise ValueError(f"the files lack {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}")
+        return model
 
     try:
         model = read(attention) if attention != "auto" else _first_that_works(read, "sdpa", "eager")

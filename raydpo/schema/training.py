@@ -91,7 +91,7 @@ class Finished:
 
 @dataclass(frozen=True)
 class WeightsPart:
-    """Some of the policy's weights after the last step: name in the model folder -> CPU tensor in the compute dtype, tied
+    """Some of the policy's weights after the last step: name in memory -> CPU tensor in the compute dtype, tied
     weights once. is_partial: of a LoRA run come only matrices that the adapter changes, merged."""
 
     weights: Mapping[str, Any]
