@@ -21,12 +21,11 @@ from pydantic import BaseModel, ValidationError
 from raydpo.config.objective_check import check_objective, readable
 from raydpo.config.objectives import OBJECTIVES
 from raydpo.config.problems import allowed, members, nearest, remedy, section_of, show, unknown_key
-from raydpo.config.render import dump, schema
 from raydpo.config.sections import Config, ObjectiveSection
 from raydpo.config.source import COMMAND_LINE, Entry, read_override, read_yaml
 from raydpo.errors import ConfigError
 
-__all__ = ["Loaded", "dump", "load", "schema"]
+__all__ = ["Loaded", "load"]
 
 _EXAMPLE = "run: {dir: runs/first}, model: {path: ...}, data: {train: [pairs.jsonl]}"
 

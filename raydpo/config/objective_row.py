@@ -6,7 +6,7 @@ In: what `raydpo.config.objectives` says. Out: checked numbers and text for erro
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal
 
 
@@ -89,14 +89,18 @@ class ObjectiveRow:
 
     name: str
     title: str
-    needs_reference: bool
-    num_answers: int
+    needs_reference: bool = field(default=True, kw_only=True)
+    num_answers: int = field(init=False)
     parameters: Mapping[str, Parameter] = field(default_factory=dict)
     paper: str = ""
     reading: str = ""
+    _: KW_ONLY
     reads: Literal["sums", "lengths", "tokens"] = "sums"
     data: Literal["pairs", "labels", "answers"] = "pairs"
     batch: Literal["none", "answers", "mismatched"] = "none"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "num_answers", 2 if self.data == "pairs" else 1)
 
 
 @dataclass(frozen=True)

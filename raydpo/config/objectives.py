@@ -31,8 +31,6 @@ _ROWS = (
     ObjectiveRow(
         "dpo",
         "DPO, sigmoid",
-        True,
-        2,
         {"beta": _beta(0.1), "label_smoothing": _flips(0.0, f"{_FLIPPED} (cDPO)", zero=True)},
         "2305.18290",
         "the policy is its own reward model: logistic loss on the difference of log-ratios",
@@ -40,8 +38,6 @@ _ROWS = (
     ObjectiveRow(
         "cdpo",
         "conservative DPO",
-        True,
-        2,
         {"beta": _beta(0.1), "label_smoothing": _flips(0.1, _FLIPPED)},
         "2305.18290",
         "DPO whose labels are flipped with a known probability, so that the margin stays bounded",
@@ -49,8 +45,6 @@ _ROWS = (
     ObjectiveRow(
         "robust",
         "robust DPO",
-        True,
-        2,
         {"beta": _beta(0.1), "label_smoothing": _flips(0.1, _FLIPPED)},
         "2403.00409",
         "the DPO loss without the bias of flipped labels",
@@ -58,8 +52,6 @@ _ROWS = (
     ObjectiveRow(
         "hinge",
         "hinge on log-ratios (RSO)",
-        True,
-        2,
         {"beta": _beta(0.1)},
         "2309.06657",
         "pairs within the margin count, pairs beyond it do not",
@@ -67,8 +59,6 @@ _ROWS = (
     ObjectiveRow(
         "ipo",
         "IPO, sums",
-        True,
-        2,
         {"beta": _beta(0.1, _TAU)},
         "2310.12036",
         "log-ratios are drawn to a finite margin, so certain labels do not overfit",
@@ -76,18 +66,14 @@ _ROWS = (
     ObjectiveRow(
         "ipo_mean",
         "IPO, means per token",
-        True,
-        2,
         {"beta": _beta(0.1, _TAU)},
         "2310.12036",
         "IPO whose margin does not grow with answer length",
-        "lengths",
+        reads="lengths",
     ),
     ObjectiveRow(
         "exo",
         "EXO for pairs",
-        True,
-        2,
         {"beta": _beta(0.1), "label_smoothing": _flips(1e-3, "mass of the rejected answer")},
         "2402.00856",
         "the reverse KL, which seeks the mode, in place of DPO's forward KL to the label",
@@ -95,8 +81,6 @@ _ROWS = (
     ObjectiveRow(
         "nca",
         "NCA for pairs",
-        True,
-        2,
         {"beta": _beta(0.01)},
         "2402.05369",
         "the chosen answer's likelihood is held at an absolute level",
@@ -104,8 +88,6 @@ _ROWS = (
     ObjectiveRow(
         "bco_pair",
         "BCO on pairs, without shift",
-        True,
-        2,
         {"beta": _beta(0.1)},
         "2404.04656",
         "a classifier of single answers whose logit is the reward",
@@ -113,8 +95,6 @@ _ROWS = (
     ObjectiveRow(
         "sppo",
         "SPPO, hard labels",
-        True,
-        2,
         {"beta": _beta(1e-3, "1 / eta: log-ratios are drawn to +-1 / (2 beta)")},
         "2405.00675",
         "self-play to a Nash equilibrium: log-ratios regress to win probabilities",
@@ -122,8 +102,6 @@ _ROWS = (
     ObjectiveRow(
         "apo_zero",
         "APO-zero",
-        True,
-        2,
         {"beta": _beta(0.1)},
         "2408.06266",
         "chosen up and rejected down, for chosen answers better than the model's",
@@ -131,8 +109,6 @@ _ROWS = (
     ObjectiveRow(
         "apo_down",
         "APO-down",
-        True,
-        2,
         {"beta": _beta(0.1)},
         "2408.06266",
         "both down, rejected further, for chosen answers worse than the model's",
@@ -140,8 +116,6 @@ _ROWS = (
     ObjectiveRow(
         "discopop",
         "DiscoPOP",
-        True,
-        2,
         {
             "beta": _beta(0.05),
             "tau": Parameter(0.05, 0.0, 1.0, "temperature of the blend of the two losses", low_open=True),
@@ -152,18 +126,14 @@ _ROWS = (
     ObjectiveRow(
         "dpo_norm",
         "DPO, means per token",
-        True,
-        2,
         {"beta": _beta(5.0, _PER_TOKEN)},
         "2411.15124",
         "DPO whose reward does not grow with answer length",
-        "lengths",
+        reads="lengths",
     ),
     ObjectiveRow(
         "dpop",
         "DPO-positive",
-        True,
-        2,
         {"beta": _beta(0.3), "penalty": _weight(50.0, "lambda, of nats that the chosen answer is below the reference")},
         "2402.13228",
         "DPO may lower both answers; this one punishes a falling chosen answer",
@@ -171,8 +141,6 @@ _ROWS = (
     ObjectiveRow(
         "fdpo_forward_kl",
         "f-DPO, forward KL",
-        True,
-        2,
         {"beta": _beta(0.1, "strength of the pull to the reference")},
         "2309.16240",
         "DPO with another divergence from the reference; this one covers its modes",
@@ -180,8 +148,6 @@ _ROWS = (
     ObjectiveRow(
         "fdpo_js",
         "f-DPO, Jensen-Shannon",
-        True,
-        2,
         {"beta": _beta(0.1, "strength of the pull to the reference")},
         "2309.16240",
         "DPO with another divergence from the reference; this one is symmetric and bounded",
@@ -189,8 +155,6 @@ _ROWS = (
     ObjectiveRow(
         "fdpo_alpha",
         "f-DPO, alpha divergence",
-        True,
-        2,
         {
             "beta": _beta(0.1, "strength of the pull to the reference"),
             "alpha": Parameter(0.5, 0.0, 1.0, "0: reverse KL, 1: forward KL", low_open=True, high_open=True),
@@ -201,8 +165,6 @@ _ROWS = (
     ObjectiveRow(
         "aot",
         "AOT, paired",
-        True,
-        2,
         {"beta": _beta(0.01), "label_smoothing": _flips(0.0, _FLIPPED, zero=True)},
         "2406.05882",
         "the margins of the policy dominate those of the reference as distributions, not pair by pair",
@@ -211,8 +173,6 @@ _ROWS = (
     ObjectiveRow(
         "aot_unpaired",
         "AOT, unpaired",
-        True,
-        2,
         {"beta": _beta(0.01), "label_smoothing": _flips(0.0, _FLIPPED, zero=True)},
         "2406.05882",
         "the rewards of chosen answers dominate those of rejected ones as distributions",
@@ -221,8 +181,6 @@ _ROWS = (
     ObjectiveRow(
         "kto",
         "KTO",
-        True,
-        1,
         {
             "beta": _beta(0.1),
             "desirable_weight": _weight(1.0, "lambda_D, of desirable answers"),
@@ -236,8 +194,6 @@ _ROWS = (
     ObjectiveRow(
         "bco",
         "BCO, with shift",
-        True,
-        1,
         {"beta": _beta(0.1)},
         "2404.04656",
         "a classifier of single answers whose logit is the reward less its middle over the batch",
@@ -247,8 +203,6 @@ _ROWS = (
     ObjectiveRow(
         "apo_zero_unpaired",
         "APO-zero on single answers",
-        True,
-        1,
         {"beta": _beta(0.1)},
         "2408.06266",
         "desirable up and undesirable down, with no reference point to estimate",
@@ -257,52 +211,46 @@ _ROWS = (
     ObjectiveRow(
         "simpo",
         "SimPO",
-        False,
-        2,
         {"beta": _beta(2.0, _SCALE), "gamma_beta_ratio": _weight(0.5, f"{_MARGIN}, in nats a token")},
         "2405.14734",
         "the reward is what generation maximises, the mean log-prob, with a target margin",
-        "lengths",
+        reads="lengths",
+        needs_reference=False,
     ),
     ObjectiveRow(
         "orpo",
         "ORPO",
-        False,
-        2,
         {"odds_weight": _weight(0.1, "lambda, of the log odds ratio")},
         "2403.07691",
         "fine-tuning and preferences in one stage: likelihood plus an odds ratio",
-        "lengths",
+        reads="lengths",
+        needs_reference=False,
     ),
     ObjectiveRow(
         "cpo",
         "CPO",
-        False,
-        2,
         {
             "beta": _beta(0.1, "scale of the log-prob of an answer, in 1/nats"),
             "nll_weight": _weight(1.0, "of the negative log-likelihood of the chosen answer, a sum"),
         },
         "2401.08417",
         "DPO with a uniform reference, kept near the chosen answers by their likelihood",
+        needs_reference=False,
     ),
     ObjectiveRow(
         "slic",
         "SLiC-HF",
-        False,
-        2,
         {
             "delta": _weight(1.0, "margin between log-probs, in nats"),
             "nll_weight": _weight(0.1, "of the negative log-likelihood of the chosen answer, a sum"),
         },
         "2305.10425",
         "sequence likelihoods are calibrated by a margin, next to fine-tuning",
+        needs_reference=False,
     ),
     ObjectiveRow(
         "alphapo",
         "AlphaPO",
-        False,
-        2,
         {
             "beta": _beta(2.0, _SCALE),
             "gamma_beta_ratio": _weight(0.5, _MARGIN),
@@ -310,29 +258,25 @@ _ROWS = (
         },
         "2501.03884",
         "the shape of the reward decides how far likelihoods move",
-        "lengths",
+        reads="lengths",
+        needs_reference=False,
     ),
     ObjectiveRow(
         "sft",
         "next-token likelihood of the chosen answer",
-        False,
-        1,
-        {},
-        "",
-        "supervised fine-tuning, mean over the tokens of the batch",
-        "tokens",
+        reading="supervised fine-tuning, mean over the tokens of the batch",
+        reads="tokens",
         data="answers",
+        needs_reference=False,
     ),
     ObjectiveRow(
         "nll",
         "likelihood of the chosen answer, mean per token of each answer",
-        False,
-        1,
-        {},
-        "2404.19733",
-        "supervised fine-tuning in which every answer weighs the same; the NLL term of iterative RPO",
-        "lengths",
+        paper="2404.19733",
+        reading="supervised fine-tuning in which every answer weighs the same; the NLL term of iterative RPO",
+        reads="lengths",
         data="answers",
+        needs_reference=False,
     ),
 )
 

@@ -55,7 +55,7 @@ _SECTIONS = (
 _OUTRO = """
 ## Sums of objectives
 
-`plus` adds terms, each with its own `weight` and options. Each is divided by its own count (pairs, or tokens for `sft`);
+`plus` adds terms, each with its own `weight` and options. Each is divided by its own count (examples, or tokens for `sft`);
 metrics are those of the first term, `loss/<name>` is each term's own loss. MPO
 ([2411.10442](https://arxiv.org/abs/2411.10442)) and the loss of iterative RPO
 ([2404.19733](https://arxiv.org/abs/2404.19733)) are such sums:

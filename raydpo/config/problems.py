@@ -57,7 +57,7 @@ def allowed(field: FieldInfo) -> str:
         elif typing.get_origin(member) is Literal:
             words.extend(str(choice) for choice in typing.get_args(member))
         elif typing.get_origin(member) is tuple:
-            words.append("a list of texts")
+            words.append(f"a list of {'texts' if typing.get_args(member)[0] is str else 'sections'}")
         elif section_of(member) is not None:
             words.append(f"a section with the keys {', '.join(section_of(member).model_fields)}")  # type: ignore[union-attr]
         else:

@@ -49,12 +49,7 @@ def _flow(value: Any) -> str:
 def schema() -> dict[str, Any]:
     """JSON schema (draft 2020-12) of the YAML file, for editors. Objectives and their parameters are from the table."""
     result = Config.model_json_schema()
-    sections = result["$defs"]
-    sections["ObjectiveSection"] = _objective_schema()
-    for key in ("train", "eval"):
-        field = sections["DataSection"]["properties"][key]
-        listed = {"type": field.pop("type"), "items": field.pop("items")}
-        field["anyOf"] = [listed, {"type": "string"}]
+    result["$defs"]["ObjectiveSection"] = _objective_schema()
     return {"$schema": "https://json-schema.org/draft/2020-12/schema", **result}
 
 

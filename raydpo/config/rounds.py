@@ -7,9 +7,9 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import Field, ValidationError, field_validator, model_validator
+from pydantic import Field, ValidationError, model_validator
 
-from raydpo.config.section import Section
+from raydpo.config.section import OneOrMany, Section
 
 
 class GenerateSection(Section):
@@ -29,7 +29,7 @@ class GenerateSection(Section):
     """Sample among the likeliest tokens that together have this probability."""
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer in tokens."""
-    stop: tuple[str, ...] = ()
+    stop: OneOrMany = ()
     """Texts that end an answer, besides the model's end-of-sequence tokens. They stay in the answer."""
     prompts_per_item: int = Field(default=32, ge=1)
     """Prompts that a generator takes at a time: what its death loses at most. They are sampled as one batch, so with
@@ -37,14 +37,9 @@ class GenerateSection(Section):
     max_retries: int = Field(default=2, ge=0)
     """How often prompts are given to another generator after theirs died."""
 
-    @field_validator("stop", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
-
 
 JUDGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "function": (("function",), ()),
+    "function": ((), ("function",)),
     "regex": (("pattern",), ()),
     "exact": (("answers",), ()),
     "json": ((), ()),
@@ -57,6 +52,8 @@ JUDGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
 
 _OF_WORKERS = ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "max_failed_fraction")
 _COMMON = ("kind", "weight", *_OF_WORKERS)
+JUDGE_FREE = frozenset({*_OF_WORKERS, "timeout_s", "tokens_per_batch", "api_key_variable"})
+"""Keys that change no score: they may be others when a run goes on, in a section and in its members."""
 
 
 class JudgeSection(Section):
@@ -65,7 +62,8 @@ class JudgeSection(Section):
     reward_model: a sequence classifier. pairwise: a language model compares answers two by two. ensemble: weighted
     sum of others."""
     function: str | None = None
-    """package.module:name, importable on every node. (A function of one's own program is handed to raydpo.iterate.)"""
+    """package.module:name, importable on every node. Left out beside a function that is handed to raydpo.iterate:
+    `max_failed_fraction` is then what the section says of it."""
     pattern: str | None = None
     """Regular expression: 1 where it is found in the response, else 0."""
     answers: str | None = None
@@ -121,13 +119,13 @@ def _problem_of_member(values: dict[str, Any]) -> str:
     if idle := [key for key in _OF_WORKERS if key in values]:
         return f"{', '.join(idle)} of a member would be without effect; set it beside members, for the whole ensemble"
     try:
-        JudgeSection.model_validate(values)
+        member = JudgeSection.model_validate(values)
     except ValidationError as error:
         found = [
             (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()
         ]
         return "; ".join(f"{key}: {message}" if key else message for key, message in found)
-    return ""
+    return "kind: function needs function" if member.kind == "function" and not member.function else ""
 
 
 def _default(key: str) -> Any:
@@ -135,9 +133,9 @@ def _default(key: str) -> Any:
 
 
 class RoundsSection(Section):
-    prompts: tuple[str, ...]
+    prompts: OneOrMany
     """Files, folders or globs of prompts: rows with `prompt` (text, or a list of messages)."""
-    eval_prompts: tuple[str, ...] = ()
+    eval_prompts: OneOrMany = ()
     """The same for held-out prompts, on which the policy is measured before the first and after every round."""
     reference: str = Field(min_length=1)
     """What log-ratios of a round are measured from. initial: the model of `model.path`. previous_round: the policy that
@@ -151,7 +149,7 @@ class RoundsSection(Section):
     pairs: Literal["best_worst", "best_random", "all_above_margin", "top_k", "spin"] = "best_worst"
     """Which pairs are made of the scored answers to a prompt. best_random: the best against a random other one.
     all_above_margin: every two answers. top_k: each of the `top_k` best against each of as many worst ones. spin: the
-    data's own answer (`chosen` or `completion` of the row) against a sample; no judge is asked for pairs."""
+    data's own answer (`chosen` or `completion` of the row) against each different sample; no judge is asked for pairs."""
     top_k: int = Field(default=2, ge=1)
     """Of `pairs: top_k`."""
     margin: float = Field(default=0.0, ge=0)
@@ -165,8 +163,9 @@ class RoundsSection(Section):
     placement: Literal["colocated", "split"] = "colocated"
     """colocated: generators wait while trainers run, on the same CPUs. split: generators have their own, and sample for the
     next round while trainers run."""
-    max_staleness: int = Field(default=1, ge=1, le=1)
-    """Rounds by which the policy that sampled may be older than the one that is trained, of `placement: split`."""
+    max_staleness: int = Field(default=1, ge=0, le=1)
+    """Rounds by which the policy that sampled may be older than the one that is trained, of `placement: split`. 0: nothing is
+    sampled ahead; generators have devices of their own, and wait while trainers run."""
     eval_max_new_tokens: int | None = Field(default=None, ge=1)
     """Longest answer of an evaluation. Default: `generate.max_new_tokens`."""
     min_mean_score: float | None = None
@@ -182,8 +181,3 @@ class RoundsSection(Section):
     """Stop when more than this share of a round's samples equals another one to the same prompt."""
     min_distinct_2: float | None = Field(default=None, ge=0, le=1)
     """Stop when fewer than this share of the 2-grams (of tokens) in a round's samples are distinct."""
-
-    @field_validator("prompts", "eval_prompts", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raydpo.config.objective_check import check_objective, make_term
 from raydpo.config.objective_row import ObjectiveRow, Term
 from raydpo.config.objectives import OBJECTIVES
 from raydpo.config.rounds import GenerateSection, JudgeSection, RoundsSection
-from raydpo.config.section import Section
+from raydpo.config.section import OneOrMany, Section
 
 
 class RunSection(Section):
@@ -42,9 +42,9 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    train: tuple[str, ...] = ()
+    train: OneOrMany = ()
     """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples."""
-    eval: tuple[str, ...] = ()
+    eval: OneOrMany = ()
     """The same for held-out examples."""
     format: Literal[
         "auto",
@@ -87,11 +87,6 @@ class DataSection(Section):
     denominator stays the number of examples."""
     chat_template: str | None = None
     """Path of a Jinja chat template that replaces the tokenizer's own."""
-
-    @field_validator("train", "eval", mode="before")
-    @classmethod
-    def _one_or_many(cls, value: Any) -> Any:
-        return (value,) if isinstance(value, str) else value
 
     @model_validator(mode="after")
     def _confidence_needs_both(self) -> Self:

@@ -1,10 +1,10 @@
 """Objectives: tensors in, loss out; one file each. `OBJECTIVE_CLASSES` implements exactly the names of the config's table.
 
-How to add one: a frozen dataclass of its parameters with `unit` and `__call__(ObjectiveInput) -> ObjectiveOutput` in a
-file of its own, a row in `raydpo.config.objectives`, an entry here, golden values in tests/objectives.
+How to add one: a frozen dataclass of its parameters with the base `Objective` in a file of its own, a row in
+`raydpo.config.objectives`, an entry here, golden values in tests/objectives.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 
 from raydpo.objectives.alphapo import AlphaPO
 from raydpo.objectives.aot import AOT, AOTUnpaired
@@ -36,7 +36,7 @@ from raydpo.objectives.simpo import SimPO
 from raydpo.objectives.slic import SLiC
 from raydpo.objectives.sppo import SPPO
 
-OBJECTIVE_CLASSES: dict[str, Callable[..., Objective]] = {
+OBJECTIVE_CLASSES: dict[str, type[Objective]] = {
     "cdpo": CDPO,
     "dpo": DPO,
     "alphapo": AlphaPO,

@@ -11,22 +11,27 @@ SimPO's, so that the two can be compared; r grows with p, so accuracies are the 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import EXPONENT_MAX, ObjectiveInput, ObjectiveOutput, expm1_or_line, from_log_probs
+from raydpo.objectives.seam import (
+    EXPONENT_MAX,
+    Objective,
+    ObjectiveInput,
+    ObjectiveOutput,
+    expm1_or_line,
+    from_log_probs,
+)
 
 
 @dataclass(frozen=True)
-class AlphaPO:
+class AlphaPO(Objective):
     """beta: tokens/nats, > 0. gamma_beta_ratio: the margin in units of r, >= 0. alpha: any sign."""
 
     beta: float = 2.0
     gamma_beta_ratio: float = 0.5
     alpha: float = 0.25
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_probs(

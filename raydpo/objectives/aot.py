@@ -12,23 +12,21 @@ the order of the batch. At equal policy and reference every x_i is 0 and the los
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_ratios
+from raydpo.objectives.seam import BatchObjective, ObjectiveInput, ObjectiveOutput, from_log_ratios
 
 
 @dataclass(frozen=True)
-class AOT:
+class AOT(BatchObjective):
     """beta: 1/nats, > 0. label_smoothing: eps in [0, 0.5)."""
 
     beta: float = 0.01
     label_smoothing: float = 0.0
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
-    num_values: ClassVar[int] = 2
+    num_values = 2
 
     def observe(self, inputs: ObjectiveInput) -> Tensor:
         """[a, b] of each pair."""

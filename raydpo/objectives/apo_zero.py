@@ -10,20 +10,18 @@ added here as in TRL, so that the loss is positive; gradients are the paper's. A
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import sigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_ratios
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_log_ratios
 
 
 @dataclass(frozen=True)
-class APOZero:
+class APOZero(Objective):
     """beta: 1/nats, > 0."""
 
     beta: float = 0.1
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_ratios(inputs, self.beta, self.losses)

@@ -10,21 +10,19 @@ policy and reference the loss is 1/2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import sigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_labels
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_labels
 
 
 @dataclass(frozen=True)
-class APOZeroUnpaired:
+class APOZeroUnpaired(Objective):
     """beta: 1/nats, > 0."""
 
     beta: float = 0.1
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_labels(inputs, self.beta, self.losses)

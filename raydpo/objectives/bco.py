@@ -14,22 +14,20 @@ balanced. At equal policy and reference the loss is ln 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_labels
+from raydpo.objectives.seam import BatchObjective, ObjectiveInput, ObjectiveOutput, from_labels
 
 
 @dataclass(frozen=True)
-class BCO:
+class BCO(BatchObjective):
     """beta: 1/nats, > 0."""
 
     beta: float = 0.1
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
-    num_values: ClassVar[int] = 2
+    num_values = 2
 
     def observe(self, inputs: ObjectiveInput) -> Tensor:
         """[log-ratio, whether desirable] of each example."""

@@ -10,21 +10,19 @@ here. alpha is `nll_weight`; without it, the loss at equal log-probs is ln 2. Re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_probs
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_log_probs
 
 
 @dataclass(frozen=True)
-class CPO:
+class CPO(Objective):
     """beta: 1/nats, > 0. nll_weight: of the likelihood term, >= 0."""
 
     beta: float = 0.1
     nll_weight: float = 1.0
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_probs(inputs, self.beta, self.losses)

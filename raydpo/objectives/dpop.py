@@ -10,21 +10,19 @@ outside. lambda is `penalty`. At u = v = 0 the loss is ln 2.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid, relu
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_ratios
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_log_ratios
 
 
 @dataclass(frozen=True)
-class DPOP:
+class DPOP(Objective):
     """beta: 1/nats, > 0. penalty: the paper's lambda, >= 0; 0 is DPO."""
 
     beta: float = 0.3
     penalty: float = 50.0
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_ratios(inputs, self.beta, self.losses)

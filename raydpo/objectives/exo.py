@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid, sigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_ratios
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_log_ratios
 
 
 @dataclass(frozen=True)
-class EXO:
+class EXO(Objective):
     """beta: 1/nats, > 0. label_smoothing: eps in (0, 0.5)."""
 
     beta: float = 0.1
     label_smoothing: float = 0.001
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_ratios(inputs, self.beta, self.losses)

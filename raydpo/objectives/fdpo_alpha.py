@@ -11,21 +11,26 @@ above 30 goes on as a straight line; such answers are counted in the metric `cla
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import EXPONENT_MAX, ObjectiveInput, ObjectiveOutput, expm1_or_line, from_log_ratios
+from raydpo.objectives.seam import (
+    EXPONENT_MAX,
+    Objective,
+    ObjectiveInput,
+    ObjectiveOutput,
+    expm1_or_line,
+    from_log_ratios,
+)
 
 
 @dataclass(frozen=True)
-class FDPOAlpha:
+class FDPOAlpha(Objective):
     """beta: > 0, no unit. alpha: the paper's, in (0, 1)."""
 
     beta: float = 0.1
     alpha: float = 0.5
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_ratios(inputs, self.beta, self.losses, clamped=lambda r: -self.alpha * r > EXPONENT_MAX)

@@ -11,20 +11,25 @@ At u = v the loss is ln 2. Rewards stay beta times the log-ratio, so that runs c
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import EXPONENT_MAX, ObjectiveInput, ObjectiveOutput, expm1_or_line, from_log_ratios
+from raydpo.objectives.seam import (
+    EXPONENT_MAX,
+    Objective,
+    ObjectiveInput,
+    ObjectiveOutput,
+    expm1_or_line,
+    from_log_ratios,
+)
 
 
 @dataclass(frozen=True)
-class FDPOForwardKL:
+class FDPOForwardKL(Objective):
     """beta: > 0, no unit."""
 
     beta: float = 0.1
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_ratios(inputs, self.beta, self.losses, clamped=lambda r: -r > EXPONENT_MAX)

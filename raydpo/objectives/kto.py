@@ -14,24 +14,22 @@ equal policy and reference the loss is lambda / 2. lambda_D and lambda_U are `de
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import sigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_labels
+from raydpo.objectives.seam import BatchObjective, ObjectiveInput, ObjectiveOutput, from_labels
 
 
 @dataclass(frozen=True)
-class KTO:
+class KTO(BatchObjective):
     """beta: 1/nats, > 0. desirable_weight, undesirable_weight: lambda_D and lambda_U, >= 0."""
 
     beta: float = 0.1
     desirable_weight: float = 1.0
     undesirable_weight: float = 1.0
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
-    num_values: ClassVar[int] = 1
+    num_values = 1
 
     def observe(self, inputs: ObjectiveInput) -> Tensor:
         """Log-ratio of each mismatched row."""

@@ -71,7 +71,7 @@ class Loss:
 
     def counts(self, num_examples: int, num_tokens: int) -> list[int]:
         """Denominator of each term for a global batch. num_tokens: of the first answer of each example."""
-        return [num_examples if term.objective.unit == "pairs" else num_tokens for term in self._terms]
+        return [num_examples if term.objective.unit == "examples" else num_tokens for term in self._terms]
 
     def unseen(self, kind: str, num_examples: int, device: torch.device | str) -> Tensor:
         """Where a pass of `kind` puts down what it sees: [num_examples, k] float64 zeros, so that ranks can be added."""

@@ -9,16 +9,13 @@ equation 2 (their weight alpha is 1). `sft` is the mean over all tokens of the b
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, weight_metrics
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, weight_metrics
 
 
 @dataclass(frozen=True)
-class NLL:
+class NLL(Objective):
     """No parameters."""
-
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         nats = inputs.answer_sums(inputs.policy_nats)[:, 0]

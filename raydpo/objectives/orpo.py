@@ -13,21 +13,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_probs
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_log_probs
 
 
 @dataclass(frozen=True)
-class ORPO:
+class ORPO(Objective):
     """odds_weight: the paper's lambda, >= 0."""
 
     odds_weight: float = 0.1
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_probs(inputs, 1.0, self.losses, per_token=True, clamped=lambda p: p > LARGEST_NATS)

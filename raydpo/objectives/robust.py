@@ -10,21 +10,19 @@ bound as d grows; without the factor 1 / (1 - 2 eps) it would be on another scal
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_ratios
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_log_ratios
 
 
 @dataclass(frozen=True)
-class Robust:
+class Robust(Objective):
     """beta: 1/nats, > 0. label_smoothing: eps in (0, 0.5), the flip rate."""
 
     beta: float = 0.1
     label_smoothing: float = 0.1
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_ratios(inputs, self.beta, self.losses)

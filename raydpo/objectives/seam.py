@@ -102,9 +102,9 @@ class ObjectiveOutput:
 
 
 class Objective(Protocol):
-    """A callable with the unit of its denominator: examples ("pairs") or answer tokens ("tokens")."""
+    """Base of every objective: a callable with the unit of its denominator, examples or answer tokens."""
 
-    unit: ClassVar[Literal["pairs", "tokens"]]
+    unit: ClassVar[Literal["examples", "tokens"]] = "examples"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput: ...
 

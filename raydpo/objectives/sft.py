@@ -9,16 +9,15 @@ mean over examples.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, weight_metrics
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, weight_metrics
 
 
 @dataclass(frozen=True)
-class SFT:
+class SFT(Objective):
     """No parameters."""
 
-    unit: ClassVar[Literal["pairs", "tokens"]] = "tokens"
+    unit = "tokens"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         nats = inputs.answer_sums(inputs.policy_nats)[:, 0]

@@ -11,21 +11,19 @@ log(1 + e^gamma). Rewards are beta times the mean log-prob of a token.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import logsigmoid
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_probs
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_log_probs
 
 
 @dataclass(frozen=True)
-class SimPO:
+class SimPO(Objective):
     """beta: tokens/nats, > 0. gamma_beta_ratio: the margin in nats a token, >= 0."""
 
     beta: float = 2.0
     gamma_beta_ratio: float = 0.5
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_probs(inputs, self.beta, self.losses, per_token=True)

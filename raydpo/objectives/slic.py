@@ -10,21 +10,19 @@ delta. Rewards are the log-prob of the answer, in nats.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 from torch.nn.functional import relu
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_probs
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_log_probs
 
 
 @dataclass(frozen=True)
-class SLiC:
+class SLiC(Objective):
     """delta: margin in nats, >= 0. nll_weight: of the likelihood term, >= 0."""
 
     delta: float = 1.0
     nll_weight: float = 0.1
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_probs(inputs, 1.0, self.losses)

@@ -11,19 +11,17 @@ nats^2. At u = v = 0 the loss is 1 / (2 beta^2), half a million at the default.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, Literal
 
 from torch import Tensor
 
-from raydpo.objectives.seam import ObjectiveInput, ObjectiveOutput, from_log_ratios
+from raydpo.objectives.seam import Objective, ObjectiveInput, ObjectiveOutput, from_log_ratios
 
 
 @dataclass(frozen=True)
-class SPPO:
+class SPPO(Objective):
     """beta: 1/eta, 1/nats, > 0."""
 
     beta: float = 0.001
-    unit: ClassVar[Literal["pairs", "tokens"]] = "pairs"
 
     def __call__(self, inputs: ObjectiveInput) -> ObjectiveOutput:
         return from_log_ratios(inputs, self.beta, self.losses)

@@ -17,7 +17,7 @@ from typing import Any
 
 from raydpo.artifacts import CacheIdentity, RunLock, fsync, weights_digest, write_json, write_text
 from raydpo.config import Config
-from raydpo.config.load import dump
+from raydpo.config.render import dump
 from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.pipelines.checks import cross_checks, fit_to_model

@@ -130,6 +130,7 @@ MISTAKES = {
     "train.lora: 8": ["train.lora", "given 8", "a section with the keys rank, alpha"],
     "train: 8": ["train", "given 8", "a section with the keys"],
     "data.train: 5": ["data.train", "a list of texts"],
+    "judge: {kind: ensemble, members: 5}": ["judge.members", "given 5", "a list of sections"],
     "data.eval_fraction: 1": ["data.eval_fraction", ">= 0 and < 1"],
     "data.confidence_column: x": ["confidence_column and min_confidence go together", 'confidence_column: "x"'],
     "train.offload_parameters: true": ["offload_parameters needs zero_stage: 3"],

@@ -47,6 +47,7 @@ def test_the_verb_as_json(capsys):
     rows = {row["name"]: row for row in json.loads(capsys.readouterr().out)["objectives"]}
     assert set(rows) == set(OBJECTIVES)
     assert rows["orpo"]["needs_reference"] is False
+    assert [rows[name]["num_answers"] for name in ("dpo", "orpo", "kto", "sft")] == [2, 2, 1, 1]
     assert rows["dpop"]["parameters"]["penalty"]["default"] == 50
 
 

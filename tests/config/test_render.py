@@ -12,8 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydpo.config import OBJECTIVES, Config
-from raydpo.config.load import dump, load, schema
+from raydpo.config.load import load
 from raydpo.config.objective_check import readable
+from raydpo.config.render import dump, schema
 from raydpo.errors import ConfigError
 
 TRICKY = ["no", "~", "null", "1e5", "5", "*.jsonl", "a:b", "#x", "true", "=", "<<", "0o7", "1:30", "'", '"', "-"]
@@ -77,6 +78,11 @@ SAMPLES = [
     minimal(train={"lora": {"rnk": 4}}),
     minimal(trian={}),
     minimal(data={"train": 5}),
+    minimal(generate={"stop": "x"}),
+    minimal(generate={"stop": [5]}),
+    minimal(rounds={"prompts": "p.jsonl", "reference": "initial"}),
+    minimal(rounds={"prompts": ["p.jsonl"], "eval_prompts": "q.jsonl", "reference": "initial"}),
+    minimal(rounds={"reference": "initial"}),
 ]
 
 

@@ -8,8 +8,9 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
-from raydpo.config.load import dump, load
-from raydpo.config.rounds import JUDGES, JudgeSection
+from raydpo.config.load import load
+from raydpo.config.render import dump
+from raydpo.config.rounds import JUDGE_FREE, JUDGES, JudgeSection
 from raydpo.errors import ConfigError
 
 VALUES: dict[str, Any] = {
@@ -40,6 +41,11 @@ def test_every_key_belongs_to_a_kind() -> None:
     assert {"kind", "max_failed_fraction", *read, *COMMON} == JudgeSection.model_fields.keys()
 
 
+def test_what_may_change_between_two_calls() -> None:
+    assert JudgeSection.model_fields.keys() > JUDGE_FREE
+    assert COMMON.keys() - {"weight"} | {"max_failed_fraction"} <= JUDGE_FREE
+
+
 @pytest.mark.parametrize("kind", JUDGES)
 def test_a_kind_reads_its_keys(kind: str) -> None:
     section = JudgeSection.model_validate(full(kind))
@@ -64,6 +70,11 @@ def test_a_key_that_a_kind_needs(kind: str) -> None:
             JudgeSection.model_validate({name: value for name, value in full(kind).items() if name != key})
 
 
+def test_a_function_need_not_be_named() -> None:
+    """One that is handed in may have a section beside it."""
+    assert JudgeSection.model_validate({"kind": "function", "max_failed_fraction": 0.5}).function is None
+
+
 def test_a_key_at_its_default_does_no_harm() -> None:
     assert (
         JudgeSection.model_validate({"kind": "json", "tokens_per_batch": 8192, "members": [], "pattern": None}).kind
@@ -83,6 +94,7 @@ def test_a_key_at_its_default_does_no_harm() -> None:
             "members, number 1: .*needs target_length",
         ),
         ({}, "kind: Field required"),
+        ({"kind": "function"}, "kind: function needs function"),
         ({"kind": "json", "num_workers": 2}, "num_workers of a member would be without effect"),
     ],
 )

@@ -18,7 +18,7 @@ import pytest
 from raydpo import cli
 from raydpo.artifacts import verify_folder
 from raydpo.config import Config
-from raydpo.config.load import dump
+from raydpo.config.render import dump
 from raydpo.pipelines import train
 from tests.pipelines import driver
 from tests.pipelines.toy import NUM_ROWS, Toy, committed_shards, config, everything_in, metrics, nats_by_row, weights

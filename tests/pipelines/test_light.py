@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.config.load import dump
+from raydpo.config.render import dump
 from raydpo.errors import ConfigError
 from raydpo.pipelines import check
 from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, config, everything_in, make_toy

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 
 from raydpo.artifacts import read_commit, verify_folder
 from raydpo.config import Config
-from raydpo.config.load import dump
+from raydpo.config.render import dump
 from raydpo.errors import ConfigError, ResumeError
 from raydpo.models.bpe import train_bpe
 from raydpo.models.create import create_model
