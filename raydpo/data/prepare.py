@@ -10,27 +10,29 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from raydpo.artifacts import digest, durable
 from raydpo.config import Config
 from raydpo.data.check import BadRow, confidence, weight
-from raydpo.data.encode import Encoded, encode
+from raydpo.data.encode import Encoded
+from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format, detect
-from raydpo.data.read import Line
+from raydpo.data.lines import encode_lines
+from raydpo.data.messages import Row
 from raydpo.data.report import DataReport, Tally
 from raydpo.data.sources import Source, find
 from raydpo.data.store import Store
 from raydpo.data.template import Rendered, no_template, open_tokenizer, read_template, render
 from raydpo.data.token_rows import fits_tokenized, late_ids, other_tokenizer
 from raydpo.errors import DataError
-from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted, ignore
+from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
 
 VERSION = "data-3"
 """Version of reading and encoding: raise it when the same input may give other ids."""
 
-_BATCH_ROWS = 512
 _DETECT_ROWS = 64
 _DETECT_LINES = 4096
 _HASHES = 1 << 64
@@ -47,18 +49,10 @@ def prepare(
     return _Preparation(config, tokenizer_path, Path(folder), write, observer).run()
 
 
-@dataclass(frozen=True)
-class _Marks:
-    """What an example carries besides its text."""
-
-    label: bool = True
-    weight: float = 1.0
-
-
 class _Preparation:
     def __init__(self, config: Config, tokenizer_path: str, folder: Path, write: bool, observer: Observer) -> None:
-        self.settings = config.data
-        self.objective, self.parameters = config.objective.row, config.objective.parameters
+        self.config, self.settings = config, config.data
+        self.objective = config.objective.row
         self.is_unpaired = self.settings.unpair and self.objective.data == "labels"
         self.num_answers = 2 if self.is_unpaired else self.objective.num_answers
         self.with_mismatched = "mismatched" in config.objective.batch_kinds
@@ -91,16 +85,15 @@ class _Preparation:
             # So few prompts that the share came out empty: the one with the smallest hash is held out.
             tally = self._pass(store, min(tally.prompt_hashes) + 1)
         report = tally.report()
-        if self.write:
-            durable.write_text(
-                self.folder.parent / "quarantine.jsonl", "".join(f"{entry}\n" for entry in tally.entries)
-            )
-        self._judge(report, tally)
+        quarantine = self.folder.parent / "quarantine.jsonl" if self.write else None
+        if quarantine is not None:
+            durable.write_text(quarantine, "".join(f"{entry}\n" for entry in tally.entries))
+        refuse(report, tally, self.config, quarantine)
         if store is not None:
             if self.with_mismatched:
                 store.add_mismatched(self.settings.max_length)
             store.finish(report.to_json())
-        self._tell(report)
+        tell(report, self.config, self.observer)
         return report
 
     def _input_digest(self) -> str:
@@ -134,13 +127,13 @@ class _Preparation:
         for split, sources in self.splits.items():
             for source in sources:
                 try:
-                    for place, example, marks in self._examples(source, tally):
+                    for place, example, (label, factor) in self._examples(source, tally):
                         target = "eval" if example.prompt_hash < threshold else split
                         keys = Store.keys(example)
                         if store is not None:
-                            for part, part_keys, label in self._parts(example, keys, marks.label):
-                                store.add(target, part, part_keys, place, label, marks.weight)
-                        tally.desirable[target] += marks.label
+                            for part, part_keys, side in self._parts(example, keys, label):
+                                store.add(target, part, part_keys, place, side, factor)
+                        tally.desirable[target] += label
                         lengths = (len(example.prompt_ids), max(map(len, example.answer_ids)))
                         tally.use(target, example.prompt_hash, lengths, keys)
                 except DataError as error:
@@ -158,8 +151,8 @@ class _Preparation:
         answers = zip(example.answer_ids, keys, (True, False), strict=True)
         return [(replace(example, answer_ids=[ids]), (key,), side) for ids, key, side in answers]
 
-    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, _Marks]]:
-        """Good examples of one source with their places; everything else is put down in the tally."""
+    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, tuple[bool, float]]]:
+        """Good examples of one source with place, label and weight; everything else is put down in the tally."""
         rows = source.rows()
         seen = list(itertools.islice(rows, _DETECT_ROWS))
         while len(seen) < _DETECT_LINES and not any(line.row is not None for line in seen):
@@ -174,11 +167,16 @@ class _Preparation:
         title = f", {layout.title}" if layout is not None else f"; none of {', '.join(FORMATS)} fits"
         self.observer(Note("info", f"{source.name}: format {tally.formats[source.name]}{title}"))
         self._check_labels(source, layout)
-        lines = itertools.chain(seen, rows)
-        while batch := list(itertools.islice(lines, _BATCH_ROWS)):
-            tally.lines_read += len(batch)
-            yield from self._batch(source, batch, layout, tally)
-            self.observer(Advanced("data", tally.lines_read))
+        yield from encode_lines(
+            source.name,
+            itertools.chain(seen, rows),
+            partial(self._text_of, source.name, layout),
+            self.tokenizer,
+            tally,
+            max_length=self.settings.max_length,
+            overlong=self.settings.overlong,
+            observer=self.observer,
+        )
 
     def _check_labels(self, source: Source, layout: Format | None) -> None:
         """Raise DataError for a file of pairs where labels are needed, or of labels where pairs are to be split."""
@@ -196,141 +194,26 @@ class _Preparation:
                 "Leave data.unpair out, or name files of pairs."
             )
 
-    def _batch(
-        self, source: Source, batch: list[Line], layout: Format | None, tally: Tally
-    ) -> Iterator[tuple[str, Encoded, _Marks]]:
-        outcomes = [self._text(source, line, layout) for line in batch]
-        texts = [outcome[0] for outcome in outcomes if isinstance(outcome, tuple)]
-        limits = (self.settings.max_length, self.settings.overlong)
-        encoded = iter(encode(self.tokenizer, texts, max_length=limits[0], overlong=limits[1]))
-        for line, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, BadRow):
-                tally.leave_out(source.name, line, outcome)
-                continue
-            text, marks = outcome
-            tally.counts["control_tokens_found"] += text.found
-            example = next(encoded)
-            if isinstance(example, BadRow):
-                tally.leave_out(source.name, line, example)
-                continue
-            tally.counts["truncated_prompts"] += example.truncated
-            tally.counts["boundary_merges"] += example.merged
-            yield f"{source.name}:{line.number}", example, marks
-
-    def _text(self, source: Source, line: Line, layout: Format | None) -> tuple[Rendered, _Marks] | BadRow:
-        """Text of one line, or why there is none. Raises DataError when the whole file cannot be written down."""
-        try:
-            if line.bad is not None or line.row is None:
-                return line.bad or BadRow("not_an_object", "nothing was read")
-            if layout is None:
-                return BadRow("unknown_format", f"fields: {', '.join(map(str, line.row))[:160] or 'none'}")
-            if self.settings.confidence_column is not None and self.settings.min_confidence is not None:
-                confidence(line.row, self.settings.confidence_column, self.settings.min_confidence)
-            column = self.settings.weight_column
-            factor = 1.0 if column is None else weight(line.row, column)
-            if self.settings.format == "auto" and layout.name != "tokenized" and fits_tokenized(line.row):
-                raise late_ids(f"{source.name}:{line.number}", layout.name)
-            example = layout.convert(line.row, self.num_answers)
-            if self.objective.data == "labels" and layout.name == "text":
-                raise BadRow("missing_field", "label is missing")
-            if self.objective.data == "answers" and not example.label:
-                raise BadRow("undesirable", "label is false")
-            if example.tokens is not None and example.tokens.tokenizer != self.tokenizer.ids_digest:
-                raise other_tokenizer(example.tokens, self.tokenizer, f"{source.name}:{line.number}")
-            if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
-                raise no_template(self.tokenizer, source.name)
-            return render(example, self.tokenizer, self.settings.control_tokens), _Marks(example.label, factor)
-        except BadRow as bad:
-            return bad
-        except RecursionError:
-            return BadRow("malformed_json", "nested too deeply")
-
-    def _judge(self, report: DataReport, tally: Tally) -> None:
-        """Raise what makes the data as a whole unusable."""
-        problems = []
-        where = f"; every line is listed in {self.folder.parent / 'quarantine.jsonl'}" if self.write else ""
-        share = report.num_bad / max(1, report.lines_read)
-        if share > self.settings.max_bad_fraction:
-            hint = "" if "unknown_format" not in report.quarantined else f" Known layouts: {', '.join(FORMATS)}."
-            problems.append(
-                f"{report.num_bad:,} of {report.lines_read:,} lines ({share:.1%}) cannot be used, and "
-                f"data.max_bad_fraction allows {self.settings.max_bad_fraction:.1%}. Training would run on what is "
-                f"left{where}. Mend the rows, set data.format if the layout was mistaken, or raise "
-                f"data.max_bad_fraction.{hint}\n{report.table()}"
-            )
-        if self.settings.overlong == "error" and report.quarantined.get("overlong"):
-            problems.append(
-                f"{report.quarantined['overlong']:,} examples are longer than data.max_length = "
-                f"{self.settings.max_length} tokens and data.overlong is error; first: "
-                f"{'; '.join(report.samples['overlong'])}. Raise data.max_length, or set data.overlong to drop or "
-                "truncate_prompt."
-            )
-        if not problems and report.eval_pairs and not report.train_pairs and not self.splits["eval"]:
-            problems.append(
-                f"data.eval_fraction = {self.settings.eval_fraction:g} leaves nothing to train on: all "
-                f"{report.eval_pairs:,} examples have prompts that go to eval. Use a smaller share, or name held-out "
-                "data in data.eval."
-            )
-        if self.with_mismatched and not problems:
-            problems += [self._one_prompt(split) for split in self.splits if tally.num_prompts(split) == 1]
-        for split, sources in self.splits.items():
-            if sources and not problems and not report.to_json()[f"{split}_pairs"]:
-                problems.append(
-                    f"data.{split} gives no example: of {report.lines_read:,} lines none is left for {split}"
-                    f"{where}.\n{report.table()}"
-                )
-        if problems:
-            raise DataError(problems)
-
-    def _tell(self, report: DataReport) -> None:
-        left_out = ", ".join(f"{reason} {count:,}" for reason, count in report.quarantined.items())
-        self.observer(
-            StageDone(
-                "data",
-                f"{report.lines_read:,} lines: {report.train_pairs:,} train, {report.eval_pairs:,} eval"
-                f"{f'; left out: {left_out}' if left_out else ''}",
-            )
-        )
-        if report.eval_prompts_in_train:
-            text = f"{report.eval_prompts_in_train:,} eval examples have a prompt that is also trained on"
-            self.observer(Note("warning", text))
-        if self.objective.data == "labels":
-            self._tell_labels(report)
-        if report.control_tokens_found:
-            how = {"plain": "read as plain text", "allow": "read as control tokens", "quarantine": "left out"}
-            text = f"{report.control_tokens_found:,} control tokens in the data, {how[self.settings.control_tokens]}"
-            self.observer(Note("info", text))
-
-    def _one_prompt(self, split: str) -> str:
-        """Why a split of one prompt is no data for an objective that compares prompts with the answers to others."""
-        name = f"data.{split}"
-        if split == "eval" and not self.splits["eval"]:
-            name = f"data.eval_fraction = {self.settings.eval_fraction:g}, which holds out one prompt,"
-        return (
-            f"{name} has a single prompt, and objective {self.objective.name} compares each prompt with the answer to another "
-            "one. Give at least two prompts, or use objective apo_zero_unpaired, which compares none."
-        )
-
-    def _tell_labels(self, report: DataReport) -> None:
-        totals = {"train": report.train_pairs, "eval": report.eval_pairs}
-        sides = {split: (report.desirable[split], total - report.desirable[split]) for split, total in totals.items()}
-        for split, (desirable, undesirable) in sides.items():
-            if not desirable and not undesirable:
-                continue
-            self.observer(Note("info", f"{split}: {desirable:,} desirable and {undesirable:,} undesirable answers"))
-            if not desirable or not undesirable:
-                what = {"train": "nothing is compared with them", "eval": "there will be no margins"}[split]
-                self.observer(Note("warning", f"{split}: all answers have one label; {what}"))
-        desirable, undesirable = sides["train"]
-        if self.objective.name == "kto" and desirable and undesirable:
-            weights = [self.parameters[f"{side}_weight"] for side in ("desirable", "undesirable")]
-            gain, loss = weights[0] * desirable, weights[1] * undesirable
-            if not loss <= gain <= 4 / 3 * loss:
-                text = (
-                    f"kto: desirable answers weigh {gain:g} and undesirable ones {loss:g} in all; the paper advises a ratio of "
-                    f"1 to 4/3. objective.desirable_weight: {loss / desirable:.3g} would make it 1"
-                )
-                self.observer(Note("warning", text))
+    def _text_of(self, name: str, layout: Format | None, place: str, row: Row) -> tuple[Rendered, tuple[bool, float]]:
+        """Text, label and weight of a row of source `name`. Raises DataError when the whole file cannot be written down."""
+        if layout is None:
+            raise BadRow("unknown_format", f"fields: {', '.join(map(str, row))[:160] or 'none'}")
+        if self.settings.confidence_column is not None and self.settings.min_confidence is not None:
+            confidence(row, self.settings.confidence_column, self.settings.min_confidence)
+        column = self.settings.weight_column
+        factor = 1.0 if column is None else weight(row, column)
+        if self.settings.format == "auto" and layout.name != "tokenized" and fits_tokenized(row):
+            raise late_ids(place, layout.name)
+        example = layout.convert(row, self.num_answers)
+        if self.objective.data == "labels" and layout.name == "text":
+            raise BadRow("missing_field", "label is missing")
+        if self.objective.data == "answers" and not example.label:
+            raise BadRow("undesirable", "label is false")
+        if example.tokens is not None and example.tokens.tokenizer != self.tokenizer.ids_digest:
+            raise other_tokenizer(example.tokens, self.tokenizer, place)
+        if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
+            raise no_template(self.tokenizer, name)
+        return render(example, self.tokenizer, self.settings.control_tokens), (example.label, factor)
 
 
 def _described(layout: Format | None, rows: list[dict[str, object]]) -> str:

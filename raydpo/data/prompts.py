@@ -9,27 +9,25 @@ is left out here as it is in training. Price: two renderings a prompt, and such 
 
 from __future__ import annotations
 
-import itertools
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import partial
 from typing import Any
 
 from raydpo.data.chat_rows import conversation_of
 from raydpo.data.check import BadRow, field_of, text
 from raydpo.data.encode import encode
-from raydpo.data.messages import Example, Message, Row, is_messages, messages, tools_of
+from raydpo.data.lines import encode_lines
+from raydpo.data.messages import Example, Row, is_messages, messages, tools_of
 from raydpo.data.plain_rows import fits_hh, hh
-from raydpo.data.read import Line
 from raydpo.data.report import Tally, num_bad, table
 from raydpo.data.sources import Source, find
 from raydpo.data.template import ControlTokens, Rendered, no_template, render, render_prompt
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import DataError
 from raydpo.schema import row_key
-from raydpo.schema.samples import Prompt
-
-_BATCH_ROWS = 512
+from raydpo.schema.samples import Conversation, Prompt
 
 
 @dataclass(frozen=True)
@@ -93,7 +91,7 @@ def read_prompts(
         entries=tuple(tally.entries),
     )
     if sources:
-        _judge(key, report, max_bad_fraction)
+        _refuse(key, report, max_bad_fraction)
     return list(prompts.values()), report
 
 
@@ -127,41 +125,21 @@ def _prompts(
     source: Source, tokenizer: TextTokenizer, max_length: int, control_tokens: ControlTokens, tally: Tally
 ) -> Iterator[Prompt]:
     """Good prompts of one source; everything else is put down in the tally."""
-    lines = source.rows()
-    while batch := list(itertools.islice(lines, _BATCH_ROWS)):
-        tally.lines_read += len(batch)
-        outcomes = [_text(source.name, line, tokenizer, control_tokens) for line in batch]
-        texts = [outcome[1] for outcome in outcomes if isinstance(outcome, tuple)]
-        encoded = iter(encode(tokenizer, texts, max_length=max_length, overlong="drop"))
-        for line, outcome in zip(batch, outcomes, strict=True):
-            if isinstance(outcome, BadRow):
-                tally.leave_out(source.name, line, outcome)
-                continue
-            tally.counts["control_tokens_found"] += outcome[1].found
-            ids = next(encoded)
-            if isinstance(ids, BadRow):
-                tally.leave_out(source.name, line, ids)
-                continue
-            example = outcome[0]
-            found = tuple(ids.prompt_ids)
-            yield Prompt(row_key(ids.prompt_ids, []), _for_judge(example.prompt), found, _record(example))
+    write = partial(_text_of, source.name, tokenizer, control_tokens)
+    lines = encode_lines(source.name, source.rows(), write, tokenizer, tally, max_length=max_length, overlong="drop")
+    for _, ids, example in lines:
+        found = tuple(ids.prompt_ids)
+        yield Prompt(row_key(ids.prompt_ids, []), _for_judge(example), found, _record(example))
 
 
-def _text(
-    name: str, line: Line, tokenizer: TextTokenizer, control_tokens: ControlTokens
-) -> tuple[Example, Rendered] | BadRow:
-    """The prompt of one line of file `name`, or why there is none. Raises DataError when none can be written down."""
-    try:
-        if line.bad is not None or line.row is None:
-            return line.bad or BadRow("not_an_object", "nothing was read")
-        example = _example(line.row)
-        if example.is_conversation and not tokenizer.has_template:
-            raise no_template(tokenizer, name)
-        return example, render_prompt(example, tokenizer, control_tokens)
-    except BadRow as bad:
-        return bad
-    except RecursionError:
-        return BadRow("malformed_json", "nested too deeply")
+def _text_of(
+    name: str, tokenizer: TextTokenizer, control_tokens: ControlTokens, place: str, row: Row
+) -> tuple[Rendered, Example]:
+    """The prompt of a row of file `name`. Raises DataError when none of the file can be written down."""
+    example = _example(row)
+    if example.is_conversation and not tokenizer.has_template:
+        raise no_template(tokenizer, name)
+    return render_prompt(example, tokenizer, control_tokens), example
 
 
 def _example(row: Row) -> Example:
@@ -183,13 +161,14 @@ def _example(row: Row) -> Example:
     return example
 
 
-def _for_judge(prompt: str | list[Message]) -> str:
+def _for_judge(example: Example) -> str:
     """A prompt as a judge reads it: plain text and a single message as they are, else turns with their roles."""
-    if isinstance(prompt, str):
-        return prompt
-    if len(prompt) == 1:
-        return str(prompt[0]["content"])
-    return "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in prompt)
+    turns = example.prompt
+    if isinstance(turns, str):
+        return turns
+    is_one = len(turns) == 1
+    text = turns[0]["content"] if is_one else "\n\n".join(f"{turn['role']}: {turn['content']}" for turn in turns)
+    return Conversation(text, turns, example.tools)
 
 
 def _record(example: Example) -> dict[str, Any]:
@@ -203,7 +182,7 @@ def _record(example: Example) -> dict[str, Any]:
     return record
 
 
-def _judge(key: str, report: PromptReport, max_bad_fraction: float) -> None:
+def _refuse(key: str, report: PromptReport, max_bad_fraction: float) -> None:
     """Raise what makes the prompts as a whole unusable."""
     bad = num_bad(report.quarantined)
     share = bad / max(1, report.lines_read)

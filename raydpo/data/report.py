@@ -68,11 +68,6 @@ class DataReport:
         assert self.lines_read == accounted, f"{self.lines_read} lines read, {accounted} accounted for"
         assert self.pairs_used == self.train_pairs + self.eval_pairs
 
-    @property
-    def num_bad(self) -> int:
-        """Lines that count against data.max_bad_fraction."""
-        return num_bad(self.quarantined)
-
     def to_json(self) -> dict[str, Any]:
         """Nested plain values, as in summary.json under `data`."""
         return asdict(self)
@@ -81,10 +76,6 @@ class DataReport:
     def from_json(cls, value: Mapping[str, Any]) -> DataReport:
         """The inverse of `to_json`."""
         return cls(**value)
-
-    def table(self) -> str:
-        """Reasons with counts, meaning and the first place, one a line."""
-        return table(self.quarantined, self.samples)
 
 
 class Tally:

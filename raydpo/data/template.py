@@ -14,8 +14,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raydpo.data.check import BadRow, answer_texts
-from raydpo.data.formats import Example
-from raydpo.data.messages import Message, Tokens
+from raydpo.data.messages import Example, Message, Tokens
 from raydpo.data.tokenizer import TextTokenizer, count_aliases, holds_private_marks
 from raydpo.errors import DataError
 

@@ -44,7 +44,7 @@ class TextTokenizer:
 
     def __init__(self, path: str, chat_template: str | None = None) -> None:
         self.path = path
-        self.tokenizer = load_tokenizer(path)
+        self.tokenizer = _fast_tokenizer(path)
         if chat_template is not None:
             self.tokenizer.chat_template = chat_template
         written: str = self.tokenizer.backend_tokenizer.to_str()
@@ -150,7 +150,7 @@ def count_aliases(text: str) -> int:
     return text.count(_ALIAS[0])
 
 
-def load_tokenizer(path: str) -> Any:
+def _fast_tokenizer(path: str) -> Any:
     """A fast tokenizer from a folder (a bare tokenizer.json will do) or hub id. Raises DataError with what to do."""
     from transformers import AutoTokenizer, PreTrainedTokenizerFast
 

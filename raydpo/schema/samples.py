@@ -5,15 +5,31 @@ Every token list holds ids of the policy's tokenizer. Nothing here is ever token
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Self
+
+
+class Conversation(str):
+    """A prompt of messages as one text, for a judge that reads text; and as they came, for one with a chat template.
+
+    turns: the messages, role and content each. tools: descriptions of tools, or None.
+    """
+
+    turns: Sequence[Mapping[str, Any]]
+    tools: Any
+
+    def __new__(cls, text: str, turns: Sequence[Mapping[str, Any]] = (), tools: Any = None) -> Self:
+        made = super().__new__(cls, text)
+        made.turns, made.tools = turns, tools
+        return made
 
 
 @dataclass(frozen=True)
 class Prompt:
-    """key: digest of the ids. text: what a judge reads. ids: what the policy reads. record: the fields of the row that a
-    preference record repeats ("prompt": text or messages; "chosen" of the data, for spin)."""
+    """key: digest of the ids. text: what a judge reads (of messages: a Conversation). ids: what the policy reads.
+    record: the fields of the row that a preference record repeats ("prompt": text or messages; "chosen" of the data, for
+    spin)."""
 
     key: str
     text: str
@@ -90,7 +106,7 @@ class LoadFolder:
 
 @dataclass(frozen=True)
 class LoadWeights:
-    """Take these weights (name in the model folder -> CPU tensor), in place; tied weights come once. New weights may come
+    """Take these weights (name in memory -> CPU tensor), in place; tied weights come once. New weights may come
     in several parts; with the last one the policy is `version`. In between nothing may be generated. is_partial: weights
     that come in no part are those of the folder that the engine started with (an adapter's merged matrices do)."""
 
