@@ -26,7 +26,7 @@ from raydpo.errors import RaydpoError, UserError
 _RUN_VERBS = {
     "precompute": "reference log-probs only: score what the cache lacks",
     "train": "precompute what is missing, train, evaluate; the same command resumes",
-    "check": "config and data; loads no model and starts no Ray",
+    "check": "config and data, prompts and judge of rounds; loads no model and starts no Ray",
     "evaluate": "held-out preference metrics of a model folder or checkpoint",
     "iterate": "on-policy rounds: sample, judge, train, repeat; the same command resumes",
 }
@@ -205,14 +205,15 @@ def _human_stream(as_json: bool) -> Iterator[TextIO]:
 
 
 def _config_schema(args: argparse.Namespace) -> int:
-    from raydpo.config.load import schema
+    from raydpo.config.render import schema
 
     print(json.dumps(schema(), indent=2))
     return 0
 
 
 def _config_show(args: argparse.Namespace) -> int:
-    from raydpo.config.load import dump, load
+    from raydpo.config.load import load
+    from raydpo.config.render import dump
 
     loaded = load(args.config, args.overrides)
     if args.json:

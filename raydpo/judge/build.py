@@ -1,48 +1,34 @@
 """The section `judge` of a config -> the judge it describes.
 
-Comes in: a checked JudgeSection and, for a pairwise judge without an endpoint, the completer of a local model. Goes out:
-a judge, models and files loaded.
+Comes in: a checked JudgeSection, the models that it names and, for a pairwise judge without an endpoint, the completer of
+a local one. Goes out: a judge, models and files loaded.
 Decision: called where the judge will work, in its actor; a judge is never shipped, only the section is.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 from raydpo.config.rounds import JudgeSection
-from raydpo.errors import ConfigError
+from raydpo.errors import ConfigError, UserError
 from raydpo.judge.endpoint import Endpoint
 from raydpo.judge.ensemble import Ensemble, Member
 from raydpo.judge.function import function_judge
 from raydpo.judge.pairwise import Completer, Pairwise
 from raydpo.judge.rules import exact_judge, json_judge, length_judge, regex_judge
+from raydpo.judge.sources import Models, find_models, local_model, members_of
 from raydpo.judge.verdict import Judge
 
 
-def build_judge(section: JudgeSection, complete: Completer | None = None) -> Judge:
+def build_judge(section: JudgeSection, complete: Completer | None = None, models: Models | None = None) -> Judge:
     """Make the judge of `section`. Models go to the GPU where `section` reserves one.
 
-    complete: replies of the model that `local_model(section)` names. Raises ConfigError and DataError as the judges do,
-    and ConfigError where a local model is needed and `complete` is None.
+    complete: replies of the model that `local_model(section)` names. models: what `find_models(section)` found; None: look
+    now. Raises ConfigError and DataError as the judges do, and ConfigError where a local model is needed and `complete` is
+    None.
     """
-    return _build(section, complete, use_gpu=section.gpus_per_worker > 0)
+    return _build(section, complete, models, use_gpu=section.gpus_per_worker > 0)
 
 
-def local_model(section: JudgeSection) -> str | None:
-    """Folder or hub id of the language model that pairwise judges without an endpoint ask; None when there is no such.
-
-    Raises ConfigError when members of an ensemble name different ones.
-    """
-    models = sorted(set(_local_models(section)))
-    if len(models) > 1:
-        raise ConfigError(
-            f"judge.members: pairwise judges without an endpoint name {len(models)} models ({', '.join(models)}); a judge "
-            "worker loads one, so nothing was loaded. Name one model, or serve the others and set their endpoint."
-        )
-    return models[0] if models else None
-
-
-def _build(section: JudgeSection, complete: Completer | None, *, use_gpu: bool) -> Judge:
+def _build(section: JudgeSection, complete: Completer | None, models: Models | None, *, use_gpu: bool) -> Judge:
     match section.kind:
         case "function":
             return function_judge(section.function or "")
@@ -56,25 +42,24 @@ def _build(section: JudgeSection, complete: Completer | None, *, use_gpu: bool) 
             return length_judge(section.target_length or 1)
         case "reward_model":
             from raydpo.judge.reward_model import RewardModel
-            from raydpo.models.resolve import resolve_model
 
-            folder = resolve_model("judge.model", section.model or "").folder
-            return RewardModel(folder, section.tokens_per_batch, use_gpu=use_gpu)
+            found = (find_models(section) if models is None else models)[section.model or ""]
+            return RewardModel(found.here(), section.tokens_per_batch, use_gpu=use_gpu)
         case "pairwise":
             return Pairwise(_completer(section, complete), section.instruction)
         case "ensemble":
-            return _ensemble(section, complete, use_gpu=use_gpu)
+            return _ensemble(section, complete, models, use_gpu=use_gpu)
 
 
-def _ensemble(section: JudgeSection, complete: Completer | None, *, use_gpu: bool) -> Judge:
+def _ensemble(section: JudgeSection, complete: Completer | None, models: Models | None, *, use_gpu: bool) -> Judge:
     local_model(section)
     members = []
-    for number, values in enumerate(section.members):
-        member = JudgeSection.model_validate(values)
+    for number, member in enumerate(members_of(section)):
         try:
-            judge = _build(member, complete, use_gpu=use_gpu)
-        except ConfigError as error:
-            raise ConfigError([f"judge.members, number {number}: {problem}" for problem in error.problems]) from error
+            judge = _build(member, complete, models, use_gpu=use_gpu)
+        except UserError as error:
+            problems = [f"judge.members, number {number}: {problem}" for problem in error.problems]
+            raise type(error)(problems) from error
         members.append(Member(f"member {number} ({member.kind})", member.weight, judge))
     return Ensemble(members)
 
@@ -93,10 +78,3 @@ def _completer(section: JudgeSection, complete: Completer | None) -> Completer:
             "compared. Set judge.endpoint to the URL of a server, or hand `complete` to build_judge."
         )
     return complete
-
-
-def _local_models(section: JudgeSection) -> Iterator[str]:
-    if section.kind == "pairwise" and section.endpoint is None:
-        yield section.model or ""
-    for member in section.members:
-        yield from _local_models(JudgeSection.model_validate(member))

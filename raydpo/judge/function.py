@@ -2,13 +2,17 @@
 
 Goes out: a callable (prompt, responses) -> scores.
 Decision: the module is imported by name on the node that judges, never shipped as bytes; what is not installed there is
-an error before the first prompt.
+an error before the first prompt. `importable` finds modules where Ray has its workers look for them.
 """
 
 from __future__ import annotations
 
 import difflib
+import os
 import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
 
@@ -16,6 +20,17 @@ from raydpo.errors import ConfigError
 from raydpo.judge.verdict import Judge
 
 _FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
+
+
+@contextmanager
+def importable() -> Iterator[None]:
+    """Inside, a driver finds what its workers find: they look in the folder where the command runs as well."""
+    here = os.getcwd()
+    sys.path.append(here)
+    try:
+        yield
+    finally:
+        sys.path.remove(here)
 
 
 def function_judge(name: str) -> Judge:

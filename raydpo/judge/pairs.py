@@ -92,12 +92,10 @@ def make_pairs(samples: Sequence[Sample], scores: Sequence[float], rule: PairRul
     return PairsOfPrompt(tuple(pairs), counts)
 
 
-def spin_pairs(
-    answer: Sample, samples: Sequence[Sample], rule: PairRule, *, which: Literal["first", "each"] = "first"
-) -> SpinOfPrompt:
-    """Pairs of the data's own `answer` (chosen) and samples (rejected). Scores and strategy are not read.
+def spin_pairs(answer: Sample, samples: Sequence[Sample], rule: PairRule) -> SpinOfPrompt:
+    """Pairs of the data's own `answer` (chosen) and each different sample (rejected). Scores and strategy are not read.
 
-    which: each sample, or the first one that makes a pair; samples equal to the answer make none.
+    Samples equal to the answer make none.
     """
     kept, counts = _usable(samples, rule)
     rejected = []
@@ -110,8 +108,6 @@ def spin_pairs(
         else:
             counts["used"] += 1
             rejected.append(index)
-            if which == "first":
-                break
     return SpinOfPrompt(tuple(rejected), counts)
 
 

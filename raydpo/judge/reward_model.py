@@ -19,8 +19,11 @@ from raydpo.errors import ConfigError
 from raydpo.judge.verdict import Row, Verdict, scores_of_one, verdict_of
 from raydpo.models.layout import longest_exact
 from raydpo.models.load import DTYPES, load_tokenizer, switch_dropout_off
+from raydpo.schema.samples import Conversation
 
 _NO_LIMIT_TOKENS = 10**9
+_ALLOWED = "Allowed: a transformers folder or hub id with *.safetensors of a sequence classifier with one output."
+_UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
 
 class RewardModel:
@@ -95,28 +98,43 @@ class RewardModel:
         return encoded
 
     def encode(self, prompt: str, response: str) -> list[int]:
-        """Token ids: a conversation by the chat template if there is one, else both texts joined, with the tokens that
-        the tokenizer adds by itself."""
+        """Token ids: by the chat template if there is one, the messages of a conversation as they came and a text as one
+        message of the user; else both texts joined, with the tokens that the tokenizer adds by itself."""
         if not self.tokenizer.chat_template:
             return list(self.tokenizer(prompt + response)["input_ids"])
-        turns = [{"role": "user", "content": prompt}, {"role": "assistant", "content": response}]
-        text = self.tokenizer.apply_chat_template(turns, tokenize=False)
+        asked = list(prompt.turns) if isinstance(prompt, Conversation) else [{"role": "user", "content": prompt}]
+        tools = prompt.tools if isinstance(prompt, Conversation) else None
+        turns = [*asked, {"role": "assistant", "content": response}]
+        text = self.tokenizer.apply_chat_template(turns, tools=tools, tokenize=False)
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
+def check_reward_model(folder: Path) -> None:
+    """Raise ConfigError for a folder whose config is not that of a reward model. Reads no weights."""
+    from transformers import AutoConfig
+
+    try:
+        num_labels = AutoConfig.from_pretrained(str(folder), trust_remote_code=False).num_labels
+    except _UNREADABLE as error:
+        raise _no_classifier(folder, error) from error
+    if num_labels != 1:
+        raise ConfigError(
+            f"judge.model: {folder} has {num_labels} outputs; a reward model has one (num_labels: 1), and which of several "
+            f"would be the score is not known. Nothing was scored. {_ALLOWED}"
+        )
+
+
+def _no_classifier(folder: Path, error: Exception) -> ConfigError:
+    return ConfigError(f"judge.model: {folder} could not be loaded as a sequence classifier: {error}. {_ALLOWED}")
+
+
 def _load(folder: Path, dtype: str) -> Any:
-    from transformers import AutoConfig, AutoModelForSequenceClassification
+    from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    allowed = "Allowed: a transformers folder or hub id with *.safetensors of a sequence classifier with one output."
+    check_reward_model(folder)
     try:
-        num_labels = AutoConfig.from_pretrained(str(folder), trust_remote_code=False).num_labels
-        if num_labels != 1:
-            raise ConfigError(
-                f"judge.model: {folder} has {num_labels} outputs; a reward model has one (num_labels: 1), and which of several "
-                f"would be the score is not known. Nothing was scored. {allowed}"
-            )
         model, found = AutoModelForSequenceClassification.from_pretrained(
             str(folder),
             dtype=DTYPES[dtype],
@@ -124,14 +142,12 @@ def _load(folder: Path, dtype: str) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except (OSError, ValueError, KeyError, ImportError, RuntimeError) as error:
-        raise ConfigError(
-            f"judge.model: {folder} could not be loaded as a sequence classifier: {error}. {allowed}"
-        ) from error
+    except _UNREADABLE as error:
+        raise _no_classifier(folder, error) from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(
             f"judge.model: {folder} lacks the weights {', '.join(missing[:4])}; they would have been random, and so would "
-            f"every score. {allowed}"
+            f"every score. {_ALLOWED}"
         )
     return switch_dropout_off(model).eval()
 

@@ -55,7 +55,7 @@ def train(config: Config, observer: Observer = ignore, *, receive: Receive | Non
             raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
         check_labels(workspace.config, data)
         plan = plan_stage(workspace, observer)
-        references = References(workspace, _order(workspace.config, data.train_pairs))
+        references = References(workspace, Order.of(workspace.config, data.train_pairs))
         current = references.after(plan.checkpoint)
         workspace.write_config(replace=True)
         reference = references.score(current, plan.checkpoint, observer)
@@ -73,14 +73,20 @@ def train(config: Config, observer: Observer = ignore, *, receive: Receive | Non
 
 
 def check(config: Config, observer: Observer = ignore) -> Summary:
-    """Config and data, without loading a model, starting Ray or writing anything."""
+    """Config and data, without loading a model, starting Ray or writing anything. With `rounds`: prompts and judge, and
+    data where there is any."""
+    from raydpo.pipelines.rounds.setup import examine  # rounds train with this module
+
+    rounds = {} if config.rounds is None else examine(config, observer)
+    if rounds and not (config.data.train or config.data.eval):
+        return rounds
     workspace = find_workspace(config, "check")
     data = data_stage(workspace, observer, write=False)
     plan: dict[str, Any] = {}
     if data.train_pairs:
-        order = _order(workspace.config, data.train_pairs)
+        order = Order.of(workspace.config, data.train_pairs)
         plan = {"steps": order.num_steps, "steps_per_epoch": order.steps_per_epoch}
-    return {"run_dir": str(workspace.dir), "data": data.to_json(), "plan": plan}
+    return {**rounds, "run_dir": str(workspace.dir), "data": data.to_json(), "plan": plan}
 
 
 def evaluate(config: Config, observer: Observer = ignore) -> Summary:
@@ -106,11 +112,6 @@ def evaluate(config: Config, observer: Observer = ignore) -> Summary:
         }
         workspace.write_summary(summary, "evaluate.json")
     return summary
-
-
-def _order(config: Config, num_examples: int) -> Order:
-    train = config.train
-    return Order(num_examples, train.global_batch_pairs, train.epochs, config.run.seed, train.max_steps)
 
 
 def _model_to_evaluate(workspace: Workspace) -> ResolvedModel:

@@ -10,10 +10,11 @@ from typing import Any
 import pytest
 
 from raydpo.config.rounds import JUDGES, JudgeSection
-from raydpo.errors import ConfigError
+from raydpo.errors import ConfigError, DataError
 from raydpo.judge import Row, Verdict, build_judge, judge_row, judge_rows, local_model
 from raydpo.judge.ensemble import Ensemble, Member
 from raydpo.judge.reward_model import RewardModel
+from raydpo.models.resolve import ResolvedModel
 from tests.judge.servers import longer, serving
 from tests.judge.test_reward_model import save
 
@@ -79,6 +80,18 @@ def test_local_model() -> None:
 def test_an_ensemble_says_which_member_is_wrong() -> None:
     with pytest.raises(ConfigError, match=r"judge\.members, number 1: judge\.pattern: '\(' is not a regular"):
         build_judge(section("ensemble", members=[{"kind": "json"}, {"kind": "regex", "pattern": "("}]))
+
+
+def test_a_file_of_a_member_is_named_with_its_number(tmp_path: Path) -> None:
+    members = [{"kind": "json"}, {"kind": "exact", "answers": str(tmp_path / "none.jsonl")}]
+    with pytest.raises(DataError, match=r"judge\.members, number 1: judge\.answers: .*none\.jsonl cannot be read"):
+        build_judge(section("ensemble", members=members))
+
+
+def test_models_that_were_found_are_not_looked_for_again(tmp_path: Path) -> None:
+    wanted = section("reward_model", model="owner/name")
+    found = ResolvedModel("owner/name", None, save(tmp_path))
+    assert isinstance(build_judge(wanted, models={"owner/name": found}), RewardModel)
 
 
 def fails_on_bad(prompt: str, responses: list[str]) -> list[float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pickle
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from raydpo.errors import ConfigError
 from raydpo.judge import Row, Verdict, judge_row, judge_rows
 from raydpo.judge.reward_model import RewardModel
 from raydpo.models.bpe import train_bpe
+from raydpo.schema.samples import Conversation
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"
 MAX_POSITIONS = 96
@@ -125,6 +127,25 @@ def test_texts_with_and_without_a_template(judge: RewardModel, tmp_path: Path) -
     plain = RewardModel(save(tmp_path), 8192)
     assert decode(plain.encode("sky ", "blue")) == "<s>sky blue"
     assert judge_row(plain, "sky ", ["blue", "is"]).scores != judge_row(judge, "sky ", ["blue", "is"]).scores
+
+
+def test_a_template_sees_the_turns_of_a_conversation(judge: RewardModel) -> None:
+    turns = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user")]
+    written = "system: s\n\nuser: u\n\nassistant: a\n\nuser: u"
+    prompt = pickle.loads(pickle.dumps(Conversation(written, turns)))
+    assert prompt == written
+    decode = judge.tokenizer.decode
+    expected = "<system>s</s><user>u</s><assistant>a</s><user>u</s><assistant>blue</s>"
+    assert decode(judge.encode(prompt, "blue")) == expected
+    assert decode(judge.encode(written, "blue")) == f"<user>{written}</s><assistant>blue</s>"
+    verdict = judge_row(judge, prompt, ["blue"])
+    assert verdict.scores == pytest.approx(plain_scores(judge, [judge.encode(prompt, "blue")]), abs=1e-5)
+
+
+def test_a_template_sees_the_tools_of_a_conversation(tmp_path: Path) -> None:
+    judge = RewardModel(save(tmp_path, template="{% for t in tools %}[{{ t['name'] }}]{% endfor %}" + CHAT), 8192)
+    prompt = Conversation("q", [{"role": "user", "content": "q"}], [{"name": "clock"}])
+    assert judge.tokenizer.decode(judge.encode(prompt, "x")) == "[clock]<user>q</s><assistant>x</s>"
 
 
 def test_a_template_that_refuses_a_conversation_fails_its_row(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
-from functools import partial
+from functools import cached_property, partial
 from typing import Any
 
 from raydpo import runtime
@@ -16,37 +16,41 @@ from raydpo.config.rounds import JudgeSection
 from raydpo.errors import JudgeError, WorkerError
 from raydpo.generate.complete import local_completer
 from raydpo.generate.engine import EngineSpec
-from raydpo.judge.build import build_judge, local_model
+from raydpo.judge.build import build_judge
+from raydpo.judge.sources import Models, find_models, inputs_of, local_model, members_of
 from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows
-from raydpo.models.resolve import resolve_model
 from raydpo.pipelines.rounds.piece import Piece
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
 from raydpo.schema.samples import Sample
 
 
 class Judging:
-    """What judges. judge: a function of the caller, which wins over the section. engine: for a judge that is a language
-    model of its own, how one is loaded (its `model` is not read)."""
+    """What judges. judge: a function of the caller; of the section only the bound on failures counts then. engine: for a
+    judge that is a language model of its own, how one is loaded (its `model` is not read)."""
 
     def __init__(self, judge: Judge | None, section: JudgeSection | None, engine: EngineSpec) -> None:
         self._judge, self._section, self._engine = judge, section, engine
         self._is_stopped = False
         self.needs_gpu = section is not None and section.gpus_per_worker > 0
         self.is_comparative = section is not None and _compares(section)
-        self.max_failed_fraction = section.max_failed_fraction if section is not None else 0.02
+        given = JudgeSection(kind="function") if section is None else section
+        self.max_failed_fraction = given.max_failed_fraction
 
     def stop(self) -> None:
         """End what another thread is judging, at the next lot."""
         self._is_stopped = True
 
-    @property
-    def inputs(self) -> Any:
-        """What verdicts depend on, as far as one can know: of a function only its name."""
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What verdicts depend on, as far as one can know: of a function only its name. Hashes files at the first use."""
         if self._judge is not None:
-            return getattr(self._judge, "__qualname__", type(self._judge).__qualname__)
-        if self._section is None:
-            return None
-        return {key: value for key, value in self._section.model_dump(mode="json").items() if key not in _FREE}
+            name = getattr(self._judge, "__qualname__", type(self._judge).__qualname__)
+            return {"kind": "handed in", "function": name}
+        return {"kind": None} if self._section is None else inputs_of(self._section, self._models)
+
+    @cached_property
+    def _models(self) -> Models:
+        return {} if self._section is None else find_models(self._section)
 
     def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
         """(index of the lot, a verdict for each of its rows), in the order they finish."""
@@ -57,7 +61,7 @@ class Judging:
         assert section is not None
         yield from runtime.run_pool(
             "judge",
-            partial(_make_worker, section, self._engine),
+            partial(_make_worker, section, self._engine, self._models),
             lots,
             num_workers=section.num_workers,
             cpus=0,  # it shares the CPUs with whoever trains meanwhile; a GPU is reserved
@@ -93,37 +97,33 @@ class Judging:
         if len(reasons) > self.max_failed_fraction * num_rows:
             for number in bad:
                 piece.drop_part(number)
+            beside = "" if self._judge is None else " (judge: {kind: function, max_failed_fraction: ...})"
             raise JudgeError(
                 f"the judge failed on {len(reasons)} of {num_rows} prompts, and judge.max_failed_fraction allows "
                 f"{self.max_failed_fraction:.1%}. A failed prompt has no score, and pairs of what is left would be another "
-                f"selection. First reasons: {'; '.join(dict.fromkeys(reasons[:3]))}. Mend the judge and run the same command: "
-                "what was judged is kept, what failed is asked again."
+                f"selection. First reasons: {'; '.join(dict.fromkeys(reasons[:3]))}. Mend the judge or raise the bound{beside} "
+                "and run the same command: what was judged is kept, what failed is asked again."
             )
         return len(reasons)
 
 
-_FREE = {"num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "timeout_s", "tokens_per_batch"}
-
-
 def _compares(section: JudgeSection) -> bool:
     """Whether scores are of the responses of one row against each other, and mean nothing across rows."""
-    members = [JudgeSection.model_validate(member) for member in section.members]
-    return section.kind == "pairwise" or any(map(_compares, members))
+    return section.kind == "pairwise" or any(map(_compares, members_of(section)))
 
 
 def _row(verdict: Verdict) -> dict[str, Any]:
     return {"scores": None if verdict.scores is None else list(verdict.scores), "reason": verdict.reason}
 
 
-def _make_worker(section: JudgeSection, engine: EngineSpec) -> Callable[[Sequence[Row]], list[Verdict]]:
+def _make_worker(section: JudgeSection, engine: EngineSpec, models: Models) -> Callable[[Sequence[Row]], list[Verdict]]:
     """In the actor: build the judge, with a language model of its own where it is one without an endpoint."""
     complete = None
     if (name := local_model(section)) is not None:
-        folder = resolve_model("judge.model", name, None).folder
-        complete = local_completer(
-            replace(engine, model=str(folder), use_gpu=section.gpus_per_worker > 0, max_length=None)
-        )
-    return partial(judge_rows, build_judge(section, complete))
+        folder, gpus = str(models[name].here()), section.gpus_per_worker
+        spec = replace(engine, model=folder, use_gpu=gpus > 0, gpu_share=gpus or 1.0, max_length=None)
+        complete = local_completer(spec)
+    return partial(judge_rows, build_judge(section, complete, models))
 
 
 def texts(samples: Sequence[Sample]) -> list[str]:

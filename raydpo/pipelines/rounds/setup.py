@@ -17,11 +17,10 @@ from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.verdict import Judge
-from raydpo.models.resolve import resolve_model
 from raydpo.pipelines.rounds.checks import check_room, check_rounds, check_same_run
 from raydpo.pipelines.rounds.judging import Judging
 from raydpo.pipelines.rounds.layout import Layout
-from raydpo.pipelines.workspace import find_workspace
+from raydpo.pipelines.workspace import Workspace, find_workspace
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.samples import Prompt
 
@@ -51,7 +50,7 @@ class Setup:
             "model weights": weights_digest(self.layout.initial.folder),
             "prompts": digest_of([asdict(prompt) for prompt in self.prompts]),
             "held-out prompts": digest_of([asdict(prompt) for prompt in self.eval_prompts]),
-            "judge": self.judging.inputs,
+            **{f"judge.{key}": value for key, value in self.judging.inputs.items()},
         }
         if self.rounds.offline_share:
             digests["offline pairs"] = sources_digest("data.train", self.config.data.train)
@@ -67,43 +66,77 @@ def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
     workspace = find_workspace(config, "iterate")
     for text in workspace.notes:
         observer(Note("warning", text))
-    config, rounds, generate = workspace.config, workspace.config.rounds, workspace.config.generate
+    config = workspace.config
+    engine = _engine(workspace)
+    tokenizer = open_tokenizer(engine.model, config.data.chat_template)
+    prompts, eval_prompts = _read(config, tokenizer, observer)
+    layout = Layout(config, workspace.dir, workspace.model)
+    judging = Judging(judge, config.judge, engine)
+    return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
+
+
+def examine(config: Config, observer: Observer) -> dict[str, Any]:
+    """What `raydpo check` says of a config with rounds. Loads no model, starts no Ray and writes nothing.
+
+    Raises ConfigError and DataError as `set_up` does.
+    """
+    setup = set_up(config, None, observer)
+    counts = {"prompts": len(setup.prompts), "eval_prompts": len(setup.eval_prompts)}
+    return {
+        "run_dir": str(setup.layout.dir),
+        "prompts": {**counts, "in_both": num_in_both(setup.prompts, setup.eval_prompts)},
+    }
+
+
+def _engine(workspace: Workspace) -> EngineSpec:
+    config, generate = workspace.config, workspace.config.generate
+    return EngineSpec(
+        model=str(workspace.model.folder),
+        engine=generate.engine,
+        dtype="float32" if workspace.dtype == "float32" else "bfloat16",
+        use_gpu=generate.gpus_per_worker > 0,
+        gpu_share=generate.gpus_per_worker or 1.0,
+        max_length=config.data.max_length,
+        threads=max(1, int(generate.cpus_per_worker)),
+    )
+
+
+def _read(config: Config, tokenizer: TextTokenizer, observer: Observer) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts and held-out prompts that leave room for the longest answer; what became of the lines is said."""
+    rounds, generate, found = config.rounds, config.generate, dict[str, list[Prompt]]()
     assert rounds is not None
-    if rounds.reference not in ("initial", "previous_round", "ema"):
-        resolve_model("rounds.reference", rounds.reference, None)
     room = config.data.max_length - max(generate.max_new_tokens, rounds.eval_max_new_tokens or 0)
     if room < 1:
         raise ConfigError(
             f"generate.max_new_tokens: {generate.max_new_tokens} leaves no room for a prompt in data.max_length = "
             f"{config.data.max_length}. Lower it, or raise data.max_length as far as the model has positions."
         )
-    engine = EngineSpec(
-        model=str(workspace.model.folder),
-        engine=generate.engine,
-        dtype="float32" if workspace.dtype == "float32" else "bfloat16",
-        use_gpu=generate.gpus_per_worker > 0,
-        max_length=config.data.max_length,
-        threads=max(1, int(generate.cpus_per_worker)),
-    )
-    tokenizer = open_tokenizer(str(workspace.model.folder), config.data.chat_template)
-    read = [
-        read_prompts(
-            f"rounds.{key}",
+    for key, names in (("rounds.prompts", rounds.prompts), ("rounds.eval_prompts", rounds.eval_prompts)):
+        found[key], report = read_prompts(
+            key,
             names,
             tokenizer,
             max_length=room + 1,
             control_tokens=config.data.control_tokens,
             max_bad_fraction=config.data.max_bad_fraction,
         )
-        for key, names in (("prompts", rounds.prompts), ("eval_prompts", rounds.eval_prompts))
-        if names
-    ]
-    for (_, report), key in zip(read, ("rounds.prompts", "rounds.eval_prompts"), strict=False):
-        observer(Note("info", f"{key}: {_said(report)}"))
-    prompts, eval_prompts = read[0][0], read[1][0] if len(read) > 1 else []
-    layout = Layout(config, workspace.dir, workspace.model)
-    judging = Judging(judge, config.judge, engine)
-    return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
+        if names:
+            observer(Note("info", f"{key}: {_said(report)}"))
+    prompts, eval_prompts = found.values()
+    if number := num_in_both(prompts, eval_prompts):
+        observer(
+            Note(
+                "warning",
+                f"{number:,} of {len(eval_prompts):,} held-out prompts (rounds.eval_prompts) stand in rounds.prompts too: "
+                "the policy trains on them, and will do better there than on prompts that it has not seen",
+            )
+        )
+    return prompts, eval_prompts
+
+
+def num_in_both(prompts: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> int:
+    """How many held-out prompts are, token for token, prompts that are trained on."""
+    return len({prompt.key for prompt in prompts} & {prompt.key for prompt in eval_prompts})
 
 
 def _said(report: PromptReport) -> str:
