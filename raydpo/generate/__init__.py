@@ -1,6 +1,6 @@
 """Sampling from a policy: engines (transformers, vLLM), and the callable that a generator actor runs."""
 
 from raydpo.generate.engine import Engine, EngineSpec, make_engine
-from raydpo.generate.worker import Generator, Loaded
+from raydpo.generate.worker import Generator, Health, Loaded
 
-__all__ = ["Engine", "EngineSpec", "Generator", "Loaded", "make_engine"]
+__all__ = ["Engine", "EngineSpec", "Generator", "Health", "Loaded", "make_engine"]

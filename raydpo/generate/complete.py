@@ -7,6 +7,7 @@ itself, its error stands in place of its reply.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from raydpo.errors import DataError
@@ -23,7 +24,7 @@ def local_completer(spec: EngineSpec) -> Callable[[Sequence[Messages]], list[str
 
     They are written with the tokenizer's chat template; without one, contents stand one below the other.
     """
-    engine, tokenizer = make_engine(spec), load_tokenizer(Path(spec.model))
+    engine, tokenizer = make_engine(replace(spec, takes_weights=False)), load_tokenizer(Path(spec.model))
     sampling = Sampling(1, MAX_REPLY_TOKENS, greedy=True)
 
     def ids_of(turns: Messages) -> list[int]:

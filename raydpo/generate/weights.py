@@ -1,19 +1,20 @@
 """New weights on their way into an engine: read from a folder, and checked against what the engine has.
 
-Decision: a push of new weights must bring every weight. One that is missing would stay as it was, and nobody would see
-that samples come from a mixture of two policies; whoever sends a few changed weights has to say so.
+Decision: weights have the names and shapes that they have in memory, in the model that transformers makes of a folder. A
+file may have others (experts one by one, no prefix, tensors that nothing reads), so files are read as trainers read them;
+the price is that a whole model stands in main memory while it is copied. A push of new weights must bring every weight:
+one that is missing would stay as it was, and nobody would see that samples come from a mixture of two policies; whoever
+sends a few changed weights has to say so.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from safetensors import safe_open
-from safetensors.torch import load_file
-
 from raydpo.errors import WorkerError
+from raydpo.models.load import load_model
 
 Shape = tuple[int, ...]
 NUM_NAMED = 8
@@ -27,12 +28,34 @@ class Expected:
         self._shapes, self._aliases = dict(shapes), dict(aliases or {})
         self._missing = set(self._shapes)
 
+    @classmethod
+    def of(cls, model: Any) -> Expected:
+        """What a push into a transformers model must bring: of tied weights one, under whichever of their names."""
+        first: dict[int, str] = {}
+        shapes: dict[str, Shape] = {}
+        aliases: dict[str, str] = {}
+        for name, tensor in model.state_dict(keep_vars=True).items():
+            owner = first.setdefault(id(tensor), name)
+            if owner == name:
+                shapes[name] = tuple(tensor.shape)
+            else:
+                aliases[name] = owner
+        return cls(shapes, aliases)
+
+    @property
+    def shapes(self) -> Mapping[str, Shape]:
+        """Of every weight, tied ones once."""
+        return self._shapes
+
     def restart(self) -> None:
         """Nothing has come yet."""
         self._missing = set(self._shapes)
 
-    def check(self, weights: Mapping[str, Any]) -> None:
-        """Note a part. Raises WorkerError that names the weights that do not fit; then nothing is noted."""
+    def check(self, weights: Mapping[str, Any]) -> dict[str, Any]:
+        """Note a part; the same weights, tied ones under the names of `shapes`.
+
+        Raises WorkerError that names the weights that do not fit; then nothing is noted.
+        """
         problems = []
         for name, weight in weights.items():
             expected = self._shapes.get(self._aliases.get(name, name))
@@ -42,11 +65,13 @@ class Expected:
                 problems.append(f"{name} (shape {list(weight.shape)}; the model has {list(expected)})")
         if problems:
             raise WorkerError(
-                f"New weights do not fit the policy: {_some(problems)}. Allowed are weights of the same architecture under "
-                "their names in the model folder; none of this part was taken. Push the model that the generator was "
-                "started with, or start generators anew."
+                f"New weights do not fit the policy: {some(problems)}. Allowed are weights of the same architecture under "
+                "the names that they have in a transformers model; none of this part was taken. Push the model that the "
+                "generator was started with, or start generators anew."
             )
-        self._missing -= {self._aliases.get(name, name) for name in weights}
+        owned = {self._aliases.get(name, name): weight for name, weight in weights.items()}
+        self._missing -= owned.keys()
+        return owned
 
     def finish(self, is_partial: bool = False) -> list[str]:
         """Names of the weights that came in no part. Then the next push begins. Raises WorkerError where all had to come."""
@@ -54,37 +79,22 @@ class Expected:
         self.restart()
         if missing and not is_partial:
             raise WorkerError(
-                f"New weights are not whole: {_some(missing)} came in no part. The policy would have been a mixture of two "
+                f"New weights are not whole: {some(missing)} came in no part. The policy would have been a mixture of two "
                 "versions. Push every weight, or load the folder of a model."
             )
         return missing
 
 
-def shapes_in(folder: str) -> dict[str, Shape]:
-    """Name -> shape of every weight in the safetensors of a model folder, from their headers."""
-    shapes: dict[str, Shape] = {}
-    for file in _files(folder):
-        with safe_open(file, framework="pt") as weights:
-            shapes |= {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-    return shapes
+def weights_in(folder: str, dtype: str) -> dict[str, Any]:
+    """Weights of a model folder as `load_model` reads them: name in memory -> CPU tensor in `dtype`.
+
+    Raises ConfigError when transformers cannot load it.
+    """
+    weights: dict[str, Any] = load_model(Path(folder), dtype, "auto").state_dict()
+    return weights
 
 
-def parts_of(folder: str) -> Iterator[dict[str, Any]]:
-    """The weights of a model folder, one file at a time: name -> CPU tensor."""
-    for file in _files(folder):
-        yield load_file(file)
-
-
-def _files(folder: str) -> list[Path]:
-    files = sorted(Path(folder).glob("*.safetensors"))
-    if not files or (Path(folder) / "adapter_config.json").is_file():
-        raise WorkerError(
-            f"{folder} holds no full model in safetensors, so no weights were taken. Allowed is a folder that "
-            "save_pretrained wrote; merge an adapter into its base first."
-        )
-    return files
-
-
-def _some(names: list[str]) -> str:
+def some(names: list[str]) -> str:
+    """The first of them, and how many more there are."""
     more = f" and {len(names) - NUM_NAMED} more" if len(names) > NUM_NAMED else ""
     return ", ".join(names[:NUM_NAMED]) + more

@@ -1,6 +1,7 @@
 """One generator: takes requests one by one and holds one version of the policy.
 
-Comes in: a `Request`. Goes out: `Generated`, `Scored` or `Loaded`, each with the version that did it and its seconds.
+Comes in: a `Request`. Goes out: `Generated`, `Scored` or `Loaded`, each with the version that did it and its seconds; or,
+of `Health`, what the engine says of itself.
 Decision: whoever asks says which version they mean, and a generator that holds another one, or half of one, refuses. The
 price is that a generator that took another's place must be given the weights again before it is of use.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import Any
 
 from raydpo.errors import WorkerError
 from raydpo.generate.engine import Engine, EngineSpec, make_engine
@@ -24,6 +26,11 @@ class Loaded:
     busy_s: float
 
 
+@dataclass(frozen=True)
+class Health:
+    """Asks for `Engine.health`, whichever policy is held."""
+
+
 class Generator:
     """Loads the policy once; then `generator(request)` answers. A policy whose loading failed cannot be used any more."""
 
@@ -32,7 +39,7 @@ class Generator:
         self._version: int | None = spec.version
         self._arriving: int | None = None
 
-    def __call__(self, request: Request) -> Generated | Scored | Loaded:
+    def __call__(self, request: Request | Health) -> Generated | Scored | Loaded | dict[str, Any]:
         """Raises WorkerError for a version that is not loaded, and whatever the engine raises."""
         started_s = time.monotonic()
         match request:
@@ -57,6 +64,8 @@ class Generator:
             case LoadWeights():
                 self._load_part(request)
                 return Loaded(request.version, request.is_last, time.monotonic() - started_s)
+            case Health():
+                return self.engine.health()
 
     def _load_part(self, part: LoadWeights) -> None:
         if self._arriving not in (None, part.version):

@@ -2,12 +2,14 @@
 
 What goes out: a `PolicyProbe`, then `WeightsPart` events of about `PART_BYTES`, for whoever keeps a copy of the policy.
 Decision: weights are gathered one by one (ZeRO-3) and travel in parts, so that rank 0 holds one part at a time and never
-a second model. Of a LoRA run only merged matrices of adapted layers travel; what the copy needs else it has.
+a second model. They keep the names and shapes that they have in memory: whoever writes or reads files translates. Of a LoRA
+run only merged matrices of adapted layers travel; what the copy needs else it has.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -51,7 +53,7 @@ def parts(model: Any, stage: int, is_writer: bool, part_bytes: int = PART_BYTES)
 
 
 def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
-    """(name in the model folder, weights to gather, function that returns the tensor to send) of each tensor."""
+    """(name in memory, without the adapter; weights to gather, function that returns the tensor to send) of each tensor."""
     if not hasattr(model, "peft_config"):
         for name, parameter in model.named_parameters():
             yield name, [parameter], parameter.detach
@@ -63,19 +65,20 @@ def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
         if not hasattr(module, "get_delta_weight") or not getattr(module, "lora_A", None):
             continue
         for adapter in module.active_adapters:
-            base = module.get_base_layer().weight
+            kind = getattr(module, "parameter_name", "weight")
+            base = getattr(module.get_base_layer(), kind)
             weights = [base, module.lora_A[adapter].weight, module.lora_B[adapter].weight]
-            yield f"{name.removeprefix(prefix)}.weight", weights, _merging(module, adapter, base)
+            plain = name.removeprefix(prefix).replace(".base_layer", "")
+            yield f"{plain}.{kind}", weights, partial(_merged, module, adapter, base)
 
 
-def _merging(module: Any, adapter: str, base: Tensor) -> Any:
-    def merge() -> Tensor:
-        # In float32 whatever the adapter is in, as `merge_lora` does: what is sent is what is published.
-        down, up = module.lora_A[adapter].weight.float(), module.lora_B[adapter].weight.float()
-        delta: Tensor = module.scaling[adapter] * (up @ down)
-        return base + delta.to(base.dtype)
-
-    return merge
+def _merged(module: Any, adapter: str, base: Tensor) -> Tensor:
+    if hasattr(module, "parameter_name"):  # experts, one tensor of all: PEFT knows which factors are whose
+        return base + module.get_delta_weight(adapter).to(base.dtype)
+    # In float32 whatever the adapter is in, as `merge_lora` does: what is sent is what is published.
+    down, up = module.lora_A[adapter].weight.float(), module.lora_B[adapter].weight.float()
+    delta: Tensor = module.scaling[adapter] * (up @ down)
+    return base + (delta.T if module.fan_in_fan_out else delta).to(base.dtype)
 
 
 def _probe(trainer: Trainer) -> PolicyProbe:

