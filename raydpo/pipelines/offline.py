@@ -18,9 +18,10 @@ from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.objectives.loss import Loss
 from raydpo.pipelines.checkpoints import newest_checkpoint
 from raydpo.pipelines.checks import check_labels
+from raydpo.pipelines.driver import Receive
 from raydpo.pipelines.moving_reference import References
 from raydpo.pipelines.stages import ReferenceReport, data_stage, ray_session, reference_stage, trainer_ranks
-from raydpo.pipelines.training import Receive, plan_stage, training_stage
+from raydpo.pipelines.training import plan_stage, training_stage
 from raydpo.pipelines.workspace import Workspace, find_workspace, open_workspace
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted, ignore
 from raydpo.train import TrainSpec

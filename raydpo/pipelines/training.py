@@ -1,56 +1,27 @@
-"""The training stage on the driver: plan, run the gang, commit what it stages, write down what it says.
+"""The training stage: plan, run the gang, and hand what it says to the `Driver`.
 
-Decision: ranks speak, the driver acts. Every file outside a staging folder is written here, under the run's lock.
+Decision: ranks speak, the driver acts. Every file outside a staging folder is written by the driver, under the run's lock.
 """
 
 from __future__ import annotations
 
-import json
-import math
 import shutil
-from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 from raydpo import runtime
 from raydpo.artifacts import examples_digest
-from raydpo.config import Config
 from raydpo.errors import OutOfMemoryError
-from raydpo.metrics import Sinks, Watch, keep_lines
-from raydpo.models.lora import merge_lora
-from raydpo.pipelines.checkpoints import (
-    best_metric,
-    best_valid,
-    commit_checkpoint,
-    newest_checkpoint,
-    retain,
-    set_damaged_aside,
-)
+from raydpo.metrics import Sinks, keep_lines
+from raydpo.pipelines.checkpoints import newest_checkpoint, set_damaged_aside
+from raydpo.pipelines.driver import Driver, Receive, TrainingReport
 from raydpo.pipelines.moving_reference import References
-from raydpo.pipelines.plan import Checkpoint, Plan, plan_training, trajectory
+from raydpo.pipelines.plan import Plan, plan_training, trajectory
 from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe, trainer_ranks
 from raydpo.pipelines.workspace import Workspace
-from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
-from raydpo.schema.training import (
-    Evaluated,
-    Finished,
-    Noted,
-    PolicyProbe,
-    Probed,
-    Profiled,
-    Skipped,
-    Staged,
-    Stepped,
-    TrainEvent,
-    WeightsPart,
-)
-from raydpo.train import TrainSpec
+from raydpo.schema.events import Note, Observer, StageStarted
 from raydpo.train.loop import run as train_rank
-
-TrainingReport = dict[str, Any]
-Receive = Callable[[WeightsPart | PolicyProbe], None]
 
 _UNREAD = 4
 """Events that a rank may be ahead of the driver when they carry weights."""
@@ -127,204 +98,17 @@ def _run_fitting(driver: Driver, stop: int | None) -> None:
 
 
 def _run_gang(driver: Driver, stop: int | None) -> None:
-    workspace, config = driver.workspace, driver.config
+    workspace = driver.workspace
     other_start = driver.last is None and workspace.needs_reference and not workspace.starts_at_reference
     with ExitStack() as stack:
         stack.enter_context(ray_session(workspace, *(("reference", "train") if other_start else ("train",))))
         runtime.check_storage(workspace.dir)
         if other_start:
             driver.probe = rescore_probe(workspace, driver.reference, driver.observer)
-        reference = None
-        if driver.reference.identity is not None:
-            reference = (workspace.cache_dir, driver.reference.identity)
-        spec = TrainSpec(
-            config=config,
-            model=workspace.model,
-            dtype=workspace.dtype,
-            data=workspace.data,
-            staging=workspace.staging(),
-            reference=reference,
-            probe=workspace.starts_at_reference,
-            resume=driver.last.folder if driver.last else None,
-            resume_step=driver.step,
-            stop_step=stop,
-            eval_history=tuple(driver.eval_history),
-            skipped_steps=driver.skipped,
-            skipped_in_a_row=driver.skipped_in_a_row,
-            profile=config.profile and driver.profiled is None,
-            push=driver.receive is not None,
-            chat_template=Path(template).expanduser().read_text() if (template := config.data.chat_template) else None,
-        )
+        spec = driver.spec(stop)
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
         ranks = trainer_ranks(workspace, "train", partial(train_rank, spec=spec), _UNREAD if spec.push else None)
         for _, event in ranks:
             driver.handle(event)
     shutil.rmtree(spec.staging, ignore_errors=True)
-
-
-class Driver:
-    """What the driver knows while ranks train. `handle` takes their events in order."""
-
-    def __init__(
-        self,
-        workspace: Workspace,
-        plan: Plan,
-        references: References,
-        reference: ReferenceReport,
-        observer: Observer,
-        receive: Receive | None = None,
-    ) -> None:
-        self.receive = receive
-        self.workspace, self.plan, self.references = workspace, plan, references
-        self.reference, self.observer = reference, observer
-        self.tokens_per_microbatch = workspace.config.train.tokens_per_microbatch
-        self.profiled: Path | None = None
-        self.last: Checkpoint | None = plan.checkpoint
-        self.rewind()
-        self.sinks: Sinks | None = None
-        self._watch = Watch()
-        self._metric = best_metric(workspace.config)
-
-    def rewind(self) -> None:
-        """Know what was known at the newest checkpoint, no more."""
-        meta: Mapping[str, Any] = self.last.meta if self.last else {}
-        self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
-        self.eval_last: dict[str, float] = dict(meta.get("eval_last", {}))
-        self.eval_history: list[float] = list(meta.get("eval_history", []))
-        self.probe: dict[str, float] = dict(meta.get("probe", {}))
-        self.skipped: int = int(meta.get("skipped_steps", 0))
-        self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
-        self._last_skipped = (0, 0)  # step, and how many in a row up to it
-        self._record_sync()
-
-    @property
-    def config(self) -> Config:
-        """The run's, with micro-batches that fitted so far."""
-        train = self.workspace.config.train.model_copy(update={"tokens_per_microbatch": self.tokens_per_microbatch})
-        return self.workspace.config.model_copy(update={"train": train})
-
-    @property
-    def step(self) -> int:
-        """The step that training goes on from."""
-        return self.last.step if self.last else 0
-
-    @property
-    def is_over(self) -> bool:
-        return self.last is not None and bool(self.last.reason)
-
-    @property
-    def skipped_in_a_row(self) -> int:
-        step, number = self._last_skipped
-        return number if step == self.step else 0
-
-    def move_reference(self) -> None:
-        """Make the reference that is due at the newest checkpoint, and score with it what the next steps read."""
-        current = self.references.after(self.last)
-        self.observer(Note("info", f"the reference was updated from the policy after {self.step} steps"))
-        self.reference = self.references.score(current, self.last, self.observer)
-        self.references.retain()
-        self._record_sync()
-        self._watch = Watch()  # what it saw was measured from another reference
-
-    def _record_sync(self) -> None:
-        every, identity = self.references.every, self.reference.identity
-        if every is None or identity is None or not self.step or self.step % every:
-            return
-        report = self.reference.to_json()
-        counts = {name: report[name] for name in ("rows", "rows_scored", "forwards")}
-        self.syncs.append({"step": self.step, "reference": identity.digest, **counts})
-
-    def handle(self, event: TrainEvent) -> None:
-        match event:
-            case Stepped(step, metrics):
-                self._log(step, metrics)
-                self.observer(Advanced("train", step, metrics))
-                for warning in self._watch.observe(metrics):
-                    self.observer(Note("warning", warning))
-            case Evaluated(step, metrics):
-                self._evaluated(step, dict(metrics))
-            case Noted(text):
-                self.observer(Note("info", text))
-            case Profiled(folder, text):
-                self.profiled = self.workspace.publish(Path(folder), "profile")
-                self.observer(Note("info", f"{text}; table.txt and the trace are in {self.profiled}"))
-            case Probed(rows, worst, allowed):
-                self.probe = {"rows": rows, "max_difference_nats": worst, "tolerance_nats": allowed}
-                text = f"{rows} cached rows agree with the policy before its first step: max {worst:.2g} nats apart"
-                self.observer(Note("info", f"{text} (allowed {allowed:.2g})"))
-            case Skipped(step, loss, grad_norm, sources):
-                self._skipped(step, loss, grad_norm, sources)
-            case Staged():
-                self.last = commit_checkpoint(event, self.workspace.checkpoints, self._meta())
-                retain(self.workspace.checkpoints, self.workspace.config.train.keep_checkpoints, self._metric)
-            case Finished(step, reason):
-                self.observer(StageDone("train", f"{step} steps, {reason}"))
-            case WeightsPart() | PolicyProbe() if self.receive is not None:
-                self.receive(event)
-
-    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
-        assert self.sinks is not None
-        self.sinks.write(step, metrics)
-
-    def _evaluated(self, step: int, metrics: dict[str, float]) -> None:
-        self.eval_first = self.eval_first or metrics
-        self.eval_last = metrics
-        self.eval_history.append(metrics.get("eval/rewards/margins", 0.0))
-        self._log(step, metrics)
-        shown = ", ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4f}" for name in _SHOWN if name in metrics)
-        self.observer(Note("info", f"evaluation after {step} steps: {shown}"))
-
-    def _skipped(self, step: int, loss: float, grad_norm: float, sources: tuple[str, ...]) -> None:
-        self.skipped += 1
-        before, number = self._last_skipped
-        self._last_skipped = (step, number + 1 if before == step - 1 else 1)
-        line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "sources": sources}
-        with (self.workspace.dir / "bad_batches.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
-        what = "loss" if not math.isfinite(loss) else "gradient"
-        self.observer(Note("warning", f"step {step} skipped: its {what} is not finite; rows in bad_batches.jsonl"))
-
-    def _meta(self) -> dict[str, Any]:
-        return {
-            "trajectory": dict(self.plan.trajectory),
-            "reference": self.reference.identity.digest if self.reference.identity else None,
-            "first_reference": self.workspace.identity.digest if self.workspace.identity else None,
-            "syncs": self.syncs,
-            "eval_first": self.eval_first,
-            "eval_last": self.eval_last,
-            "eval_history": self.eval_history,
-            "probe": self.probe,
-            "skipped_steps": self.skipped,
-        }
-
-    def finish(self) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]]]:
-        """Publish `model/` from the last or best checkpoint."""
-        assert self.last is not None
-        chosen = self.last
-        if self.workspace.config.train.export == "best":
-            best, skipped = best_valid(self.workspace.checkpoints, self._metric)
-            for text in skipped:
-                self.observer(Note("warning", f"checkpoint passed over as the best: {text}"))
-            chosen = best or self.last
-        fresh = self.workspace.unpublished("model")
-        shutil.copytree(chosen.folder / "model", fresh)
-        model = self.workspace.publish(fresh, "model")
-        report: TrainingReport = {
-            "steps": self.last.step,
-            "reason": self.last.reason,
-            "skipped_steps": self.skipped,
-            "exported_step": chosen.step,
-            "resumed_from_step": self.plan.checkpoint.step if self.plan.checkpoint else 0,
-            "model": str(model),
-            "probe": self.probe,
-        }
-        lora = self.workspace.config.train.lora
-        if lora is not None and lora.merge:
-            merged = self.workspace.unpublished("model_merged")
-            merge_lora(self.workspace.model.folder, model, merged, self.workspace.dtype)
-            report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))
-        return report, {"first": self.eval_first, "last": self.eval_last}, self.syncs
-
-
-_SHOWN = ("eval/loss", "eval/rewards/margins", "eval/rewards/accuracies", "eval/rewards/ties")
