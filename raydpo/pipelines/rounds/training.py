@@ -17,9 +17,13 @@ from raydpo.artifacts import commit_folder, verify_folder, write_json
 from raydpo.config import Config
 from raydpo.config.rounds import GenerateSection
 from raydpo.models.blend import blend
+from raydpo.models.resolve import resolve_model
 from raydpo.pipelines.rounds.layout import Layout, seed_of
 from raydpo.schema.samples import Score
 from raydpo.schema.training import PolicyProbe
+
+OF_THE_RUN = ("initial", "previous_round", "ema")
+"""Values of `rounds.reference` that name no model of their own."""
 
 
 def training_config(layout: Layout, index: int, files: Sequence[str], reference: Path | None) -> Config:
@@ -43,7 +47,7 @@ def reference_of(layout: Layout, index: int) -> Path | None:
     """What a round's log-ratios are measured from; None: the policy that it starts from. Makes a moving average."""
     rounds = layout.config.rounds
     assert rounds is not None
-    if index == 0 and rounds.reference in ("initial", "previous_round", "ema"):
+    if layout.trained(index) == 0 and rounds.reference in OF_THE_RUN:
         return None
     if rounds.reference == "initial":
         return layout.initial.folder
@@ -52,10 +56,21 @@ def reference_of(layout: Layout, index: int) -> Path | None:
     return average_of(layout, index) if rounds.reference == "ema" else Path(rounds.reference)
 
 
-def average_of(layout: Layout, index: int) -> Path:
-    """The moving average of the policies 0 to `index`: decay * the one before + (1 - decay) * policy `index`."""
+def reference_folder(layout: Layout, index: int) -> Path:
+    """The model folder that a round's log-ratios are measured from."""
     rounds = layout.config.rounds
     assert rounds is not None
+    if rounds.reference not in OF_THE_RUN:
+        return resolve_model("rounds.reference", rounds.reference, None).folder
+    return reference_of(layout, index) or layout.policy(index)
+
+
+def average_of(layout: Layout, index: int) -> Path:
+    """The moving average of the policies 0 to `index`: decay * the one before + (1 - decay) * policy `index`. A round
+    without pairs has made no policy, and does not move it."""
+    rounds = layout.config.rounds
+    assert rounds is not None
+    index = layout.trained(index)
     if index == 0:
         return layout.initial.folder
     folder = layout.round(index) / "reference"

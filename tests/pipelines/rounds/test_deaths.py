@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from raydpo.config import Config
-from raydpo.config.load import dump
+from raydpo.config.render import dump
 from raydpo.errors import WorkerError
 from raydpo.pipelines import iterate
 from raydpo.schema.events import Advanced, Event

@@ -1,0 +1,139 @@
+"""`placement: split`: who samples when, and that trainers never wait for generators."""
+
+from __future__ import annotations
+
+import json
+from concurrent.futures import Future
+from pathlib import Path
+from threading import Event as Flag
+from typing import Any
+
+import pytest
+
+from raydpo.errors import ResourceError
+from raydpo.pipelines import iterate
+from raydpo.pipelines.rounds.generators import Generators, Push
+from raydpo.schema.events import Event, Note, ignore
+from raydpo.schema.training import WeightsPart
+from tests.pipelines.rounds.toy_rounds import generations, no_digits, rounds_config
+from tests.pipelines.toy import Notes, Toy
+
+SPLIT = {
+    "rounds.placement": "split",
+    "rounds.num_rounds": 3,
+    "rounds.eval_prompts": [],
+    "rounds.prompts_per_round": 8,
+}
+DEADLINE_S = 300
+"""Of a judge that waits for the trainers: it ends a test that would hang."""
+
+
+def versions(folder: Path) -> list[set[int]]:
+    return [{row["version"] for row in generations(folder, index)} for index in range(3)]
+
+
+def test_trainers_do_not_wait_for_samples_of_the_next_round(
+    toy: Toy, local_ray: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The judge of round 1 answers only after the trainers of round 0 have pushed their weights."""
+    folder, notes, pushed, asked, sent = toy.root / "split", Notes(), Flag(), [], set()
+
+    def observer(event: Event) -> None:
+        notes(event)
+        if isinstance(event, Note) and "were at work when the weights of policy 1 came" in event.text:
+            pushed.set()
+
+    def judge(prompt: str, responses: list[str]) -> list[float]:
+        asked.append(prompt)
+        if len(asked) == 9 and not pushed.wait(DEADLINE_S):
+            raise TimeoutError("the trainers wait for the judge")
+        return no_digits(prompt, responses)
+
+    def receive(self: Generators, part: WeightsPart, version: int) -> None:
+        sent.add(version)
+        original(self, part, version)
+
+    original = Generators.receive
+    monkeypatch.setattr(Generators, "receive", receive)
+    config = rounds_config(toy, folder, SPLIT).model_copy(update={"judge": None})
+    found = list(iterate(config, judge=judge, observer=observer))
+    assert [each.staleness for each in found] == [0, 1, 1]
+    assert versions(folder) == [{0}, {0}, {1}]
+    assert 1 not in sent, "read from its folder"
+    assert 3 in sent, "nobody sampled beside the last round"
+    held = [text.split(":")[0] for text in notes.info if "generator holds" in text]
+    assert held == [f"1 generator holds policy {version}" for version in (1, 2, 3)], "compared either way"
+    assert all((each.folder / "probe.json").is_file() for each in found)
+    summary = json.loads((folder / "summary.json").read_text())
+    assert summary["placement"] == "split"
+    assert set(summary["busy_share"]) == {"generate", "judge", "train"}
+    assert all(0 < share < 1 for share in summary["busy_share"].values())
+
+
+def test_without_staleness_nothing_is_sampled_ahead(toy: Toy, local_ray: None) -> None:
+    folder = toy.root / "split-fresh"
+    found = list(iterate(rounds_config(toy, folder, {**SPLIT, "rounds.max_staleness": 0})))
+    assert [each.staleness for each in found] == [0, 0, 0]
+    assert versions(folder) == [{0}, {1}, {2}]
+
+
+def test_split_needs_room_for_all_that_work_at_once(toy: Toy, local_ray: None) -> None:
+    changes = {"rounds.placement": "split", "generate.num_workers": 4}
+    with pytest.raises(ResourceError, match=r"split runs generators and judge \(4 cpus\) beside train \(1 cpus\)"):
+        next(iterate(rounds_config(toy, toy.root / "no-room", changes)))
+
+
+class Receiver:
+    """What a `Push` knows of generators."""
+
+    shares_gpus = False
+
+    def __init__(self) -> None:
+        self.parts: list[bool] = []
+
+    def receive(self, part: WeightsPart, version: int) -> None:
+        assert version == 7
+        self.parts.append(part.is_last)
+
+
+PARTS = [WeightsPart({}, is_last) for is_last in (False, False, True)]
+
+
+def push_to(receiver: Any, producer: Future[Any] | None) -> Push:
+    return Push(receiver, 7, producer, ignore)
+
+
+def test_a_push_goes_to_generators_that_are_free() -> None:
+    done: Future[Any] = Future()
+    done.set_result(None)
+    for producer in (None, done):
+        receiver = Receiver()
+        push = push_to(receiver, producer)
+        for part in PARTS:
+            push.receive(part)
+        assert receiver.parts == [False, False, True]
+
+
+def test_a_push_that_began_while_they_were_at_work_is_left_out_as_a_whole() -> None:
+    receiver, producer = Receiver(), Future[Any]()
+    push = push_to(receiver, producer)
+    push.receive(PARTS[0])
+    producer.set_result(None)
+    for part in PARTS[1:]:
+        push.receive(part)
+    assert receiver.parts == []
+    for part in PARTS:  # of trainers that started again
+        push.receive(part)
+    assert receiver.parts == [False, False, True]
+
+
+def test_a_push_is_left_out_where_generators_failed_or_are_stopped() -> None:
+    """Where their requests failed, some may still be under way."""
+    failed: Future[Any] = Future()
+    failed.set_exception(RuntimeError())
+    receiver, stopped = Receiver(), Receiver()
+    stopped.shares_gpus = True
+    for push in (push_to(receiver, failed), push_to(stopped, None)):
+        for part in PARTS:
+            push.receive(part)
+    assert receiver.parts == stopped.parts == []
