@@ -1,7 +1,8 @@
 """What is measured of one shape: equal losses, counted FLOPs and bytes, interleaved times, peak memory.
 
-Decision: FLOPs and bytes are counted on models of one and of two layers and continued linearly, which they are; so a batch
-whose activations this machine cannot hold can be counted too. Times are medians of repeats that take turns.
+Decision: FLOPs and bytes are counted on models of one and of two layers and continued linearly; so a batch whose
+activations this machine cannot hold can be counted too. FLOPs are linear; a peak is while it stays at the same moment of a
+step, and else the line is a little below it. Times are medians of repeats that take turns.
 """
 
 from __future__ import annotations

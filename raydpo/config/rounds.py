@@ -1,6 +1,6 @@
 """Sections of on-policy rounds: who generates, who judges, what becomes of the scores.
 
-`raydpo iterate` reads them; the other verbs take no notice.
+`raydpo iterate` reads them, and `raydpo check` looks at them; the other verbs take no notice.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 What comes in: the lines of a source, and a function that writes the text of a row. What goes out: for each good line, in
 order, its place, its ids, and what that function said beside the text.
-Decision: examples and prompts go through the same loop, since that every line is accounted for depends on both counting
-alike. Lines are tokenised in batches; a batch is counted as read before any of its lines goes out.
+Decision: examples and prompts go through the same loop, so that both account for every line, and alike. Lines are
+tokenised in batches; a batch is counted as read before any of its lines goes out.
 """
 
 from __future__ import annotations

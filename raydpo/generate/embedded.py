@@ -9,6 +9,7 @@ a prompt is read once for each of its answers.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -34,12 +35,16 @@ class TransformersEngine:
         self._spec = spec
         self._device = torch.device("cuda" if spec.use_gpu else "cpu")
         self._model = load_model(Path(spec.model), spec.dtype, "auto").to(self._device).requires_grad_(False)
-        self._tokenizer = load_tokenizer(Path(spec.model))
         self._limits = Limits.of(self._model.config, spec.max_length)
         self._scoring = AnswerLogProbs(self._model)
         self._head_is_checked = False
         self._tensors = self._model.state_dict()
         self._expected = Expected.of(self._model)
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        """Writes answers as text. A model that only scores needs none."""
+        return load_tokenizer(Path(self._spec.model))
 
     def generate(self, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> list[list[Sample]]:
         self._limits.check_prompts(prompts, sampling.max_new_tokens)

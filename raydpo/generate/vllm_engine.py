@@ -3,7 +3,7 @@
 Comes in: token ids. Goes out: answers exactly as they were sampled, and log-probs.
 Decision: new weights are collected until their last part and then reloaded at once, because vLLM fuses weights that come
 under several names and has no policy between. What does not fit is found before vLLM is touched; the price is a second
-copy of the weights in main memory during a push, and of experts a third of what `FolderNames.of` copies.
+copy of the weights in main memory during a push, and a third one of the experts that `FolderNames.of` takes apart.
 """
 
 from __future__ import annotations

@@ -25,12 +25,12 @@ _FORM = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*:[^\W\d]\w*")
 @contextmanager
 def importable() -> Iterator[None]:
     """Inside, a driver finds what its workers find: they look in the folder where the command runs as well."""
-    here = os.getcwd()
-    sys.path.append(here)
+    before = list(sys.path)
+    sys.path.append(os.getcwd())
     try:
         yield
     finally:
-        sys.path.remove(here)
+        sys.path[:] = before
 
 
 def function_judge(name: str) -> Judge:

@@ -28,7 +28,7 @@ class Feed:
     """One split seen from one rank. num_answers: answers that the loss reads; a mismatched one stands after them. lookup:
     row keys -> reference log-probs, None without a reference. work: what ranks are balanced by. is_sharded: under ZeRO-3,
     where DeepSpeed gathers a weight once a micro-batch only while every micro-batch calls the same modules: then each calls
-    the head as often as the fullest may need."""
+    the head as often as the fullest may need; the price is that chunks are computed again where one would have done."""
 
     table: Examples
     rank: int

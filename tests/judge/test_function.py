@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import pytest
 
 from raydpo.errors import ConfigError
-from raydpo.judge.function import function_judge
+from raydpo.judge.function import function_judge, importable
 
 MODULE = """\
 limit = 3
@@ -50,3 +51,13 @@ def test_a_function_is_imported() -> None:
 def test_a_name_that_is_none(name: str, message: str) -> None:
     with pytest.raises(ConfigError, match=f"judge.function: .*{message}"):
         function_judge(name)
+
+
+def test_the_import_path_is_left_as_it_was(tmp_path, monkeypatch):
+    """Also where the folder of the command stands on it already, in front."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    before = list(sys.path)
+    with importable():
+        assert str(tmp_path) in sys.path
+    assert sys.path == before

@@ -52,6 +52,13 @@ def check_rounds(config: Config, has_judge: bool) -> None:
         raise ConfigError(problems)
 
 
+def awaits_function(config: Config) -> bool:
+    """Whether scores have to come from a function that is handed to `raydpo.iterate`: the config names nobody else."""
+    if config.judge is not None:
+        return config.judge.kind == "function" and not config.judge.function
+    return config.rounds is not None and (config.rounds.pairs != "spin" or bool(config.rounds.eval_prompts))
+
+
 def _unjudged(config: Config, rounds: RoundsSection, has_judge: bool) -> list[str]:
     """What asks for scores where nobody gives any."""
     if has_judge or config.judge is not None:

@@ -148,7 +148,7 @@ class Evaluator:
         section = self._config.generate
         answers = runtime.run_pool(
             "initial policy or reference",
-            partial(Generator, replace(self._engine, model=str(model))),
+            partial(Generator, replace(self._engine, model=str(model), takes_weights=False)),
             requests,
             num_workers=1,
             cpus=0,

@@ -175,9 +175,7 @@ class Push:
     def _is_free(self) -> bool:
         if self._producer is None or (self._producer.done() and self._producer.exception() is None):
             return True
-        text = (
-            f"generators were at work when the weights of policy {self._version} came; they read its folder afterwards"
-        )
+        text = f"the next round was in the making when the weights of policy {self._version} came; generators read its folder"
         self._observer(Note("info", text))
         return False
 

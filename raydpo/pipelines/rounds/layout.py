@@ -69,7 +69,7 @@ class Layout:
         return rounds.placement == "split" and rounds.max_staleness > 0
 
     def sampler(self, index: int) -> int:
-        """Rounds after which there is the policy that samples for a round: those before it, or with `is_ahead` fewer."""
+        """Number of rounds behind the policy that samples for round `index`: all before it, or with `is_ahead` fewer."""
         rounds = self.config.rounds
         assert rounds is not None
         return max(0, index - rounds.max_staleness) if self.is_ahead else index

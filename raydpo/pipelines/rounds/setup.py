@@ -17,7 +17,7 @@ from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.verdict import Judge
-from raydpo.pipelines.rounds.checks import check_room, check_rounds, check_same_run
+from raydpo.pipelines.rounds.checks import awaits_function, check_room, check_rounds, check_same_run
 from raydpo.pipelines.rounds.judging import Judging
 from raydpo.pipelines.rounds.layout import Layout
 from raydpo.pipelines.workspace import Workspace, find_workspace
@@ -78,14 +78,23 @@ def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
 def examine(config: Config, observer: Observer) -> dict[str, Any]:
     """What `raydpo check` says of a config with rounds. Loads no model, starts no Ray and writes nothing.
 
-    Raises ConfigError and DataError as `set_up` does.
+    Where the config names no judge, one is taken to be handed in later. Raises ConfigError and DataError as `set_up` does.
     """
-    setup = set_up(config, None, observer)
+    judge = None
+    if awaits_function(config):
+        observer(Note("info", "the config names no judge: raydpo.iterate(config, judge=function) has to bring one"))
+        judge = _not_asked
+    setup = set_up(config, judge, observer)
     counts = {"prompts": len(setup.prompts), "eval_prompts": len(setup.eval_prompts)}
     return {
         "run_dir": str(setup.layout.dir),
         "prompts": {**counts, "in_both": num_in_both(setup.prompts, setup.eval_prompts)},
     }
+
+
+def _not_asked(prompt: str, responses: list[str]) -> list[float]:
+    """Stands for a judge that is handed in later."""
+    raise AssertionError("a check asks no judge")
 
 
 def _engine(workspace: Workspace) -> EngineSpec:

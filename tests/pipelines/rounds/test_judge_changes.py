@@ -12,6 +12,7 @@ import pytest
 
 from raydpo import cli
 from raydpo.config import Config
+from raydpo.config.rounds import JudgeSection
 from raydpo.errors import ConfigError, JudgeError, ResumeError
 from raydpo.judge.reward_model import RewardModel
 from raydpo.pipelines import check, iterate
@@ -252,6 +253,16 @@ def test_a_config_of_rounds_is_checked(toy: Toy, tmp_path: Path, capsys: pytest.
     said = capsys.readouterr().err
     assert "raydpo check: 2 problems" in said
     assert "judge.pattern: '(' is not a regular expression" in said
+
+
+@pytest.mark.parametrize("judge", [None, {"kind": "function", "max_failed_fraction": 0.5}], ids=["none", "a bound"])
+def test_a_config_whose_judge_is_handed_in_later_is_checked(toy: Toy, tmp_path: Path, judge: Any) -> None:
+    notes = Notes()
+    config = rounds_config(toy, tmp_path / "run").model_copy(
+        update={"judge": judge and JudgeSection.model_validate(judge)}
+    )
+    assert check(config, notes)["prompts"]["prompts"] == NUM_PROMPTS
+    assert "the config names no judge: raydpo.iterate(config, judge=function) has to bring one" in notes.info
 
 
 def test_held_out_prompts_that_are_trained_on_are_said(toy: Toy, tmp_path: Path) -> None:

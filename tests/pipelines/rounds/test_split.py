@@ -40,7 +40,7 @@ def test_trainers_do_not_wait_for_samples_of_the_next_round(
 
     def observer(event: Event) -> None:
         notes(event)
-        if isinstance(event, Note) and "were at work when the weights of policy 1 came" in event.text:
+        if isinstance(event, Note) and "when the weights of policy 1 came" in event.text:
             pushed.set()
 
     def judge(prompt: str, responses: list[str]) -> list[float]:
