@@ -76,11 +76,8 @@ class VllmEngine:
 
     def generate(self, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> list[list[Sample]]:
         self._limits.check_prompts(prompts, sampling.max_new_tokens)
-        if not sampling.greedy and not LOWEST_TEMPERATURE <= sampling.temperature <= HIGHEST_TEMPERATURE:
-            raise ConfigError(
-                f"generate.temperature: {sampling.temperature:g} is not one that vLLM samples at; {LOWEST_TEMPERATURE:g} to "
-                f"{HIGHEST_TEMPERATURE:g} are. Nothing was sampled. Choose another, or generate.engine: transformers."
-            )
+        if not sampling.greedy:
+            check_temperature(sampling.temperature)
         if not prompts:
             return []
         num_sampled = 1 if sampling.greedy else sampling.num_answers
@@ -193,6 +190,15 @@ class Reload:
         for layer in layers:
             if isinstance(layer, ParallelLMHead) and isinstance(layer.quant_method, UnquantizedEmbeddingMethod):
                 layer.quant_method.process_weights_after_loading(layer)
+
+
+def check_temperature(temperature: float) -> None:
+    """Raise ConfigError for a temperature that vLLM does not sample at."""
+    if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
+        raise ConfigError(
+            f"generate.temperature: {temperature:g} is not one that vLLM samples at; {LOWEST_TEMPERATURE:g} to "
+            f"{HIGHEST_TEMPERATURE:g} are. Nothing was sampled. Choose another, or generate.engine: transformers."
+        )
 
 
 def _start(spec: EngineSpec, num_positions: int | None) -> Any:

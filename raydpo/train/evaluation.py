@@ -43,8 +43,7 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[Share]:
     layout, _ = choose_layout(model, spec.config.model.attention)
     loss = Loss(spec.config.objective.terms)
     assert loss.needs_reference == (spec.reference is not None)
-    feed = make_feed(rank, spec, "eval", open_lookup(spec), layout, work_of(model))
-    feed, sums, examples = replace(feed, is_sharded=False), Sums(), 0
+    feed, sums, examples = make_feed(rank, spec, "eval", open_lookup(spec), layout, work_of(model)), Sums(), 0
     check_lengths(model, longest_row(feed))
     seen, every = {}, replace(feed, rank=0, num_ranks=1)
     for kind in loss.batch_kinds:

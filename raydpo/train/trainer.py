@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
 
@@ -172,7 +172,10 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
         model = add_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=targets, seed=config.run.seed)
     model.train()  # every dropout is 0; gradient checkpointing works in training mode only
     lookup = open_lookup(spec)
-    training, held_out = (make_feed(rank, spec, split, lookup, layout, work) for split in ("train", "eval"))
+    training, held_out = (
+        replace(make_feed(rank, spec, split, lookup, layout, work), is_sharded=train.zero_stage == 3)
+        for split in ("train", "eval")
+    )
     for feed in (training, held_out):
         check_lengths(model, longest_row(feed))
     scoring = AnswerLogProbs(model, spec.chunk_tokens)
@@ -230,5 +233,4 @@ def make_feed(
         chunk_tokens=spec.chunk_tokens,
         layout=layout,
         work=work,
-        is_sharded=train.zero_stage == 3,
     )

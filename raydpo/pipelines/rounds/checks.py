@@ -18,6 +18,7 @@ from raydpo.pipelines.plan import FREE as FREE_IN_TRAINING
 from raydpo.pipelines.plan import differences, trajectory
 from raydpo.pipelines.rounds.layout import Layout
 from raydpo.pipelines.rounds.stop import needs_evaluation
+from raydpo.pipelines.rounds.training import OF_THE_RUN
 
 FREE = FREE_IN_TRAINING - {"generate", "rounds"} | {
     "rounds.prompts",
@@ -185,19 +186,18 @@ def _generators(generate: GenerateSection) -> list[str]:
             "others would stand idle. Set at most 1, and generate.num_workers to the number of GPUs."
         )
     if generate.engine == "vllm":
-        from raydpo.generate.vllm_engine import HIGHEST_TEMPERATURE, LOWEST_TEMPERATURE
+        from raydpo.generate.vllm_engine import check_temperature
 
-        if not LOWEST_TEMPERATURE <= generate.temperature <= HIGHEST_TEMPERATURE:
-            problems.append(
-                f"generate.temperature: {generate.temperature:g} is not one that vLLM samples at; {LOWEST_TEMPERATURE:g} to "
-                f"{HIGHEST_TEMPERATURE:g} are. Nothing was sampled. Choose another, or generate.engine: transformers."
-            )
+        try:
+            check_temperature(generate.temperature)
+        except ConfigError as error:
+            problems += error.problems
     return problems
 
 
 def _reference(rounds: RoundsSection) -> list[str]:
     """Why the model of `rounds.reference` is not there, if it is one."""
-    if rounds.reference in ("initial", "previous_round", "ema"):
+    if rounds.reference in OF_THE_RUN:
         return []
     try:
         resolve_model("rounds.reference", rounds.reference, None)
