@@ -143,6 +143,8 @@ def test_an_actor_that_dies_over_a_message_is_replaced_when_there_is_work(tmp_pa
 def test_actors_that_reserve_nothing_run_beside_those_that_hold_all(tmp_path: Path) -> None:
     cpus = int(ray.cluster_resources()["CPU"])
     with _keepers(tmp_path, cpus=0, threads=1) as pool:
-        pids = {pid for pid, _, _ in dict(pool.run(range(4))).values()}
+        pool.start()
         assert dict(run_pool("all", rank_work.make_squarer, [3], num_workers=1, cpus=cpus)) == {0: 9}
-        assert {pid for pid, _, _ in dict(pool.run(range(4))).values()} <= pids
+        pids = [pid for pid, _, _ in pool.tell(("keep", "both"))]
+        assert len(pids) == 2
+        assert {pid for pid, _, _ in dict(pool.run(range(4))).values()} <= set(pids)
