@@ -130,6 +130,11 @@ def _between(config: Config, rounds: RoundsSection) -> list[str]:
         )
     if rounds.offline_share and not config.data.train:
         problems.append("rounds.offline_share needs data.train, from which the share is drawn.")
+    if rounds.prompts_per_round == 1 and "mismatched" in config.objective.batch_kinds and not rounds.offline_share:
+        problems.append(
+            f"rounds.prompts_per_round: 1 gives objective {config.objective.name} nothing to train on: it compares each prompt "
+            "with the answer to another one. Set at least 2."
+        )
     return problems
 
 

@@ -65,6 +65,8 @@ class Producer:
         self._rounds = rounds = layout.config.rounds
         strategy = "best_worst" if rounds.pairs == "spin" else rounds.pairs  # spin asks for no scores, and reads none
         self._rule = PairRule(strategy, rounds.top_k, rounds.margin, rounds.max_length_ratio, rounds.truncated)
+        # Such an objective needs answers to another prompt as well: the pairs of one prompt alone are not used.
+        self._compares_prompts = "mismatched" in layout.config.objective.batch_kinds
 
     def produce(self, index: int, policy: Policy) -> Produced:
         """The pairs of round `index`, sampled by `policy`."""
@@ -138,17 +140,26 @@ class Producer:
             records += made
             for reason, number in of_prompt.items():
                 counts[reason] = counts.get(reason, 0) + number
+        offline = self._offline(index, len(records))
+        if not offline and self._compares_prompts and len({tuple(record["prompt_ids"]) for record in records}) == 1:
+            counts["one_prompt"] = len(records)
+            records = []
         piece.begin()
         piece.write("pairs.jsonl", records)
         if rounds.offline_share:
-            number = round(len(records) * rounds.offline_share / (1 - rounds.offline_share))
-            chance = random.Random(seed_of(self._config.run.seed, index, "offline"))
-            piece.write("offline.jsonl", offline_rows(self._config.data.train, number, chance))
+            piece.write("offline.jsonl", offline)
         failed = sum(values is None for values in found) if scores is not None else 0
         metrics = _metrics(groups, [v for v in found if v is not None], counts, len(records), failed)
         piece.commit({"metrics": metrics})
         self._roles.observer(StageDone("pairs", f"{len(records)} pairs of {len(prompts)} prompts ({_counted(counts)})"))
         return piece
+
+    def _offline(self, index: int, num_pairs: int) -> list[dict[str, Any]]:
+        """Rows of `data.train` to be mixed with a round's own pairs."""
+        share = self._rounds.offline_share
+        number = round(num_pairs * share / (1 - share))
+        chance = random.Random(seed_of(self._config.run.seed, index, "offline"))
+        return offline_rows(self._config.data.train, number, chance) if number else []
 
     def _of_prompt(
         self, prompt: Prompt, samples: Sequence[Sample], scores: Sequence[float] | None, index: int

@@ -1,6 +1,7 @@
 """A generator, the judge, the trainers and the driver die in the middle: the pairs are those of an undisturbed run.
 
-The moment is drawn anew each time and printed, so that over many runs of these tests every moment comes.
+With `split` the samples of the second round are made while the first one trains, so either may die beside the other. The
+moment is drawn anew each time and printed, so that over many runs of these tests every moment comes.
 """
 
 from __future__ import annotations
@@ -10,7 +11,8 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -28,19 +30,34 @@ from tests.pipelines.toy import Toy, weights
 CHANGES: dict[str, Any] = {"generate.num_workers": 2, "rounds.eval_prompts": [], "train.save_every": 1}
 
 
-@pytest.fixture(scope="module")
-def undisturbed(toy: Toy, local_ray: None) -> Path:
-    folder = toy.root / "undisturbed-rounds"
-    assert len(list(iterate(rounds_config(toy, folder, CHANGES)))) == 2
-    return folder
+@dataclass(frozen=True)
+class Scene:
+    """Rounds with one placement. undisturbed: the folder of a run in which nobody died."""
+
+    toy: Toy
+    placement: str
+    undisturbed: Path
+
+    def folder(self, name: str) -> Path:
+        return self.toy.root / f"{name}-{self.placement}"
+
+    def config(self, folder: Path, changes: Mapping[str, Any] | None = None) -> Config:
+        return rounds_config(self.toy, folder, {**CHANGES, "rounds.placement": self.placement, **(changes or {})})
+
+    def assert_same(self, folder: Path) -> None:
+        """Nothing lost, nothing doubled, nothing else: pairs and weights of both rounds, bit for bit."""
+        for index in range(2):
+            assert pairs(folder, index) == pairs(self.undisturbed, index)
+            train = f"rounds/{index:03d}/train/model"
+            assert weights(folder / train) == weights(self.undisturbed / train)
 
 
-def assert_same(folder: Path, undisturbed: Path) -> None:
-    """Nothing lost, nothing doubled, nothing else: pairs and weights of both rounds, bit for bit."""
-    for index in range(2):
-        assert pairs(folder, index) == pairs(undisturbed, index)
-        train = f"rounds/{index:03d}/train/model"
-        assert weights(folder / train) == weights(undisturbed / train)
+@pytest.fixture(scope="module", params=["colocated", "split"])
+def scene(request: pytest.FixtureRequest, toy: Toy, local_ray: None) -> Scene:
+    found = Scene(toy, request.param, toy.root / f"undisturbed-{request.param}")
+    staleness = [each.staleness for each in iterate(found.config(found.undisturbed))]
+    assert staleness == [0, int(request.param == "split")]
+    return found
 
 
 def drawn(what: str, first: int, last: int) -> int:
@@ -75,23 +92,23 @@ def after(seconds: float) -> Callable[[], bool]:
     return is_over
 
 
-def test_a_generator_dies(toy: Toy, undisturbed: Path, local_ray: None) -> None:
-    folder, killer = toy.root / "generator-dies", Killer("ray::PoolActor", "generate", drawn("item", 1, 11))
-    assert len(list(iterate(rounds_config(toy, folder, CHANGES), observer=killer))) == 2
+def test_a_generator_dies(scene: Scene) -> None:
+    folder, killer = scene.folder("generator-dies"), Killer("ray::PoolActor", "generate", drawn("item", 1, 11))
+    assert len(list(iterate(scene.config(folder), observer=killer))) == 2
     assert killer.killed
-    assert_same(folder, undisturbed)
+    scene.assert_same(folder)
 
 
-def test_the_judge_dies(toy: Toy, undisturbed: Path, local_ray: None) -> None:
-    folder, mark = toy.root / "judge-dies", Path(tempfile.gettempdir()) / f"raydpo-judge-{os.getpid()}"
-    changes = {**CHANGES, "judge.function": f"{__name__}:deadly_judge"}
+def test_the_judge_dies(scene: Scene) -> None:
+    folder, mark = scene.folder("judge-dies"), Path(tempfile.gettempdir()) / f"raydpo-judge-{os.getpid()}"
+    changes = {"judge.function": f"{__name__}:deadly_judge"}
     mark.write_text(str(drawn("prompt", 0, NUM_PROMPTS - 1)))
     try:
-        assert len(list(iterate(rounds_config(toy, folder, changes)))) == 2
+        assert len(list(iterate(scene.config(folder, changes)))) == 2
         assert mark.read_text() == "dead"
     finally:
         mark.unlink()
-    assert_same(folder, undisturbed)
+    scene.assert_same(folder)
 
 
 def deadly_judge(prompt: str, responses: list[str]) -> list[float]:
@@ -103,19 +120,19 @@ def deadly_judge(prompt: str, responses: list[str]) -> list[float]:
     return no_digits(prompt, responses)
 
 
-def test_the_trainers_die_and_the_same_call_goes_on(toy: Toy, undisturbed: Path, local_ray: None) -> None:
-    folder, killer = toy.root / "trainer-dies", Killer("ray::RankActor", "train", drawn("step", 1, 2))
-    config = rounds_config(toy, folder, CHANGES)
+def test_the_trainers_die_and_the_same_call_goes_on(scene: Scene) -> None:
+    folder, killer = scene.folder("trainer-dies"), Killer("ray::RankActor", "train", drawn("step", 1, 2))
+    config = scene.config(folder)
     with pytest.raises(WorkerError, match=r"train.*rank 0.*SIGKILL"):
         list(iterate(config, observer=killer))
     assert killer.killed
     assert len(list(iterate(config))) == 2
-    assert_same(folder, undisturbed)
+    scene.assert_same(folder)
 
 
-def test_the_driver_dies_again_and_again(toy: Toy, undisturbed: Path, local_ray: None) -> None:
-    folder, file = toy.root / "driver-dies", toy.root / "driver-dies.yaml"
-    config: Config = rounds_config(toy, folder, CHANGES)
+def test_the_driver_dies_again_and_again(scene: Scene) -> None:
+    folder, file = scene.folder("driver-dies"), scene.folder("driver-dies.yaml")
+    config = scene.config(folder)
     file.write_text(dump(config))
     first, second = folder / "rounds/000", folder / "rounds/001"
     moments: list[Callable[[], bool]] = [
@@ -127,11 +144,11 @@ def test_the_driver_dies_again_and_again(toy: Toy, undisturbed: Path, local_ray:
     ]
     left: set[driver.Process] = set()
     for number, moment in enumerate(moments):
-        log = toy.root / f"driver-dies-{number}.log"
+        log = scene.folder(f"driver-dies-{number}.log")
         process = driver.start("iterate", str(file), log=log)
         driver.wait_until(moment, process, log)
         left |= driver.descendants(process.pid)
         driver.kill(process)
     assert len(list(iterate(config))) == 2
-    assert_same(folder, undisturbed)
+    scene.assert_same(folder)
     driver.wait_for_end(left)

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec, make_engine
 from raydpo.pipelines import iterate
 from raydpo.pipelines.rounds.layout import Layout
@@ -72,6 +73,36 @@ def test_a_round_without_pairs_leaves_the_policy_as_it_is(toy: Toy, local_ray: N
     for name, model in (("kl_reference_nats", empty.folder / "reference"), ("kl_nats", toy.model)):
         assert last.metrics[f"eval/{name}"] == pytest.approx(apart(last.folder, last.model, model, held_out), abs=1e-4)
     assert last.metrics["eval/kl_reference_nats"] != pytest.approx(last.metrics["eval/kl_nats"], abs=1e-3)
+
+
+def test_pairs_of_one_prompt_are_none_for_an_objective_that_compares_prompts(toy: Toy, local_ray: None) -> None:
+    """KTO's estimate of the divergence needs answers to other prompts: round 0 has none, round 1 trains."""
+    asked: list[str] = []
+
+    def judge(prompt: str, responses: list[str]) -> list[float]:
+        asked.append(prompt)
+        return no_digits(prompt, responses) if len(asked) == 1 or len(asked) > 8 else [1.0] * len(responses)
+
+    changes = {
+        "rounds.prompts_per_round": 8,
+        "rounds.eval_prompts": [],
+        "objective.name": "kto",
+        "data.unpair": True,
+    }
+    folder = toy.root / "one-prompt"
+    config = rounds_config(toy, folder, changes).model_copy(update={"judge": None})
+    lone, trained = iterate(config, judge=judge)
+    assert (lone.metrics["pairs/made"], lone.metrics["pairs/one_prompt"], lone.metrics["train/steps"]) == (0, 1, 0)
+    assert pairs(folder, 0) == []
+    assert "pairs/one_prompt" not in trained.metrics
+    assert trained.metrics["pairs/made"] > 1
+    assert trained.metrics["train/steps"] > 0
+
+
+def test_one_prompt_a_round_is_refused_for_an_objective_that_compares_prompts(toy: Toy, tmp_path: Path) -> None:
+    changes = {"rounds.prompts_per_round": 1, "objective.name": "kto", "data.unpair": True}
+    with pytest.raises(ConfigError, match=r"rounds\.prompts_per_round: 1 gives objective kto nothing"):
+        next(iterate(rounds_config(toy, tmp_path / "never", changes)))
 
 
 def apart(folder: Path, policy: Path, other: Path, prompts: list[tuple[int, ...]]) -> float:
