@@ -140,6 +140,9 @@ class RoundsSection(Section):
     reference: str = Field(min_length=1)
     """What log-ratios of a round are measured from. initial: the model of `model.path`. previous_round: the policy that
     the round starts from. ema: an exponential moving average of the policies. Else: a model folder or hub id."""
+    optimizer: Literal["fresh", "carried"] = "fresh"
+    """What a round's training starts with. fresh: no optimizer state, and weights as the policy's folder has them. carried:
+    the moments, and in bfloat16 the float32 weights, that the round before ended with."""
     num_rounds: int = Field(default=3, ge=1)
     """Rounds of sample, judge, train."""
     prompts_per_round: int | None = Field(default=None, ge=1)

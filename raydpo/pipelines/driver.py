@@ -127,6 +127,7 @@ class Driver:
             reference=None if identity is None else (workspace.cache_dir, identity),
             probe=workspace.starts_at_reference,
             resume=self.last.folder if self.last else None,
+            optimizer=self.plan.optimizer,
             resume_step=self.step,
             stop_step=stop,
             eval_history=tuple(self.eval_history),

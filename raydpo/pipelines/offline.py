@@ -42,10 +42,13 @@ def precompute(config: Config, observer: Observer = ignore) -> Summary:
     return summary
 
 
-def train(config: Config, observer: Observer = ignore, *, receive: Receive | None = None) -> Summary:
+def train(
+    config: Config, observer: Observer = ignore, *, receive: Receive | None = None, optimizer: Path | None = None
+) -> Summary:
     """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json.
 
-    receive: gets the weights of the policy after the last step, if that is made now.
+    receive: gets the weights of the policy after the last step, if that is made now. optimizer: the checkpoint that
+    another run ended with, whose model is `model.path`; the first step goes on with its optimizer state.
     With `reference.sync_every` an evaluation measures rewards from the reference that the steps up to it were trained
     against: the first one from the reference of the config, the last one from that of the last steps.
     """
@@ -55,7 +58,7 @@ def train(config: Config, observer: Observer = ignore, *, receive: Receive | Non
         if not data.train_pairs:
             raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
         check_labels(workspace.config, data)
-        plan = plan_stage(workspace, observer)
+        plan = plan_stage(workspace, observer, optimizer)
         references = References(workspace, Order.of(workspace.config, data.train_pairs))
         current = references.after(plan.checkpoint)
         workspace.write_config(replace=True)

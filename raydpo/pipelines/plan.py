@@ -72,11 +72,12 @@ class Checkpoint:
 @dataclass(frozen=True)
 class Plan:
     """start: from the model. resume: from `checkpoint`. done: `checkpoint` is the last one. trajectory: what decides the
-    numbers of the run."""
+    numbers of the run. optimizer: checkpoint of another run whose optimizer state a start goes on with."""
 
     action: Literal["start", "resume", "done"]
     trajectory: Mapping[str, Any]
     checkpoint: Checkpoint | None = None
+    optimizer: Path | None = None
 
 
 def trajectory(config: Config, digests: Mapping[str, Any], free: Set[str] = frozenset(FREE)) -> dict[str, Any]:

@@ -7,11 +7,13 @@ from __future__ import annotations
 
 import shutil
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 from raydpo import runtime
-from raydpo.artifacts import examples_digest
+from raydpo.artifacts import digest_of, examples_digest, read_commit
 from raydpo.errors import OutOfMemoryError
 from raydpo.metrics import Sinks, keep_lines
 from raydpo.pipelines.checkpoints import newest_checkpoint, set_damaged_aside
@@ -27,17 +29,23 @@ _UNREAD = 4
 """Events that a rank may be ahead of the driver when they carry weights."""
 
 
-def plan_stage(workspace: Workspace, observer: Observer) -> Plan:
-    """What is to do, decided before anything is scored. Raises ResumeError for what cannot be continued."""
+def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None = None) -> Plan:
+    """What is to do, decided before anything is scored. Raises ResumeError for what cannot be continued.
+
+    optimizer: checkpoint of another run whose optimizer state a start goes on with.
+    """
     digests = {
         "model weights": workspace.model_digest,
         "training data": examples_digest(workspace.data, "train"),
         "evaluation data": examples_digest(workspace.data, "eval"),
     }
+    if optimizer is not None:
+        digests["optimizer state"] = digest_of(read_commit(optimizer)["files"])
     newest, skipped = newest_checkpoint(workspace.checkpoints)
     for text in skipped:
         observer(Note("warning", f"checkpoint passed over: {text}"))
-    return plan_training(workspace.config, newest, trajectory(workspace.config, digests), skipped)
+    plan = plan_training(workspace.config, newest, trajectory(workspace.config, digests), skipped)
+    return replace(plan, optimizer=optimizer)
 
 
 def training_stage(

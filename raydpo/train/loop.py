@@ -37,9 +37,9 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
     spec, train, num_steps = trainer.spec, trainer.spec.config.train, trainer.order.num_steps
     patience = Patience(train.early_stopping_patience, list(spec.eval_history))
     yield from map(Noted, trainer.notes)
-    if spec.resume is not None:
-        trainer.engine.load(spec.resume / "engine")
-    else:
+    if (state := spec.resume or spec.optimizer) is not None:
+        trainer.engine.load(state / "engine")
+    if spec.resume is None:
         yield from _before_first_step(trainer, patience)
     meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps, spec.skipped_steps, spec.skipped_in_a_row)
     stop, reason = min(spec.stop_step or num_steps, num_steps), ""

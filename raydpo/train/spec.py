@@ -21,10 +21,11 @@ if TYPE_CHECKING:
 class TrainSpec:
     """model: what training starts from. dtype: resolved compute dtype. data: folder of token shards. reference: cache
     directory and identity, None without a reference. probe: compare cached rows with the trainer's own at a fresh start.
-    staging: attempt-unique folder for checkpoints. resume: committed checkpoint to go on from. stop_step: stage a
-    checkpoint after this step and end there, though training is not over. eval_history, skipped_steps, skipped_in_a_row:
-    of the run before `resume`. chat_template: Jinja text that the exported tokenizer gets. profile: record a few steps of
-    rank 0. push: after the last step, send the weights to the driver."""
+    staging: attempt-unique folder for checkpoints. resume: committed checkpoint to go on from. optimizer: without one, the
+    committed checkpoint of another run, of the weights of `model`, whose optimizer state the first step goes on with.
+    stop_step: stage a checkpoint after this step and end there, though training is not over. eval_history, skipped_steps,
+    skipped_in_a_row: of the run before `resume`. chat_template: Jinja text that the exported tokenizer gets. profile: record
+    a few steps of rank 0. push: after the last step, send the weights to the driver."""
 
     config: Config
     model: ResolvedModel
@@ -34,6 +35,7 @@ class TrainSpec:
     reference: tuple[Path, CacheIdentity] | None = None
     probe: bool = False
     resume: Path | None = None
+    optimizer: Path | None = None
     resume_step: int = 0
     stop_step: int | None = None
     eval_history: tuple[float, ...] = ()

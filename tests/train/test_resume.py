@@ -1,12 +1,16 @@
 """N steps in one go, or k steps, a committed checkpoint, a new engine and the rest: the same bits."""
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
 from raydpo.artifacts import commit_folder, verify_folder
+from raydpo.models.resolve import ResolvedModel
 from raydpo.schema.training import Evaluated, Finished, Probed, Staged
 
 LORA = {"rank": 4, "alpha": 8}
@@ -82,3 +86,53 @@ def test_going_on_after_the_last_step_does_nothing(runs, tmp_path):
     again = resume(runs, run, 2, 1, tmp_path, max_steps=2)
     assert again.losses == []
     assert (again.finished.step, again.finished.reason) == (2, "all steps were done before")
+
+
+WHOLE = {"global_batch_pairs": 64, "schedule": "constant", "warmup_fraction": 0.0, "learning_rate": 1e-5}
+"""One step an epoch, and every epoch the same pairs."""
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "options"),
+    [(1, {"zero_stage": 0}), (2, {"zero_stage": 3}), (2, {"zero_stage": 2, "dtype": "bfloat16"})],
+    ids=str,
+)
+def test_another_run_goes_on_with_the_optimizer_state(runs, num_ranks, options):
+    """Two runs of one step, of which the second takes over the state, are one run of two steps: weights in float32 and
+    both moments. The model folder alone is not enough."""
+    options = {**WHOLE, **options}
+    both = runs.fresh(runs.spec(**options, epochs=2.0), num_ranks)
+    first = runs.fresh(runs.spec(**options), num_ranks)
+    model = ResolvedModel("first", None, first.staged() / "model")
+    alone, second = (
+        runs.fresh(replace(runs.spec(**options), model=model, probe=False, optimizer=optimizer), num_ranks)
+        for optimizer in (None, first.staged())
+    )
+    assert [(run.error, run.finished.step, len(run.losses)) for run in (both, second)] == [("", 2, 2), ("", 1, 1)]
+    wanted, found = (optimizer_state(run.staged() / "engine") for run in (both, second))
+    assert len(wanted) >= 3 * num_ranks, "weights and two moments of every rank"
+    assert found.keys() == wanted.keys()
+    assert max(apart(found[name], wanted[name]) for name in wanted) < (1e-5 if options.get("dtype") is None else 1e-2)
+    without = optimizer_state(alone.staged() / "engine")
+    assert max(apart(without[name], wanted[name]) for name in wanted) > 0.1
+
+
+def optimizer_state(folder: Path) -> dict[str, torch.Tensor]:
+    """Every tensor of floats that the optimizers of all ranks hold."""
+    found: dict[str, torch.Tensor] = {}
+    for path in sorted(folder.rglob("*.pt")):
+        for name, value in tensors(torch.load(path, weights_only=False), path.name):
+            if "optim" in name and value.is_floating_point() and value.numel() > 1:
+                found[name] = value.float()
+    return found
+
+
+def tensors(value: Any, name: str) -> Iterator[tuple[str, torch.Tensor]]:
+    if isinstance(value, torch.Tensor):
+        yield name, value
+    for key, inner in value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ():
+        yield from tensors(inner, f"{name}/{key}")
+
+
+def apart(one: torch.Tensor, two: torch.Tensor) -> float:
+    return float((one - two).detach().norm() / two.detach().norm())

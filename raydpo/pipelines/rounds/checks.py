@@ -47,7 +47,7 @@ def check_rounds(config: Config, has_judge: bool) -> None:
             "rounds is missing: iterate needs at least rounds: {prompts: [prompts.jsonl], reference: initial}."
         )
     judge = _handed_in(config.judge) if has_judge else _configured(config.judge)
-    problems = [*_unjudged(config, rounds, has_judge), *judge, *_between(config, rounds), *_training(config)]
+    problems = [*_unjudged(config, rounds, has_judge), *judge, *_between(config, rounds), *_training(config, rounds)]
     problems += [*_idle(config, rounds), *_generators(config.generate), *_reference(rounds)]
     if problems:
         raise ConfigError(problems)
@@ -138,7 +138,7 @@ def _between(config: Config, rounds: RoundsSection) -> list[str]:
     return problems
 
 
-def _training(config: Config) -> list[str]:
+def _training(config: Config, rounds: RoundsSection) -> list[str]:
     """Options of a training run that do nothing, or harm, in a round."""
     problems = []
     if config.train.export != "last":
@@ -155,6 +155,8 @@ def _training(config: Config) -> list[str]:
             problems.append(
                 f"reference.{key}: {value} would not be read; rounds.reference names the reference of a round."
             )
+    if rounds.optimizer == "carried":
+        problems += _carried(config)
     if config.run.resume != "auto":
         problems.append(
             f"run.resume: {config.run.resume} does nothing here: rounds always go on. Set another run.dir to start over."
@@ -162,6 +164,22 @@ def _training(config: Config) -> list[str]:
     if config.data.format != "auto":
         problems.append(
             f"data.format: {config.data.format} would not be read: each file of a round has its own. Leave it out."
+        )
+    return problems
+
+
+def _carried(config: Config) -> list[str]:
+    """What does not go with optimizer state that is carried from round to round."""
+    problems = []
+    if config.train.schedule != "constant":
+        problems.append(
+            f"train.schedule: {config.train.schedule} falls to 0 within each round, and rounds.optimizer: carried makes one "
+            "training of them all. Set train.schedule: constant, or rounds.optimizer: fresh."
+        )
+    if config.train.lora is not None:
+        problems.append(
+            "rounds.optimizer: carried needs the same weights in every round, and with train.lora each round trains a new "
+            "adapter. Leave one of them out."
         )
     return problems
 

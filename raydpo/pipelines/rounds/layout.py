@@ -62,6 +62,13 @@ class Layout:
         return (self.dir / "initial" if version == 0 else self.round(version - 1)) / "evaluation"
 
     @property
+    def carries_optimizer(self) -> bool:
+        """Whether a round's training goes on with the optimizer state of the one before."""
+        rounds = self.config.rounds
+        assert rounds is not None
+        return rounds.optimizer == "carried"
+
+    @property
     def is_ahead(self) -> bool:
         """Whether the samples of a round are made while the one before it trains."""
         rounds = self.config.rounds

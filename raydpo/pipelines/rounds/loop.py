@@ -20,6 +20,7 @@ from raydpo import runtime
 from raydpo.artifacts import RunLock
 from raydpo.config import Config
 from raydpo.judge.verdict import Judge
+from raydpo.pipelines.checkpoints import committed, discard
 from raydpo.pipelines.offline import train
 from raydpo.pipelines.rounds.busy import Busy
 from raydpo.pipelines.rounds.evaluate import Evaluator
@@ -29,7 +30,7 @@ from raydpo.pipelines.rounds.produce import Produced, Producer
 from raydpo.pipelines.rounds.roles import Roles
 from raydpo.pipelines.rounds.setup import Setup, set_up
 from raydpo.pipelines.rounds.stop import stop_reasons
-from raydpo.pipelines.rounds.training import read_probe, reference_of, training_config, write_probe
+from raydpo.pipelines.rounds.training import optimizer_of, read_probe, reference_of, training_config, write_probe
 from raydpo.schema.events import Note, Observer, StageDone, ignore
 from raydpo.schema.training import PolicyProbe, WeightsPart
 
@@ -114,8 +115,20 @@ class _Run:
         return self._described(index, summary.meta)
 
     def _tidy(self, index: int) -> None:
-        """Remove what only an unfinished round needs: optimizer state."""
-        shutil.rmtree(self.layout.round(index) / "train" / "checkpoints", ignore_errors=True)
+        """Remove optimizer state that nothing reads after round `index` was committed."""
+        kept = self._kept(index + 1)
+        for number in {index, *self._kept(index)} - kept:
+            shutil.rmtree(self.layout.round(number) / "train/checkpoints", ignore_errors=True)
+        for number in kept:
+            for checkpoint in committed(self.layout.round(number) / "train/checkpoints")[:-1]:
+                discard(checkpoint.folder)
+
+    def _kept(self, version: int) -> set[int]:
+        """Rounds whose optimizer state is kept after `version` rounds: the newest two, so that the newest can be made again."""
+        if not self.layout.carries_optimizer:
+            return set()
+        newest = self.layout.trained(version)
+        return {made - 1 for made in (newest, self.layout.trained(max(newest - 1, 0))) if made}
 
     def _described(self, index: int, meta: Mapping[str, Any]) -> Round:
         # The rules are asked each time: they may have been changed since, and rounds may have been added.
@@ -151,6 +164,7 @@ class _Run:
         """Train on the pairs, and send the generators the new policy if they are free; the number of steps."""
         folder, version = self.layout.round(index), index + 1
         config = training_config(self.layout, index, produced.files, reference_of(self.layout, index))
+        optimizer = optimizer_of(self.layout, index)
         push = Push(self.generators, version, self.ahead.get(version), self.observer)
 
         def receive(event: WeightsPart | PolicyProbe) -> None:
@@ -161,7 +175,7 @@ class _Run:
 
         self.generators.make_room()
         with self.busy.working("train"):
-            summary = train(config, self.observer, receive=receive)
+            summary = train(config, self.observer, receive=receive, optimizer=optimizer)
         return int(summary["train"]["steps"])
 
     def _pass_on(self, index: int, produced: Produced) -> int:

@@ -16,8 +16,10 @@ from typing import Any
 from raydpo.artifacts import commit_folder, verify_folder, write_json
 from raydpo.config import Config
 from raydpo.config.rounds import GenerateSection
+from raydpo.errors import IntegrityError
 from raydpo.models.blend import blend
 from raydpo.models.resolve import resolve_model
+from raydpo.pipelines.checkpoints import newest_checkpoint
 from raydpo.pipelines.rounds.layout import Layout, seed_of
 from raydpo.schema.samples import Score
 from raydpo.schema.training import PolicyProbe
@@ -29,18 +31,38 @@ OF_THE_RUN = ("initial", "previous_round", "ema")
 def training_config(layout: Layout, index: int, files: Sequence[str], reference: Path | None) -> Config:
     """The config of the run in `<round>/train`. reference: None where it is the policy that the round starts from."""
     config = layout.config
-    lora = config.train.lora
+    train: dict[str, Any] = {}
+    if config.train.lora is not None:
+        train["lora"] = config.train.lora.model_copy(update={"merge": True})
+    if layout.carries_optimizer and layout.trained(index):
+        train["warmup_fraction"] = 0.0  # the first round's was the run's
     updates: dict[str, dict[str, Any]] = {
         "run": {"dir": str(layout.round(index) / "train"), "seed": seed_of(config.run.seed, index), "resume": "auto"},
         "model": {"path": str(layout.policy(index)), "revision": None},
         "data": {"train": tuple(files), "format": "auto", "eval_fraction": 0.0},
         "reference": {"model": None if reference is None else str(reference), "revision": None},
-        "train": {} if lora is None else {"lora": lora.model_copy(update={"merge": True})},
+        "train": train,
     }
     sections = {name: getattr(config, name).model_copy(update=values) for name, values in updates.items()}
     return config.model_copy(
         update={**sections, "rounds": None, "judge": None, "generate": GenerateSection(), "profile": False}
     )
+
+
+def optimizer_of(layout: Layout, index: int) -> Path | None:
+    """The checkpoint whose optimizer state a round goes on with; None where it starts without. Raises IntegrityError."""
+    version = layout.trained(index)
+    if not layout.carries_optimizer or version == 0:
+        return None
+    checkpoints = layout.round(version - 1) / "train/checkpoints"
+    found, damaged = newest_checkpoint(checkpoints)
+    if found is None or not found.reason:
+        raise IntegrityError(
+            f"rounds.optimizer: carried, and {checkpoints} does not hold the state that round {version - 1} ended with"
+            f"{f' (damaged: {damaged[0]})' if damaged else ''}. Round {index} would have gone on without it. Remove the "
+            f"folders of round {version - 1} and of all after it, and run the same command; they are made again."
+        )
+    return found.folder
 
 
 def reference_of(layout: Layout, index: int) -> Path | None:
