@@ -71,7 +71,7 @@ class Driver:
         self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
         self.eval_last: dict[str, float] = dict(meta.get("eval_last", {}))
         self.eval_history: list[float] = list(meta.get("eval_history", []))
-        self.probe: dict[str, float] = dict(meta.get("probe", {}))
+        self.probe: dict[str, float] = dict(meta.get("probe", self.reference.probe))
         self.skipped: int = int(meta.get("skipped_steps", 0))
         self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
         self._last_skipped = (0, 0)  # step, and how many in a row up to it

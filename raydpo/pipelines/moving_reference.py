@@ -69,7 +69,7 @@ class References:
 
         Of the first reference, which other runs share, those of every row. Of a later one the rows of the whole stretch
         between two updates, also in its middle: shards are then cut in the same places, and values are the same bit for
-        bit. Nothing for a finished run.
+        bit. Nothing for a finished run. A start from other weights than the reference's is a reason to probe the cache.
         """
         if self.every is not None and checkpoint is not None:
             if checkpoint.reason:
@@ -79,7 +79,8 @@ class References:
                 steps = range(start, self.stop_after(start) or self.order.num_steps)
                 training = np.unique(np.concatenate([self.order.examples(step) for step in steps]))
                 return reference_stage(current, ("train", "eval"), observer, {"train": training})
-        return reference_stage(current, ("train", "eval"), observer)
+        is_probed = checkpoint is None and current.needs_reference and not current.starts_at_reference
+        return reference_stage(current, ("train", "eval"), observer, probe=is_probed)
 
     def stop_after(self, step: int) -> int | None:
         """The step at which ranks that go on from `step` stop for the next update; None for the end of training."""

@@ -5,9 +5,9 @@ Decision: a stage returns a small report that goes into the summary as it is; wh
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, TypeVar
 
@@ -20,7 +20,7 @@ from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.probe import compare
 from raydpo.pipelines.workspace import Workspace
 from raydpo.reference.plan import ShardWork, plan_shards, probe_work, wanted_rows
-from raydpo.reference.score import Rescorer, Scorer, ScorerSpec
+from raydpo.reference.score import Scorer, ScorerSpec, ShardDone
 from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
 
 T = TypeVar("T")
@@ -28,7 +28,8 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class ReferenceReport:
-    """What the reference stage did. rows: distinct rows of the run; rows_scored, forwards: made in this call."""
+    """What the reference stage did. rows: distinct rows of the run; rows_scored, forwards: made in this call. probe: how far
+    cached rows are from what the reference gives now, where that was asked."""
 
     rows: int
     rows_scored: int = 0
@@ -36,6 +37,7 @@ class ReferenceReport:
     damaged: tuple[str, ...] = ()
     cache: ReferenceCache | None = None
     identity: CacheIdentity | None = None
+    probe: Mapping[str, float] = field(default_factory=dict)
 
     def to_json(self) -> dict[str, Any]:
         counts = {"rows": self.rows, "rows_scored": self.rows_scored, "forwards": self.forwards}
@@ -101,10 +103,13 @@ def reference_stage(
     splits: tuple[str, ...],
     observer: Observer,
     examples: Mapping[str, np.ndarray] | None = None,
+    *,
+    probe: bool = False,
 ) -> ReferenceReport:
-    """Score the rows of `splits` that the cache does not hold. Needs a Ray session only if there are any.
+    """Score the rows of `splits` that the cache does not hold. Starts no worker if there are none and nothing is probed.
 
-    examples: split -> the examples whose rows are needed, all of a split that is not in it.
+    examples: split -> the examples whose rows are needed, all of a split that is not in it. probe: score a few rows of the
+    training split once more and compare. Raises ReferenceMismatchError when the cache holds other values.
     """
     identity = workspace.identity
     if identity is None:
@@ -118,59 +123,61 @@ def reference_stage(
     wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     scored = forwards = 0
-    if works:
+    fresh: list[ShardDone] = []
+    probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
+    if works or probed:
         with ray_session(workspace, "reference"):
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
-            for rows, made in _score(workspace, scorer_spec(workspace, identity), works, observer):
-                scored, forwards = scored + rows, forwards + made
+            for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
+                if shard.nats:
+                    fresh.append(shard)
+                else:
+                    scored, forwards = scored + shard.rows, forwards + shard.forwards
         cache.open()
         if missing := cache.missing(list(wanted.keys)):
             raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")
     text = f"{scored} of {len(wanted.keys)} rows scored, {len(wanted.keys) - scored} were in the cache {cache.folder}"
     observer(StageDone("reference", text))
-    return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity)
+    apart: dict[str, float] = {}
+    for work, shard in zip(probed, fresh, strict=True):
+        apart = _compared(cache.lookup(list(work.keys)), shard.nats, workspace.dtype, observer)
+    return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart)
 
 
-def _score(
-    workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], observer: Observer
-) -> Iterator[tuple[int, int]]:
-    section = workspace.config.reference
-    observer(StageStarted("reference", sum(len(work.keys) for work in works), "rows"))
+def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], observer: Observer) -> Iterator[ShardDone]:
+    """The work on the reference workers, in the order in which it is done."""
+    section, shards = workspace.config.reference, [work for work in works if not work.is_probe]
+    observer(StageStarted("reference", sum(len(work.keys) for work in shards), "rows"))
     done = 0
     for _, shard in runtime.run_pool(
         "reference",
         partial(Scorer, spec),
         works,
-        num_workers=min(section.num_workers, len(works)),
+        num_workers=min(section.num_workers, max(1, len(shards))),
         cpus=section.cpus_per_worker,
         gpus=section.gpus_per_worker,
         max_retries=section.max_retries,
     ):
-        done += shard.rows
-        observer(Advanced("reference", done))
-        yield shard.rows, shard.forwards
+        if not shard.nats:
+            done += shard.rows
+            observer(Advanced("reference", done))
+        yield shard
 
 
-def rescore_probe(workspace: Workspace, report: ReferenceReport, observer: Observer) -> dict[str, float]:
-    """For a run that starts from other weights than its reference: reference workers score probe rows again.
+def _compared(
+    cached: Sequence[np.ndarray], fresh: Sequence[np.ndarray], dtype: str, observer: Observer
+) -> dict[str, float]:
+    """How far rows of the cache are from what the declared reference gives now. Raises ReferenceMismatchError.
 
-    Needs a Ray session. Raises ReferenceMismatchError when the cache holds other values.
+    It is asked where training starts from other weights than the reference, and the trainers cannot tell.
     """
-    assert report.cache is not None
-    assert report.identity is not None
-    section = workspace.config.reference
-    work = probe_work(workspace.data, workspace.config.objective.num_rows)
-    make = partial(Rescorer, scorer_spec(workspace, report.identity))
-    resources = {"cpus": section.cpus_per_worker, "gpus": section.gpus_per_worker}
-    results = runtime.run_pool("reference probe", make, [work], num_workers=1, max_retries=1, **resources)
-    fresh = next(values for _, values in results)
-    found = compare(fresh, report.cache.lookup(list(work.keys)), workspace.dtype)
+    found = compare(fresh, cached, dtype)
     if found.problem is not None:
         _, now, then, difference, allowed = found.problem
         raise ReferenceMismatchError(
             f"the cache says {then:.6f} nats for a probe row, the reference now gives {now:.6f}: they differ by "
-            f"{difference:.3g}, allowed are {allowed:.3g} in {workspace.dtype}. Margins would be measured from the wrong "
+            f"{difference:.3g}, allowed are {allowed:.3g} in {dtype}. Margins would be measured from the wrong "
             "reference. The cache was made by other kernels or on other hardware: use another reference.cache_dir."
         )
     text = f"{found.rows} cached rows scored again by the declared reference: max {found.worst_nats:.2g} nats apart"

@@ -20,7 +20,7 @@ from raydpo.pipelines.checkpoints import newest_checkpoint, set_damaged_aside
 from raydpo.pipelines.driver import Driver, Receive, TrainingReport
 from raydpo.pipelines.moving_reference import References
 from raydpo.pipelines.plan import Plan, plan_training, trajectory
-from raydpo.pipelines.stages import ReferenceReport, ray_session, rescore_probe, trainer_ranks
+from raydpo.pipelines.stages import ReferenceReport, ray_session, trainer_ranks
 from raydpo.pipelines.workspace import Workspace
 from raydpo.schema.events import Note, Observer, StageStarted
 from raydpo.train.loop import run as train_rank
@@ -107,12 +107,9 @@ def _run_fitting(driver: Driver, stop: int | None) -> None:
 
 def _run_gang(driver: Driver, stop: int | None) -> None:
     workspace = driver.workspace
-    other_start = driver.last is None and workspace.needs_reference and not workspace.starts_at_reference
     with ExitStack() as stack:
-        stack.enter_context(ray_session(workspace, *(("reference", "train") if other_start else ("train",))))
+        stack.enter_context(ray_session(workspace, "train"))
         runtime.check_storage(workspace.dir)
-        if other_start:
-            driver.probe = rescore_probe(workspace, driver.reference, driver.observer)
         spec = driver.spec(stop)
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)

@@ -21,12 +21,14 @@ from raydpo.models.probe import probe_examples
 
 @dataclass(frozen=True)
 class ShardWork:
-    """Rows to score: (split, example, answer) of each, with keys and lengths in the same order."""
+    """Rows to score: (split, example, answer) of each, with keys and lengths in the same order. is_probe: their values go
+    back to the driver, and nothing is committed."""
 
     name: str
     places: tuple[tuple[str, int, int], ...]
     keys: tuple[str, ...]
     lengths: tuple[int, ...]
+    is_probe: bool = False
 
 
 @dataclass(frozen=True)
@@ -89,6 +91,7 @@ def probe_work(data: Path, num_answers: int) -> ShardWork:
         places=tuple(("train", example, answer) for example, answer in rows),
         keys=tuple(table.row_keys(example)[answer] for example, answer in rows),
         lengths=tuple(int(table.prompt_lengths[e] + table.answer_lengths[e, a]) for e, a in rows),
+        is_probe=True,
     )
 
 

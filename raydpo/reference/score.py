@@ -39,16 +39,18 @@ class ScorerSpec:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """rows and answer tokens written, model forwards made for them."""
+    """rows and answer tokens scored, model forwards made for them. nats: the values of a probe's rows, which are not
+    written."""
 
     name: str
     rows: int
     tokens: int
     forwards: int
+    nats: tuple[np.ndarray, ...] = ()
 
 
 class Scorer:
-    """Loads the reference once; then `scorer(work)` scores and commits one shard."""
+    """Loads the reference once; then `scorer(work)` scores one shard and commits it, unless it is a probe."""
 
     def __init__(self, spec: ScorerSpec) -> None:
         torch.set_flush_denormal(True)
@@ -62,10 +64,12 @@ class Scorer:
         self._tables: dict[str, ExampleTable] = {}
 
     def __call__(self, work: ShardWork) -> ShardDone:
-        """Score and commit. Raises IntegrityError when a value is not a log-probability."""
+        """Raises IntegrityError when a value is not a log-probability."""
         values, forwards = self.score(work)
-        self.cache.write_shard(work.name, list(work.keys), values)
-        return ShardDone(work.name, len(values), sum(map(len, values)), forwards)
+        if not work.is_probe:
+            self.cache.write_shard(work.name, list(work.keys), values)
+        nats = tuple(values) if work.is_probe else ()
+        return ShardDone(work.name, len(values), sum(map(len, values)), forwards, nats)
 
     def score(self, work: ShardWork) -> tuple[list[np.ndarray], int]:
         """Per-token log-probs of every row, float32 nats, and the number of forwards. Commits nothing."""
@@ -90,10 +94,3 @@ class Scorer:
         if split not in self._tables:
             self._tables[split] = ExampleTable.open(self.spec.data, split)
         return self._tables[split]
-
-
-class Rescorer(Scorer):
-    """Scores rows again and commits nothing: `scorer(work)` gives the values themselves."""
-
-    def __call__(self, work: ShardWork) -> list[np.ndarray]:  # type: ignore[override]
-        return self.score(work)[0]

@@ -17,7 +17,7 @@ from raydpo.models.resolve import ResolvedModel
 from raydpo.reference.forward import cut_stream
 from raydpo.reference.identity import reference_identity
 from raydpo.reference.plan import plan_shards, wanted_rows
-from raydpo.reference.score import Rescorer, Scorer
+from raydpo.reference.score import Scorer
 from tests.train.world import NUM_EVAL, NUM_TRAIN, plain_nats
 
 ROWS_PER_SHARD = 32
@@ -98,7 +98,7 @@ def test_a_lost_shard_is_scored_to_the_same_bytes(world, work, scored, tmp_path)
 
 @pytest.mark.parametrize("tokens_per_batch", [1, 10**6])
 def test_batching_changes_values_by_rounding_only(world, work, scored, tokens_per_batch, tmp_path):
-    values, forwards = Rescorer(world.scorer_spec(tmp_path, tokens_per_batch=tokens_per_batch)).score(work[1])
+    values, forwards = Scorer(world.scorer_spec(tmp_path, tokens_per_batch=tokens_per_batch)).score(work[1])
     assert forwards == (ROWS_PER_SHARD // 2 if tokens_per_batch == 1 else 1)  # a pair is never parted
     for one, two in zip(values, scored[0].lookup(work[1].keys), strict=True):
         np.testing.assert_allclose(one, two, atol=2e-5)

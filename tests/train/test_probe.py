@@ -8,7 +8,7 @@ import pytest
 from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.models.probe import compare, probe_examples, tolerance_nats
 from raydpo.reference.plan import probe_work
-from raydpo.reference.score import Rescorer
+from raydpo.reference.score import Scorer
 from raydpo.schema.training import Noted, Probed
 
 
@@ -61,7 +61,7 @@ def test_the_declared_reference_is_scored_again(world, wrong_cache, tmp_path):
     work = probe_work(world.data, 2)
     table = ExampleTable.open(world.data, "train")
     assert [table.row_keys(e)[a] for _, e, a in work.places] == list(work.keys)
-    fresh = Rescorer(world.scorer_spec(tmp_path))(work)
+    fresh = Scorer(world.scorer_spec(tmp_path))(work).nats
     assert list(tmp_path.iterdir()) == []  # it commits nothing
     good, wrong = (ReferenceCache(*cache).open().lookup(list(work.keys)) for cache in (world.cache(), wrong_cache))
     found = compare(fresh, good, "float32")
