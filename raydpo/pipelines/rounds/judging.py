@@ -2,6 +2,8 @@
 
 Comes in: lists of (prompt, responses). Goes out: a verdict each. Decision: a function that is handed in is called here, so
 that it may print, count and hold connections; what must survive its own death is named in the config and runs in actors.
+Those stand until the end of the run. One that loads a model gives its memory back after each judging, if trainers work on
+the same devices.
 """
 
 from __future__ import annotations
@@ -26,10 +28,15 @@ from raydpo.schema.samples import Sample
 
 class Judging:
     """What judges. judge: a function of the caller; of the section only the bound on failures counts then. engine: for a
-    judge that is a language model of its own, how one is loaded (its `model` is not read)."""
+    judge that is a language model of its own, how one is loaded (its `model` is not read). is_colocated: it works while
+    trainers do not, on their devices."""
 
-    def __init__(self, judge: Judge | None, section: JudgeSection | None, engine: EngineSpec) -> None:
+    def __init__(
+        self, judge: Judge | None, section: JudgeSection | None, engine: EngineSpec, *, is_colocated: bool = True
+    ) -> None:
         self._judge, self._section, self._engine = judge, section, engine
+        self._is_colocated = is_colocated
+        self._pool: runtime.Pool | None = None
         self._is_stopped = False
         self.needs_gpu = section is not None and section.gpus_per_worker > 0
         self.is_comparative = section is not None and _compares(section)
@@ -37,8 +44,10 @@ class Judging:
         self.max_failed_fraction = given.max_failed_fraction
 
     def stop(self) -> None:
-        """End what another thread is judging, at the next lot."""
+        """End the actors, and at its next lot what another thread has a function of the caller judge."""
         self._is_stopped = True
+        if self._pool is not None:
+            self._pool.close()
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -57,18 +66,27 @@ class Judging:
         if self._judge is not None:
             yield from ((index, judge_rows(self._judge, lot)) for index, lot in enumerate(lots))
             return
+        pool = self._actors()
+        yield from pool.run(lots)
+        if self._is_colocated and (self.needs_gpu or self._models):
+            pool.stop()
+
+    def _actors(self) -> runtime.Pool:
         section = self._section
         assert section is not None
-        yield from runtime.run_pool(
-            "judge",
-            partial(_make_worker, section, self._engine, self._models),
-            lots,
-            num_workers=section.num_workers,
-            cpus=0,  # it shares the CPUs with whoever trains meanwhile; a GPU is reserved
-            threads=section.cpus_per_worker,
-            gpus=section.gpus_per_worker,
-            max_retries=section.max_retries,
-        )
+        if self._pool is None:
+            self._pool = runtime.Pool(
+                "judge",
+                partial(_make_worker, section, self._engine, self._models),
+                num_workers=section.num_workers,
+                cpus=0,  # it shares the CPUs with whoever trains meanwhile; a GPU is reserved
+                threads=section.cpus_per_worker,
+                gpus=section.gpus_per_worker,
+                max_retries=section.max_retries,
+            )
+        if self._is_stopped:  # before there was a pool to close
+            self._pool.close()
+        return self._pool
 
     def judge(self, piece: Piece, lots: Sequence[Sequence[Row]], observer: Observer) -> None:
         """Judge what the piece lacks, a part for each lot, and commit. Raises JudgeError for too many failures."""

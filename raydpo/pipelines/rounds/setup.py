@@ -71,7 +71,8 @@ def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
     tokenizer = open_tokenizer(engine.model, config.data.chat_template)
     prompts, eval_prompts = _read(config, tokenizer, observer)
     layout = Layout(config, workspace.dir, workspace.model)
-    judging = Judging(judge, config.judge, engine)
+    is_colocated = config.rounds is not None and config.rounds.placement == "colocated"
+    judging = Judging(judge, config.judge, engine, is_colocated=is_colocated)
     return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
 
 

@@ -6,6 +6,7 @@ moment is drawn anew each time and printed, so that over many runs of these test
 
 from __future__ import annotations
 
+import json
 import os
 import random
 import signal
@@ -25,9 +26,13 @@ from raydpo.pipelines import iterate
 from raydpo.schema.events import Advanced, Event
 from tests.pipelines import driver
 from tests.pipelines.rounds.toy_rounds import NUM_PROMPTS, no_digits, pairs, rounds_config
-from tests.pipelines.toy import Toy, weights
+from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, weights
 
-CHANGES: dict[str, Any] = {"generate.num_workers": 2, "rounds.eval_prompts": [], "train.save_every": 1}
+CHANGES: dict[str, Any] = {"generate.num_workers": 2, "train.save_every": 1}
+NUM_ITEMS = 2 * 6 + 4 + 2 * (4 + 4)
+"""Of generators: the samples of two rounds; greedy held-out answers of three policies, sampled ones of two."""
+NUM_STEPS = 3
+"""Of each round."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +50,8 @@ class Scene:
         return rounds_config(self.toy, folder, {**CHANGES, "rounds.placement": self.placement, **(changes or {})})
 
     def assert_same(self, folder: Path) -> None:
-        """Nothing lost, nothing doubled, nothing else: pairs and weights of both rounds, bit for bit."""
+        """Nothing lost, nothing doubled, nothing else: pairs, weights and measures of both rounds, bit for bit."""
+        assert measured(folder) == measured(self.undisturbed)
         for index in range(2):
             assert pairs(folder, index) == pairs(self.undisturbed, index)
             train = f"rounds/{index:03d}/train/model"
@@ -55,15 +61,22 @@ class Scene:
 @pytest.fixture(scope="module", params=["colocated", "split"])
 def scene(request: pytest.FixtureRequest, toy: Toy, local_ray: None) -> Scene:
     found = Scene(toy, request.param, toy.root / f"undisturbed-{request.param}")
-    staleness = [each.staleness for each in iterate(found.config(found.undisturbed))]
-    assert staleness == [0, int(request.param == "split")]
+    rounds = list(iterate(found.config(found.undisturbed)))
+    assert [each.staleness for each in rounds] == [0, int(request.param == "split")]
+    assert [each.metrics["train/steps"] for each in rounds] == [NUM_STEPS] * 2
     return found
 
 
-def drawn(what: str, first: int, last: int) -> int:
-    """A number from `first` to `last` that nobody chose; a failing test shows it."""
-    number = random.SystemRandom().randint(first, last)
-    print(f"drawn: {what} {number} of {first} to {last}")
+def measured(folder: Path) -> list[Mapping[str, float]]:
+    """Of the initial policy and of every round."""
+    summary = json.loads((folder / "summary.json").read_text())
+    return [summary["initial"], *(found["metrics"] for found in summary["rounds"])]
+
+
+def drawn(what: str, *numbers: int) -> int:
+    """One of `numbers`, which nobody chose; a failing test shows it."""
+    number = random.SystemRandom().choice(numbers)
+    print(f"drawn: {what} {number} of {numbers}")
     return number
 
 
@@ -93,7 +106,10 @@ def after(seconds: float) -> Callable[[], bool]:
 
 
 def test_a_generator_dies(scene: Scene) -> None:
-    folder, killer = scene.folder("generator-dies"), Killer("ray::PoolActor", "generate", drawn("item", 1, 11))
+    folder, killer = (
+        scene.folder("generator-dies"),
+        Killer("ray::PoolActor", "generate", drawn("item", *range(1, NUM_ITEMS))),
+    )
     assert len(list(iterate(scene.config(folder), observer=killer))) == 2
     assert killer.killed
     scene.assert_same(folder)
@@ -102,7 +118,7 @@ def test_a_generator_dies(scene: Scene) -> None:
 def test_the_judge_dies(scene: Scene) -> None:
     folder, mark = scene.folder("judge-dies"), Path(tempfile.gettempdir()) / f"raydpo-judge-{os.getpid()}"
     changes = {"judge.function": f"{__name__}:deadly_judge"}
-    mark.write_text(str(drawn("prompt", 0, NUM_PROMPTS - 1)))
+    mark.write_text(str(drawn("prompt", *range(NUM_PROMPTS), *range(NUM_TRAIN, NUM_TRAIN + NUM_EVAL))))
     try:
         assert len(list(iterate(scene.config(folder, changes)))) == 2
         assert mark.read_text() == "dead"
@@ -121,7 +137,10 @@ def deadly_judge(prompt: str, responses: list[str]) -> list[float]:
 
 
 def test_the_trainers_die_and_the_same_call_goes_on(scene: Scene) -> None:
-    folder, killer = scene.folder("trainer-dies"), Killer("ray::RankActor", "train", drawn("step", 1, 2))
+    folder, killer = (
+        scene.folder("trainer-dies"),
+        Killer("ray::RankActor", "train", drawn("step", 1, 2, NUM_STEPS + 1, NUM_STEPS + 2)),
+    )
     config = scene.config(folder)
     with pytest.raises(WorkerError, match=r"train.*rank 0.*SIGKILL"):
         list(iterate(config, observer=killer))
@@ -136,10 +155,11 @@ def test_the_driver_dies_again_and_again(scene: Scene) -> None:
     file.write_text(dump(config))
     first, second = folder / "rounds/000", folder / "rounds/001"
     moments: list[Callable[[], bool]] = [
-        after(drawn("second", 0, 12)),  # while it imports, starts or works
+        after(drawn("second", *range(12))),  # while it imports, starts or works
         lambda: (first / ".generations-work/part-00001.jsonl").exists() or (first / "generations").exists(),
         lambda: (first / ".scores-work/part-00000.jsonl").exists() or (first / "scores").exists(),
         (first / "train/checkpoints/step-000001").is_dir,
+        lambda: any((first / "evaluation").glob("*/part-00000.jsonl")) or (second / "generations").exists(),
         lambda: (second / ".generations-work/part-00002.jsonl").exists() or (second / "generations").exists(),
     ]
     left: set[driver.Process] = set()
