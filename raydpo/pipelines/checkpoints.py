@@ -98,6 +98,14 @@ def retain(folder: Path, keep: int, metric: str) -> None:
             discard(checkpoint.folder)
 
 
+def retain_newest(folder: Path) -> None:
+    """Delete all but the newest checkpoint, and what is left of those that were being deleted when a driver died."""
+    for checkpoint in committed(folder)[:-1]:
+        discard(checkpoint.folder)
+    for leftover in folder.glob(f"{REMOVED}*"):
+        shutil.rmtree(leftover, ignore_errors=True)
+
+
 def discard(folder: Path) -> None:
     """Delete a committed folder, so that a kill in the middle leaves none that counts."""
     doomed = folder.with_name(f"{REMOVED}{folder.name}-{uuid.uuid4().hex[:6]}")

@@ -38,9 +38,8 @@ def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None 
         "model weights": workspace.model_digest,
         "training data": examples_digest(workspace.data, "train"),
         "evaluation data": examples_digest(workspace.data, "eval"),
+        "optimizer state": "none" if optimizer is None else digest_of(read_commit(optimizer)["files"]),
     }
-    if optimizer is not None:
-        digests["optimizer state"] = digest_of(read_commit(optimizer)["files"])
     newest, skipped = newest_checkpoint(workspace.checkpoints)
     for text in skipped:
         observer(Note("warning", f"checkpoint passed over: {text}"))

@@ -265,7 +265,8 @@ def check_same_run(layout: Layout, digests: dict[str, Any]) -> None:
     wanted = trajectory(layout.config, digests, FREE)
     path = layout.dir / "rounds.json"
     if path.is_file():
-        changed = differences(json.loads(path.read_text()), wanted)
+        # What was written before there was a choice was made without it.
+        changed = differences({"rounds.optimizer": "fresh", **json.loads(path.read_text())}, wanted)
         if changed:
             raise ResumeError(
                 [

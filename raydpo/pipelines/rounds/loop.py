@@ -19,8 +19,9 @@ from typing import Any
 from raydpo import runtime
 from raydpo.artifacts import RunLock
 from raydpo.config import Config
+from raydpo.errors import NonFiniteError
 from raydpo.judge.verdict import Judge
-from raydpo.pipelines.checkpoints import committed, discard
+from raydpo.pipelines.checkpoints import retain_newest
 from raydpo.pipelines.offline import train
 from raydpo.pipelines.rounds.busy import Busy
 from raydpo.pipelines.rounds.evaluate import Evaluator
@@ -80,6 +81,7 @@ class _Run:
         self.evaluator = Evaluator(setup.layout, setup.eval_prompts, setup.engine, roles)
         self.thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="produce")
         self.ahead: dict[int, Future[Produced]] = {}
+        self.skipped_in_a_row = 0
         self.policies: dict[int, Policy] = {}
 
     def rounds(self) -> Iterator[Round]:
@@ -120,8 +122,7 @@ class _Run:
         for number in {index, *self._kept(index)} - kept:
             shutil.rmtree(self.layout.round(number) / "train/checkpoints", ignore_errors=True)
         for number in kept:
-            for checkpoint in committed(self.layout.round(number) / "train/checkpoints")[:-1]:
-                discard(checkpoint.folder)
+            retain_newest(self.layout.round(number) / "train/checkpoints")
 
     def _kept(self, version: int) -> set[int]:
         """Rounds whose optimizer state is kept after `version` rounds: the newest two, so that the newest can be made again."""
@@ -140,12 +141,12 @@ class _Run:
         produced = self._produced(index)
         if self.layout.is_ahead and index + 1 < self.section.num_rounds:
             self.ahead[index + 1] = self.thread.submit(self._produce, index + 1)
-        steps = self._train(index, produced) if produced.num_pairs else self._pass_on(index, produced)
+        trained = self._train(index, produced) if produced.num_pairs else self._pass_on(index, produced)
         if index + 1 in self.ahead:
             self.ahead[index + 1].result()  # until then it has the generators
         policy = self.policy(index + 1)
         self.generators.hold(policy)
-        metrics = {**self.evaluator.evaluate(policy), **produced.metrics, "train/steps": steps}
+        metrics = {**self.evaluator.evaluate(policy), **produced.metrics, **trained}
         meta = {"metrics": metrics, "staleness": self.policy(index).version - produced.version}
         summary = Piece(self.layout.round(index) / "summary", index)
         summary.begin()
@@ -160,8 +161,8 @@ class _Run:
     def _produced(self, index: int) -> Produced:
         return self.ahead.pop(index).result() if index in self.ahead else self._produce(index)
 
-    def _train(self, index: int, produced: Produced) -> int:
-        """Train on the pairs, and send the generators the new policy if they are free; the number of steps."""
+    def _train(self, index: int, produced: Produced) -> dict[str, float]:
+        """Train on the pairs, and send the generators the new policy if they are free; metrics of the training."""
         folder, version = self.layout.round(index), index + 1
         config = training_config(self.layout, index, produced.files, reference_of(self.layout, index))
         optimizer = optimizer_of(self.layout, index)
@@ -175,21 +176,36 @@ class _Run:
 
         self.generators.make_room()
         with self.busy.working("train"):
-            summary = train(config, self.observer, receive=receive, optimizer=optimizer)
-        return int(summary["train"]["steps"])
+            report = train(config, self.observer, receive=receive, optimizer=optimizer)["train"]
+        steps, skipped = int(report["steps"]), int(report["skipped_steps"])
+        self.skipped_in_a_row = self.skipped_in_a_row + skipped if skipped == steps else 0
+        if self.skipped_in_a_row >= config.train.max_nonfinite_steps:
+            raise NonFiniteError(
+                f"none of the last {self.skipped_in_a_row} steps, up to those of round {index}, had a finite loss and "
+                f"gradient. They were skipped, no weight was changed by them, and round {index} was not committed. Lower "
+                f"train.learning_rate or train in float32 (a new run.dir); the rows are in {folder}/train/bad_batches.jsonl."
+            )
+        return {"train/steps": steps, "train/skipped_steps": skipped}
 
-    def _pass_on(self, index: int, produced: Produced) -> int:
+    def _pass_on(self, index: int, produced: Produced) -> dict[str, float]:
         """There is nothing to train on: the policy stays what it is; 0 steps."""
+        text, needed, remedy = (
+            "no pair",
+            "at least one is",
+            "a judge that tells answers apart, more generate.num_answers",
+        )
+        if "pairs/one_prompt" in produced.metrics:
+            text, needed, remedy = "pairs of one prompt alone", "those of two are", "more rounds.prompts_per_round"
         self.observer(
             Note(
                 "warning",
-                f"round {index} made no pair ({produced.became}), and at least one is needed to train: the policy stays "
+                f"round {index} made {text} ({produced.became}), and {needed} needed to train: the policy stays "
                 f"version {self.policy(index).version}, and the next round goes on from it with its own prompts and seeds. If "
-                f"every round ends so, look at the samples and scores in {produced.folder.parent}; a judge that tells answers "
-                "apart, more generate.num_answers or more generate.max_new_tokens need a new run.dir.",
+                f"every round ends so, look at the samples and scores in {produced.folder.parent}; {remedy} or more "
+                "generate.max_new_tokens need a new run.dir.",
             )
         )
-        return 0
+        return {"train/steps": 0}
 
     def _summary(self, done: list[Round]) -> dict[str, Any]:
         rounds = [{**asdict(found), "folder": str(found.folder), "model": str(found.model)} for found in done]

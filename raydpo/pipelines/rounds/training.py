@@ -19,7 +19,7 @@ from raydpo.config.rounds import GenerateSection
 from raydpo.errors import IntegrityError
 from raydpo.models.blend import blend
 from raydpo.models.resolve import resolve_model
-from raydpo.pipelines.checkpoints import newest_checkpoint
+from raydpo.pipelines.checkpoints import committed, newest_checkpoint
 from raydpo.pipelines.rounds.layout import Layout, seed_of
 from raydpo.schema.samples import Score
 from raydpo.schema.training import PolicyProbe
@@ -50,11 +50,17 @@ def training_config(layout: Layout, index: int, files: Sequence[str], reference:
 
 
 def optimizer_of(layout: Layout, index: int) -> Path | None:
-    """The checkpoint whose optimizer state a round goes on with; None where it starts without. Raises IntegrityError."""
+    """The checkpoint whose optimizer state a round goes on with; None where it starts without.
+
+    Raises IntegrityError when it is not whole, unless the round has a checkpoint of its own and needs no more than its name.
+    """
     version = layout.trained(index)
     if not layout.carries_optimizer or version == 0:
         return None
     checkpoints = layout.round(version - 1) / "train/checkpoints"
+    own, _ = newest_checkpoint(layout.round(index) / "train/checkpoints")
+    if own is not None and (there := committed(checkpoints)):
+        return there[-1].folder
     found, damaged = newest_checkpoint(checkpoints)
     if found is None or not found.reason:
         raise IntegrityError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import Any
@@ -13,8 +14,8 @@ from torch.nn.functional import logsigmoid
 from transformers import AutoModelForCausalLM
 
 from raydpo.config import Config
-from raydpo.errors import ConfigError, IntegrityError
-from raydpo.pipelines import iterate
+from raydpo.errors import ConfigError, IntegrityError, NonFiniteError, ResumeError
+from raydpo.pipelines import iterate, train
 from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
 from tests.pipelines.toy import Toy, flip_byte
 
@@ -109,6 +110,53 @@ def test_a_round_whose_state_is_damaged_is_made_again(toy: Toy, online: Config) 
     names = "pairs/pairs.jsonl", "train/model/model.safetensors"
     for name in names:
         assert (folder / "rounds/002" / name).read_bytes() == (Path(online.run.dir) / "rounds/002" / name).read_bytes()
+
+
+def test_a_round_that_was_trained_needs_no_state_any_more(toy: Toy, online: Config) -> None:
+    """Nor is anything left of a checkpoint that was being deleted when a driver died."""
+    folder = toy.root / "carried-trained"
+    shutil.copytree(online.run.dir, folder)
+    shutil.rmtree(folder / "rounds/002/summary")
+    flip_byte(next(folder.glob("rounds/001/train/checkpoints/*/engine/**/*.pt")))
+    leftover = folder / "rounds/002/train/checkpoints/.removed-step-000000-abcdef"
+    leftover.mkdir()
+    assert len(list(iterate(rounds_config(toy, folder, ONE_BATCH)))) == 3
+    assert not leftover.exists()
+
+
+def test_a_round_that_was_trained_without_the_state_is_not_taken(toy: Toy, online: Config) -> None:
+    """By hand, from the config of its run directory."""
+    folder = toy.root / "carried-by-hand"
+    shutil.copytree(online.run.dir, folder)
+    last = folder / "rounds/002"
+    for name in ("summary", "train/checkpoints", "train/model"):
+        shutil.rmtree(last / name)
+    train(Config.load(last / "train/config.yaml", [f"run.dir={last / 'train'}"]))
+    with pytest.raises(ResumeError, match="optimizer state: 'none' then"):
+        list(iterate(rounds_config(toy, folder, ONE_BATCH)))
+
+
+def test_rounds_that_were_made_without_are_not_gone_on_with(toy: Toy, online: Config) -> None:
+    """Also where there was no choice yet when they were made."""
+    folder = toy.root / "carried-before"
+    shutil.copytree(online.run.dir, folder)
+    settings = json.loads((folder / "rounds.json").read_text())
+    del settings["rounds.optimizer"]
+    (folder / "rounds.json").write_text(json.dumps(settings))
+    with pytest.raises(ResumeError, match=r"rounds\.optimizer: 'fresh' then, 'carried' now"):
+        next(iterate(rounds_config(toy, folder, ONE_BATCH)))
+    assert json.loads((folder / "rounds.json").read_text()) == settings
+
+
+def test_steps_that_are_not_finite_are_counted_over_rounds(toy: Toy, local_ray: None) -> None:
+    """A beta of which no loss is finite: two rounds move nothing, the third ends the run."""
+    changes = {**ONE_BATCH, "objective.name": "ipo", "objective.beta": 1e-30, "rounds.num_rounds": 5}
+    rounds = iterate(rounds_config(toy, toy.root / "carried-nonfinite", changes))
+    done = [next(rounds), next(rounds)]
+    with pytest.raises(NonFiniteError, match=r"none of the last 3 steps, up to those of round 2,"):
+        next(rounds)
+    assert [(found.metrics["train/steps"], found.metrics["train/skipped_steps"]) for found in done] == [(1, 1)] * 2
+    assert torch.equal(weights_of(done[-1].model), weights_of(toy.model))
 
 
 def test_what_makes_no_one_training_is_refused(toy: Toy, tmp_path: Path) -> None:

@@ -81,7 +81,8 @@ def drawn(what: str, *numbers: int) -> int:
 
 
 class Killer:
-    """An observer that sends SIGKILL to a process named `title` at the `number`-th step forward of a stage, over all rounds."""
+    """An observer that sends SIGKILL to a process named `title` at the `number`-th step forward of a stage, over all rounds: to
+    the oldest, because generators stand before the judge does."""
 
     def __init__(self, title: str, stage: str, number: int) -> None:
         self.title, self.stage, self.left, self.killed = title, stage, number, 0
@@ -90,7 +91,7 @@ class Killer:
         if isinstance(event, Advanced) and event.stage == self.stage:
             self.left -= 1
             if self.left == 0:
-                self.killed = driver.newest(self.title)
+                self.killed = driver.by_age(self.title)[0]
                 os.kill(self.killed, signal.SIGKILL)
 
 

@@ -35,6 +35,7 @@ def test_the_actors_of_a_judge_are_started_once(tmp_path: Path, local_ray: None)
     judging.stop()
     with pytest.raises(WorkerError, match="the actors were ended"):
         pids(judging)
+    assert not judging._actors()._workers
 
 
 @pytest.mark.parametrize("is_colocated", [True, False])
@@ -54,3 +55,4 @@ def test_a_judge_that_is_stopped_before_it_began_starts_nothing(tmp_path: Path, 
     judging.stop()
     with pytest.raises(WorkerError, match="the actors were ended"):
         pids(judging)
+    assert not judging._actors()._workers
