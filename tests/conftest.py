@@ -4,6 +4,11 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
+
+# A machine that is busy with something else makes any example slow, and what is slow once is not slow again.
+settings.register_profile("raydpo", deadline=None, print_blob=True)
+settings.load_profile("raydpo")
 
 
 @pytest.fixture(autouse=True)

@@ -34,6 +34,9 @@ _LISTENER_TIMEOUT_S = 10.0
 _START_ATTEMPTS = 4
 _OBJECT_STORE_BYTES = 256 * 2**20
 """What travels between actors and driver are metrics and records of shards, not tensors."""
+_DRIVER = {"RAY_timeout_ms_task_wait_for_death_info": "60000"}
+"""An actor's connection breaks before Ray knows that it died, and of what. Ray itself waits a second for that news, too
+little for a busy machine: the cause would not be told."""
 
 
 @contextmanager
@@ -64,16 +67,17 @@ def _connected_to(address: str) -> Iterator[None]:
         )
     _require_listener(address)
     _forget_cached_token()
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
-    except (RayError, RuntimeError, ConnectionError, ValueError) as error:
-        ray.shutdown()
-        raise ResourceError(f"RAY_ADDRESS is {address!r}, and {_refusal(error)}") from error
-    _silence_ray()
-    try:
-        yield
-    finally:
-        ray.shutdown()
+    with _environment(_DRIVER):
+        try:
+            ray.init(address=address, log_to_driver=False, logging_level=logging.ERROR)
+        except (RayError, RuntimeError, ConnectionError, ValueError) as error:
+            ray.shutdown()
+            raise ResourceError(f"RAY_ADDRESS is {address!r}, and {_refusal(error)}") from error
+        _silence_ray()
+        try:
+            yield
+        finally:
+            ray.shutdown()
 
 
 def _require_listener(address: str) -> None:
@@ -150,6 +154,7 @@ def _local_environment() -> dict[str, str]:
     """What the processes of a local Ray inherit: its token, no usage reports, and the driver's import path."""
     # Ray would give its workers the lowest priority, below whatever else the machine does.
     variables = {
+        **_DRIVER,
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
         "PYTHONPATH": os.pathsep.join(_import_path()),

@@ -3,8 +3,9 @@
 What comes in: a generator function of a RankContext. What goes out: (rank, event) in each rank's order, or one error
 that names the ranks and the cause.
 Decision: all ranks get their place at once (placement group), or none. The first failure ends every rank; the driver
-then waits a few seconds for what the others have to say, because a peer's "connection closed" often arrives before
-the news of the death that caused it. Price: a failing run ends those seconds later.
+then waits a few seconds for what the others have to say, and longer where all that is known is a peer's "connection
+closed", because that often arrives before the news of the death that caused it. Price: a failing run ends those seconds
+later.
 """
 
 from __future__ import annotations
@@ -40,6 +41,8 @@ T = TypeVar("T")
 
 _GRACE_S = 4.0
 """How long the other ranks may still report after the first failure."""
+_CAUSE_S = 30.0
+"""How long they may while every failure looks like the loss of another rank."""
 
 
 @dataclass(frozen=True)
@@ -195,7 +198,7 @@ class _Gang:
             for member in self._wait(waiting, timeout_s=min(5.0, self._hang_timeout_s)):
                 event = self._next(member)
                 if isinstance(event, RankFailure):
-                    raise verdict(self._name, [event, *self._last_words()])
+                    raise verdict(self._name, self._last_words(event))
                 if not member.done:
                     yield member.rank, event
             self._check_silence()
@@ -261,10 +264,10 @@ class _Gang:
             return RankFailure(member.rank, str(member.place), event)
         return event
 
-    def _last_words(self) -> list[RankFailure]:
-        """Failures of the other ranks, as far as they come within the grace time."""
-        failures = []
-        deadline_s = time.monotonic() + _GRACE_S
+    def _last_words(self, first: RankFailure) -> list[RankFailure]:
+        """`first`, and the failures of the other ranks as far as they come within the grace time."""
+        failures = [first]
+        deadline_s = time.monotonic() + (_CAUSE_S if first.is_collateral else _GRACE_S)
         while waiting := [member for member in self._ranks if not member.done]:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
@@ -273,6 +276,8 @@ class _Gang:
                 event = self._next(member)
                 if isinstance(event, RankFailure):
                     failures.append(event)
+                    if not event.is_collateral:
+                        deadline_s = min(deadline_s, time.monotonic() + _GRACE_S)
         return failures
 
     def _check_silence(self) -> None:

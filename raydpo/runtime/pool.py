@@ -89,13 +89,15 @@ class PoolActor:
 
 @dataclass
 class _Worker:
-    """state: what its pending call is, or ready for one."""
+    """state: what its pending call is, or ready for one. was_idle: it stood without work since it last answered, and may have
+    died then."""
 
     number: int
     actor: Any
     place: Place | None = None
     state: Literal["placing", "preparing", "greeting", "ready", "told", "working"] = "placing"
     item: int | None = None
+    was_idle: bool = False
 
 
 class Pool:
@@ -137,6 +139,7 @@ class Pool:
         """(index, result) of each item, in the order they finish. One lot at a time; to be read to its end."""
         self._begin(items)
         for worker in [worker for worker in self._workers.values() if worker.state == "ready"]:
+            worker.was_idle = True
             self._feed(worker)
         self._start_missing(min(self._num_workers, len(items)))
         while self._num_unfinished:
@@ -144,7 +147,7 @@ class Pool:
                 if worker.state != "working":
                     self._advance(worker, answer)
                     continue
-                index, worker.item, worker.state = worker.item, None, "ready"
+                index, worker.item, worker.state, worker.was_idle = worker.item, None, "ready", False
                 self._num_unfinished -= 1
                 self._deaths_at_start = 0
                 self._feed(worker)
@@ -242,6 +245,8 @@ class Pool:
         self._workers[number] = worker
         self._calls[worker.actor.place.remote()] = worker
         self._waiting_since_s = time.monotonic()
+        if self._is_closed:  # by another thread, which may have ended the others before this one was there
+            self.stop()
 
     def _advance(self, worker: _Worker, answer: Any) -> None:
         """Placed -> prepare; prepared -> greeted, if there is a greeting; then the first item."""
@@ -275,6 +280,9 @@ class Pool:
             if self._deaths_at_start > self._max_retries:
                 raise WorkerError(f"{message} This was before it took an item. {self._remedy()}") from error
             _log.warning("%s Another one starts in its place.", message)
+        elif worker.was_idle:  # the item need not be the cause
+            self._queue.appendleft(worker.item)
+            _log.warning("%s The item goes to another one.", message)
         else:
             deaths = self._deaths_of_item[worker.item] = self._deaths_of_item.get(worker.item, 0) + 1
             if deaths > self._max_retries:

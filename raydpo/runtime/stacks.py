@@ -24,7 +24,9 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from raydpo.runtime.placement import Place
 
 _NUM_FRAMES = 12
-_TIMEOUT_S = 60.0
+_TIMEOUT_S = 120.0
+_ANSWER_S = 30.0
+"""How long a rank may take to write its stack: it gets no turn at once on a busy machine."""
 
 
 @dataclass(frozen=True)
@@ -65,13 +67,16 @@ def collect_stacks(ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
 def read_stack(stacks: Stacks) -> str:
     """On the rank's node, in another process: ask for the stack and read it."""
     path = Path(f"/proc/{stacks.pid}/fd/{stacks.descriptor}")
+    before = ""
     with suppress(OSError):
         os.kill(stacks.pid, signal.SIGUSR1)
-        for _ in range(50):
+        deadline_s = time.monotonic() + _ANSWER_S
+        while time.monotonic() < deadline_s:
             time.sleep(0.1)
             text = path.read_text(errors="replace")
-            if "Current thread" in text and text.endswith("\n"):
+            if "Current thread" in text and text == before:  # else it may be in the middle of writing
                 return innermost_frames(text)
+            before = text
     return ""
 
 

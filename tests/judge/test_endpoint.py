@@ -11,6 +11,7 @@ import pytest
 from raydpo.errors import ConfigError, WorkerError
 from raydpo.judge.endpoint import NUM_TRIES, Endpoint
 from tests.judge.servers import serving
+from tests.runtime.ray_head import free_ports
 
 ONE = [{"role": "user", "content": "hello"}]
 
@@ -74,14 +75,8 @@ def test_a_body_without_a_reply_is_an_error_with_an_excerpt(body: str) -> None:
     assert repr(body) in error_of(reply)
 
 
-def closed_port() -> int:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        return int(free.getsockname()[1])
-
-
 def test_a_server_that_is_not_there_is_tried_in_full_once() -> None:
-    client = endpoint(f"http://127.0.0.1:{closed_port()}/v1", num_threads=1)
+    client = endpoint(f"http://127.0.0.1:{free_ports(1)[0]}/v1", num_threads=1)
     first, second = client([ONE, ONE])
     assert "no connection (ConnectionRefusedError" in error_of(first)
     assert error_of(first).endswith(f"(tries: {NUM_TRIES})")
@@ -132,7 +127,7 @@ def test_a_url_with_a_password_is_refused_and_not_shown(url: str) -> None:
 def test_a_server_that_is_busy_after_a_silence_is_asked_again() -> None:
     counter = itertools.count()
     with serving(lambda body: (503, "busy") if next(counter) < 2 else "fine") as served:
-        client = endpoint(f"http://127.0.0.1:{closed_port()}/v1")
+        client = endpoint(f"http://127.0.0.1:{free_ports(1)[0]}/v1")
         error_of(client([ONE])[0])
         client.url = served.url
         assert client([ONE]) == ["fine"]

@@ -38,7 +38,16 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], 
 
 def kill(process: subprocess.Popen[bytes]) -> None:
     process.send_signal(signal.SIGKILL)
-    assert process.wait(60) == -signal.SIGKILL, "it had ended before it could be killed"
+    assert process.wait(PATIENCE_S) == -signal.SIGKILL, "it had ended before it could be killed"
+
+
+def end(process: subprocess.Popen[bytes]) -> set[Process]:
+    """Kill it, wait until all that hung on it has ended too, and say what that was. It stands still while that is found."""
+    process.send_signal(signal.SIGSTOP)
+    below = descendants(process.pid)
+    kill(process)
+    wait_for_end(below)
+    return below
 
 
 def descendants(pid: int) -> set[Process]:
@@ -56,11 +65,11 @@ def descendants(pid: int) -> set[Process]:
     return found
 
 
-def newest(title: str) -> int:
-    """The latest process under this one whose title begins so, as Ray names the processes of its actors."""
-    found = [pid for pid, _ in descendants(os.getpid()) if _title(pid).startswith(title)]
+def by_age(title: str) -> list[int]:
+    """The processes under this one whose title begins so, as Ray names those of its actors; the oldest first."""
+    found = [(int(started), pid) for pid, started in descendants(os.getpid()) if _title(pid).startswith(title)]
     assert found, f"no process {title}"
-    return max(found)
+    return [pid for _, pid in sorted(found)]
 
 
 def alive(processes: set[Process]) -> set[Process]:
@@ -73,10 +82,10 @@ def alive(processes: set[Process]) -> set[Process]:
 
 
 def wait_for_end(processes: set[Process]) -> None:
-    """Fail with their command lines if some are alive after two minutes."""
-    deadline = time.monotonic() + 120
+    """Fail with their command lines if some stay alive. The last agents of Ray end by themselves after about a minute."""
+    deadline = time.monotonic() + PATIENCE_S
     while left := alive(processes):
-        assert time.monotonic() < deadline, [Path(f"/proc/{pid}/cmdline").read_text() for pid, _ in left]
+        assert time.monotonic() < deadline, [_title(pid) for pid, _ in left]
         time.sleep(0.2)
 
 

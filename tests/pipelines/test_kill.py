@@ -23,7 +23,7 @@ from raydpo.pipelines import train
 from tests.pipelines import driver
 from tests.pipelines.toy import NUM_ROWS, Toy, committed_shards, config, everything_in, metrics, nats_by_row, weights
 
-ROWS_PER_SHARD = 4
+ROWS_PER_SHARD = 1
 NUM_STEPS = 16
 
 
@@ -72,16 +72,12 @@ def story(toy: Toy, local_ray: None) -> Story:
     driver.wait_until(lambda: bool(committed_shards(cache)), first, toy.root / "first.log")
     first.send_signal(signal.SIGSTOP)  # it holds the run directory, and hands out no more work
     second_driver = _try(file)
-    under_first = driver.descendants(first.pid)
-    driver.kill(first)
-    driver.wait_for_end(under_first)
+    under_first = driver.end(first)
     kept = {path: seen for path, seen in everything_in(cache).items() if path.endswith(".json") and "/shards/" in path}
 
     second = driver.start("train", str(file), log=toy.root / "second.log")
     driver.wait_until((run / "checkpoints/step-000001").is_dir, second, toy.root / "second.log")
-    under_second = driver.descendants(second.pid)
-    driver.kill(second)
-    driver.wait_for_end(under_second)
+    under_second = driver.end(second)
     checkpoints = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
 
     return Story(

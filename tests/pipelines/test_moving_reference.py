@@ -40,7 +40,7 @@ from tests.pipelines.toy import (
 )
 
 EVERY, ALPHA, BATCH, NUM_STEPS = 2, 0.6, 12, 5
-ROWS_PER_SHARD = 4
+ROWS_PER_SHARD = 1
 LINE = {"step", "reference", "rows", "rows_scored", "forwards"}
 
 
@@ -325,20 +325,14 @@ def killed(toy: Toy, local_ray: None) -> Killed:
     first = committed_shards(cache)
     process, log = begin(2)
     driver.wait_until(lambda: bool(committed_shards(cache) - first), process, log)
-    end(process)
+    driver.end(process)
     kept = {path: seen for path, seen in everything_in(cache).items() if path.endswith(".json") and "/shards/" in path}
 
     process, log = begin(3)
     driver.wait_until(checkpoint(run, 3).is_dir, process, log)
-    end(process)
+    driver.end(process)
     checkpoints = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
     return Killed(run, cache, train(wanted), left, checkpoints, kept, len(kept) - len(first))
-
-
-def end(process: Any) -> None:
-    below = driver.descendants(process.pid)
-    driver.kill(process)
-    driver.wait_for_end(below)
 
 
 def test_the_kills_came_where_they_should(killed: Killed) -> None:

@@ -42,7 +42,7 @@ class Squeeze(Notes):
         super().__call__(event)
         if isinstance(event, Advanced) and event.stage == "train" and event.done == 3 and not self.done:
             self.done = True
-            trainer = psutil.Process(driver.newest("ray::RankActor"))
+            trainer = psutil.Process(driver.by_age("ray::RankActor")[-1])
             sizes = []
             for _ in range(100):  # between two micro-batches among others
                 sizes.append(trainer.memory_info().vms)

@@ -23,14 +23,15 @@ def make_squarer() -> Callable[[int], int]:
     return lambda item: item * item
 
 
-def make_logger(folder: str) -> Callable[[tuple[int, float]], int]:
-    """Sleeps as long as the item says; writes who did it."""
+def make_waiter(folder: str, num_others: int) -> Callable[[int], int]:
+    """Item 0 waits until so many others have left their mark, at most five minutes; says who did an item."""
 
-    def work(item: tuple[int, float]) -> int:
-        number, sleep_s = item
-        time.sleep(sleep_s)
-        with open(Path(folder) / f"{number}.txt", "a") as file:
-            file.write(f"{os.getpid()}\n")
+    def work(item: int) -> int:
+        deadline_s = time.monotonic() + 300
+        while item == 0 and len(list(Path(folder).iterdir())) < num_others and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        if item:
+            (Path(folder) / str(item)).touch()
         return os.getpid()
 
     return work
@@ -111,6 +112,21 @@ def fail_on_ranks(context: RankContext, ranks: tuple[int, ...], own: bool) -> It
     if context.rank in ranks:
         raise IntegrityError("shard 7 is damaged.") if own else ValueError(f"rank {context.rank} saw a bad value")
     time.sleep(3600)
+
+
+def lose_a_peer_then_hear_why(context: RankContext, pause_s: float) -> Iterator[int]:
+    """Rank 0 loses rank 1, whose own error comes later."""
+    yield context.rank
+    if context.rank == 0:
+        raise RuntimeError("Connection closed by peer")
+    time.sleep(pause_s)
+    raise ValueError("the cause")
+
+
+def pause(context: RankContext, pause_s: float) -> Iterator[str]:
+    yield "before"
+    time.sleep(pause_s)
+    yield "after"
 
 
 def nap_on_rank(context: RankContext, rank: int) -> Iterator[int]:

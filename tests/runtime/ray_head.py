@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,14 +30,17 @@ import psutil
 
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _START_TIMEOUT_S = 300.0
+_START_ATTEMPTS = 4
 
 
 @dataclass(frozen=True)
 class RayHead:
-    """A running head. `address` is the cluster's, `dashboard` the one jobs are submitted to."""
+    """A running head. `address` is the cluster's, `dashboard` the one jobs are submitted to, `agent_port` that of the
+    process that starts them."""
 
     address: str
     dashboard: str
+    agent_port: int
     token: str
     process: subprocess.Popen[str]
     output: Path
@@ -64,7 +67,7 @@ class RayHead:
     def add_node(self, num_cpus: int, *, within: Sequence[str] = ()) -> subprocess.Popen[str]:
         """Join another node, which ends with the head. within: a command to start it in, such as `unshare -m`."""
         command = [*within, *_RAY, "start", "--address", self.address, "--num-cpus", str(num_cpus), "--block"]
-        command += [*_port_options(), *_QUIET]
+        command += [*_options(_ports()), *_QUIET]
         with open(self.output, "a") as output:
             return subprocess.Popen(
                 command,
@@ -81,14 +84,30 @@ _QUIET = ["--disable-usage-stats", "--object-store-memory", str(200 * 2**20), "-
 
 @contextmanager
 def ray_head(num_cpus: int, **environment: str) -> Iterator[RayHead]:
-    """Start a head with `num_cpus` declared CPUs and `environment` for all its processes; stop it afterwards."""
+    """Start a head with `num_cpus` declared CPUs and `environment` for all its processes; stop it afterwards.
+
+    Ray gives a node 30 s to start, too little for a machine that is busy with something else: it gets several attempts.
+    """
+    for attempts_left in reversed(range(_START_ATTEMPTS)):
+        with _started(num_cpus, environment) as head:
+            try:
+                _wait_until_ready(head)
+            except RuntimeError as error:
+                if attempts_left and "timed out during startup" in str(error):
+                    continue
+                raise
+            yield head
+            return
+
+
+@contextmanager
+def _started(num_cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
     folder = Path(tempfile.mkdtemp(prefix="rayhead-", dir="/tmp"))  # short: sockets below it have 107 characters
     token = secrets.token_hex(24)
-    port, dashboard_port = free_ports(2)
+    ports = _ports("port", "dashboard-port", "ray-client-server-port")
     output = folder / "output.txt"
-    command = [*_RAY, "start", "--head", "--block", "--port", str(port)]
-    command += ["--dashboard-host", "127.0.0.1", "--dashboard-port", str(dashboard_port)]
-    command += ["--num-cpus", str(num_cpus), "--temp-dir", str(folder), *_port_options(client=True), *_QUIET]
+    command = [*_RAY, "start", "--head", "--block", "--dashboard-host", "127.0.0.1"]
+    command += ["--num-cpus", str(num_cpus), "--temp-dir", str(folder), *_options(ports), *_QUIET]
     with open(output, "w") as file:
         process = subprocess.Popen(
             command,
@@ -98,10 +117,9 @@ def ray_head(num_cpus: int, **environment: str) -> Iterator[RayHead]:
             text=True,
             preexec_fn=_end_with_parent,
         )
-    head = RayHead(f"127.0.0.1:{port}", f"http://127.0.0.1:{dashboard_port}", token, process, output)
+    addresses = [f"127.0.0.1:{ports['port']}", f"http://127.0.0.1:{ports['dashboard-port']}"]
     try:
-        _wait_until_ready(head)
-        yield head
+        yield RayHead(*addresses, ports["dashboard-agent-listen-port"], token, process, output)
     finally:
         stop(process)
         shutil.rmtree(folder, ignore_errors=True)
@@ -136,13 +154,15 @@ def free_ports(number: int) -> list[int]:
     return found
 
 
-def _port_options(*, client: bool = False) -> list[str]:
+def _ports(*more: str) -> dict[str, int]:
+    """A free port for each that a node has, and for `more`; no two are the same."""
     names = ["dashboard-agent-listen-port", "dashboard-agent-grpc-port", "runtime-env-agent-port"]
-    names += ["metrics-export-port", "node-manager-port", "object-manager-port"]
-    names += ["ray-client-server-port"] if client else []
-    options = [
-        text for name, port in zip(names, free_ports(len(names)), strict=True) for text in (f"--{name}", str(port))
-    ]
+    names += ["metrics-export-port", "node-manager-port", "object-manager-port", *more]
+    return dict(zip(names, free_ports(len(names)), strict=True))
+
+
+def _options(ports: Mapping[str, int]) -> list[str]:
+    options = [text for name, port in ports.items() for text in (f"--{name}", str(port))]
     return [*options, "--min-worker-port", "0", "--max-worker-port", "0"]
 
 
@@ -164,7 +184,11 @@ def _wait_until_ready(head: RayHead) -> None:
     request = urllib.request.Request(f"{head.dashboard}/api/jobs/", headers={"Authorization": f"Bearer {head.token}"})
     deadline_s = time.monotonic() + _START_TIMEOUT_S
     while True:
-        with suppress(URLError, OSError), urllib.request.urlopen(request, timeout=10):
+        with (
+            suppress(URLError, OSError),
+            urllib.request.urlopen(request, timeout=10),
+            socket.create_connection(("127.0.0.1", head.agent_port), timeout=10),
+        ):
             return
         problem = "it ended" if head.process.poll() is not None else "it took too long"
         if problem == "it ended" or time.monotonic() > deadline_s:

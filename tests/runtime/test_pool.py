@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import signal
+import time
 from contextlib import closing
 from functools import partial
 from pathlib import Path
@@ -28,11 +31,11 @@ def test_no_items_is_no_work_and_needs_no_actor() -> None:
 
 
 def test_a_slow_item_does_not_hold_back_the_others(tmp_path: Path) -> None:
-    items = [(0, 6.0), *((number, 0.0) for number in range(1, 12))]
-    order = list(run_pool("share", partial(rank_work.make_logger, str(tmp_path)), items, num_workers=2, cpus=1))
-    slow_pid = dict(order)[0]
-    assert order[-1][0] == 0, "the slow item, given out first, ends last"
-    assert sum(pid == slow_pid for _, pid in order) < len(items) / 2, "its worker took less than an equal share"
+    """The first item takes until all others are done, which its own worker can do none of."""
+    make = partial(rank_work.make_waiter, str(tmp_path), 11)
+    pids = dict(run_pool("share", make, list(range(12)), num_workers=2, cpus=1))
+    assert len(pids) == 12
+    assert [item for item, pid in pids.items() if pid == pids[0]] == [0]
 
 
 def test_fractions_of_a_cpu_are_enough() -> None:
@@ -140,6 +143,15 @@ def test_an_actor_that_dies_over_a_message_is_replaced_when_there_is_work(tmp_pa
     assert {item for _, _, item in answers.values()} == set(range(4))
 
 
+def test_deaths_of_actors_that_stood_idle_are_not_those_of_an_item(tmp_path: Path) -> None:
+    """Two died where an item may lose one."""
+    with _keepers(tmp_path) as pool:
+        pool.start()
+        for pid, _, _ in pool.tell(("keep", "both")):
+            os.kill(pid, signal.SIGKILL)
+        assert [item for _, _, item in dict(pool.run(range(1))).values()] == [0]
+
+
 def test_actors_that_reserve_nothing_run_beside_those_that_hold_all(tmp_path: Path) -> None:
     cpus = int(ray.cluster_resources()["CPU"])
     with _keepers(tmp_path, cpus=0, threads=1) as pool:
@@ -148,3 +160,15 @@ def test_actors_that_reserve_nothing_run_beside_those_that_hold_all(tmp_path: Pa
         pids = [pid for pid, _, _ in pool.tell(("keep", "both"))]
         assert len(pids) == 2
         assert {pid for pid, _, _ in dict(pool.run(range(4))).values()} <= set(pids)
+
+
+def test_a_closed_pool_starts_no_actor(tmp_path: Path) -> None:
+    pool = Pool("keepers", partial(rank_work.make_keeper, str(tmp_path)), num_workers=2, cpus=1)
+    pool.close()
+    with pytest.raises(WorkerError, match="keepers: the actors were ended"):
+        list(pool.run(range(4)))
+    assert run_single("sum", rank_work.add, 2, 3, cpus=1) == 5  # what was asked for before is there by now
+    deadline_s = time.monotonic() + 120
+    while ray.available_resources().get("CPU", 0) < ray.cluster_resources()["CPU"]:
+        assert time.monotonic() < deadline_s, "an actor holds its CPU"
+        time.sleep(0.2)

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 import multiprocessing
 import os
-import socket
 import time
 import traceback
 from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
+
+from tests.runtime.ray_head import free_ports
 
 DEADLINE_S = 600.0
 GRACE_S = 5.0
@@ -63,9 +64,7 @@ class Gang:
 
     def _start(self) -> None:
         context = multiprocessing.get_context("spawn")
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        (port,) = free_ports(1)  # bound only when torch is imported: none that the kernel may give away until then
         for rank in range(self.num_ranks):
             ours, theirs = context.Pipe()
             process = context.Process(target=_rank, args=(rank, self.num_ranks, port, theirs), daemon=True)
