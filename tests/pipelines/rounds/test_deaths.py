@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 
 from raydpo.config import Config
@@ -81,17 +82,17 @@ def drawn(what: str, *numbers: int) -> int:
 
 
 class Killer:
-    """An observer that sends SIGKILL to a process named `title` at the `number`-th step forward of a stage, over all rounds: to
-    the oldest, because generators stand before the judge does."""
+    """An observer that sends SIGKILL to a process named `title` at the `number`-th step forward of a stage, over all rounds.
+    place: 0 for the oldest of them, -1 for the newest."""
 
-    def __init__(self, title: str, stage: str, number: int) -> None:
-        self.title, self.stage, self.left, self.killed = title, stage, number, 0
+    def __init__(self, title: str, place: int, stage: str, number: int) -> None:
+        self.title, self.place, self.stage, self.left, self.killed = title, place, stage, number, 0
 
     def __call__(self, event: Event) -> None:
         if isinstance(event, Advanced) and event.stage == self.stage:
             self.left -= 1
             if self.left == 0:
-                self.killed = driver.by_age(self.title)[0]
+                self.killed = driver.by_age(self.title)[self.place]
                 os.kill(self.killed, signal.SIGKILL)
 
 
@@ -107,9 +108,10 @@ def after(seconds: float) -> Callable[[], bool]:
 
 
 def test_a_generator_dies(scene: Scene) -> None:
+    """One of the two that stand before anybody else does."""
     folder, killer = (
         scene.folder("generator-dies"),
-        Killer("ray::PoolActor", "generate", drawn("item", *range(1, NUM_ITEMS))),
+        Killer("ray::PoolActor", 0, "generate", drawn("item", *range(1, NUM_ITEMS))),
     )
     assert len(list(iterate(scene.config(folder), observer=killer))) == 2
     assert killer.killed
@@ -130,8 +132,9 @@ def test_the_judge_dies(scene: Scene) -> None:
 
 def deadly_judge(prompt: str, responses: list[str]) -> list[float]:
     """Kills its process when it is asked about the prompt whose number a test's mark holds; once."""
-    for mark in Path(tempfile.gettempdir()).glob("raydpo-judge-*"):
-        if prompt.startswith(f"{mark.read_text()}: "):
+    for driver_of_it in psutil.Process().parents():
+        mark = Path(tempfile.gettempdir()) / f"raydpo-judge-{driver_of_it.pid}"
+        if mark.is_file() and prompt.startswith(f"{mark.read_text()}: "):
             mark.write_text("dead")
             os.kill(os.getpid(), signal.SIGKILL)
     return no_digits(prompt, responses)
@@ -140,7 +143,7 @@ def deadly_judge(prompt: str, responses: list[str]) -> list[float]:
 def test_the_trainers_die_and_the_same_call_goes_on(scene: Scene) -> None:
     folder, killer = (
         scene.folder("trainer-dies"),
-        Killer("ray::RankActor", "train", drawn("step", 1, 2, NUM_STEPS + 1, NUM_STEPS + 2)),
+        Killer("ray::RankActor", -1, "train", drawn("step", 1, 2, NUM_STEPS + 1, NUM_STEPS + 2)),
     )
     config = scene.config(folder)
     with pytest.raises(WorkerError, match=r"train.*rank 0.*SIGKILL"):
@@ -159,7 +162,7 @@ def test_the_driver_dies_again_and_again(scene: Scene) -> None:
         after(drawn("second", *range(12))),  # while it imports, starts or works
         lambda: (first / ".generations-work/part-00001.jsonl").exists() or (first / "generations").exists(),
         lambda: (first / ".scores-work/part-00000.jsonl").exists() or (first / "scores").exists(),
-        (first / "train/checkpoints/step-000001").is_dir,
+        lambda: (first / "train/checkpoints/step-000001").is_dir() or (first / "summary").exists(),
         lambda: any((first / "evaluation").glob("*/part-00000.jsonl")) or (second / "generations").exists(),
         lambda: (second / ".generations-work/part-00002.jsonl").exists() or (second / "generations").exists(),
     ]

@@ -24,7 +24,7 @@ SPLIT = {
     "rounds.eval_prompts": [],
     "rounds.prompts_per_round": 8,
 }
-DEADLINE_S = 300
+DEADLINE_S = 900
 """Of a judge that waits for the trainers: it ends a test that would hang."""
 
 
