@@ -154,6 +154,7 @@ def test_the_trainers_die_and_the_same_call_goes_on(scene: Scene) -> None:
 
 
 def test_the_driver_dies_again_and_again(scene: Scene) -> None:
+    """At three of six moments."""
     folder, file = scene.folder("driver-dies"), scene.folder("driver-dies.yaml")
     config = scene.config(folder)
     file.write_text(dump(config))
@@ -166,13 +167,13 @@ def test_the_driver_dies_again_and_again(scene: Scene) -> None:
         lambda: any((first / "evaluation").glob("*/part-00000.jsonl")) or (second / "generations").exists(),
         lambda: (second / ".generations-work/part-00002.jsonl").exists() or (second / "generations").exists(),
     ]
-    left: set[driver.Process] = set()
+    passed = {drawn("moment that passes", *places) for places in ((0, 1), (2, 3), (4, 5))}
     for number, moment in enumerate(moments):
+        if number in passed:
+            continue
         log = scene.folder(f"driver-dies-{number}.log")
         process = driver.start("iterate", str(file), log=log)
         driver.wait_until(moment, process, log)
-        left |= driver.descendants(process.pid)
         driver.kill(process)
     assert len(list(iterate(config))) == 2
     scene.assert_same(folder)
-    driver.wait_for_end(left)
