@@ -123,7 +123,7 @@ def reference_stage(
     wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     scored = forwards = 0
-    fresh: list[ShardDone] = []
+    fresh: tuple[np.ndarray, ...] = ()
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
     if works or probed:
         with ray_session(workspace, "reference"):
@@ -131,7 +131,7 @@ def reference_stage(
             runtime.check_storage(workspace.cache_dir)
             for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
                 if shard.nats:
-                    fresh.append(shard)
+                    fresh = shard.nats
                 else:
                     scored, forwards = scored + shard.rows, forwards + shard.forwards
         cache.open()
@@ -139,9 +139,7 @@ def reference_stage(
             raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")
     text = f"{scored} of {len(wanted.keys)} rows scored, {len(wanted.keys) - scored} were in the cache {cache.folder}"
     observer(StageDone("reference", text))
-    apart: dict[str, float] = {}
-    for work, shard in zip(probed, fresh, strict=True):
-        apart = _compared(cache.lookup(list(work.keys)), shard.nats, workspace.dtype, observer)
+    apart = _compared(cache.lookup(list(probed[0].keys)), fresh, workspace.dtype, observer) if probed else {}
     return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart)
 
 

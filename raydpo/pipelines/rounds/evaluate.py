@@ -39,8 +39,7 @@ class Evaluator:
     def __init__(self, layout: Layout, prompts: Sequence[Prompt], engine: EngineSpec, roles: Roles) -> None:
         self._layout, self._config, self._prompts = layout, layout.config, prompts
         self._engine, self._roles = engine, roles
-        assert layout.config.rounds is not None
-        self._max_new_tokens = layout.config.rounds.eval_max_new_tokens or layout.config.generate.max_new_tokens
+        self._max_new_tokens = layout.rounds.eval_max_new_tokens or layout.config.generate.max_new_tokens
         self._initial: tuple[list[Any], list[tuple[Sample, ...]]] | None = None
 
     def evaluate(self, policy: Policy) -> Metrics:
@@ -139,8 +138,7 @@ class Evaluator:
             model: _mean_difference(ours, self._scored(model, requests))
             for model in dict.fromkeys((initial, reference))
         }
-        assert self._config.rounds is not None
-        other = {} if self._config.rounds.reference == "initial" else {"eval/kl_reference_nats": apart[reference]}
+        other = {} if self._layout.rounds.reference == "initial" else {"eval/kl_reference_nats": apart[reference]}
         return {"eval/kl_nats": apart[initial], **other}
 
     def _scored(self, model: Path, requests: Sequence[Score]) -> dict[int, Scored]:

@@ -24,6 +24,7 @@ from typing import TypeVar
 
 from raydpo.artifacts import digest_of, read_commit
 from raydpo.config import Config
+from raydpo.config.rounds import RoundsSection
 from raydpo.errors import IntegrityError
 from raydpo.models.resolve import ResolvedModel
 
@@ -37,6 +38,12 @@ class Layout:
     config: Config
     dir: Path
     initial: ResolvedModel
+
+    @property
+    def rounds(self) -> RoundsSection:
+        """The section `rounds`, which a config of rounds has."""
+        assert self.config.rounds is not None
+        return self.config.rounds
 
     def round(self, index: int) -> Path:
         """Folder of a round, counted from 0."""
@@ -64,22 +71,16 @@ class Layout:
     @property
     def carries_optimizer(self) -> bool:
         """Whether a round's training goes on with the optimizer state of the one before."""
-        rounds = self.config.rounds
-        assert rounds is not None
-        return rounds.optimizer == "carried"
+        return self.rounds.optimizer == "carried"
 
     @property
     def is_ahead(self) -> bool:
         """Whether the samples of a round are made while the one before it trains."""
-        rounds = self.config.rounds
-        assert rounds is not None
-        return rounds.placement == "split" and rounds.max_staleness > 0
+        return self.rounds.placement == "split" and self.rounds.max_staleness > 0
 
     def sampler(self, index: int) -> int:
         """Number of rounds behind the policy that samples for round `index`: all before it, or with `is_ahead` fewer."""
-        rounds = self.config.rounds
-        assert rounds is not None
-        return max(0, index - rounds.max_staleness) if self.is_ahead else index
+        return max(0, index - self.rounds.max_staleness) if self.is_ahead else index
 
 
 def _made_no_pairs(folder: Path) -> bool:

@@ -61,8 +61,7 @@ class Producer:
     def __init__(self, layout: Layout, prompts: Sequence[Prompt], tokenizer: TextTokenizer, roles: Roles) -> None:
         self._layout, self._config, self._roles = layout, layout.config, roles
         self._prompts, self._tokenizer = prompts, tokenizer
-        assert layout.config.rounds is not None
-        self._rounds = rounds = layout.config.rounds
+        self._rounds = rounds = layout.rounds
         strategy = "best_worst" if rounds.pairs == "spin" else rounds.pairs  # spin asks for no scores, and reads none
         self._rule = PairRule(strategy, rounds.top_k, rounds.margin, rounds.max_length_ratio, rounds.truncated)
         # Such an objective needs answers to another prompt as well: the pairs of one prompt alone are not used.

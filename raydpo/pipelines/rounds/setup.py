@@ -40,8 +40,7 @@ class Setup:
 
     @property
     def rounds(self) -> RoundsSection:
-        assert self.config.rounds is not None
-        return self.config.rounds
+        return self.layout.rounds
 
     def check(self) -> None:
         """In a Ray session, before anything is written. Raises ResourceError and ResumeError."""
@@ -71,8 +70,7 @@ def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
     tokenizer = open_tokenizer(engine.model, config.data.chat_template)
     prompts, eval_prompts = _read(config, tokenizer, observer)
     layout = Layout(config, workspace.dir, workspace.model)
-    is_colocated = config.rounds is not None and config.rounds.placement == "colocated"
-    judging = Judging(judge, config.judge, engine, is_colocated=is_colocated)
+    judging = Judging(judge, config.judge, engine, is_colocated=layout.rounds.placement == "colocated")
     return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
 
 

@@ -73,8 +73,7 @@ def optimizer_of(layout: Layout, index: int) -> Path | None:
 
 def reference_of(layout: Layout, index: int) -> Path | None:
     """What a round's log-ratios are measured from; None: the policy that it starts from. Makes a moving average."""
-    rounds = layout.config.rounds
-    assert rounds is not None
+    rounds = layout.rounds
     if layout.trained(index) == 0 and rounds.reference in OF_THE_RUN:
         return None
     if rounds.reference == "initial":
@@ -86,8 +85,7 @@ def reference_of(layout: Layout, index: int) -> Path | None:
 
 def reference_folder(layout: Layout, index: int) -> Path:
     """The model folder that a round's log-ratios are measured from."""
-    rounds = layout.config.rounds
-    assert rounds is not None
+    rounds = layout.rounds
     if rounds.reference not in OF_THE_RUN:
         return resolve_model("rounds.reference", rounds.reference, None).folder
     return reference_of(layout, index) or layout.policy(index)
@@ -96,8 +94,7 @@ def reference_folder(layout: Layout, index: int) -> Path:
 def average_of(layout: Layout, index: int) -> Path:
     """The moving average of the policies 0 to `index`: decay * the one before + (1 - decay) * policy `index`. A round
     without pairs has made no policy, and does not move it."""
-    rounds = layout.config.rounds
-    assert rounds is not None
+    rounds = layout.rounds
     index = layout.trained(index)
     if index == 0:
         return layout.initial.folder
