@@ -21,7 +21,7 @@ from benchmarks.settings import compared, settings_of
 from raydpo import runtime
 from raydpo.artifacts import write_text
 from raydpo.errors import RaydpoError, UserError
-from raydpo.pipelines.quickstart import Supervised, align, supervise
+from raydpo.quickstart.offline_dpo import Supervised, align, supervise
 from raydpo.schema.events import Event, Note, StageDone
 
 ROOT = Path(__file__).parents[1]

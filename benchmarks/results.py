@@ -15,7 +15,7 @@ from benchmarks.settings import settings_of
 from raydpo.artifacts import write_text
 from raydpo.artifacts.durable import strict
 from raydpo.config import OBJECTIVES
-from raydpo.pipelines.quickstart import DPO, SFT, SHAPE, Aligned, Supervised
+from raydpo.quickstart.offline_dpo import DPO, SFT, SHAPE, Aligned, Supervised
 
 Entry = dict[str, Any]
 

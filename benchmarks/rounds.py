@@ -25,10 +25,10 @@ from raydpo import runtime
 from raydpo.config import Config
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
-from raydpo.pipelines.quickstart import SHAPE, VOCABULARY
-from raydpo.pipelines.sorting_task import write_task
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
+from raydpo.quickstart.offline_dpo import SHAPE, VOCABULARY
+from raydpo.quickstart.sorting_task import write_task
 from raydpo.schema.samples import Generate, Sampling
 
 PROMPTS_PER_ITEM = 32

@@ -4,8 +4,8 @@
     summary = raydpo.train(config)
 
 Names here are looked up when they are first used, so that `import raydpo` costs nothing.
-Decision: `raydpo.train` is both the stage's package and the verb. The package is therefore callable; the price is
-the module class below.
+Decision: `raydpo.train` is both the stage's package and the verb, and so is `raydpo.quickstart`. The packages are
+therefore callable; the price is the module class below.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from raydpo.pipelines import evaluate as evaluate
     from raydpo.pipelines import iterate as iterate
     from raydpo.pipelines import precompute as precompute
-    from raydpo.pipelines.quickstart import quickstart as quickstart
 
 __version__ = "0.1.0"
 
@@ -38,7 +37,11 @@ _HOMES = {
     "load": "raydpo.config.load",
     "open_reference": "raydpo.artifacts.reference_cache",
     "precompute": "raydpo.pipelines",
-    "quickstart": "raydpo.pipelines",
+}
+
+_VERBS = {
+    "raydpo.quickstart": ("raydpo.quickstart.offline_dpo", "quickstart"),
+    "raydpo.train": ("raydpo.pipelines", "train"),
 }
 
 __all__ = [
@@ -57,21 +60,23 @@ __all__ = [
 ]
 
 
-class _TrainPackage(ModuleType):
-    """The package `raydpo.train`, which can also be called: train(config, observer=ignore) -> summary."""
+class _Verb(ModuleType):
+    """A package that can also be called: train(config, observer=ignore), quickstart(run_dir, seed=0) -> summary."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> dict[str, Any]:
-        """Precompute what is missing, train and evaluate. Returns the summary that `summary.json` holds."""
-        summary: dict[str, Any] = importlib.import_module("raydpo.pipelines").train(*args, **kwargs)
+        """train: precompute what is missing, train and evaluate. quickstart: a whole small run. Returns the summary that
+        `summary.json` holds."""
+        home, name = _VERBS[self.__name__]
+        summary: dict[str, Any] = getattr(importlib.import_module(home), name)(*args, **kwargs)
         return summary
 
 
 class _Package(ModuleType):
-    """This package: makes `raydpo.train` callable at the moment the import system puts it here."""
+    """This package: makes a verb's package callable at the moment the import system puts it here."""
 
     def __setattr__(self, name: str, value: Any) -> None:
-        if name == "train" and isinstance(value, ModuleType):
-            value.__class__ = _TrainPackage
+        if isinstance(value, ModuleType) and value.__name__ in _VERBS:
+            value.__class__ = _Verb
         super().__setattr__(name, value)
 
 
@@ -79,7 +84,7 @@ sys.modules[__name__].__class__ = _Package
 
 
 def __getattr__(name: str) -> Any:
-    if name in ("errors", "train"):
+    if name in ("errors", "quickstart", "train"):
         return importlib.import_module(f"raydpo.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)

@@ -165,11 +165,11 @@ def _run(args: argparse.Namespace) -> int:
 
 def _quickstart(args: argparse.Namespace) -> int:
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
-        import raydpo.pipelines as pipelines
+        import raydpo.quickstart as room
 
         place = "rounds" if args.rounds else "quickstart"
         run_dir = args.run_dir or f"runs/{place}/seed-{args.seed}"
-        job = pipelines.quickstart_rounds if args.rounds else pipelines.quickstart
+        job = room.quickstart_rounds if args.rounds else room.quickstart
         summary: dict[str, Any] = job(run_dir=run_dir, seed=args.seed, observer=observer)
         return summary
 
@@ -224,8 +224,8 @@ def _config_show(args: argparse.Namespace) -> int:
 
 
 def _objectives(args: argparse.Namespace) -> int:
-    from raydpo.config.objectives import OBJECTIVES
-    from raydpo.config.objectives_page import notes, page, table
+    from raydpo.config.objective_page import notes, page, table
+    from raydpo.config.objective_table import OBJECTIVES
     from raydpo.metrics import declared
 
     if args.json:

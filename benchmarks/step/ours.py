@@ -19,10 +19,10 @@ from benchmarks.step.shapes import Pair
 from benchmarks.step.side import Spec
 from raydpo.config import OBJECTIVES, ObjectiveRow
 from raydpo.models.layout import choose_layout
-from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch, check_head
 from raydpo.models.lora import add_lora
 from raydpo.models.memory import compute_again, decoder_layers
+from raydpo.models.pretrained import load_model
 from raydpo.models.work import Work, work_of
 from raydpo.objectives.loss import Loss
 from raydpo.reference.forward import score_rows

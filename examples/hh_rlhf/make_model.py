@@ -8,8 +8,8 @@ import gzip
 import json
 from pathlib import Path
 
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 
 
 def texts(files: list[Path]) -> list[str]:

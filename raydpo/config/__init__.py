@@ -6,7 +6,7 @@ The table needs nothing but Python; `Config`, which needs pydantic, is looked up
 from typing import TYPE_CHECKING, Any
 
 from raydpo.config.objective_row import ObjectiveRow
-from raydpo.config.objectives import OBJECTIVES
+from raydpo.config.objective_table import OBJECTIVES
 
 if TYPE_CHECKING:
     from raydpo.config.sections import Config

@@ -19,7 +19,7 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raydpo.config.objective_check import check_objective, readable
-from raydpo.config.objectives import OBJECTIVES
+from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.problems import allowed, members, nearest, remedy, section_of, show, unknown_key
 from raydpo.config.sections import Config, ObjectiveSection
 from raydpo.config.source import COMMAND_LINE, Entry, read_override, read_yaml

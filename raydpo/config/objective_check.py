@@ -10,9 +10,9 @@ import difflib
 from collections.abc import Mapping
 from typing import Any
 
-from raydpo.config.modifiers import modifiers_of
+from raydpo.config.modifier_table import modifiers_of
 from raydpo.config.objective_row import Flag, ObjectiveRow, Parameter, Term
-from raydpo.config.objectives import OBJECTIVES
+from raydpo.config.objective_table import OBJECTIVES
 
 
 def readable(row: ObjectiveRow) -> dict[str, Parameter | Flag]:

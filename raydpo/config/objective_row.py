@@ -1,6 +1,6 @@
 """What one row of the table of objectives is: needs, parameters with bounds and defaults, the paper.
 
-In: what `raydpo.config.objectives` says. Out: checked numbers and text for errors. Torch-free, like the table.
+In: what `raydpo.config.objective_table` says. Out: checked numbers and text for errors. Torch-free, like the table.
 """
 
 from __future__ import annotations

@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from raydpo.config.objective_check import readable
-from raydpo.config.objectives import OBJECTIVES
+from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.sections import Config, ObjectiveSection
 
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))

@@ -12,7 +12,7 @@ from typing import Any
 import yaml
 
 from raydpo.config.objective_check import readable
-from raydpo.config.objectives import OBJECTIVES
+from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.sections import Config
 from raydpo.config.source import PlainDumper
 

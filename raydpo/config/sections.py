@@ -14,8 +14,8 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from raydpo.config.objective_check import check_objective, make_term
 from raydpo.config.objective_row import ObjectiveRow, Term
-from raydpo.config.objectives import OBJECTIVES
-from raydpo.config.rounds import GenerateSection, JudgeSection, RoundsSection
+from raydpo.config.objective_table import OBJECTIVES
+from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import OneOrMany, Section
 
 
@@ -96,7 +96,7 @@ class DataSection(Section):
 
 
 class ObjectiveSection(BaseModel):
-    """`name` plus exactly the options that the table in `raydpo.config.objectives` lists for it, and `plus`: further
+    """`name` plus exactly the options that the table in `raydpo.config.objective_table` lists for it, and `plus`: further
     terms of the loss, each with its own name, weight and options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)

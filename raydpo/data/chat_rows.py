@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from raydpo.data.check import BadRow, field_of, text
+from raydpo.data.bad_rows import BadRow, field_of, text
 from raydpo.data.messages import Example, Message, Row, is_message, is_messages, messages, tools_of
 from raydpo.data.plain_rows import fits_standard, sides_of
 

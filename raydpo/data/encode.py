@@ -15,7 +15,7 @@ from typing import Literal
 
 import numpy as np
 
-from raydpo.data.check import BadRow
+from raydpo.data.bad_rows import BadRow
 from raydpo.data.messages import Tokens
 from raydpo.data.template import Rendered
 from raydpo.data.token_rows import check_vocabulary

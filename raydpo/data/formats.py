@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
+from raydpo.data.bad_rows import BadRow, field_of, label, text
 from raydpo.data.chat_rows import (
     alpaca,
     conversation_of,
@@ -21,7 +22,6 @@ from raydpo.data.chat_rows import (
     sharegpt,
     whole,
 )
-from raydpo.data.check import BadRow, field_of, label, text
 from raydpo.data.messages import Example, Row, is_messages, messages
 from raydpo.data.plain_rows import fits_hh, fits_standard, hh, standard
 from raydpo.data.scored_rows import fits_scored, scored

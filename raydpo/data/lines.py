@@ -12,7 +12,7 @@ import itertools
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
-from raydpo.data.check import BadRow
+from raydpo.data.bad_rows import BadRow
 from raydpo.data.encode import Encoded, encode
 from raydpo.data.messages import Row
 from raydpo.data.read import Line

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from raydpo.data.check import BadRow, text
+from raydpo.data.bad_rows import BadRow, text
 
 Message = dict[str, Any]
 Row = Mapping[str, Any]

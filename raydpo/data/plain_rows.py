@@ -6,7 +6,7 @@ word is cut in two; an HH transcript is split at its last assistant turn and eve
 
 from __future__ import annotations
 
-from raydpo.data.check import BadRow, text
+from raydpo.data.bad_rows import BadRow, text
 from raydpo.data.messages import Example, Row
 
 HH_HUMAN = "\n\nHuman:"

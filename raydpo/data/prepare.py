@@ -16,7 +16,7 @@ from pathlib import Path
 
 from raydpo.artifacts import digest, durable
 from raydpo.config import Config
-from raydpo.data.check import BadRow, confidence, weight
+from raydpo.data.bad_rows import BadRow, confidence, weight
 from raydpo.data.encode import Encoded
 from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format, detect

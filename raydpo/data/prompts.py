@@ -15,8 +15,8 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from raydpo.data.bad_rows import BadRow, field_of, text
 from raydpo.data.chat_rows import conversation_of
-from raydpo.data.check import BadRow, field_of, text
 from raydpo.data.encode import encode
 from raydpo.data.lines import encode_lines
 from raydpo.data.messages import Example, Row, is_messages, messages, tools_of

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
 
-from raydpo.data.check import BadRow
+from raydpo.data.bad_rows import BadRow
 from raydpo.errors import DataError
 
 _CHUNK_BYTES = 1 << 20

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from raydpo.data.check import APART, REASONS, BadRow
+from raydpo.data.bad_rows import APART, REASONS, BadRow
 from raydpo.data.read import Line
 
 _SAMPLES_PER_REASON = 3

@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from raydpo.data.bad_rows import BadRow, number, text
 from raydpo.data.chat_rows import message_pair
-from raydpo.data.check import BadRow, number, text
 from raydpo.data.messages import Example, Row, is_message
 from raydpo.data.plain_rows import standard
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
-from raydpo.data.check import BadRow, answer_texts
+from raydpo.data.bad_rows import BadRow, answer_texts
 from raydpo.data.messages import Example, Message, Tokens
 from raydpo.data.tokenizer import TextTokenizer, count_aliases, holds_private_marks
 from raydpo.errors import DataError

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from raydpo.data.check import BadRow, field_of, text
+from raydpo.data.bad_rows import BadRow, field_of, text
 from raydpo.data.messages import Example, Row, Tokens
 from raydpo.data.plain_rows import sides_of
 from raydpo.data.tokenizer import TextTokenizer

@@ -1,6 +1,7 @@
 """Sampling from a policy: engines (transformers, vLLM), and the callable that a generator actor runs."""
 
-from raydpo.generate.engine import Engine, EngineSpec, make_engine
-from raydpo.generate.worker import Generator, Health, Loaded
+from raydpo.generate.engine import Engine, EngineSpec
+from raydpo.generate.make_engine import make_engine
+from raydpo.generate.worker import Generator, Health, PolicyLoaded
 
-__all__ = ["Engine", "EngineSpec", "Generator", "Health", "Loaded", "make_engine"]
+__all__ = ["Engine", "EngineSpec", "Generator", "Health", "PolicyLoaded", "make_engine"]

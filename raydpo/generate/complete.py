@@ -11,8 +11,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from raydpo.errors import DataError
-from raydpo.generate.engine import Engine, EngineSpec, make_engine
-from raydpo.models.load import load_tokenizer
+from raydpo.generate.engine import Engine, EngineSpec
+from raydpo.generate.make_engine import make_engine
+from raydpo.models.pretrained import load_tokenizer
 from raydpo.schema.samples import Sampling
 
 Messages = list[dict[str, str]]

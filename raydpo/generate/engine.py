@@ -1,6 +1,6 @@
 """What every engine that samples can do, and what one is made from.
 
-Comes in: an `EngineSpec`. Goes out: an `Engine`; there are two, on transformers (`embedded`) and on vLLM (`vllm_engine`).
+Comes in: an `EngineSpec`. Goes out: an `Engine`; there are two, `transformers_engine` and `vllm_engine`.
 Decision: an engine holds one copy of the policy for as long as it lives, and new weights go into that copy in place. The
 price is that between two parts of new weights it holds no policy at all; `Generator` refuses to use it then.
 """
@@ -11,7 +11,6 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
-from raydpo.errors import ConfigError
 from raydpo.schema.samples import Sample, Sampling
 
 Scores = tuple[list[tuple[float, ...]], list[tuple[int, ...]], list[tuple[float, ...]]]
@@ -89,18 +88,3 @@ PROBE = (((0, 1), (2, 3, 4)),)
 def probe_nats(engine: Engine) -> float:
     """Summed log-prob of the probe; what a forward gives, so a sign that the engine works."""
     return sum(engine.score(PROBE)[0][0])
-
-
-def make_engine(spec: EngineSpec) -> Engine:
-    """Load the model into the engine that `spec` names. Raises ConfigError when that is not installed or cannot run it."""
-    if spec.engine == "transformers":
-        from raydpo.generate.embedded import TransformersEngine
-
-        return TransformersEngine(spec)
-    if spec.engine == "vllm":
-        from raydpo.generate.vllm_engine import VllmEngine
-
-        return VllmEngine(spec)
-    raise ConfigError(
-        f"generate.engine: {spec.engine} is not an engine; transformers and vllm are. Nothing was loaded."
-    )

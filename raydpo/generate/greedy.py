@@ -13,7 +13,7 @@ from pathlib import Path
 from raydpo.errors import UserError
 from raydpo.generate.decoding import decode, settings_for
 from raydpo.generate.limits import Limits
-from raydpo.models.load import load_model
+from raydpo.models.pretrained import load_model
 from raydpo.schema.samples import Sampling
 
 

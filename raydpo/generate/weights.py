@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.errors import WorkerError
-from raydpo.models.load import load_model
+from raydpo.models.pretrained import load_model
 
 Shape = tuple[int, ...]
 NUM_NAMED = 8

@@ -1,6 +1,6 @@
 """One generator: takes requests one by one and holds one version of the policy.
 
-Comes in: a `Request`. Goes out: `Generated`, `Scored` or `Loaded`, each with the version that did it and its seconds; or,
+Comes in: a `Request`. Goes out: `Generated`, `Scored` or `PolicyLoaded`, each with the version that did it and its seconds; or,
 of `Health`, what the engine says of itself.
 Decision: whoever asks says which version they mean, and a generator that holds another one, or half of one, refuses. The
 price is that a generator that took another's place must be given the weights again before it is of use.
@@ -13,12 +13,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydpo.errors import WorkerError
-from raydpo.generate.engine import Engine, EngineSpec, make_engine
+from raydpo.generate.engine import Engine, EngineSpec
+from raydpo.generate.make_engine import make_engine
 from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Request, Score, Scored
 
 
 @dataclass(frozen=True)
-class Loaded:
+class PolicyLoaded:
     """version: of the policy that came in. is_whole: whether it may be used now, or parts are still to come."""
 
     version: int
@@ -39,7 +40,7 @@ class Generator:
         self._version: int | None = spec.version
         self._arriving: int | None = None
 
-    def __call__(self, request: Request | Health) -> Generated | Scored | Loaded | dict[str, Any]:
+    def __call__(self, request: Request | Health) -> Generated | Scored | PolicyLoaded | dict[str, Any]:
         """Raises WorkerError for a version that is not loaded, and whatever the engine raises."""
         started_s = time.monotonic()
         match request:
@@ -60,10 +61,10 @@ class Generator:
                 self._version, self._arriving = None, None
                 self.engine.load_folder(request.folder)
                 self._version = request.version
-                return Loaded(request.version, True, time.monotonic() - started_s)
+                return PolicyLoaded(request.version, True, time.monotonic() - started_s)
             case LoadWeights():
                 self._load_part(request)
-                return Loaded(request.version, request.is_last, time.monotonic() - started_s)
+                return PolicyLoaded(request.version, request.is_last, time.monotonic() - started_s)
             case Health():
                 return self.engine.health()
 

@@ -1,10 +1,10 @@
 """Judging: prompts and responses in, scores out; scores to pairs. One judge a file."""
 
 from raydpo.judge.build import build_judge
-from raydpo.judge.check import problems_of
+from raydpo.judge.judge_inputs import local_model
+from raydpo.judge.judge_problems import problems_of
 from raydpo.judge.measures import distinct_ngrams, duplicate_share, mean_length, win_rate
 from raydpo.judge.pairs import PairRule, PairsOfPrompt, make_pairs, record_of, spin_pairs
-from raydpo.judge.sources import local_model
 from raydpo.judge.verdict import Judge, NoVerdict, Row, Verdict, judge_row, judge_rows
 
 __all__ = [

@@ -7,14 +7,14 @@ Decision: called where the judge will work, in its actor; a judge is never shipp
 
 from __future__ import annotations
 
-from raydpo.config.rounds import JudgeSection
+from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import ConfigError, UserError
 from raydpo.judge.endpoint import Endpoint
 from raydpo.judge.ensemble import Ensemble, Member
 from raydpo.judge.function import function_judge
+from raydpo.judge.judge_inputs import Models, find_models, local_model, members_of
 from raydpo.judge.pairwise import Completer, Pairwise
 from raydpo.judge.rules import exact_judge, json_judge, length_judge, regex_judge
-from raydpo.judge.sources import Models, find_models, local_model, members_of
 from raydpo.judge.verdict import Judge
 
 

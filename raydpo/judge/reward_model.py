@@ -18,7 +18,7 @@ from raydpo.batches import batches_by_length
 from raydpo.errors import ConfigError
 from raydpo.judge.verdict import Row, Verdict, scores_of_one, verdict_of
 from raydpo.models.layout import longest_exact
-from raydpo.models.load import DTYPES, load_tokenizer, switch_dropout_off
+from raydpo.models.pretrained import DTYPES, load_tokenizer, switch_dropout_off
 from raydpo.schema.samples import Conversation
 
 _NO_LIMIT_TOKENS = 10**9

@@ -78,7 +78,7 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 
 def _saved_anew(model: Path, folder: Path) -> Path:
     """The model under the names that this version of transformers gives its tensors. Holds all of it in memory."""
-    from raydpo.models.load import load_model
+    from raydpo.models.pretrained import load_model
 
     load_model(model, "float32", "eager").save_pretrained(str(folder), safe_serialization=True)
     return folder

@@ -42,7 +42,7 @@ def merge_lora(base: Path, adapter: Path, out: Path, dtype: str) -> None:
     """Write base + adapter to `out` as a plain transformers folder."""
     from peft import PeftModel
 
-    from raydpo.models.load import load_model, load_tokenizer
+    from raydpo.models.pretrained import load_model, load_tokenizer
 
     merged = PeftModel.from_pretrained(load_model(base, dtype, "auto"), str(adapter)).merge_and_unload()
     merged.save_pretrained(out, safe_serialization=True)

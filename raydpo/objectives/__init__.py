@@ -1,7 +1,7 @@
 """Objectives: tensors in, loss out; one file each. `OBJECTIVE_CLASSES` implements exactly the names of the config's table.
 
 How to add one: a frozen dataclass of its parameters with the base `Objective` in a file of its own, a row in
-`raydpo.config.objectives`, an entry here, golden values in tests/objectives.
+`raydpo.config.objective_table`, an entry here, golden values in tests/objectives.
 """
 
 from collections.abc import Mapping

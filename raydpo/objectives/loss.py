@@ -31,7 +31,7 @@ class Row(Protocol):
     def batch(self) -> Literal["none", "answers", "mismatched"]: ...
 
 
-class Term(Protocol):
+class TermSpec(Protocol):
     """One checked term; `raydpo.config.objective_row.Term`."""
 
     @property
@@ -48,7 +48,7 @@ class Term(Protocol):
 
 @dataclass(frozen=True)
 class _Bound:
-    spec: Term
+    spec: TermSpec
     objective: Objective
 
     @property
@@ -63,7 +63,7 @@ class _Bound:
 class Loss:
     """Terms bound to their objectives. `batch_kinds`: what has to be observed before the loss can be had."""
 
-    def __init__(self, terms: Iterable[Term]) -> None:
+    def __init__(self, terms: Iterable[TermSpec]) -> None:
         self._terms = [_Bound(term, make_objective(term.name, term.parameters)) for term in terms]
         self.needs_reference = any(term.spec.row.needs_reference for term in self._terms)
         self.needs_collisions = any(term.spec.modifiers.get("wpo", False) for term in self._terms)

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
-from raydpo.models.probe import probe_examples
+from raydpo.models.agreement import probe_examples
 
 
 @dataclass(frozen=True)

@@ -16,8 +16,8 @@ import torch
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
 from raydpo.errors import IntegrityError
 from raydpo.models.layout import check_lengths, choose_layout
-from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
+from raydpo.models.pretrained import load_model
 from raydpo.models.resolve import ResolvedModel
 from raydpo.reference.forward import score_rows
 from raydpo.reference.plan import ShardWork

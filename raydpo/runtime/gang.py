@@ -34,8 +34,8 @@ from raydpo.runtime.placement import (
     place_of_this_process,
     thread_variables,
 )
+from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.stacks import Stacks, collect_stacks, offer_stacks
-from raydpo.runtime.verdict import RankFailure, verdict
 
 T = TypeVar("T")
 

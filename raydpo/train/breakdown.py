@@ -45,7 +45,7 @@ class Op:
 
 
 @dataclass(frozen=True)
-class Piece:
+class TimeSlice:
     """Time that `op` itself took, without what it called: microseconds."""
 
     op: Op
@@ -97,7 +97,7 @@ def _kind_of_product(op: Op, vocabulary: int) -> str:
     return "head" if any(vocabulary in shape for shape in op.shapes) else "linear layers"
 
 
-def shares(pieces: Iterable[Piece], vocabulary: int) -> dict[str, float]:
+def shares(pieces: Iterable[TimeSlice], vocabulary: int) -> dict[str, float]:
     """Part -> share of the time of all pieces, in the order of PARTS. They add up to 1."""
     times = dict.fromkeys(PARTS, 0.0)
     for piece in pieces:
@@ -106,7 +106,7 @@ def shares(pieces: Iterable[Piece], vocabulary: int) -> dict[str, float]:
     return {name: time / total for name, time in times.items()}
 
 
-def table(pieces: Sequence[Piece], vocabulary: int, num_steps: int, title: str) -> str:
+def table(pieces: Sequence[TimeSlice], vocabulary: int, num_steps: int, title: str) -> str:
     """Time by part, then the operators that took most; at most 100 columns, times in milliseconds a step."""
     total_ms = sum(piece.self_us for piece in pieces) / 1000 / num_steps
     lines = [*title.splitlines(), "", f"{'part':<16}{'ms a step':>12}{'share':>10}"]

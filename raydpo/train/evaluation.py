@@ -14,8 +14,8 @@ import torch
 
 from raydpo.metrics import Sums
 from raydpo.models.layout import check_lengths, choose_layout
-from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
+from raydpo.models.pretrained import load_model
 from raydpo.models.work import work_of
 from raydpo.objectives.loss import Loss
 from raydpo.train.spec import TrainSpec

@@ -13,8 +13,8 @@ from typing import Any
 
 from torch import Tensor
 
-from raydpo.models.load import load_tokenizer
 from raydpo.models.logprobs import AnswerLogProbs
+from raydpo.models.pretrained import load_tokenizer
 
 COPIED = ("generation_config.json", "chat_template.jinja")
 

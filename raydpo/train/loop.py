@@ -15,7 +15,7 @@ from concurrent.futures import Future
 
 from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
-from raydpo.schema.training import Alive, Evaluated, Finished, Noted, Skipped, Staged, Stepped, TrainEvent
+from raydpo.schema.rank_events import Alive, Evaluated, Finished, Noted, Skipped, Staged, Stepped, TrainEvent
 from raydpo.train.probe import probe
 from raydpo.train.profile import profiled
 from raydpo.train.push import push

@@ -11,14 +11,14 @@ import torch
 
 from raydpo.batches import collate
 from raydpo.errors import ReferenceMismatchError
-from raydpo.models.probe import compare, probe_examples
-from raydpo.schema.training import Probed
-from raydpo.train.engine import Engine
+from raydpo.models.agreement import compare, probe_examples
+from raydpo.schema.rank_events import Probed
+from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.feed import Feed
 
 
 @torch.no_grad()
-def probe(engine: Engine, feed: Feed, dtype: str) -> Probed:
+def probe(engine: DeepSpeedEngine, feed: Feed, dtype: str) -> Probed:
     """Every rank scores the same rows (under ZeRO-3 forwards are collective). Raises ReferenceMismatchError."""
     ours: list[np.ndarray] = []
     cached: list[np.ndarray] = []

@@ -20,7 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from raydpo.artifacts import write_text
 from raydpo.artifacts.durable import write_with
-from raydpo.schema.training import Profiled, TrainEvent
+from raydpo.schema.rank_events import Profiled, TrainEvent
 from raydpo.train.breakdown import shares, table
 from raydpo.train.ranges import STEP
 from raydpo.train.trace import read_pieces

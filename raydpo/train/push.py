@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 
 from raydpo.batches import collate
-from raydpo.models.probe import probe_examples
+from raydpo.models.agreement import probe_examples
+from raydpo.schema.rank_events import Alive, PolicyProbe, WeightsPart
 from raydpo.schema.samples import Score
-from raydpo.schema.training import Alive, PolicyProbe, WeightsPart
 from raydpo.train.export import gathered
 from raydpo.train.trainer import Trainer
 

@@ -15,7 +15,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from raydpo.train.breakdown import Op, Piece, is_collective, is_operator
+from raydpo.train.breakdown import Op, TimeSlice, is_collective, is_operator
 from raydpo.train.ranges import STEP, WAITING
 
 Interval = tuple[float, float]
@@ -43,7 +43,7 @@ class _Call:
         return _without((self.start, self.end), self.inner)
 
 
-def read_pieces(trace: Mapping[str, Any]) -> list[Piece]:
+def read_pieces(trace: Mapping[str, Any]) -> list[TimeSlice]:
     """Pieces of the recorded steps. Shapes are there if the profiler recorded them."""
     events = [event for event in trace["traceEvents"] if event.get("ph") == "X"]
     calls = _calls(event for event in events if event.get("cat") in _HOST)
@@ -79,7 +79,7 @@ def _shapes(dims: list[Any]) -> tuple[tuple[int, ...], ...]:
     return tuple(tuple(shape) for shape in dims if shape and all(isinstance(size, int) for size in shape))
 
 
-def _on_host(calls: list[_Call]) -> list[Piece]:
+def _on_host(calls: list[_Call]) -> list[TimeSlice]:
     threads = {call.thread for call in calls if call.op.name == STEP}
     apart = (c for c in calls if c.thread not in threads and is_collective(c.op.name))
     collectives = _merged((call.start, call.end) for call in apart)
@@ -90,12 +90,12 @@ def _on_host(calls: list[_Call]) -> list[Piece]:
         own = call.own()
         waited = 0.0 if is_operator(call.op.name) else _overlap(own, collectives)
         if waited:
-            pieces.append(Piece(Op(ELSEWHERE, (), call.op), waited))
-        pieces.append(Piece(call.op, sum(end - start for start, end in own) - waited))
+            pieces.append(TimeSlice(Op(ELSEWHERE, (), call.op), waited))
+        pieces.append(TimeSlice(call.op, sum(end - start for start, end in own) - waited))
     return pieces
 
 
-def _on_device(calls: list[_Call], device: list[Mapping[str, Any]]) -> list[Piece]:
+def _on_device(calls: list[_Call], device: list[Mapping[str, Any]]) -> list[TimeSlice]:
     launched_by = {call.number: call.op for call in calls}
     steps = _merged((call.start, call.end) for call in calls if call.op.name == STEP)
     works: list[tuple[Op, Interval, bool]] = []
@@ -105,12 +105,12 @@ def _on_device(calls: list[_Call], device: list[Mapping[str, Any]]) -> list[Piec
         is_comm = is_collective(event["name"])
         works.append((Op(event["name"], (), launcher) if is_comm or launcher is None else launcher, interval, is_comm))
     times = _one_at_a_time(works, steps)
-    pieces = [Piece(op, time) for (op, *_), time in zip(works, times, strict=True)]
+    pieces = [TimeSlice(op, time) for (op, *_), time in zip(works, times, strict=True)]
     busy = _merged(interval for _, interval, _ in works)
     idle = [gap for step in steps for gap in _without(step, busy)]
     waiting = _overlap(idle, _merged((call.start, call.end) for call in calls if call.op.name == WAITING))
     idle_us = sum(end - start for start, end in idle)
-    pieces += [Piece(Op(WAITING), waiting), Piece(Op(IDLE), idle_us - waiting)]
+    pieces += [TimeSlice(Op(WAITING), waiting), TimeSlice(Op(IDLE), idle_us - waiting)]
     return [piece for piece in pieces if piece.self_us > 0]
 
 

@@ -22,15 +22,15 @@ from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means
 from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths, choose_layout
-from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
+from raydpo.models.pretrained import load_model
 from raydpo.models.work import TOKENS, Work, work_of
 from raydpo.objectives.loss import Loss
-from raydpo.schema.training import Alive, Evaluated, Staged
+from raydpo.schema.rank_events import Alive, Evaluated, Staged
 from raydpo.train.activations import fit_activations
 from raydpo.train.ahead import Ahead
-from raydpo.train.engine import Engine
+from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
 from raydpo.train.ranges import WAITING, named
@@ -59,7 +59,7 @@ class Trainer:
 
     spec: TrainSpec
     rank: Rank
-    engine: Engine
+    engine: DeepSpeedEngine
     loss: Loss
     train: Feed
     eval: Feed | None
@@ -182,7 +182,7 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     training, activations = fit_activations(scoring, training, train)
     if train.compile:
         compile_layers(model, layout)
-    engine = Engine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
+    engine = DeepSpeedEngine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
     _check_equal(engine.device, "whether answers share their prompt", layout == "packed")
     _check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
     order = Order.of(config, len(training.table))

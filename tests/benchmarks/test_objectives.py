@@ -12,8 +12,8 @@ from benchmarks.page import page
 from benchmarks.settings import NOTES, OVERRIDES, compared, settings_of
 from raydpo.config import OBJECTIVES
 from raydpo.config.objective_check import check_objective
-from raydpo.pipelines.quickstart import DPO_OBJECTIVE, Supervised, alignment_config, sft_config
-from raydpo.pipelines.sorting_task import TaskFiles
+from raydpo.quickstart.offline_dpo import DPO_OBJECTIVE, Supervised, alignment_config, sft_config
+from raydpo.quickstart.sorting_task import TaskFiles
 
 PAGE = Path(__file__).parents[2] / "docs/quickstart_by_objective.md"
 AGAIN = "make bench-objectives ONLY="

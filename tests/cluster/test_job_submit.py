@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 import yaml
 
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
-from raydpo.models.load import load_model
+from raydpo.models.pretrained import load_model
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 from tests.runtime.ray_head import ray_head
 
 ROOT = Path(__file__).parents[2]

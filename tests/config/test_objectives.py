@@ -8,10 +8,10 @@ import pytest
 
 import raydpo
 from raydpo import cli
-from raydpo.config.modifiers import MODIFIERS
+from raydpo.config.modifier_table import MODIFIERS
 from raydpo.config.objective_check import check_objective, readable
-from raydpo.config.objectives import OBJECTIVES
-from raydpo.config.objectives_page import notes, page, table
+from raydpo.config.objective_page import notes, page, table
+from raydpo.config.objective_table import OBJECTIVES
 from raydpo.metrics import METRICS, declared
 
 PAGE = Path(raydpo.__file__).parents[1] / "docs/objectives.md"

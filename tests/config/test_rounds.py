@@ -10,7 +10,7 @@ from pydantic import ValidationError
 
 from raydpo.config.load import load
 from raydpo.config.render import dump
-from raydpo.config.rounds import JUDGE_FREE, JUDGES, JudgeSection
+from raydpo.config.round_sections import JUDGE_FREE, JUDGES, JudgeSection
 from raydpo.errors import ConfigError
 
 VALUES: dict[str, Any] = {

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.data.check import BadRow
+from raydpo.data.bad_rows import BadRow
 from raydpo.data.formats import FORMATS, Example, detect
 from tests.data.conftest import Run
 

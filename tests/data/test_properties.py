@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from raydpo.config.sections import DataSection
 from raydpo.data import prepare
-from raydpo.data.check import REASONS
+from raydpo.data.bad_rows import REASONS
 from raydpo.data.formats import FORMATS, detect
 from raydpo.data.read import parse_line
 from raydpo.errors import DataError

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.artifacts.examples import ExampleTable
-from raydpo.data.check import BadRow
+from raydpo.data.bad_rows import BadRow
 from raydpo.data.formats import FORMATS, detect
 from raydpo.data.messages import Tokens
 from raydpo.data.tokenizer import TextTokenizer

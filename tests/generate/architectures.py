@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, MixtralConfig, Qwen3MoeConfig
 
-from raydpo.models.bpe import train_bpe
+from raydpo.quickstart.bpe import train_bpe
 from raydpo.train.push import parts
 from tests.generate.conftest import POSITIONS, VOCABULARY
 

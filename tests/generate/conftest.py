@@ -7,8 +7,8 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, PreTrainedTokenizerBase
 
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 
 VOCABULARY = 272
 POSITIONS = 48

@@ -12,10 +12,11 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
 from raydpo.errors import ConfigError, DataError, WorkerError
-from raydpo.generate.embedded import TransformersEngine
-from raydpo.generate.engine import EngineSpec, make_engine
+from raydpo.generate.engine import EngineSpec
 from raydpo.generate.greedy import greedy
-from raydpo.models.load import load_tokenizer
+from raydpo.generate.make_engine import make_engine
+from raydpo.generate.transformers_engine import TransformersEngine
+from raydpo.models.pretrained import load_tokenizer
 from raydpo.schema.samples import Sample, Sampling
 from tests.generate.conftest import POSITIONS, PROMPTS, VOCABULARY, change_generation, stop_text
 
@@ -50,7 +51,8 @@ def chi_square(counts: torch.Tensor, probabilities: torch.Tensor) -> tuple[float
 
 SCRIPT = """
 import json, sys
-from raydpo.generate.engine import EngineSpec, make_engine
+from raydpo.generate.engine import EngineSpec
+from raydpo.generate.make_engine import make_engine
 from raydpo.schema.samples import Sampling
 engine = make_engine(EngineSpec(sys.argv[1]))
 answers = engine.generate(json.loads(sys.argv[2]), Sampling(3, 10, temperature=0.8, top_p=0.95), 17)

@@ -10,8 +10,8 @@ from transformers import AutoModelForCausalLM
 
 from raydpo.errors import DataError, UserError
 from raydpo.generate.greedy import greedy
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 
 PROMPTS = [[0, 65, 66], [0], [0, 70, 71, 72, 73, 74, 75], [0, 5, 250], [0, 99, 98, 97, 96], [0, 65, 66]]
 NEW_TOKENS = 12

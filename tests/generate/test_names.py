@@ -8,7 +8,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoConfig
 
 from raydpo.errors import ConfigError
-from raydpo.generate.engine import EngineSpec, make_engine
+from raydpo.generate.engine import EngineSpec
+from raydpo.generate.make_engine import make_engine
 from raydpo.generate.names import FolderNames
 from raydpo.schema.samples import Sampling
 from tests.generate.architectures import KINDS, pushed, write, write_raw

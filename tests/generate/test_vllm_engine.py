@@ -14,8 +14,9 @@ import pytest
 import torch
 
 from raydpo.errors import ConfigError
-from raydpo.generate.engine import Engine, EngineSpec, make_engine
-from raydpo.models.load import load_tokenizer
+from raydpo.generate.engine import Engine, EngineSpec
+from raydpo.generate.make_engine import make_engine
+from raydpo.models.pretrained import load_tokenizer
 from tests.generate.conftest import PROMPTS, VOCABULARY, change_generation, random_model, stop_text
 from tests.generate.test_embedded import chi_square, next_probabilities
 from tests.generate.vllm_work import FEW, FIRST, GREEDY, SEQUENCES

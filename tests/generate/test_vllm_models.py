@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from raydpo.generate.engine import EngineSpec, make_engine
+from raydpo.generate.engine import EngineSpec
+from raydpo.generate.make_engine import make_engine
 from tests.generate.architectures import KINDS, write, write_raw
 from tests.generate.vllm_models import after_each_change
 

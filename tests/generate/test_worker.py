@@ -6,7 +6,7 @@ import pytest
 from safetensors.torch import load_file
 
 from raydpo.errors import ConfigError, WorkerError
-from raydpo.generate import EngineSpec, Generator, Health, Loaded
+from raydpo.generate import EngineSpec, Generator, Health, PolicyLoaded
 from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sampling, Score, Scored
 
 SAMPLING = Sampling(num_answers=2, max_new_tokens=4)
@@ -30,7 +30,7 @@ def test_answers_carry_the_version_that_gave_them(old: Path, new: Path) -> None:
     assert len(scored.nats[0]) == len(scored.top_ids[0]) == len(scored.top_nats[0]) == 2
 
     loaded = generator(LoadFolder(str(new), version=5))
-    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded, PolicyLoaded)
     assert (loaded.version, loaded.is_whole) == (5, True)
     second = generator(ask(5))
     assert isinstance(second, Generated)
@@ -49,7 +49,7 @@ def test_between_two_parts_there_is_no_policy(old: Path, new: Path) -> None:
     items = list(load_file(new / "model.safetensors").items())
     half = LoadWeights(dict(items[:4]), version=1, is_last=False)
     loaded = generator(half)
-    assert isinstance(loaded, Loaded)
+    assert isinstance(loaded, PolicyLoaded)
     assert (loaded.version, loaded.is_whole) == (1, False)
     for request in (ask(0), ask(1), SCORE):
         with pytest.raises(WorkerError, match="parts of version 1 are still to come"):

@@ -6,7 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from raydpo.generate.engine import Engine, EngineSpec, make_engine
+from raydpo.generate.engine import Engine, EngineSpec
+from raydpo.generate.make_engine import make_engine
 from raydpo.schema.samples import Sampling
 from tests.generate.architectures import KINDS, pushed
 from tests.generate.conftest import PROMPTS

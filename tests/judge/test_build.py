@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.config.rounds import JUDGES, JudgeSection
+from raydpo.config.round_sections import JUDGES, JudgeSection
 from raydpo.errors import ConfigError, DataError
 from raydpo.judge import Row, Verdict, build_judge, judge_row, judge_rows, local_model
 from raydpo.judge.ensemble import Ensemble, Member

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpo.config.rounds import RoundsSection
+from raydpo.config.round_sections import RoundsSection
 from raydpo.judge.pairs import COUNTS, PairRule, make_pairs, record_of, spin_pairs
 from raydpo.schema.samples import Prompt, Sample
 

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.config.rounds import JudgeSection
+from raydpo.config.round_sections import JudgeSection
 from raydpo.judge import NoVerdict, Verdict, build_judge, judge_row, judge_rows
 from raydpo.judge.pairwise import Messages, Pairwise, winner_of
 from tests.judge.servers import longer, serving, shown

@@ -13,7 +13,7 @@ from transformers import BertConfig, BertForSequenceClassification, LlamaConfig,
 from raydpo.errors import ConfigError
 from raydpo.judge import Row, Verdict, judge_row, judge_rows
 from raydpo.judge.reward_model import RewardModel
-from raydpo.models.bpe import train_bpe
+from raydpo.quickstart.bpe import train_bpe
 from raydpo.schema.samples import Conversation
 
 CHAT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}</s>{% endfor %}"

@@ -6,8 +6,8 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from raydpo.config.rounds import JudgeSection
-from raydpo.judge.sources import find_models, inputs_of, may_use_gpu
+from raydpo.config.round_sections import JudgeSection
+from raydpo.judge.judge_inputs import find_models, inputs_of, may_use_gpu
 from tests.judge.test_build import section
 from tests.judge.test_reward_model import save
 

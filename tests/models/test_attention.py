@@ -12,8 +12,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.batches.collate import pack_rows
 from raydpo.models.attention import register
-from raydpo.models.load import switch_dropout_off
 from raydpo.models.logprobs import AnswerLogProbs
+from raydpo.models.pretrained import switch_dropout_off
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61, "intermediate_size": 48}
 GROUPED = {**SMALL, "num_key_value_heads": 2}

@@ -11,8 +11,8 @@ from transformers import AutoModelForCausalLM
 from raydpo.artifacts import weights_digest
 from raydpo.errors import ConfigError
 from raydpo.models.blend import blend, other_shapes, tensor_files
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 
 SHAPE = {"hidden_size": 16, "num_layers": 2, "num_heads": 2, "intermediate_size": 24, "max_positions": 32}
 

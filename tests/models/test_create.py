@@ -9,8 +9,8 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedTokenizerFast
 
 from raydpo.errors import UserError
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 
 TEXTS = [f"Sort {a} {b} {a + b}: {b} {a} {a + b}" for a in range(10, 20) for b in range(1, 10)]
 STRANGE = ["", " ", "a  b\n\tc", "Grüße, 世界 \U0001f600", "\x00\x7f", "naïve 12 07:", " 12 12"]

@@ -9,8 +9,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from raydpo.batches import collate_rows, lay_out
 from raydpo.errors import ConfigError
 from raydpo.models.layout import check_lengths, choose_layout, longest_exact
-from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs
+from raydpo.models.pretrained import load_model
 from tests.models.test_attention import FAMILIES, ROWS, SMALL, plain_nats
 
 OTHERS = {

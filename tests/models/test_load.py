@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raydpo.errors import ConfigError
-from raydpo.models.load import load_model
+from raydpo.models.pretrained import load_model
 from tests.models.test_layout import model_of
 
 

@@ -6,8 +6,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.batches import collate_rows
 from raydpo.errors import ConfigError
-from raydpo.models.load import load_model, switch_dropout_off
 from raydpo.models.logprobs import AnswerLogProbs, check_head
+from raydpo.models.pretrained import load_model, switch_dropout_off
 
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 61, "intermediate_size": 48}
 FAMILIES = {

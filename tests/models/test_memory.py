@@ -13,10 +13,10 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.batches import lay_out
 from raydpo.models.layout import choose_layout
-from raydpo.models.load import switch_dropout_off
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.lora import add_lora
 from raydpo.models.memory import ActivationCost, compute_again, decoder_layers, measure
+from raydpo.models.pretrained import switch_dropout_off
 
 SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 500}
 FAMILIES = {

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydpo.config import OBJECTIVES
-from raydpo.config.modifiers import MODIFIERS
+from raydpo.config.modifier_table import MODIFIERS
 from raydpo.config.objective_check import check_objective, make_term
 from raydpo.config.sections import ObjectiveSection
 from raydpo.metrics import METRICS, Sums, means

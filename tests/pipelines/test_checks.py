@@ -5,9 +5,9 @@ import json
 import pytest
 
 from raydpo.config import Config
+from raydpo.config.cross_checks import cross_checks, fit_to_model
 from raydpo.errors import ConfigError, StorageError
-from raydpo.pipelines.checks import cross_checks, fit_to_model
-from raydpo.pipelines.workspace import find_workspace, open_workspace
+from raydpo.rundir.workspace import find_workspace, open_workspace
 
 
 def make(folder, **sections):

@@ -21,9 +21,9 @@ from raydpo.artifacts import read_commit, verify_folder
 from raydpo.config import Config
 from raydpo.config.render import dump
 from raydpo.errors import ConfigError, ResumeError
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
 from raydpo.pipelines import evaluate, train
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 from tests.pipelines import driver
 from tests.pipelines.toy import (
     NUM_EVAL,

@@ -11,9 +11,9 @@ from dataclasses import replace
 import psutil
 import pytest
 
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
 from raydpo.pipelines import train
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 from raydpo.schema.events import Advanced
 from tests.pipelines import driver
 from tests.pipelines.toy import Notes, Toy, config

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from raydpo.config import Config
 from raydpo.pipelines import train
-from raydpo.pipelines.plan import trajectory
+from raydpo.rundir.resume import trajectory
 from tests.pipelines.conftest import Finished
 from tests.pipelines.toy import Notes, Toy, config, metrics, weights
 

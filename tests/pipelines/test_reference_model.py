@@ -12,7 +12,7 @@ from raydpo import open_reference
 from raydpo.artifacts import CacheIdentity, ReferenceCache
 from raydpo.errors import ReferenceMismatchError, ResumeError
 from raydpo.pipelines import precompute, train
-from raydpo.pipelines.workspace import find_workspace
+from raydpo.rundir.workspace import find_workspace
 from tests.pipelines.toy import NUM_ROWS, Notes, Toy, committed_shards, config, nats_by_row, write_model
 
 FEW = {"train.max_steps": 2}

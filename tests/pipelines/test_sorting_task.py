@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.pipelines import sorting_task as task
+from raydpo.quickstart import sorting_task as task
 
 
 @pytest.fixture(scope="module")

@@ -17,8 +17,8 @@ import numpy as np
 
 from raydpo import open_reference
 from raydpo.config import Config
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 from raydpo.schema.events import Event, Note
 
 NUM_TRAIN, NUM_EVAL = 60, 16

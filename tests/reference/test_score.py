@@ -11,9 +11,9 @@ from transformers import AutoModelForCausalLM
 
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache, weights_digest
 from raydpo.errors import ConfigError, IntegrityError
-from raydpo.models.create import create_model
-from raydpo.models.load import load_tokenizer
+from raydpo.models.pretrained import load_tokenizer
 from raydpo.models.resolve import ResolvedModel
+from raydpo.quickstart.fresh_model import create_model
 from raydpo.reference.forward import cut_stream
 from raydpo.reference.identity import reference_identity
 from raydpo.reference.plan import plan_shards, wanted_rows

@@ -13,9 +13,9 @@ from hypothesis import strategies as st
 from raydpo.errors import ConfigError, DataError, ResourceError, WorkerError
 from raydpo.runtime.failure import Failure, failure_of
 from raydpo.runtime.job import check_paths, in_ray_job
+from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.resources import Demand, check_demands, count_fitting
 from raydpo.runtime.stacks import innermost_frames
-from raydpo.runtime.verdict import RankFailure, verdict
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from raydpo.schema.training import Evaluated, Finished, Probed, Skipped, Staged, Stepped
+from raydpo.schema.rank_events import Evaluated, Finished, Probed, Skipped, Staged, Stepped
 from raydpo.train import TrainSpec
 from tests.train import jobs
 from tests.train.gang import Gang

@@ -15,7 +15,7 @@ from torch import Tensor
 from raydpo.config.sections import ObjectiveSection
 from raydpo.errors import RaydpoError
 from raydpo.objectives.loss import Loss
-from raydpo.schema.training import Stepped
+from raydpo.schema.rank_events import Stepped
 from raydpo.train import TrainSpec, engine, loop
 from raydpo.train.profile import profiled
 from raydpo.train.step import accumulate

@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from raydpo.models.layout import choose_layout
-from raydpo.models.load import load_model
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.memory import measure
-from raydpo.schema.training import Noted
+from raydpo.models.pretrained import load_model
+from raydpo.schema.rank_events import Noted
 from raydpo.train.activations import fit_activations, size
 from raydpo.train.trainer import make_feed
 from tests.train import jobs

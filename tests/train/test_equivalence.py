@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import pytest
 
-from raydpo.schema.training import Alive, Evaluated, Staged, Stepped
+from raydpo.schema.rank_events import Alive, Evaluated, Staged, Stepped
 from tests.train import jobs
 from tests.train.world import NUM_STEPS
 

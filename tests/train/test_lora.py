@@ -10,9 +10,9 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.artifacts import ExampleTable
-from raydpo.models.bpe import train_bpe
-from raydpo.models.load import load_model
 from raydpo.models.lora import add_lora, merge_lora
+from raydpo.models.pretrained import load_model
+from raydpo.quickstart.bpe import train_bpe
 from tests.train import jobs
 from tests.train.test_export import mean_logps
 

@@ -10,7 +10,7 @@ from safetensors.torch import load_file
 
 from raydpo.artifacts import ExampleTable
 from raydpo.batches import Order
-from raydpo.schema.training import Skipped, Staged, Stepped
+from raydpo.schema.rank_events import Skipped, Staged, Stepped
 from tests.train import jobs
 from tests.train.conftest import Run
 from tests.train.world import GLOBAL_BATCH, NUM_TRAIN

@@ -6,10 +6,10 @@ import numpy as np
 import pytest
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
-from raydpo.models.probe import compare, probe_examples, tolerance_nats
+from raydpo.models.agreement import compare, probe_examples, tolerance_nats
 from raydpo.reference.plan import probe_work
 from raydpo.reference.score import Scorer
-from raydpo.schema.training import Noted, Probed
+from raydpo.schema.rank_events import Noted, Probed
 
 
 @pytest.fixture(scope="module")

@@ -12,8 +12,8 @@ from torch.profiler import ProfilerActivity, profile
 
 from raydpo.artifacts import ExampleTable
 from raydpo.batches import Order
-from raydpo.schema.training import Profiled, Stepped
-from raydpo.train.breakdown import PARTS, PRODUCTS, Op, Piece, part, shares, table
+from raydpo.schema.rank_events import Profiled, Stepped
+from raydpo.train.breakdown import PARTS, PRODUCTS, Op, TimeSlice, part, shares, table
 from raydpo.train.feed import Feed
 from raydpo.train.profile import steps_to_record, write_trace
 from raydpo.train.ranges import OPTIMIZER, STEP, WAITING, named, waited
@@ -87,7 +87,7 @@ def test_the_cases_reach_every_part():
 
 
 def test_shares_and_table_add_up():
-    pieces = [Piece(found, 10.0 * number) for number, (_, found) in enumerate(CASES)]
+    pieces = [TimeSlice(found, 10.0 * number) for number, (_, found) in enumerate(CASES)]
     found = shares(pieces, VOCABULARY)
     assert tuple(found) == PARTS
     assert sum(found.values()) == pytest.approx(1)

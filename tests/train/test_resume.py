@@ -11,7 +11,7 @@ from safetensors.torch import load_file
 
 from raydpo.artifacts import commit_folder, verify_folder
 from raydpo.models.resolve import ResolvedModel
-from raydpo.schema.training import Evaluated, Finished, Probed, Staged
+from raydpo.schema.rank_events import Evaluated, Finished, Probed, Staged
 
 LORA = {"rank": 4, "alpha": 8}
 CASES = [

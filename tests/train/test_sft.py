@@ -8,7 +8,7 @@ from raydpo.artifacts import ExampleTable
 from raydpo.batches import Order
 from raydpo.config.sections import ObjectiveSection
 from raydpo.objectives.loss import Loss
-from raydpo.schema.training import Probed
+from raydpo.schema.rank_events import Probed
 from raydpo.train.feed import Feed
 from tests.train.world import GLOBAL_BATCH, NUM_TRAIN, plain_nats
 

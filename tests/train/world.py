@@ -14,10 +14,10 @@ import torch
 from raydpo.artifacts import ReferenceCache, weights_digest
 from raydpo.config import OBJECTIVES, Config
 from raydpo.data import prepare
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
-from raydpo.models.load import load_model, load_tokenizer
+from raydpo.models.pretrained import load_model, load_tokenizer
 from raydpo.models.resolve import ResolvedModel
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 from raydpo.reference.identity import reference_identity
 from raydpo.reference.plan import plan_shards, wanted_rows
 from raydpo.reference.score import Scorer, ScorerSpec

@@ -17,8 +17,8 @@ from safetensors.torch import load_file
 from raydpo.artifacts import weights_digest
 from raydpo.errors import ConfigError, JudgeError, ResumeError
 from raydpo.pipelines import iterate
-from raydpo.pipelines.rounds.layout import prompts_of
-from raydpo.pipelines.rounds.stop import stop_reasons
+from raydpo.rounds.stop import stop_reasons
+from raydpo.rundir.rounds_folder import prompts_of
 from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config, rows
 from tests.pipelines.toy import Notes, Toy
 
@@ -118,7 +118,7 @@ def test_rules_look_at_the_right_side() -> None:
 
 
 def rounds_section(**values: float):
-    from raydpo.config.rounds import RoundsSection
+    from raydpo.config.round_sections import RoundsSection
 
     return RoundsSection.model_validate({"prompts": "p", "reference": "initial", **values})
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from contextlib import closing
 
+from raydpo.driver.generators import Generators, Policy
 from raydpo.generate.engine import EngineSpec
-from raydpo.pipelines.rounds.generators import Generators, Policy
 from tests.pipelines.rounds.toy_rounds import rounds_config
 from tests.pipelines.toy import Notes, Toy
 

@@ -12,11 +12,11 @@ import pytest
 
 from raydpo import cli
 from raydpo.config import Config
-from raydpo.config.rounds import JudgeSection
+from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import ConfigError, JudgeError, ResumeError
 from raydpo.judge.reward_model import RewardModel
 from raydpo.pipelines import check, iterate
-from raydpo.pipelines.rounds.setup import Setup, set_up
+from raydpo.rounds.setup import Setup, set_up
 from raydpo.schema.events import ignore
 from raydpo.schema.samples import Conversation
 from tests.judge.test_reward_model import CHAT, save

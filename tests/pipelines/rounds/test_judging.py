@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.config.rounds import JudgeSection
+from raydpo.config.round_sections import JudgeSection
+from raydpo.driver.judges import Judging
 from raydpo.errors import WorkerError
 from raydpo.generate.engine import EngineSpec
-from raydpo.pipelines.rounds.judging import Judging
 
 
 def whose(prompt: str, responses: list[str]) -> list[float]:

@@ -9,11 +9,12 @@ import numpy as np
 import pytest
 
 from raydpo.errors import ConfigError
-from raydpo.generate.engine import EngineSpec, make_engine
+from raydpo.generate.engine import EngineSpec
+from raydpo.generate.make_engine import make_engine
 from raydpo.pipelines import iterate
-from raydpo.pipelines.rounds.layout import Layout
-from raydpo.pipelines.rounds.piece import Piece
-from raydpo.pipelines.rounds.training import reference_folder
+from raydpo.rounds.round_config import reference_folder
+from raydpo.rundir.piece import Piece
+from raydpo.rundir.rounds_folder import RoundsFolder
 from tests.pipelines.rounds.toy_rounds import generations, held_out_ids, no_digits, pairs, rounds_config, rows
 from tests.pipelines.toy import Notes, Toy
 
@@ -114,12 +115,14 @@ def apart(folder: Path, policy: Path, other: Path, prompts: list[tuple[int, ...]
     return float(np.mean([sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)]))
 
 
-def layout_of(toy: Toy, folder: Path, made: list[int], **rounds: str) -> Layout:
+def layout_of(toy: Toy, folder: Path, made: list[int], **rounds: str) -> RoundsFolder:
     """A run whose rounds made so many pairs each."""
     from raydpo.models.resolve import resolve_model
 
     changes = {f"rounds.{key}": value for key, value in rounds.items()}
-    layout = Layout(rounds_config(toy, folder, changes), folder, resolve_model("model.path", str(toy.model), None))
+    layout = RoundsFolder(
+        rounds_config(toy, folder, changes), folder, resolve_model("model.path", str(toy.model), None)
+    )
     for index, number in enumerate(made):
         piece = Piece(layout.round(index) / "pairs", index)
         piece.begin()

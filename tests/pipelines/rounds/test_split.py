@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 
+from raydpo.driver.generators import Generators, Push
 from raydpo.errors import ResourceError
 from raydpo.pipelines import iterate
-from raydpo.pipelines.rounds.generators import Generators, Push
 from raydpo.schema.events import Event, Note, ignore
-from raydpo.schema.training import WeightsPart
+from raydpo.schema.rank_events import WeightsPart
 from tests.pipelines.rounds.toy_rounds import generations, no_digits, rounds_config
 from tests.pipelines.toy import Notes, Toy
 

@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from raydpo.generate.greedy import greedy
-from raydpo.models.bpe import train_bpe
-from raydpo.models.create import create_model
 from raydpo.pipelines import iterate
+from raydpo.quickstart.bpe import train_bpe
+from raydpo.quickstart.fresh_model import create_model
 from tests.pipelines.rounds.toy_rounds import generations, greedy_ids, held_out_ids, rounds_config
 from tests.pipelines.toy import Notes, Toy
 

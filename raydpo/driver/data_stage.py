@@ -1,0 +1,69 @@
+"""The data stage: read, check and encode what the config names, and ask whether it can answer what training will ask.
+
+Comes in: a workspace. Goes out: token shards in `<run>/data` and a report. Decision: the stage returns a small report that
+goes into the summary as it is; what it made lies on disk.
+"""
+
+from __future__ import annotations
+
+from raydpo.batches.order import Order
+from raydpo.config import Config
+from raydpo.config.cross_checks import best_metric
+from raydpo.data import DataReport, prepare
+from raydpo.errors import DataError
+from raydpo.rundir.workspace import Workspace
+from raydpo.schema.events import Note, Observer
+
+
+def data_stage(workspace: Workspace, observer: Observer, *, write: bool = True) -> DataReport:
+    """Read, check and encode into `<run>/data`; reuses a finished preparation of the same inputs.
+
+    write=False: everything but writing.
+    """
+    for text in workspace.notes:
+        observer(Note("warning", text))
+    folder = str(workspace.model.folder)
+    return prepare(workspace.config, folder, workspace.data, write=write, observer=observer)
+
+
+def planned_steps(config: Config, report: DataReport) -> dict[str, int]:
+    """Optimizer steps of a training on this data; nothing without training data."""
+    if not report.train_pairs:
+        return {}
+    order = Order.of(config, report.train_pairs)
+    return {"steps": order.num_steps, "steps_per_epoch": order.steps_per_epoch}
+
+
+def check_training_data(config: Config, report: DataReport) -> None:
+    """Raise DataError when there is nothing to train on, or the held-out data cannot answer what training asks of them."""
+    if not report.train_pairs:
+        raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
+    _check_labels(config, report)
+
+
+def check_held_out_data(report: DataReport) -> None:
+    """Raise DataError when there is nothing to evaluate on."""
+    if not report.eval_pairs:
+        raise DataError("data.eval: no example is left after the checks; there is nothing to evaluate on.")
+
+
+def _check_labels(config: Config, report: DataReport) -> None:
+    """Raise DataError when something is to be chosen by margins that the held-out data cannot have."""
+    if config.objective.row.data != "labels" or not report.eval_pairs:
+        return
+    metric = best_metric(config)
+    wanting = [
+        f"{key}: {value}"
+        for key, value, asks in (
+            ("train.early_stopping_patience", config.train.early_stopping_patience, True),
+            ("train.export", config.train.export, config.train.export == "best" and metric == "eval/rewards/margins"),
+            ("train.best_metric", config.train.best_metric, metric == "eval/rewards/margins"),
+        )
+        if value is not None and asks
+    ]
+    if wanting and report.desirable["eval"] in (0, report.eval_pairs):
+        raise DataError(
+            f"{', '.join(wanting)} looks at eval/rewards/margins, the difference of desirable and undesirable answers, and all "
+            f"{report.eval_pairs:,} held-out answers have one label; nothing was trained. Hold out both labels, or set "
+            "train.best_metric: eval/loss and leave early stopping out."
+        )

@@ -1,0 +1,178 @@
+"""The generators of a run: a standing pool of engines, the policy that they hold, and the proof that they hold it.
+
+Comes in: requests, weights of the trainers or a model folder. Goes out: what engines answer, stamped with the version.
+Decision: new weights go to every engine in place, part by part, through Ray's object store; an engine that starts later
+reads the committed folder, and so do all when they are at work as a push begins: trainers never wait for them. After either,
+what the trainers said of a few sequences is compared with what each engine says.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property, partial
+from pathlib import Path
+
+import numpy as np
+
+from raydpo import runtime
+from raydpo.artifacts import weights_digest
+from raydpo.config import Config
+from raydpo.errors import PolicyMismatchError, WorkerError
+from raydpo.generate.engine import EngineSpec
+from raydpo.generate.worker import Generator, Health
+from raydpo.models.agreement import compare
+from raydpo.schema.events import Note, Observer
+from raydpo.schema.rank_events import PolicyProbe, WeightsPart
+from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Score, Scored
+
+_LOADING = -1
+"""The version in the middle of a push: of no request."""
+
+
+@dataclass(frozen=True)
+class Policy:
+    """A policy that generators can hold: its version and its model folder. probe: what its trainers said of it."""
+
+    version: int
+    folder: Path
+    probe: PolicyProbe | None = None
+
+    @cached_property
+    def digest(self) -> str:
+        """Of the weights."""
+        return weights_digest(self.folder)
+
+
+class Generators:
+    """engine: of the initial model; the architecture of all versions. Close them after use."""
+
+    def __init__(self, config: Config, engine: EngineSpec, observer: Observer) -> None:
+        section = config.generate
+        self._engine, self._observer = engine, observer
+        is_colocated = config.rounds is not None and config.rounds.placement == "colocated"
+        self.shares_gpus = is_colocated and section.gpus_per_worker > 0
+        # Colocated on CPUs, generators wait while trainers run: they must not hold the CPUs that trainers reserve.
+        shares_cpus = is_colocated and not self.shares_gpus
+        self._pool = runtime.Pool(
+            "generate",
+            partial(Generator, engine),
+            num_workers=section.num_workers,
+            cpus=0 if shares_cpus else section.cpus_per_worker,
+            gpus=section.gpus_per_worker,
+            threads=section.cpus_per_worker,
+            max_retries=section.max_retries,
+        )
+        self._version = self._checked = engine.version  # what an engine holds when it has started
+        self._unproven: set[int] = set()
+        self._is_introduced = False
+
+    def hold(self, policy: Policy) -> None:
+        """Make every generator hold `policy`, from its folder unless a push brought it. Raises PolicyMismatchError."""
+        message = LoadFolder(str(policy.folder), policy.version)
+        self._pool.greet_with(message if policy.version != self._engine.version else None)
+        if self._version != policy.version:
+            self._pool.tell(message)
+            self._version = policy.version
+        if self._checked != policy.version:
+            self._pool.start()
+            self._check(policy)
+            self._checked = policy.version
+        self._introduce()
+
+    def _introduce(self) -> None:
+        """Say once what samples."""
+        if self._is_introduced:
+            return
+        self._is_introduced = True
+        self._pool.start()
+        found = Counter(
+            "{engine} on {device} in {dtype}, threads: {threads}".format(**e) for e in self._pool.tell(Health())
+        )
+        for text, number in found.items():
+            self._observer(Note("info", f"generators: {number}, {text}"))
+
+    def receive(self, part: WeightsPart, version: int) -> None:
+        """A part of the weights of `version`, from the trainers."""
+        self._version = version if part.is_last else _LOADING
+        self._pool.tell(LoadWeights(part.weights, version, part.is_last, part.is_partial))
+
+    def _check(self, policy: Policy) -> None:
+        """Compare what each generator says of a few sequences with what the trainers said."""
+        probe = policy.probe
+        if probe is None:
+            self._say_unproven(policy)
+            return
+        answers: list[Scored] = self._pool.tell(probe.request)
+        if not answers:
+            raise WorkerError(
+                f"every generator died when it was asked what policy {policy.version} says of a few sequences. If it was "
+                "memory, run fewer generators; the same command goes on from here."
+            )
+        worst = max(_compare(probe, answer, self._engine.dtype, policy.version) for answer in answers)
+        who = "1 generator holds" if len(answers) == 1 else f"{len(answers)} generators hold"
+        text = f"{who} policy {policy.version}: within {worst:.2g} nats of the trainers"
+        self._observer(Note("info", text))
+
+    def _say_unproven(self, policy: Policy) -> None:
+        """Once for each version."""
+        if policy.version in self._unproven:
+            return
+        self._unproven.add(policy.version)
+        self._observer(
+            Note(
+                "warning",
+                f"policy {policy.version} was loaded from {policy.folder} and not compared with what its trainers said of some "
+                "sequences: there is no probe.json, because the driver was killed between the last step and the push. An "
+                "engine that computes another policy would not be found before the next push. If that matters, remove the "
+                "round that made this policy and all after it, and run the same command.",
+            )
+        )
+
+    def generate(self, requests: Sequence[Generate]) -> Iterator[tuple[int, Generated]]:
+        """(index of the request, answers), in the order they finish."""
+        yield from self._pool.run(requests)
+
+    def score(self, requests: Sequence[Score]) -> dict[int, Scored]:
+        """Index of the request -> log-probs."""
+        return dict(self._pool.run(requests))
+
+    def make_room(self) -> None:
+        """Give up GPUs that another role needs now."""
+        if self.shares_gpus:
+            self._pool.stop()
+            self._version = self._checked = self._engine.version
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def _compare(probe: PolicyProbe, answer: Scored, dtype: str, version: int) -> float:
+    """Largest difference in nats of a sequence. Raises PolicyMismatchError."""
+    ours = [np.array(nats) for nats in probe.nats]
+    theirs = [np.array(nats) for nats in answer.nats]
+    found = compare(theirs, ours, dtype)
+    if found.problem is not None:
+        row, now, then, difference, allowed = found.problem
+        raise PolicyMismatchError(
+            f"after the weights of policy {version} were loaded, a generator gives sequence {row} {now:.6f} nats and the "
+            f"trainers gave {then:.6f}: they differ by {difference:.3g}, allowed are {allowed:.3g} in {dtype}. It would have "
+            "sampled from another policy than the one that is trained, so the round was stopped. The same command loads the "
+            "weights anew; if it happens again, the engine does not compute this architecture as the trainers do."
+        )
+    if dtype == "float32" and (apart := _greedy_differences(probe, answer)):
+        raise PolicyMismatchError(
+            f"after the weights of policy {version} were loaded, a generator's likeliest token differs from the trainers' at "
+            f"{apart} places of the probe, though log-probs agree. It would have sampled from another policy, so the round was "
+            "stopped."
+        )
+    return found.worst_nats
+
+
+def _greedy_differences(probe: PolicyProbe, answer: Scored, tie_nats: float = 1e-4) -> int:
+    """Places where the likeliest tokens differ and are no tie."""
+    places = zip(probe.top_ids, answer.top_ids, probe.top_nats, answer.top_nats, strict=True)
+    return sum(
+        ours != theirs and abs(a - b) > tie_nats for row in places for ours, theirs, a, b in zip(*row, strict=True)
+    )

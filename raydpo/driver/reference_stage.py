@@ -1,0 +1,142 @@
+"""The reference stage: log-probs of the rows that the cache does not hold yet.
+
+Comes in: a workspace whose token shards are there. Goes out: shards in the cache and a report. Decision: workers commit
+shards, the driver only plans, counts and compares; nothing large comes back.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from raydpo import runtime
+from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
+from raydpo.driver.actors import ray_session
+from raydpo.errors import IntegrityError, ReferenceMismatchError
+from raydpo.models.agreement import compare
+from raydpo.reference.plan import ShardWork, plan_shards, probe_work, wanted_rows
+from raydpo.reference.score import Scorer, ScorerSpec, ShardDone
+from raydpo.rundir.workspace import Workspace
+from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
+
+
+@dataclass(frozen=True)
+class ReferenceReport:
+    """What the reference stage did. rows: distinct rows of the run; rows_scored, forwards: made in this call. probe: how far
+    cached rows are from what the reference gives now, where that was asked."""
+
+    rows: int
+    rows_scored: int = 0
+    forwards: int = 0
+    damaged: tuple[str, ...] = ()
+    cache: ReferenceCache | None = None
+    identity: CacheIdentity | None = None
+    probe: Mapping[str, float] = field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        counts = {"rows": self.rows, "rows_scored": self.rows_scored, "forwards": self.forwards}
+        where = {} if self.cache is None else {"cache": str(self.cache.folder)}
+        return {**counts, "damaged_shards": list(self.damaged), **where}
+
+
+def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
+    section = workspace.config.reference
+    return ScorerSpec(
+        model=workspace.reference,
+        dtype=workspace.dtype,
+        attention=workspace.config.model.attention,
+        data=workspace.data,
+        cache_dir=workspace.cache_dir,
+        identity=identity,
+        tokens_per_batch=section.tokens_per_batch,
+        use_gpu=section.gpus_per_worker > 0,
+    )
+
+
+def reference_stage(
+    workspace: Workspace,
+    splits: tuple[str, ...],
+    observer: Observer,
+    examples: Mapping[str, np.ndarray] | None = None,
+    *,
+    probe: bool = False,
+) -> ReferenceReport:
+    """Score the rows of `splits` that the cache does not hold. Starts no worker if there are none and nothing is probed.
+
+    examples: split -> the examples whose rows are needed, all of a split that is not in it. probe: score a few rows of the
+    training split once more and compare. Raises ReferenceMismatchError when the cache holds other values.
+    """
+    identity = workspace.identity
+    if identity is None:
+        observer(Note("info", f"objective {workspace.config.objective.name} has no reference: nothing to precompute."))
+        return ReferenceReport(0)
+    cache = ReferenceCache(workspace.cache_dir, identity)
+    cache.open()
+    for message in cache.damaged:
+        observer(Note("warning", message))
+    write_json(workspace.dir / "reference.json", {"cache": str(cache.folder), "identity": identity.digest})
+    wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
+    works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
+    scored = forwards = 0
+    fresh: tuple[np.ndarray, ...] = ()
+    probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
+    if works or probed:
+        with ray_session(workspace, "reference"):
+            runtime.check_storage(workspace.dir)
+            runtime.check_storage(workspace.cache_dir)
+            for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
+                if shard.nats:
+                    fresh = shard.nats
+                else:
+                    scored, forwards = scored + shard.rows, forwards + shard.forwards
+        cache.open()
+        if missing := cache.missing(list(wanted.keys)):
+            raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")
+    text = f"{scored} of {len(wanted.keys)} rows scored, {len(wanted.keys) - scored} were in the cache {cache.folder}"
+    observer(StageDone("reference", text))
+    apart = _compared(cache.lookup(list(probed[0].keys)), fresh, workspace.dtype, observer) if probed else {}
+    return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart)
+
+
+def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], observer: Observer) -> Iterator[ShardDone]:
+    """The work on the reference workers, in the order in which it is done."""
+    section, shards = workspace.config.reference, [work for work in works if not work.is_probe]
+    observer(StageStarted("reference", sum(len(work.keys) for work in shards), "rows"))
+    done = 0
+    for _, shard in runtime.run_pool(
+        "reference",
+        partial(Scorer, spec),
+        works,
+        num_workers=min(section.num_workers, max(1, len(shards))),
+        cpus=section.cpus_per_worker,
+        gpus=section.gpus_per_worker,
+        max_retries=section.max_retries,
+    ):
+        if not shard.nats:
+            done += shard.rows
+            observer(Advanced("reference", done))
+        yield shard
+
+
+def _compared(
+    cached: Sequence[np.ndarray], fresh: Sequence[np.ndarray], dtype: str, observer: Observer
+) -> dict[str, float]:
+    """How far rows of the cache are from what the declared reference gives now. Raises ReferenceMismatchError.
+
+    It is asked where training starts from other weights than the reference, and the trainers cannot tell.
+    """
+    found = compare(fresh, cached, dtype)
+    if found.problem is not None:
+        _, now, then, difference, allowed = found.problem
+        raise ReferenceMismatchError(
+            f"the cache says {then:.6f} nats for a probe row, the reference now gives {now:.6f}: they differ by "
+            f"{difference:.3g}, allowed are {allowed:.3g} in {dtype}. Margins would be measured from the wrong "
+            "reference. The cache was made by other kernels or on other hardware: use another reference.cache_dir."
+        )
+    text = f"{found.rows} cached rows scored again by the declared reference: max {found.worst_nats:.2g} nats apart"
+    observer(Note("info", text))
+    return {"rows": found.rows, "max_difference_nats": found.worst_nats, "tolerance_nats": found.allowed_nats}

@@ -1,0 +1,69 @@
+"""Who samples and who judges in a run of rounds, and what it cost: work asked of them becomes a committed piece.
+
+Comes in: requests and rows. Goes out: the parts that the piece lacked. Decision: the producer and the evaluator, which may
+work in two threads, know of actors nothing but this.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raydpo.driver.busy import Busy
+from raydpo.driver.generators import Generators, Policy
+from raydpo.driver.judges import Judging
+from raydpo.judge.verdict import Row
+from raydpo.rundir.piece import Piece
+from raydpo.rundir.rounds_folder import chunks
+from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
+from raydpo.schema.samples import Generate, Prompt
+
+
+@dataclass(frozen=True)
+class Roles:
+    """rows_per_lot: prompts that a judge gets at a time."""
+
+    generators: Generators
+    judging: Judging
+    busy: Busy
+    observer: Observer
+    rows_per_lot: int
+
+    def sample(
+        self,
+        piece: Piece,
+        policy: Policy,
+        requests: Sequence[Generate],
+        prompts: Sequence[Prompt],
+        meta: Mapping[str, Any],
+    ) -> None:
+        """Have `policy` answer the requests that the piece lacks, a part each, and commit. prompts: of all requests."""
+        self.generators.hold(policy)
+        piece.begin()
+        missing = [number for number in range(len(requests)) if not piece.has_part(number)]
+        starts = [0]
+        for request in requests:
+            starts.append(starts[-1] + len(request.prompts))
+        self.observer(StageStarted("generate", len(prompts), "prompts"))
+        done = len(prompts) - sum(len(requests[number].prompts) for number in missing)
+        for index, answer in self.generators.generate([requests[number] for number in missing]):
+            number = missing[index]
+            lot = prompts[starts[number] : starts[number + 1]]
+            rows = (
+                {"prompt": prompt.key, "version": answer.version, "samples": [asdict(sample) for sample in samples]}
+                for prompt, samples in zip(lot, answer.answers, strict=True)
+            )
+            piece.write_part(number, rows)
+            self.busy.add("generate", answer.busy_s)
+            done += len(lot)
+            self.observer(Advanced("generate", done))
+        piece.commit({"version": policy.version, **meta})
+        self.observer(StageDone("generate", f"{len(prompts)} prompts, policy {policy.version}"))
+
+    def judge(self, piece: Piece, rows: Sequence[Row]) -> None:
+        """Have the rows that the piece lacks judged, and commit. Raises JudgeError for too many failures."""
+        if self.judging.needs_gpu:
+            self.generators.make_room()
+        with self.busy.working("judge"):
+            self.judging.judge(piece, chunks(rows, self.rows_per_lot), self.observer)

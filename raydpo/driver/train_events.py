@@ -1,0 +1,234 @@
+"""What the driver knows while ranks train, and what it does about each thing that they say.
+
+Comes in: events of ranks, in order. Goes out: committed checkpoints, lines of metrics, and at the end `model/`.
+Decision: everything here follows from the newest checkpoint, so that going on after a kill and going on after ranks that
+ran out of memory are one and the same.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import shutil
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from raydpo.config import Config
+from raydpo.config.cross_checks import best_metric
+from raydpo.driver.moving_reference import References
+from raydpo.driver.reference_stage import ReferenceReport
+from raydpo.metrics import Sinks, Watch
+from raydpo.models.lora import merge_lora
+from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain
+from raydpo.rundir.resume import Checkpoint, Plan
+from raydpo.rundir.workspace import Workspace
+from raydpo.schema.events import Advanced, Note, Observer, StageDone
+from raydpo.schema.rank_events import (
+    Evaluated,
+    Finished,
+    Noted,
+    PolicyProbe,
+    Probed,
+    Profiled,
+    Skipped,
+    Staged,
+    Stepped,
+    TrainEvent,
+    WeightsPart,
+)
+from raydpo.train import TrainSpec
+
+TrainingReport = dict[str, Any]
+Receive = Callable[[WeightsPart | PolicyProbe], None]
+
+
+class Driver:
+    """What the driver knows while ranks train. `handle` takes their events in order."""
+
+    def __init__(
+        self,
+        workspace: Workspace,
+        plan: Plan,
+        references: References,
+        reference: ReferenceReport,
+        observer: Observer,
+        receive: Receive | None = None,
+    ) -> None:
+        self.receive = receive
+        self.workspace, self.plan, self.references = workspace, plan, references
+        self.reference, self.observer = reference, observer
+        self.tokens_per_microbatch = workspace.config.train.tokens_per_microbatch
+        self.profiled: Path | None = None
+        self.last: Checkpoint | None = plan.checkpoint
+        self.rewind()
+        self.sinks: Sinks | None = None
+        self._watch = Watch()
+        self._metric = best_metric(workspace.config)
+
+    def rewind(self) -> None:
+        """Know what was known at the newest checkpoint, no more."""
+        meta: Mapping[str, Any] = self.last.meta if self.last else {}
+        self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
+        self.eval_last: dict[str, float] = dict(meta.get("eval_last", {}))
+        self.eval_history: list[float] = list(meta.get("eval_history", []))
+        self.probe: dict[str, float] = dict(meta.get("probe", self.reference.probe))
+        self.skipped: int = int(meta.get("skipped_steps", 0))
+        self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
+        self._last_skipped = (0, 0)  # step, and how many in a row up to it
+        self._record_sync()
+
+    @property
+    def config(self) -> Config:
+        """The run's, with micro-batches that fitted so far."""
+        train = self.workspace.config.train.model_copy(update={"tokens_per_microbatch": self.tokens_per_microbatch})
+        return self.workspace.config.model_copy(update={"train": train})
+
+    @property
+    def step(self) -> int:
+        """The step that training goes on from."""
+        return self.last.step if self.last else 0
+
+    @property
+    def is_over(self) -> bool:
+        return self.last is not None and bool(self.last.reason)
+
+    @property
+    def skipped_in_a_row(self) -> int:
+        step, number = self._last_skipped
+        return number if step == self.step else 0
+
+    def move_reference(self) -> None:
+        """Make the reference that is due at the newest checkpoint, and score with it what the next steps read."""
+        current = self.references.after(self.last)
+        self.observer(Note("info", f"the reference was updated from the policy after {self.step} steps"))
+        self.reference = self.references.score(current, self.last, self.observer)
+        self.references.retain()
+        self._record_sync()
+        self._watch = Watch()  # what it saw was measured from another reference
+
+    def _record_sync(self) -> None:
+        every, identity = self.references.every, self.reference.identity
+        if every is None or identity is None or not self.step or self.step % every:
+            return
+        report = self.reference.to_json()
+        counts = {name: report[name] for name in ("rows", "rows_scored", "forwards")}
+        self.syncs.append({"step": self.step, "reference": identity.digest, **counts})
+
+    def spec(self, stop: int | None) -> TrainSpec:
+        """What ranks are told that go on from the newest checkpoint. stop: the step at which they end; None: the last."""
+        workspace, config, identity = self.workspace, self.config, self.reference.identity
+        template = config.data.chat_template
+        return TrainSpec(
+            config=config,
+            model=workspace.model,
+            dtype=workspace.dtype,
+            data=workspace.data,
+            staging=workspace.staging(),
+            reference=None if identity is None else (workspace.cache_dir, identity),
+            probe=workspace.starts_at_reference,
+            resume=self.last.folder if self.last else None,
+            optimizer=self.plan.optimizer,
+            resume_step=self.step,
+            stop_step=stop,
+            eval_history=tuple(self.eval_history),
+            skipped_steps=self.skipped,
+            skipped_in_a_row=self.skipped_in_a_row,
+            profile=config.profile and self.profiled is None,
+            push=self.receive is not None,
+            chat_template=Path(template).expanduser().read_text() if template else None,
+        )
+
+    def handle(self, event: TrainEvent) -> None:
+        match event:
+            case Stepped(step, metrics):
+                self._log(step, metrics)
+                self.observer(Advanced("train", step, metrics))
+                for warning in self._watch.observe(metrics):
+                    self.observer(Note("warning", warning))
+            case Evaluated(step, metrics):
+                self._evaluated(step, dict(metrics))
+            case Noted(text):
+                self.observer(Note("info", text))
+            case Profiled(folder, text):
+                self.profiled = self.workspace.publish(Path(folder), "profile")
+                self.observer(Note("info", f"{text}; table.txt and the trace are in {self.profiled}"))
+            case Probed(rows, worst, allowed):
+                self.probe = {"rows": rows, "max_difference_nats": worst, "tolerance_nats": allowed}
+                text = f"{rows} cached rows agree with the policy before its first step: max {worst:.2g} nats apart"
+                self.observer(Note("info", f"{text} (allowed {allowed:.2g})"))
+            case Skipped(step, loss, grad_norm, sources):
+                self._skipped(step, loss, grad_norm, sources)
+            case Staged():
+                self.last = commit_checkpoint(event, self.workspace.checkpoints, self._meta())
+                retain(self.workspace.checkpoints, self.workspace.config.train.keep_checkpoints, self._metric)
+            case Finished(step, reason):
+                self.observer(StageDone("train", f"{step} steps, {reason}"))
+            case WeightsPart() | PolicyProbe() if self.receive is not None:
+                self.receive(event)
+
+    def _log(self, step: int, metrics: Mapping[str, float]) -> None:
+        assert self.sinks is not None
+        self.sinks.write(step, metrics)
+
+    def _evaluated(self, step: int, metrics: dict[str, float]) -> None:
+        self.eval_first = self.eval_first or metrics
+        self.eval_last = metrics
+        self.eval_history.append(metrics.get("eval/rewards/margins", 0.0))
+        self._log(step, metrics)
+        shown = ", ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4f}" for name in _SHOWN if name in metrics)
+        self.observer(Note("info", f"evaluation after {step} steps: {shown}"))
+
+    def _skipped(self, step: int, loss: float, grad_norm: float, sources: tuple[str, ...]) -> None:
+        self.skipped += 1
+        before, number = self._last_skipped
+        self._last_skipped = (step, number + 1 if before == step - 1 else 1)
+        line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "sources": sources}
+        with (self.workspace.dir / "bad_batches.jsonl").open("a") as file:
+            file.write(json.dumps(line) + "\n")
+        what = "loss" if not math.isfinite(loss) else "gradient"
+        self.observer(Note("warning", f"step {step} skipped: its {what} is not finite; rows in bad_batches.jsonl"))
+
+    def _meta(self) -> dict[str, Any]:
+        return {
+            "trajectory": dict(self.plan.trajectory),
+            "reference": self.reference.identity.digest if self.reference.identity else None,
+            "first_reference": self.workspace.identity.digest if self.workspace.identity else None,
+            "syncs": self.syncs,
+            "eval_first": self.eval_first,
+            "eval_last": self.eval_last,
+            "eval_history": self.eval_history,
+            "probe": self.probe,
+            "skipped_steps": self.skipped,
+        }
+
+    def finish(self) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]]]:
+        """Publish `model/` from the last or best checkpoint."""
+        assert self.last is not None
+        chosen = self.last
+        if self.workspace.config.train.export == "best":
+            best, skipped = best_valid(self.workspace.checkpoints, self._metric)
+            for text in skipped:
+                self.observer(Note("warning", f"checkpoint passed over as the best: {text}"))
+            chosen = best or self.last
+        fresh = self.workspace.unpublished("model")
+        shutil.copytree(chosen.folder / "model", fresh)
+        model = self.workspace.publish(fresh, "model")
+        report: TrainingReport = {
+            "steps": self.last.step,
+            "reason": self.last.reason,
+            "skipped_steps": self.skipped,
+            "exported_step": chosen.step,
+            "resumed_from_step": self.plan.checkpoint.step if self.plan.checkpoint else 0,
+            "model": str(model),
+            "probe": self.probe,
+        }
+        lora = self.workspace.config.train.lora
+        if lora is not None and lora.merge:
+            merged = self.workspace.unpublished("model_merged")
+            merge_lora(self.workspace.model.folder, model, merged, self.workspace.dtype)
+            report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))
+        return report, {"first": self.eval_first, "last": self.eval_last}, self.syncs
+
+
+_SHOWN = ("eval/loss", "eval/rewards/margins", "eval/rewards/accuracies", "eval/rewards/ties")

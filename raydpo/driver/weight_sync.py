@@ -1,0 +1,43 @@
+"""Weight sync: the trainers' new weights on their way to the generators.
+
+Comes in: parts of the weights, in order. Goes out: the same to every generator, or to none.
+"""
+
+from __future__ import annotations
+
+from concurrent.futures import Future
+from typing import Any
+
+from raydpo.driver.generators import Generators
+from raydpo.schema.events import Note, Observer
+from raydpo.schema.rank_events import WeightsPart
+
+
+class Push:
+    """The weights of `version` on their way to the generators. producer: who has them at work meanwhile, if anybody.
+
+    Decision: at the first part it is known whether the generators are free. If they are not, all parts are left out and
+    `hold` reads the folder: whoever waited here would wait between two collectives of the trainers.
+    """
+
+    def __init__(self, generators: Generators, version: int, producer: Future[Any] | None, observer: Observer) -> None:
+        self._generators, self._version, self._producer, self._observer = generators, version, producer, observer
+        self._is_taken: bool | None = None
+
+    def receive(self, part: WeightsPart) -> None:
+        """The parts in order; after the last one another push may come."""
+        if self._generators.shares_gpus:  # they are stopped while trainers run
+            return
+        if self._is_taken is None:
+            self._is_taken = self._is_free()
+        if self._is_taken:
+            self._generators.receive(part, self._version)
+        if part.is_last:
+            self._is_taken = None
+
+    def _is_free(self) -> bool:
+        if self._producer is None or (self._producer.done() and self._producer.exception() is None):
+            return True
+        text = f"the next round was in the making when the weights of policy {self._version} came; generators read its folder"
+        self._observer(Note("info", text))
+        return False

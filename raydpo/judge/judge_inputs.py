@@ -1,0 +1,89 @@
+"""What the judges of a section read besides prompts and responses: models and files. Found once, described by content.
+
+Comes in: a checked JudgeSection. Goes out: the models that workers load, and what scores depend on.
+Decision: a hub id is resolved to a commit on the driver and workers take that commit, so that digests are of the weights
+that gave the scores. Price: the driver downloads what a judge loads, and hashes it at every start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from raydpo.artifacts import file_sha256, tokenizer_digest, weights_digest
+from raydpo.config.round_sections import JUDGE_FREE, JudgeSection
+from raydpo.errors import ConfigError
+from raydpo.models.resolve import ResolvedModel, resolve_model
+
+Models = Mapping[str, ResolvedModel]
+"""Name as the section gives it -> where it was found."""
+
+
+def members_of(section: JudgeSection) -> list[JudgeSection]:
+    """The judges of an ensemble; none of any other kind."""
+    return [JudgeSection.model_validate(member) for member in section.members]
+
+
+def loads_model(section: JudgeSection) -> bool:
+    """Whether the judge itself, not one of its members, loads a model in its worker."""
+    return section.kind == "reward_model" or (section.kind == "pairwise" and section.endpoint is None)
+
+
+def may_use_gpu(section: JudgeSection) -> bool:
+    """Whether a GPU of its own can be of use to the judge: to a model, or to a function, which may do what it likes."""
+    return any(loads_model(each) or each.kind == "function" for each in _judges(section))
+
+
+def local_model(section: JudgeSection) -> str | None:
+    """Folder or hub id of the language model that pairwise judges without an endpoint ask; None when there is no such.
+
+    Raises ConfigError when members of an ensemble name different ones.
+    """
+    models = sorted({each.model or "" for each in _judges(section) if each.kind == "pairwise" and loads_model(each)})
+    if len(models) > 1:
+        raise ConfigError(
+            f"judge.members: pairwise judges without an endpoint name {len(models)} models ({', '.join(models)}); a judge "
+            "worker loads one, so nothing was loaded. Name one model, or serve the others and set their endpoint."
+        )
+    return models[0] if models else None
+
+
+def find_model(name: str) -> ResolvedModel:
+    """The model `name` of a judge, with weights that can be read. Raises ConfigError."""
+    found = resolve_model("judge.model", name)
+    if not any(found.folder.glob("*.safetensors")):
+        raise ConfigError(
+            f"judge.model: {name} has no *.safetensors (looked in {found.folder}); weights in other files are not read, "
+            "because loading those may run code. Nothing was scored. Convert the model with save_pretrained."
+        )
+    return found
+
+
+def find_models(section: JudgeSection) -> dict[str, ResolvedModel]:
+    """Every model that a worker of `section` loads. Raises ConfigError for the first one that is not there."""
+    names = {each.model or "" for each in _judges(section) if loads_model(each)}
+    return {name: find_model(name) for name in sorted(names)}
+
+
+def inputs_of(section: JudgeSection, models: Models) -> dict[str, Any]:
+    """What scores depend on, as JSON: settings but those of JUDGE_FREE, and contents in place of paths.
+
+    Of a function and of the model behind an endpoint only the name is known.
+    """
+    inputs = section.model_dump(mode="json", exclude={*JUDGE_FREE, "answers", "members"})
+    if section.answers is not None:
+        inputs["answers_sha256"] = file_sha256(Path(section.answers).expanduser())
+    if loads_model(section):
+        folder = models[inputs.pop("model")].folder
+        inputs |= {"model_digest": weights_digest(folder), "tokenizer_digest": tokenizer_digest(folder)}
+    if section.members:
+        inputs["inputs_of_members"] = [inputs_of(member, models) for member in members_of(section)]
+    return inputs
+
+
+def _judges(section: JudgeSection) -> Iterator[JudgeSection]:
+    """The judge and, of an ensemble, its members at any depth."""
+    yield section
+    for member in members_of(section):
+        yield from _judges(member)

@@ -1,0 +1,56 @@
+"""The on-policy verb: sample, judge, train, repeat. The order of a run of rounds, and nothing else.
+
+Comes in: a config and a judge. Goes out: a `Round` for each, as soon as it is committed. Decision: every arrow leads from
+one committed piece to the next, so there is no state but the disk; with `placement: split` the pairs of the next round are
+made in a second thread while this one trains. A round without pairs is committed as one that trained nothing.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from raydpo.config import Config
+from raydpo.pipelines.offline import train
+from raydpo.rounds.run import Judge, Produced, Round, RoundsRun, open_run, read_summary
+from raydpo.schema.events import Observer, ignore
+
+
+def iterate(config: Config, judge: Judge | None = None, observer: Observer = ignore) -> Iterator[Round]:
+    """Rounds of sample, judge, train; the same call goes on where an earlier one in `run.dir` ended.
+
+    judge: (prompt, responses) -> a score each, higher is better, called in this process; without one the config's `judge`
+    section. Rounds that were committed before are yielded again, without work. Writes `summary.json` at the end.
+    Raises JudgeError, PolicyMismatchError, and what `raydpo.train` raises.
+    """
+    with open_run(config, judge, observer) as run:
+        done: list[Round] = []
+        run.evaluate_start()
+        for index in range(run.num_rounds):
+            found = run.committed(index) or _round(run, index, observer)
+            done.append(found)
+            yield found
+            if run.is_stopped_by(found):
+                break
+        run.write_summary(done)
+
+
+def _round(run: RoundsRun, index: int, observer: Observer) -> Round:
+    produced = run.produced(index)  # sampled by the generators, judged, and made into pairs
+    run.start_ahead(index + 1)  # with placement: split, while this round trains
+    trained = _train(run, index, produced, observer) if produced.num_pairs else run.pass_on(index, produced)
+    return run.finish_round(index, produced, trained)
+
+
+def _train(run: RoundsRun, index: int, produced: Produced, observer: Observer) -> dict[str, float]:
+    """Train on the pairs, and send the generators the new policy if they are free; metrics of the training."""
+    with run.training(index, produced) as job:
+        summary = train(job.config, observer, receive=job.receive, optimizer=job.optimizer)
+    return run.trained(job, summary["train"])
+
+
+def run_rounds(config: Config, observer: Observer = ignore) -> dict[str, Any]:
+    """`iterate` to its end; the summary that `summary.json` holds."""
+    for _ in iterate(config, observer=observer):
+        pass
+    return read_summary(config)

@@ -1,0 +1,246 @@
+"""From a policy to a round's pairs: prompts, generations, scores, pairs, each a committed piece.
+
+Comes in: who samples and who judges. Goes out: `Produced`, with counts. Decision: what is there and was made from the same
+inputs is taken as it is, so the same call goes on where an earlier one ended.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raydpo.config import Config
+from raydpo.data.offline_share import offline_rows
+from raydpo.data.prompts import chosen_ids
+from raydpo.data.tokenizer import TextTokenizer
+from raydpo.driver.generators import Policy
+from raydpo.driver.judges import texts
+from raydpo.driver.roles import Roles
+from raydpo.judge.measures import distinct_ngrams, duplicate_share, mean_length
+from raydpo.judge.pairs import PairRule, make_pairs, record_of, spin_pairs
+from raydpo.rundir.piece import Piece
+from raydpo.rundir.rounds_folder import RoundsFolder, chunks, prompts_of, seed_of
+from raydpo.schema.events import StageDone
+from raydpo.schema.samples import Generate, Prompt, Sample, Sampling
+
+
+@dataclass(frozen=True)
+class Produced:
+    """The committed pairs of a round, which may be none. version: of the policy that sampled. metrics: of samples and
+    pairs."""
+
+    index: int
+    version: int
+    folder: Path
+    metrics: Mapping[str, float]
+
+    @property
+    def num_pairs(self) -> int:
+        """Without those of `data.train`, of which there are none where these are none."""
+        return int(self.metrics["pairs/made"])
+
+    @property
+    def became(self) -> str:
+        """What became of the samples, in words: "samples 32, kept 32, considered 8, ties 8"."""
+        counts = {name.removeprefix("pairs/"): int(n) for name, n in self.metrics.items() if name.startswith("pairs/")}
+        return _counted(counts)
+
+    @property
+    def files(self) -> tuple[str, ...]:
+        """What `data.train` of the round's training is."""
+        names = ("pairs.jsonl", "offline.jsonl")
+        return tuple(str(self.folder / name) for name in names if (self.folder / name).is_file())
+
+
+class Producer:
+    """Makes the pairs of any round of a run."""
+
+    def __init__(self, layout: RoundsFolder, prompts: Sequence[Prompt], tokenizer: TextTokenizer, roles: Roles) -> None:
+        self._layout, self._config, self._roles = layout, layout.config, roles
+        self._prompts, self._tokenizer = prompts, tokenizer
+        self._rounds = rounds = layout.rounds
+        strategy = "best_worst" if rounds.pairs == "spin" else rounds.pairs  # spin asks for no scores, and reads none
+        self._rule = PairRule(strategy, rounds.top_k, rounds.margin, rounds.max_length_ratio, rounds.truncated)
+        # Such an objective needs answers to another prompt as well: the pairs of one prompt alone are not used.
+        self._compares_prompts = "mismatched" in layout.config.objective.batch_kinds
+
+    def produce(self, index: int, policy: Policy) -> Produced:
+        """The pairs of round `index`, sampled by `policy`."""
+        folder = self._layout.round(index)
+        chosen, digest = self._chosen(folder, index)
+        generations = self._generations(folder, index, policy, chosen, digest)
+        groups = [_samples(row) for row in generations.rows()]
+        is_judged = self._rounds.pairs != "spin"
+        scores = self._scores(folder, chosen, groups, generations.digest) if is_judged else None
+        pairs = self._pairs(folder, index, chosen, groups, generations, scores)
+        return Produced(index, policy.version, pairs.folder, pairs.meta["metrics"])
+
+    def _chosen(self, folder: Path, index: int) -> tuple[list[Prompt], str]:
+        """The prompts of a round, and the digest of their committed piece."""
+        numbers = prompts_of(index, len(self._prompts), self._rounds.prompts_per_round, self._config.run.seed)
+        chosen = [self._prompts[number] for number in numbers]
+        rows = [asdict(prompt) for prompt in chosen]
+        piece = Piece(folder / "prompts", rows)
+        if not piece.is_done:
+            piece.begin()
+            piece.write_part(0, rows)
+            piece.commit({"prompts": len(chosen)})
+        return chosen, piece.digest
+
+    def _generations(self, folder: Path, index: int, policy: Policy, prompts: Sequence[Prompt], digest: str) -> Piece:
+        section = self._config.generate
+        sampling = sampling_of(self._config)
+        inputs = [
+            digest,
+            policy.digest,
+            asdict(sampling),
+            section.prompts_per_item,
+            section.engine,
+            self._config.run.seed,
+        ]
+        piece = Piece(folder / "generations", inputs)
+        if not piece.is_done:
+            requests = requests_of(self._config, prompts, sampling, policy.version, index)
+            self._roles.sample(piece, policy, requests, prompts, {})
+        return piece
+
+    def _scores(
+        self, folder: Path, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], digest: str
+    ) -> Piece:
+        piece = Piece(folder / "scores", [digest, self._roles.judging.inputs])
+        if not piece.is_done:
+            rows = [(prompt.text, texts(samples)) for prompt, samples in zip(prompts, groups, strict=True)]
+            self._roles.judge(piece, rows)
+        return piece
+
+    def _pairs(
+        self,
+        folder: Path,
+        index: int,
+        prompts: Sequence[Prompt],
+        groups: Sequence[Sequence[Sample]],
+        generations: Piece,
+        scores: Piece | None,
+    ) -> Piece:
+        rounds = self._rounds
+        upstream = generations.digest if scores is None else scores.digest
+        inputs = [upstream, rounds.pairs, asdict(self._rule), rounds.offline_share, self._config.run.seed]
+        piece = Piece(folder / "pairs", inputs)
+        if piece.is_done:
+            return piece
+        counts: dict[str, int] = {}
+        records: list[dict[str, Any]] = []
+        found = [row["scores"] for row in scores.rows()] if scores is not None else [None] * len(groups)
+        for prompt, samples, values in zip(prompts, groups, found, strict=True):
+            made, of_prompt = self._of_prompt(prompt, samples, values, index)
+            records += made
+            for reason, number in of_prompt.items():
+                counts[reason] = counts.get(reason, 0) + number
+        offline = self._offline(index, len(records))
+        if not offline and self._compares_prompts and len({tuple(record["prompt_ids"]) for record in records}) == 1:
+            counts["one_prompt"] = len(records)
+            records = []
+        piece.begin()
+        piece.write("pairs.jsonl", records)
+        if rounds.offline_share:
+            piece.write("offline.jsonl", offline)
+        failed = sum(values is None for values in found) if scores is not None else 0
+        metrics = _metrics(groups, [v for v in found if v is not None], counts, len(records), failed)
+        piece.commit({"metrics": metrics})
+        self._roles.observer(StageDone("pairs", f"{len(records)} pairs of {len(prompts)} prompts ({_counted(counts)})"))
+        return piece
+
+    def _offline(self, index: int, num_pairs: int) -> list[dict[str, Any]]:
+        """Rows of `data.train` to be mixed with a round's own pairs."""
+        share = self._rounds.offline_share
+        number = round(num_pairs * share / (1 - share))
+        chance = random.Random(seed_of(self._config.run.seed, index, "offline"))
+        return offline_rows(self._config.data.train, number, chance) if number else []
+
+    def _of_prompt(
+        self, prompt: Prompt, samples: Sequence[Sample], scores: Sequence[float] | None, index: int
+    ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
+        digest, extra = self._tokenizer.ids_digest, {"round": index}
+        if self._rounds.pairs == "spin":
+            answer, _ = chosen_ids(self._tokenizer, prompt, control_tokens=self._config.data.control_tokens)
+            if answer is None:
+                return [], {"no_answer": 1}
+            own = Sample(answer, str(prompt.record["chosen"]), "eos")
+            spun = spin_pairs(own, samples, self._rule)
+            return [
+                record_of(prompt, own, samples[rejected], tokenizer_digest=digest, extra=extra)
+                for rejected in spun.rejected
+            ], spun.counts
+        if scores is None:
+            return [], {"failed": 1}
+        made = make_pairs(samples, scores, self._rule, seed_of(self._config.run.seed, index, prompt.key))
+        records = [
+            record_of(
+                prompt,
+                samples[chosen],
+                samples[rejected],
+                tokenizer_digest=digest,
+                extra={**extra, "chosen_score": scores[chosen], "rejected_score": scores[rejected]},
+            )
+            for chosen, rejected, _ in made.pairs
+        ]
+        return records, made.counts
+
+
+def sampling_of(config: Config) -> Sampling:
+    """How a round samples."""
+    section = config.generate
+    return Sampling(section.num_answers, section.max_new_tokens, section.temperature, section.top_p, section.stop)
+
+
+def requests_of(
+    config: Config, prompts: Sequence[Prompt], sampling: Sampling, version: int, place: int | str
+) -> list[Generate]:
+    """One request for each `generate.prompts_per_item` prompts. place: what the samples are for; seeds differ by it."""
+    return [
+        Generate(tuple(prompt.ids for prompt in lot), sampling, seed_of(config.run.seed, place, number), version)
+        for number, lot in enumerate(chunks(prompts, config.generate.prompts_per_item))
+    ]
+
+
+def distinct_2(prefix: str, samples: Sequence[Sample]) -> dict[str, float]:
+    """The share of distinct 2-grams; nothing where no sample has two tokens."""
+    ids = [sample.ids for sample in samples]
+    return {f"{prefix}/distinct_2": distinct_ngrams(ids, 2)} if max(map(len, ids)) > 1 else {}
+
+
+def samples_of(piece: Piece) -> Iterator[tuple[Sample, ...]]:
+    """The samples of each prompt of a committed piece."""
+    return (_samples(row) for row in piece.rows())
+
+
+def _samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
+    return tuple(Sample(tuple(s["ids"]), s["text"], s["ending"]) for s in row["samples"])
+
+
+def _counted(counts: Mapping[str, int]) -> str:
+    return ", ".join(f"{reason} {number}" for reason, number in counts.items() if number) or "none made"
+
+
+def _metrics(
+    groups: Sequence[Sequence[Sample]],
+    scores: Sequence[Sequence[float]],
+    counts: Mapping[str, int],
+    num_pairs: int,
+    failed: int,
+) -> dict[str, float]:
+    everything = [sample for samples in groups for sample in samples]
+    flat = [score for of_prompt in scores for score in of_prompt]
+    return {
+        **({"samples/mean_score": sum(flat) / len(flat)} if flat else {}),
+        "samples/mean_length_tokens": mean_length(everything),
+        **distinct_2("samples", everything),
+        "samples/duplicate_share": duplicate_share(groups),
+        "samples/truncated_share": sum(sample.ending == "length" for sample in everything) / len(everything),
+        "judge/failed": float(failed),
+        "pairs/made": float(num_pairs),
+        **{f"pairs/{reason}": float(number) for reason, number in counts.items()},
+    }

@@ -1,0 +1,102 @@
+"""The training of a round: an ordinary run directory, made by the same `train` that every user calls.
+
+Comes in: the pairs of a round. Goes out: the summary of the run, and the policy's weights to whoever receives them.
+Decision: a round's config is the user's with paths, reference and seed put in; nothing else of a round is known there.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from raydpo.artifacts import commit_folder, verify_folder, write_json
+from raydpo.config import Config
+from raydpo.config.round_sections import GenerateSection
+from raydpo.models.blend import blend
+from raydpo.models.resolve import resolve_model
+from raydpo.rundir.rounds_folder import RoundsFolder, seed_of
+from raydpo.schema.rank_events import PolicyProbe
+from raydpo.schema.samples import Score
+
+OF_THE_RUN = ("initial", "previous_round", "ema")
+"""Values of `rounds.reference` that name no model of their own."""
+
+
+def training_config(layout: RoundsFolder, index: int, files: Sequence[str], reference: Path | None) -> Config:
+    """The config of the run in `<round>/train`. reference: None where it is the policy that the round starts from."""
+    config = layout.config
+    train: dict[str, Any] = {}
+    if config.train.lora is not None:
+        train["lora"] = config.train.lora.model_copy(update={"merge": True})
+    if layout.carries_optimizer and layout.trained(index):
+        train["warmup_fraction"] = 0.0  # the first round's was the run's
+    updates: dict[str, dict[str, Any]] = {
+        "run": {"dir": str(layout.round(index) / "train"), "seed": seed_of(config.run.seed, index), "resume": "auto"},
+        "model": {"path": str(layout.policy(index)), "revision": None},
+        "data": {"train": tuple(files), "format": "auto", "eval_fraction": 0.0},
+        "reference": {"model": None if reference is None else str(reference), "revision": None},
+        "train": train,
+    }
+    sections = {name: getattr(config, name).model_copy(update=values) for name, values in updates.items()}
+    return config.model_copy(
+        update={**sections, "rounds": None, "judge": None, "generate": GenerateSection(), "profile": False}
+    )
+
+
+def reference_of(layout: RoundsFolder, index: int) -> Path | None:
+    """What a round's log-ratios are measured from; None: the policy that it starts from. Makes a moving average."""
+    rounds = layout.rounds
+    if layout.trained(index) == 0 and rounds.reference in OF_THE_RUN:
+        return None
+    if rounds.reference == "initial":
+        return layout.initial.folder
+    if rounds.reference == "previous_round":
+        return None
+    return average_of(layout, index) if rounds.reference == "ema" else Path(rounds.reference)
+
+
+def reference_folder(layout: RoundsFolder, index: int) -> Path:
+    """The model folder that a round's log-ratios are measured from."""
+    rounds = layout.rounds
+    if rounds.reference not in OF_THE_RUN:
+        return resolve_model("rounds.reference", rounds.reference, None).folder
+    return reference_of(layout, index) or layout.policy(index)
+
+
+def average_of(layout: RoundsFolder, index: int) -> Path:
+    """The moving average of the policies 0 to `index`: decay * the one before + (1 - decay) * policy `index`. A round
+    without pairs has made no policy, and does not move it."""
+    rounds = layout.rounds
+    index = layout.trained(index)
+    if index == 0:
+        return layout.initial.folder
+    folder = layout.round(index) / "reference"
+    if verify_folder(folder):
+        before = average_of(layout, index - 1)
+        staging = folder.with_name(".reference-work")
+        for leftover in (staging, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        blend(layout.policy(index), before, 1 - rounds.ema_decay, staging)
+        commit_folder(staging, folder, {"decay": rounds.ema_decay})
+    return folder
+
+
+def write_probe(folder: Path, probe: PolicyProbe) -> None:
+    """Keep what the trainers said of a few sequences beside the round."""
+    write_json(folder / "probe.json", asdict(probe))
+
+
+def read_probe(folder: Path) -> PolicyProbe | None:
+    """What `write_probe` kept; None where training was over before anything was said."""
+    path = folder / "probe.json"
+    if not path.is_file():
+        return None
+    found = json.loads(path.read_text())
+    sequences = tuple((tuple(prompt), tuple(answer)) for prompt, answer in found["request"]["sequences"])
+    nats, top_ids, top_nats = (tuple(map(tuple, found[key])) for key in ("nats", "top_ids", "top_nats"))
+    return PolicyProbe(Score(sequences), nats, top_ids, top_nats)

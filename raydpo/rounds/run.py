@@ -1,0 +1,232 @@
+"""A run of rounds while it is open: its roles, its policies, and what a round needs before and after it trains.
+
+Comes in: a config and a judge. Goes out: committed rounds. Decision: the order of the steps is that of `pipelines.online`;
+what each step does is here, and all of it follows from committed pieces, so that a run can be opened again anywhere.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from raydpo import runtime
+from raydpo.artifacts import RunLock
+from raydpo.config import Config
+from raydpo.driver.busy import Busy
+from raydpo.driver.generators import Generators, Policy
+from raydpo.driver.roles import Roles
+from raydpo.driver.weight_sync import Push
+from raydpo.errors import NonFiniteError
+from raydpo.judge.verdict import Judge as Judge
+from raydpo.rounds.evaluate import Evaluator
+from raydpo.rounds.optimizer_state import optimizer_of, tidy
+from raydpo.rounds.produce import Produced as Produced
+from raydpo.rounds.produce import Producer
+from raydpo.rounds.round_config import read_probe, reference_of, training_config, write_probe
+from raydpo.rounds.setup import Setup, set_up
+from raydpo.rounds.stop import stop_reasons
+from raydpo.rundir.piece import Piece
+from raydpo.schema.events import Note, Observer, StageDone
+from raydpo.schema.rank_events import PolicyProbe, WeightsPart
+
+
+@dataclass(frozen=True)
+class Round:
+    """A committed round. index: from 0. model: folder of the policy that came out; without pairs the one that went in.
+    metrics: "eval/...", "samples/...", "pairs/...", "train/...". staleness: rounds by which the policy that sampled was older
+    than the one that was trained. stopped: why there is no next round though there were to be more."""
+
+    index: int
+    folder: Path
+    model: Path
+    metrics: Mapping[str, float]
+    staleness: int = 0
+    stopped: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class TrainingJob:
+    """What the training of a round is called with: its config, who takes the new weights, and the checkpoint whose optimizer
+    state it goes on with."""
+
+    index: int
+    config: Config
+    receive: Callable[[WeightsPart | PolicyProbe], None]
+    optimizer: Path | None
+
+
+@contextmanager
+def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterator[RoundsRun]:
+    """Check everything, lock the run directory, connect, and end all actors at the end."""
+    setup = set_up(config, judge, observer)
+    with RunLock(setup.layout.dir), runtime.session(setup.demands):
+        setup.check()
+        with closing(Generators(setup.config, setup.engine, observer)) as generators:
+            run = RoundsRun(setup, generators, observer)
+            try:
+                yield run
+            finally:
+                run.close()
+
+
+def read_summary(config: Config) -> dict[str, Any]:
+    """The `summary.json` of a run that ended."""
+    summary: dict[str, Any] = json.loads((Path(config.run.dir).expanduser() / "summary.json").read_text())
+    return summary
+
+
+class RoundsRun:
+    """An open run of rounds. Rounds are taken in order."""
+
+    def __init__(self, setup: Setup, generators: Generators, observer: Observer) -> None:
+        self._setup, self._layout, self._section = setup, setup.layout, setup.rounds
+        self._generators, self._observer, self._busy = generators, observer, Busy()
+        roles = Roles(generators, setup.judging, self._busy, observer, setup.config.generate.prompts_per_item)
+        self._producer = Producer(setup.layout, setup.prompts, setup.tokenizer, roles)
+        self._evaluator = Evaluator(setup.layout, setup.eval_prompts, setup.engine, roles)
+        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="produce")
+        self._ahead: dict[int, Future[Produced]] = {}
+        self._skipped_in_a_row = 0
+        self._policies: dict[int, Policy] = {}
+        self._first: Mapping[str, float] = {}
+
+    @property
+    def num_rounds(self) -> int:
+        return self._section.num_rounds
+
+    def close(self) -> None:
+        self._generators.close()  # before the thread is waited for: if it waits for them, it is told so
+        self._setup.judging.stop()
+        self._thread.shutdown(wait=True, cancel_futures=True)
+
+    def evaluate_start(self) -> None:
+        """Measure the initial policy, from which others are measured."""
+        self._first = self._evaluator.evaluate(self._policy(0))
+
+    def committed(self, index: int) -> Round | None:
+        """Round `index` if an earlier attempt committed it."""
+        summary = Piece(self._layout.round(index) / "summary", index)
+        if not summary.is_done:
+            return None
+        tidy(self._layout, index)
+        return self._described(index, summary.meta)
+
+    def produced(self, index: int) -> Produced:
+        """The pairs of round `index`: made ahead, or now."""
+        return self._ahead.pop(index).result() if index in self._ahead else self._produce(index)
+
+    def start_ahead(self, index: int) -> None:
+        """Begin to make the pairs of round `index` in the second thread, where the placement has it so."""
+        if self._layout.is_ahead and index < self.num_rounds:
+            self._ahead[index] = self._thread.submit(self._produce, index)
+
+    @contextmanager
+    def training(self, index: int, produced: Produced) -> Iterator[TrainingJob]:
+        """What to train with; the time inside counts as the trainers' own."""
+        folder, version = self._layout.round(index), index + 1
+        config = training_config(self._layout, index, produced.files, reference_of(self._layout, index))
+        push = Push(self._generators, version, self._ahead.get(version), self._observer)
+
+        def receive(event: WeightsPart | PolicyProbe) -> None:
+            if isinstance(event, PolicyProbe):
+                write_probe(folder, event)
+            else:
+                push.receive(event)
+
+        job = TrainingJob(index, config, receive, optimizer_of(self._layout, index))
+        self._generators.make_room()
+        with self._busy.working("train"):
+            yield job
+
+    def trained(self, job: TrainingJob, report: Mapping[str, Any]) -> dict[str, float]:
+        """Metrics of a round's training. Raises NonFiniteError after too many steps in a row that were skipped."""
+        steps, skipped = int(report["steps"]), int(report["skipped_steps"])
+        self._skipped_in_a_row = self._skipped_in_a_row + skipped if skipped == steps else 0
+        if self._skipped_in_a_row >= job.config.train.max_nonfinite_steps:
+            raise NonFiniteError(
+                f"none of the last {self._skipped_in_a_row} steps, up to those of round {job.index}, had a finite loss and "
+                f"gradient. They were skipped, no weight was changed by them, and round {job.index} was not committed. Lower "
+                "train.learning_rate or train in float32 (a new run.dir); the rows are in "
+                f"{self._layout.round(job.index)}/train/bad_batches.jsonl."
+            )
+        return {"train/steps": steps, "train/skipped_steps": skipped}
+
+    def pass_on(self, index: int, produced: Produced) -> dict[str, float]:
+        """There is nothing to train on: the policy stays what it is; 0 steps."""
+        self._observer(Note("warning", _without_pairs(index, produced, self._policy(index).version)))
+        return {"train/steps": 0}
+
+    def finish_round(self, index: int, produced: Produced, trained: Mapping[str, float]) -> Round:
+        """Measure the policy that came out, and commit."""
+        if index + 1 in self._ahead:
+            self._ahead[index + 1].result()  # until then it has the generators
+        policy = self._policy(index + 1)
+        self._generators.hold(policy)
+        metrics = {**self._evaluator.evaluate(policy), **produced.metrics, **trained}
+        meta = {"metrics": metrics, "staleness": self._policy(index).version - produced.version}
+        summary = Piece(self._layout.round(index) / "summary", index)
+        summary.begin()
+        summary.commit(meta)
+        tidy(self._layout, index)
+        self._observer(StageDone(f"round {index}", _shown(metrics)))
+        return self._described(index, meta)
+
+    def is_stopped_by(self, found: Round) -> bool:
+        """Whether there is no next round after `found`; says why."""
+        if found.stopped:
+            self._observer(Note("warning", f"stopped after round {found.index}: {'; '.join(found.stopped)}"))
+        return bool(found.stopped)
+
+    def write_summary(self, done: list[Round]) -> None:
+        rounds = [{**asdict(found), "folder": str(found.folder), "model": str(found.model)} for found in done]
+        self._setup.write_summary(
+            {
+                "run_dir": str(self._layout.dir),
+                "model": rounds[-1]["model"],
+                "placement": self._section.placement,
+                "reference": self._section.reference,
+                "initial": self._first,
+                "rounds": rounds,
+                **self._busy.report(self._setup.config.generate.num_workers),
+            }
+        )
+
+    def _produce(self, index: int) -> Produced:
+        return self._producer.produce(index, self._policy(self._layout.sampler(index)))
+
+    def _policy(self, version: int) -> Policy:
+        """The policy after `version` rounds, which must be over; its version is that of the weights."""
+        version = self._layout.trained(version)
+        if version not in self._policies:
+            probe = read_probe(self._layout.round(version - 1)) if version else None
+            self._policies[version] = Policy(version, self._layout.policy(version), probe)
+        return self._policies[version]
+
+    def _described(self, index: int, meta: Mapping[str, Any]) -> Round:
+        # The rules are asked each time: they may have been changed since, and rounds may have been added.
+        stopped = tuple(stop_reasons(meta["metrics"], self._section))
+        folder, model = self._layout.round(index), self._layout.policy(index + 1)
+        return Round(index, folder, model, meta["metrics"], meta["staleness"], stopped)
+
+
+def _without_pairs(index: int, produced: Produced, version: int) -> str:
+    text, needed, remedy = "no pair", "at least one is", "a judge that tells answers apart, more generate.num_answers"
+    if "pairs/one_prompt" in produced.metrics:
+        text, needed, remedy = "pairs of one prompt alone", "those of two are", "more rounds.prompts_per_round"
+    return (
+        f"round {index} made {text} ({produced.became}), and {needed} needed to train: the policy stays "
+        f"version {version}, and the next round goes on from it with its own prompts and seeds. If "
+        f"every round ends so, look at the samples and scores in {produced.folder.parent}; {remedy} or more "
+        "generate.max_new_tokens need a new run.dir."
+    )
+
+
+def _shown(metrics: Mapping[str, float]) -> str:
+    evaluated = ("mean_score", "win_rate", "kl_nats", "kl_reference_nats")
+    names = (*(f"eval/{name}" for name in evaluated), "samples/mean_score", "pairs/made")
+    return ", ".join(f"{name} {metrics[name]:.4g}" for name in names if name in metrics)

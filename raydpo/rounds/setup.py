@@ -1,0 +1,169 @@
+"""Everything that a run of rounds needs before its first prompt: sections checked, prompts read, the engine described."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from raydpo import runtime
+from raydpo.artifacts import digest_of, weights_digest, write_json
+from raydpo.config import Config
+from raydpo.config.round_sections import RoundsSection
+from raydpo.data.offline_share import sources_digest
+from raydpo.data.prompts import PromptReport, read_prompts
+from raydpo.data.template import open_tokenizer
+from raydpo.data.tokenizer import TextTokenizer
+from raydpo.driver.judges import Judging
+from raydpo.errors import ConfigError
+from raydpo.generate.engine import EngineSpec
+from raydpo.judge.verdict import Judge
+from raydpo.rounds.preflight import awaits_function, check_room, check_rounds, check_same_run
+from raydpo.rundir.rounds_folder import RoundsFolder
+from raydpo.rundir.workspace import Workspace, find_workspace
+from raydpo.schema.events import Note, Observer
+from raydpo.schema.samples import Prompt
+
+
+@dataclass(frozen=True)
+class Setup:
+    """config: fitted to the model. engine: how a generator is made; of the initial policy."""
+
+    config: Config
+    layout: RoundsFolder
+    engine: EngineSpec
+    tokenizer: TextTokenizer
+    prompts: Sequence[Prompt]
+    eval_prompts: Sequence[Prompt]
+    judging: Judging
+    demands: tuple[runtime.Demand, ...]
+
+    @property
+    def rounds(self) -> RoundsSection:
+        return self.layout.rounds
+
+    def check(self) -> None:
+        """In a Ray session, before anything is written. Raises ResourceError and ResumeError."""
+        check_room(self.config)
+        digests = {
+            "model weights": weights_digest(self.layout.initial.folder),
+            "prompts": digest_of([asdict(prompt) for prompt in self.prompts]),
+            "held-out prompts": digest_of([asdict(prompt) for prompt in self.eval_prompts]),
+            **{f"judge.{key}": value for key, value in self.judging.inputs.items()},
+        }
+        if self.rounds.offline_share:
+            digests["offline pairs"] = sources_digest("data.train", self.config.data.train)
+        check_same_run(self.layout, digests)
+
+    def write_summary(self, summary: dict[str, Any]) -> None:
+        write_json(self.layout.dir / "summary.json", summary)
+
+
+def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
+    """Raises ConfigError and DataError with every problem, before Ray is started."""
+    check_rounds(config, judge is not None)
+    workspace = find_workspace(config, "iterate")
+    for text in workspace.notes:
+        observer(Note("warning", text))
+    config = workspace.config
+    engine = _engine(workspace)
+    tokenizer = open_tokenizer(engine.model, config.data.chat_template)
+    prompts, eval_prompts = _read(config, tokenizer, observer)
+    layout = RoundsFolder(config, workspace.dir, workspace.model)
+    judging = Judging(judge, config.judge, engine, is_colocated=layout.rounds.placement == "colocated")
+    return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
+
+
+def examine(config: Config, observer: Observer) -> dict[str, Any]:
+    """What `raydpo check` says of a config with rounds. Loads no model, starts no Ray and writes nothing.
+
+    Where the config names no judge, one is taken to be handed in later. Raises ConfigError and DataError as `set_up` does.
+    """
+    judge = None
+    if awaits_function(config):
+        observer(Note("info", "the config names no judge: raydpo.iterate(config, judge=function) has to bring one"))
+        judge = _not_asked
+    setup = set_up(config, judge, observer)
+    counts = {"prompts": len(setup.prompts), "eval_prompts": len(setup.eval_prompts)}
+    return {
+        "run_dir": str(setup.layout.dir),
+        "prompts": {**counts, "in_both": num_in_both(setup.prompts, setup.eval_prompts)},
+    }
+
+
+def _not_asked(prompt: str, responses: list[str]) -> list[float]:
+    """Stands for a judge that is handed in later."""
+    raise AssertionError("a check asks no judge")
+
+
+def _engine(workspace: Workspace) -> EngineSpec:
+    config, generate = workspace.config, workspace.config.generate
+    return EngineSpec(
+        model=str(workspace.model.folder),
+        engine=generate.engine,
+        dtype="float32" if workspace.dtype == "float32" else "bfloat16",
+        use_gpu=generate.gpus_per_worker > 0,
+        gpu_share=generate.gpus_per_worker or 1.0,
+        max_length=config.data.max_length,
+        threads=max(1, int(generate.cpus_per_worker)),
+    )
+
+
+def _read(config: Config, tokenizer: TextTokenizer, observer: Observer) -> tuple[list[Prompt], list[Prompt]]:
+    """Prompts and held-out prompts that leave room for the longest answer; what became of the lines is said."""
+    rounds, generate, found = config.rounds, config.generate, dict[str, list[Prompt]]()
+    assert rounds is not None
+    room = config.data.max_length - max(generate.max_new_tokens, rounds.eval_max_new_tokens or 0)
+    if room < 1:
+        raise ConfigError(
+            f"generate.max_new_tokens: {generate.max_new_tokens} leaves no room for a prompt in data.max_length = "
+            f"{config.data.max_length}. Lower it, or raise data.max_length as far as the model has positions."
+        )
+    for key, names in (("rounds.prompts", rounds.prompts), ("rounds.eval_prompts", rounds.eval_prompts)):
+        found[key], report = read_prompts(
+            key,
+            names,
+            tokenizer,
+            max_length=room + 1,
+            control_tokens=config.data.control_tokens,
+            max_bad_fraction=config.data.max_bad_fraction,
+        )
+        if names:
+            observer(Note("info", f"{key}: {_said(report)}"))
+    prompts, eval_prompts = found.values()
+    if number := num_in_both(prompts, eval_prompts):
+        observer(
+            Note(
+                "warning",
+                f"{number:,} of {len(eval_prompts):,} held-out prompts (rounds.eval_prompts) stand in rounds.prompts too: "
+                "the policy trains on them, and will do better there than on prompts that it has not seen",
+            )
+        )
+    return prompts, eval_prompts
+
+
+def num_in_both(prompts: Sequence[Prompt], eval_prompts: Sequence[Prompt]) -> int:
+    """How many held-out prompts are, token for token, prompts that are trained on."""
+    return len({prompt.key for prompt in prompts} & {prompt.key for prompt in eval_prompts})
+
+
+def _said(report: PromptReport) -> str:
+    """One line on what became of the lines."""
+    left_out = ", ".join(f"{number:,} {reason}" for reason, number in report.quarantined.items())
+    text = f"{report.num_prompts:,} prompts of {report.lines_read:,} lines"
+    return (
+        text
+        + f", {report.num_duplicates:,} twice" * bool(report.num_duplicates)
+        + f", left out: {left_out}" * bool(left_out)
+    )
+
+
+def _demands(config: Config) -> tuple[runtime.Demand, ...]:
+    """Of every role that reserves something; colocated generators on CPUs share those of the trainers."""
+    roles = ["train", *(["reference"] if config.objective.needs_reference else [])]
+    if config.rounds is not None and (config.rounds.placement == "split" or config.generate.gpus_per_worker):
+        roles.append("generate")
+    if config.judge is not None and config.judge.gpus_per_worker:
+        roles.append("judge")
+    sections = [(role, getattr(config, role)) for role in roles]
+    return tuple(runtime.Demand(role, s.num_workers, s.cpus_per_worker, s.gpus_per_worker) for role, s in sections)

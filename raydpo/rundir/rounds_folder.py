@@ -1,0 +1,125 @@
+"""Where everything of a run of rounds lies, and which prompts and seeds a round has.
+
+Decision: a round without pairs trains nothing and has no `train/`. The policy after it is the one before it, with its
+version and folder, so what is known of that (evaluation, probe, average) holds as it is. The committed pairs say which
+rounds those are; everything else is a pure function of the config.
+
+run.dir/initial/evaluation/            the policy before the first round
+run.dir/rounds/000/prompts/            each a committed piece
+                   generations/ scores/ pairs/
+                   reference/          the moving average, if that is the reference
+                   train/              an ordinary run directory; its model/ is the policy of the next round
+                   probe.json          what the trainers said of a few sequences
+                   evaluation/ summary/
+"""
+
+from __future__ import annotations
+
+import random
+from collections import deque
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeVar
+
+from raydpo.artifacts import digest_of, read_commit
+from raydpo.config import Config
+from raydpo.config.round_sections import RoundsSection
+from raydpo.errors import IntegrityError
+from raydpo.models.resolve import ResolvedModel
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class RoundsFolder:
+    """Paths of one run. initial: the model of `model.path`. Policy v is the initial one after v rounds."""
+
+    config: Config
+    dir: Path
+    initial: ResolvedModel
+
+    @property
+    def rounds(self) -> RoundsSection:
+        """The section `rounds`, which a config of rounds has."""
+        assert self.config.rounds is not None
+        return self.config.rounds
+
+    def round(self, index: int) -> Path:
+        """Folder of a round, counted from 0."""
+        return self.dir / "rounds" / f"{index:03d}"
+
+    def trained(self, version: int) -> int:
+        """The version of the weights that there are after `version` rounds, whose pairs must be committed: lower where
+        the last of these rounds trained nothing."""
+        while version and _made_no_pairs(self.round(version - 1)):
+            version -= 1
+        return version
+
+    def policy(self, version: int) -> Path:
+        """Model folder of a policy."""
+        version = self.trained(version)
+        if version == 0:
+            return self.initial.folder
+        merged = self.config.train.lora is not None
+        return self.round(version - 1) / "train" / ("model_merged" if merged else "model")
+
+    def evaluation(self, version: int) -> Path:
+        """Where the evaluation of a policy lies."""
+        return (self.dir / "initial" if version == 0 else self.round(version - 1)) / "evaluation"
+
+    @property
+    def carries_optimizer(self) -> bool:
+        """Whether a round's training goes on with the optimizer state of the one before."""
+        return self.rounds.optimizer == "carried"
+
+    @property
+    def is_ahead(self) -> bool:
+        """Whether the samples of a round are made while the one before it trains."""
+        return self.rounds.placement == "split" and self.rounds.max_staleness > 0
+
+    def sampler(self, index: int) -> int:
+        """Number of rounds behind the policy that samples for round `index`: all before it, or with `is_ahead` fewer."""
+        return max(0, index - self.rounds.max_staleness) if self.is_ahead else index
+
+
+def _made_no_pairs(folder: Path) -> bool:
+    """Whether a round's pairs are committed and none. A round whose manifest is gone counts as one that trained: then a
+    model that is not there is an error, and no older one is taken in silence."""
+    try:
+        return bool(read_commit(folder / "pairs")["meta"]["metrics"]["pairs/made"] == 0)
+    except (IntegrityError, KeyError):
+        return False
+
+
+def prompts_of(round_index: int, num_prompts: int, per_round: int | None, seed: int) -> list[int]:
+    """Indices of a round's prompts: the next of an endless line in which every prompt comes once a lap,
+    and none twice a round."""
+    if per_round is None or per_round >= num_prompts:
+        return list(range(num_prompts))
+    line: deque[int] = deque()
+    laps = 0
+    for _ in range(round_index + 1):
+        chosen: dict[int, None] = {}
+        deferred: list[int] = []  # already in this round: first in the next one
+        while len(chosen) < per_round:
+            if not line:
+                fresh = list(range(num_prompts))
+                random.Random(f"{seed} {laps}").shuffle(fresh)
+                line, laps = deque(fresh), laps + 1
+            prompt = line.popleft()
+            if prompt in chosen:
+                deferred.append(prompt)
+            chosen[prompt] = None
+        line.extendleft(reversed(deferred))
+    return list(chosen)
+
+
+def seed_of(*parts: object) -> int:
+    """A seed below 2**31 from anything that JSON can write."""
+    return int(digest_of(list(parts))[:8], 16) % 2**31
+
+
+def chunks(rows: Sequence[T], size: int) -> list[Sequence[T]]:
+    """Consecutive parts of at most `size`."""
+    return [rows[start : start + size] for start in range(0, len(rows), size)]

@@ -1,0 +1,189 @@
+"""A run directory and everything that a pipeline needs before its first stage: paths, models, dtype.
+
+Decision: all of it is derived from the config once, here; stages get finished values.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from raydpo.artifacts import CacheIdentity, RunLock, fsync, weights_digest, write_json, write_text
+from raydpo.config import Config
+from raydpo.config.cross_checks import cross_checks
+from raydpo.config.render import dump
+from raydpo.errors import ConfigError, StorageError
+from raydpo.models.resolve import ResolvedModel, resolve_model
+from raydpo.reference.identity import reference_identity
+from raydpo.rundir.positions import fit_to_model
+from raydpo.runtime import check_paths
+
+
+@dataclass(frozen=True)
+class Workspace:
+    """The run directory of `config`, with the models it names found on disk. notes: what was fitted to the model."""
+
+    config: Config
+    dir: Path
+    cache_dir: Path
+    model: ResolvedModel
+    reference: ResolvedModel
+    notes: tuple[str, ...] = ()
+
+    @property
+    def data(self) -> Path:
+        return self.dir / "data"
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.dir / "checkpoints"
+
+    @property
+    def references(self) -> Path:
+        """Where a reference that follows the policy is kept, a folder an update."""
+        return self.dir / "references"
+
+    @property
+    def needs_reference(self) -> bool:
+        return self.config.objective.needs_reference
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """Who works for a training run."""
+        return ("reference", "train") if self.needs_reference else ("train",)
+
+    @property
+    def use_gpu(self) -> bool:
+        return self.config.train.gpus_per_worker > 0 or self.config.reference.gpus_per_worker > 0
+
+    @property
+    def dtype(self) -> str:
+        """Compute dtype of policy and reference alike."""
+        if self.config.model.dtype != "auto":
+            return self.config.model.dtype
+        return "bfloat16" if self.use_gpu else "float32"
+
+    @cached_property
+    def model_digest(self) -> str:
+        """Digest of the weights that training starts from. Hashes its files at the first use."""
+        return weights_digest(self.model.folder)
+
+    @cached_property
+    def identity(self) -> CacheIdentity | None:
+        """Identity of the cache of this run's reference, None without one. Hashes its files at the first use."""
+        if not self.needs_reference:
+            return None
+        use_gpu = self.config.reference.gpus_per_worker > 0
+        weights = self.model_digest if self.reference == self.model else weights_digest(self.reference.folder)
+        return reference_identity(weights, self.model.folder, self.dtype, self.config.model.attention, use_gpu)
+
+    @property
+    def starts_at_reference(self) -> bool:
+        """Whether policy and reference start as the same weights."""
+        identity = self.identity
+        return identity is not None and identity.weights == self.model_digest
+
+    def measured_from(self, folder: Path) -> Workspace:
+        """The same workspace with the model in `folder` as its reference."""
+        return replace(self, reference=ResolvedModel(str(folder), None, folder))
+
+    def staging(self) -> Path:
+        """A folder name that no other attempt uses."""
+        return self.checkpoints / f".staging-{uuid.uuid4().hex[:12]}"
+
+    def set_aside(self) -> Path | None:
+        """Move the outputs of an earlier run out of the way (`resume: never`). Nothing is deleted."""
+        names = (
+            "checkpoints",
+            "references",
+            "model",
+            "model_merged",
+            "metrics.jsonl",
+            "tensorboard",
+            "summary.json",
+            "bad_batches.jsonl",
+            "profile",
+        )
+        present = [self.dir / name for name in names if (self.dir / name).exists()]
+        if not present:
+            return None
+        aside = self.dir / f"replaced-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
+        aside.mkdir(parents=True)
+        for path in present:
+            path.rename(aside / path.name)
+        return aside
+
+    def unpublished(self, name: str) -> Path:
+        """Where to put what will become the run's `name`; leftovers of it are swept away."""
+        return self.dir / f".{name}-{uuid.uuid4().hex[:12]}"
+
+    def publish(self, fresh: Path, name: str) -> Path:
+        """Make the `unpublished` folder the run's `name`. A reader sees the old one, none, or the new one, never a half."""
+        final = self.dir / name
+        for path in fresh.rglob("*"):
+            fsync(path)  # the checkpoint that it was copied from may be removed
+        if final.exists():
+            shutil.rmtree(final)
+        fresh.rename(final)
+        return final
+
+    def write_config(self, *, replace: bool) -> None:
+        """The resolved config as config.yaml. replace=False leaves the one of an earlier training as it is."""
+        if replace or not (self.dir / "config.yaml").is_file():
+            write_text(self.dir / "config.yaml", dump(self.config))
+
+    def write_summary(self, summary: dict[str, Any], name: str = "summary.json") -> None:
+        write_json(self.dir / name, summary)
+
+
+@contextmanager
+def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
+    """Check paths, find models and lock the run directory."""
+    workspace = find_workspace(config, verb)
+    try:
+        workspace.dir.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise StorageError(
+            f"run.dir: {workspace.dir} cannot be made ({error.strerror}); a folder that this user may write to is needed, and "
+            "nothing was started. Choose another run.dir."
+        ) from error
+    with RunLock(workspace.dir):
+        folders = [f"{name}/.{what}-*" for name in ("checkpoints", "references") for what in ("staging", "removed")]
+        for pattern in (*folders, ".model*-*"):
+            for leftover in workspace.dir.glob(pattern):
+                shutil.rmtree(leftover, ignore_errors=True)  # of attempts that are dead: we hold the lock
+        yield workspace
+
+
+def find_workspace(config: Config, verb: str) -> Workspace:
+    """The workspace of `config`, touching nothing. Every problem at once as ConfigError."""
+    check_paths({"run.dir": config.run.dir, "reference.cache_dir": config.reference.cache_dir})
+    problems, found = cross_checks(config, verb), []
+    for key, name, revision in (
+        ("model.path", config.model.path, config.model.revision),
+        ("reference.model", config.reference.model, config.reference.revision),
+    ):
+        try:
+            found.append(resolve_model(key, name, revision) if name is not None else None)
+        except ConfigError as error:
+            problems += error.problems
+    if problems:
+        raise ConfigError(problems)
+    model, reference = found
+    assert model is not None
+    fitted, notes = fit_to_model(config, model.folder)
+    return Workspace(
+        fitted,
+        Path(config.run.dir).expanduser().absolute(),
+        Path(config.reference.cache_dir).expanduser().absolute(),
+        model,
+        reference or model,
+        notes,
+    )
