@@ -27,6 +27,12 @@ class RunSection(Section):
     resume: Literal["auto", "never", "must"] = "auto"
     """auto: go on from the newest valid checkpoint if there is one. never: start over, the old outputs are set
     aside, not deleted. must: fail when there is nothing to go on from."""
+    runtime: Literal["ray", "local"] = "ray"
+    """What runs the workers. ray: actors, on the cluster of RAY_ADDRESS or a private Ray on this machine. local: processes of
+    this machine without Ray, and a role of one worker in this process, so that a breakpoint works; the same files and
+    numbers. `--local` is short for it."""
+    runtime_in_process: bool = True
+    """Of `runtime: local`: false runs a role of one worker in a process of its own too, which can be killed alone."""
 
 
 class ModelSection(Section):

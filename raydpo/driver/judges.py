@@ -83,6 +83,7 @@ class Judging:
                 threads=section.cpus_per_worker,
                 gpus=section.gpus_per_worker,
                 max_retries=section.max_retries,
+                own_process=bool(self._models) and self._engine.engine != "transformers",
             )
         if self._is_stopped:  # before there was a pool to close
             self._pool.close()

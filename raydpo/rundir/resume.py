@@ -25,6 +25,8 @@ FREE = {
     "data.chat_template",
     "run.dir",
     "run.resume",
+    "run.runtime",
+    "run.runtime_in_process",
     "reference.cache_dir",
     "reference.num_workers",
     "reference.cpus_per_worker",

@@ -150,6 +150,13 @@ class Trainer:
         torch.distributed.barrier()
         return written
 
+    def close(self) -> None:
+        """End the threads and, of a single rank, the process group: the next run may be in this process."""
+        self._writer.shutdown(wait=True)
+        self._batches.close()
+        if self.rank.num_ranks == 1:
+            self.engine.close()
+
     def num_tokens(self, step: int) -> int:
         """Real tokens of step `step`, over all ranks."""
         examples = self.order.examples(step)
