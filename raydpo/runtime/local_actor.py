@@ -1,7 +1,8 @@
-"""The process of one local actor: `python -m raydpo.runtime.local_actor CONNECTION LIFE`.
+"""The process of one local actor: `python -m raydpo.runtime.local_actor KIND CONNECTION LIFE`.
 
 Comes in: a connection to the driver, on which it is asked to make an object and to call its methods, and the reading end
-of a pipe that the driver holds open while it lives. Goes out: answers and events, in order.
+of a pipe that the driver holds open while it lives. (KIND is for people who look at processes.) Goes out: answers and
+events, in order.
 Decision: the process leads a session of its own, and a guard in it, which does nothing but wait for the end of that pipe,
 then kills the whole session: the driver may die in any way, and what the actor started goes along, even if the actor
 itself hangs in native code. The price is one small process an actor. Imports nothing heavy: the environment comes first.
@@ -25,7 +26,7 @@ import cloudpickle
 
 def main() -> None:
     """Serve until the driver goes away."""
-    connection, life = int(sys.argv[1]), int(sys.argv[2])
+    connection, life = int(sys.argv[2]), int(sys.argv[3])
     _leave_guard(connection, life)
     _Server(Connection(connection)).serve()
 

@@ -88,7 +88,7 @@ class LocalProcesses:
         descriptor, log = tempfile.mkstemp(prefix="actor-", suffix=".log", dir=self._folder)
         try:
             process = subprocess.Popen(
-                [sys.executable, "-m", "raydpo.runtime.local_actor", str(theirs.fileno()), str(until)],
+                [sys.executable, "-m", "raydpo.runtime.local_actor", kind.__name__, str(theirs.fileno()), str(until)],
                 stdin=subprocess.DEVNULL,
                 stdout=descriptor,
                 stderr=subprocess.STDOUT,

@@ -21,7 +21,8 @@ _open: list[Backend] = []
 def session(
     demands: Sequence[Demand] = (), *, kind: Kind = "ray", in_process: bool = True, local_cpus: int | None = None
 ) -> Iterator[None]:
-    """Connect, check `demands`, and disconnect at the end. A session inside one of the same kind reuses the outer one.
+    """Connect, check `demands`, and disconnect at the end. A session inside one of the same kind reuses the outer one;
+    a local one inside another has its CPUs.
 
     kind: ray, with RAY_ADDRESS the cluster there, else a private one on this machine; local, processes of this machine
     without Ray. in_process: of local, whether a role of one actor runs in this process. local_cpus: CPUs that a machine
@@ -33,6 +34,8 @@ def session(
         check_demands(demands, outer.nodes())
         yield
         return
+    if outer is not None and kind == "local" and local_cpus is None:
+        local_cpus = int(sum(node.get("CPU", 0.0) for node in outer.nodes()))
     with _opened(kind, in_process, local_cpus) as backend:
         check_demands(demands, backend.nodes())
         _open.append(backend)

@@ -30,7 +30,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_generators_follow_the_trainers(toy: Toy, model: Path, local_ray: None) -> None:
+def test_generators_follow_the_trainers(toy: Toy, model: Path, machine: None) -> None:
     folder, notes = toy.root / "vllm", Notes()
     changes = {
         "model.path": str(model),
