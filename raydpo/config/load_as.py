@@ -1,49 +1,73 @@
-"""Read a run's YAML file and the overrides of the command line into a `Config` that knows where each value is from.
+"""A YAML file and the overrides of the command line, read as a section class that is handed in.
 
 In: a path and words `section.key=value` (a later word wins, and wins over the file; values are YAML).
-Out: `Loaded`: the validated config and, for each key, "run.yaml:3", "command line" or "default".
-Decision: every problem is collected before anything is raised; the error lists them in the order of the file.
-Relative paths inside the config stay as they are: relative to where the command is run, not to the file.
+Out: `Loaded`: the validated section and, for each key, "run.yaml:3", "command line" or "default".
+Decision: every problem is collected before anything is raised, those between sections too; the error lists them in the order
+of the file. Relative paths inside stay as they are: relative to where the command is run, not to the file.
 """
 
 from __future__ import annotations
 
 import difflib
-import math
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
-from pydantic import BaseModel, ValidationError
+from pydantic import BaseModel
 
-from raydpo.config.objective_check import check_objective, readable
-from raydpo.config.objective_table import OBJECTIVES
-from raydpo.config.problems import allowed, members, nearest, remedy, section_of, show, unknown_key
-from raydpo.config.sections import Config, ObjectiveSection
-from raydpo.config.source import COMMAND_LINE, Entry, read_override, read_yaml
+from raydpo.config.entry import COMMAND_LINE, Entry
+from raydpo.config.problems import section_of, show
+from raydpo.config.section_base import SectionBase
+from raydpo.config.source import read_override, read_yaml
+from raydpo.config.tree_check import TreeCheck
 from raydpo.errors import ConfigError
 
-__all__ = ["Loaded", "load"]
+S = TypeVar("S", bound=SectionBase)
+Between = Callable[[S], Iterable[str]]
+"""What is wrong between good keys: sentences that begin with a dotted key."""
 
 _EXAMPLE = "run: {dir: runs/first}, model: {path: ...}, data: {train: [pairs.jsonl]}"
 
 
 @dataclass(frozen=True)
-class Loaded:
+class Loaded(Generic[S]):
     """A config and, for each dotted key of it, "file:line", "command line" or "default"."""
 
-    config: Config
+    config: S
     origins: Mapping[str, str]
 
 
-def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
+def load_as(
+    root: type[S], path: str | Path, overrides: Sequence[str], between: Between[S], beyond: Between[S] | None = None
+) -> Loaded[S]:
     """Read `path` (YAML), apply `overrides` ("section.key=value") and validate.
 
-    Raises ConfigError with every problem: file and line or "command line", what was given, what is allowed, what to do.
+    between: asked of every config; of one with problems what is left of it, where reading a broken key is an AttributeError.
+    beyond: asked of a config with problems alone, for what is said of a good one later. Raises ConfigError with every problem:
+    file and line or "command line", what was given, what is allowed, what to do.
     """
     name = str(path)
+    tree, problems = _read(root, path, name, overrides)
+    check = TreeCheck(root, tree, name)
+    check.walk()
+    config = check.run()
+    problems += check.problems
+    if isinstance(config, root):
+        said = list(between(config))
+        if beyond is not None and (problems or said):
+            said += [text for text in beyond(config) if text not in said]
+        problems += [(check.where(_first_key(text)), text) for text in said]
+    if problems or not isinstance(config, root):
+        raise ConfigError(_sorted(dict.fromkeys(problems)))
+    return Loaded(config, _origins(config, tree))
+
+
+def _read(
+    root: type[SectionBase], path: str | Path, name: str, overrides: Sequence[str]
+) -> tuple[Entry, list[tuple[str, str]]]:
+    """The tree of the file with the overrides in it, and what is wrong with how they are written."""
     tree, problems = read_yaml(_text(Path(path).expanduser(), name), name)
     if problems and not tree.value:
         raise ConfigError(_sorted(problems))
@@ -54,18 +78,20 @@ def load(path: str | Path, overrides: Sequence[str] = ()) -> Loaded:
             f"{tree.where}: the file holds {show(tree.value)}; allowed: sections such as run, model and data. "
             f"Write at least {_EXAMPLE}."
         )
-    tree = _spell_out_objective(tree)
+    tree = _spelled_out(root, tree)
     for word in overrides:
         parsed = read_override(word)
         if isinstance(parsed, str):
             problems.append((COMMAND_LINE, parsed))
         else:
-            tree = _spell_out_objective(_with(tree, *parsed))
-    check = _Check(name, tree, problems)
-    config = check.config()
-    if config is None or problems:
-        raise ConfigError(_sorted(dict.fromkeys(problems)))
-    return Loaded(config, check.origins(config))
+            tree = _spelled_out(root, _with(tree, *parsed))
+    return tree, problems
+
+
+def _first_key(text: str) -> str:
+    """The dotted key that a sentence begins with."""
+    found = re.match(r"\w+(\.\w+)*", text)
+    return found[0] if found else ""
 
 
 def _text(path: Path, name: str) -> str:
@@ -99,13 +125,14 @@ def _missing_file(path: Path, name: str) -> str:
     return f"{name}: there is no such file (looked for {path.absolute()}).{hint} Give the path of a YAML file."
 
 
-def _spell_out_objective(tree: Entry) -> Entry:
-    """`objective: dpo` is short for `objective: {name: dpo}`."""
-    entry = tree.value.get("objective")
-    if entry is None or not isinstance(entry.value, str):
-        return tree
-    full = Entry({"name": entry}, entry.where)
-    return Entry({**tree.value, "objective": full}, tree.where)
+def _spelled_out(root: type[SectionBase], tree: Entry) -> Entry:
+    """`tree` with sections that were written short spelled out, so that an override can reach into them."""
+    children = dict(tree.value)
+    for key, entry in children.items():
+        field = root.model_fields.get(key)
+        section = section_of(field.annotation) if field is not None else None
+        children[key] = entry if section is None else section.spelled_out(entry)
+    return Entry(children, tree.where)
 
 
 def _with(tree: Entry, path: tuple[str, ...], new: Entry) -> Entry:
@@ -129,173 +156,17 @@ def _sorted(problems: Iterable[tuple[str, str]]) -> list[str]:
     return [f"{where}: {text}" for where, text in sorted(problems, key=place)]
 
 
-class _Check:
-    """Walks the tree beside the sections, then lets pydantic validate what is left, and words what it says."""
+def _origins(config: BaseModel, tree: Entry) -> dict[str, str]:
+    """Where each value of `config` was written."""
+    found: dict[str, str] = {}
 
-    def __init__(self, name: str, tree: Entry, problems: list[tuple[str, str]]) -> None:
-        self.name, self.tree, self.problems = name, tree, problems
-
-    def config(self) -> Config | None:
-        """The validated config, or None with `problems` longer than before."""
-        values = self._section(Config, self.tree, "")
-        for key, field in Config.model_fields.items():
-            if field.is_required():
-                values.setdefault(key, {})
-        try:
-            return Config.model_validate(values)
-        except ValidationError as error:
-            broken = {self._report(each["loc"], each) for each in error.errors()} - {""}
-        self._cross_checks(values, broken)
-        return None
-
-    def origins(self, config: Config) -> dict[str, str]:
-        """Where each value of `config` was written."""
-        found: dict[str, str] = {}
-
-        def visit(value: Any, key: str, entry: Entry | None) -> None:
-            children = entry.value if entry is not None and isinstance(entry.value, dict) else {}
-            if isinstance(value, BaseModel):
-                for child, inner in value:
-                    visit(inner, f"{key}.{child}" if key else child, children.get(child))
-            else:
-                found[key] = entry.where if entry is not None else "default"
-
-        visit(config, "", self.tree)
-        return found
-
-    def _add(self, where: str, text: str) -> None:
-        self.problems.append((where, text))
-
-    def _section(self, model: type[BaseModel], entry: Entry, prefix: str) -> dict[str, Any]:
-        values: dict[str, Any] = {}
-        for key, child in entry.value.items():
-            dotted = prefix + key
-            field = model.model_fields.get(key)
-            if field is None:
-                self._add(child.where, unknown_key(dotted, child.plain(), list(model.model_fields)))
-                continue
-            section = section_of(field.annotation)
-            if section is None:
-                self._leaf(values, key, dotted, child, field)
-            elif child.value is None:
-                if type(None) in members(field.annotation):
-                    values[key] = None
-            elif not isinstance(child.value, dict):
-                names = list(section.model_fields) if section is not ObjectiveSection else ["name", "beta", "..."]
-                text = f"given {show(child.value)}; allowed: a section with the keys {', '.join(names)}"
-                self._add(child.where, f"{dotted}: {text}. Write {dotted}: {{{names[0]}: ...}}.")
-            elif section is ObjectiveSection:
-                self._objective(values, key, child)
-            else:
-                values[key] = self._section(section, child, f"{dotted}.")
-        return values
-
-    def _leaf(self, values: dict[str, Any], key: str, dotted: str, entry: Entry, field: Any) -> None:
-        kinds = members(field.annotation)
-        value = entry.plain()
-        takes_text = str in kinds
-        number = value if isinstance(value, float) else _number(value)
-        if takes_text and entry.text is not None and isinstance(value, int | float) and not isinstance(value, bool):
-            value = entry.text  # 1e10 is a fine name of a branch
-        if (isinstance(value, bool) and bool not in kinds) or (
-            not takes_text and number is not None and not math.isfinite(number)
-        ):
-            self._add(entry.where, _wrong(dotted, field, value))
-        else:
-            values[key] = value
-
-    def _objective(self, values: dict[str, Any], key: str, entry: Entry) -> None:
-        """Ask the table about the name, then about each parameter alone, so that each has its own line."""
-        children: dict[str, Entry] = entry.value
-        name = children["name"].plain() if "name" in children else "dpo"
-        if (problem := _refusal({"name": name})) is not None:
-            self._add(children["name"].where, f"{key}.{problem}. Write one of the allowed names.")
-            return
-        options = readable(OBJECTIVES[name])
-        good: dict[str, Any] = {"name": name}
-        for child, inner in children.items():
-            problem = _refusal({"name": name, child: inner.plain()}) if child != "name" else None
-            if problem is None:
-                good[child] = inner.plain()
-            elif child == "plus":
-                self._add(inner.where, f"{key}.{problem}. Correct the terms, or leave plus out.")
-            elif child in options:
-                default = options[child].shown()
-                self._add(inner.where, f"{key}.{problem}. Correct it, or leave it out for the default, {default}.")
-            else:
-                near = [k for k in nearest(f"{key}.{child}", list(options)) if k != f"{key}.{child}"]
-                hint = f" Did you mean {near[0]}?" if near else ""
-                names = ", ".join(["name", *options, "plus"])
-                self._add(inner.where, f"{key}.{problem}.{hint} Allowed for {name}: {names}. Rename or remove it.")
-        values[key] = good
-
-    def _report(self, loc: tuple[int | str, ...], error: Any) -> str:
-        """Word one pydantic error. Returns the dotted key, empty when it is not about a single one."""
-        model: type[BaseModel] = Config
-        entry: Entry | None = self.tree
-        where = self.name
-        path: list[str] = []
-        for part in loc:
-            field = model.model_fields.get(str(part))
-            if field is None:
-                break
-            path.append(str(part))
-            entry = entry.value.get(part) if entry is not None and isinstance(entry.value, dict) else None
-            where = entry.where if entry is not None else where
-            section = section_of(field.annotation)
-            if section is None:
-                key = ".".join(path)
-                if error["type"] == "missing":
-                    self._add(where, f"{key} is missing; allowed: {allowed(field)}. {remedy(key, field, None)}")
-                else:
-                    self._add(where, _wrong(key, field, entry.plain() if entry is not None else field.default))
-                return key
-            model = section
-        self._add(*self._cross_field(".".join(path), where, entry, error))
-        return ""
-
-    def _cross_field(self, key: str, where: str, entry: Entry | None, error: Any) -> tuple[str, str]:
-        """A problem between keys of one section: name those that were given, at the line of the first."""
-        message = str(error.get("ctx", {}).get("error", error["msg"]))
+    def visit(value: Any, key: str, entry: Entry | None) -> None:
         children = entry.value if entry is not None and isinstance(entry.value, dict) else {}
-        named = {k: e for k, e in children.items() if re.search(rf"\b{re.escape(k)}\b", message)}
-        given = ", ".join(f"{k}: {show(e.plain())} ({e.where})" for k, e in named.items())
-        where = next((e.where for e in named.values()), where)
-        return where, f"{key}: {message}" + (f"; given {given}." if given else ".")
+        if isinstance(value, BaseModel):
+            for child, inner in value:
+                visit(inner, f"{key}.{child}" if key else child, children.get(child))
+        else:
+            found[key] = entry.where if entry is not None else "default"
 
-    def _cross_checks(self, values: dict[str, Any], broken: set[str]) -> None:
-        """Problems between keys that pydantic did not look for, because another key of the section was wrong."""
-        trimmed = {
-            section: {k: v for k, v in inner.items() if f"{section}.{k}" not in broken}
-            if isinstance(inner, dict)
-            else inner
-            for section, inner in values.items()
-            if section not in broken
-        }
-        try:
-            Config.model_validate(trimmed)
-        except ValidationError as error:
-            for each in error.errors():
-                message = str(each.get("ctx", {}).get("error", ""))
-                about_broken = any(re.search(rf"\b{key.rpartition('.')[2]}\b", message) for key in broken)
-                if each["type"] == "value_error" and not about_broken:
-                    self._report(each["loc"], each)
-
-
-def _refusal(objective: dict[str, Any]) -> str | None:
-    try:
-        check_objective(objective)
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def _wrong(key: str, field: Any, given: Any) -> str:
-    return f"{key}: given {show(given)}; allowed: {allowed(field)}. {remedy(key, field, given)}"
-
-
-def _number(value: Any) -> float | None:
-    try:
-        return float(value) if isinstance(value, str) else None
-    except ValueError:
-        return None
+    visit(config, "", tree)
+    return found
