@@ -18,10 +18,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from raydpo.errors import RaydpoError, UserError
+
+if TYPE_CHECKING:
+    from raydpo.config import Config
 
 _RUN_VERBS = {
     "precompute": "reference log-probs only: score what the cache lacks",
@@ -158,7 +162,7 @@ def _run(args: argparse.Namespace) -> int:
     from raydpo.config.load import load
 
     overrides = [*args.overrides, "run.runtime=local"] if args.local else args.overrides
-    config = load(args.config, overrides).config
+    config = load(args.config, overrides, args.verb, partial(_beyond_config, args.verb)).config
 
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
         import raydpo.pipelines as pipelines
@@ -167,6 +171,19 @@ def _run(args: argparse.Namespace) -> int:
         return summary
 
     return _with_screen(args, work)
+
+
+def _beyond_config(verb: str, config: Config) -> list[str]:
+    """What the verb would say of models and judges that a config names, asked where the config itself has problems."""
+    from raydpo.config.section_base import is_known
+    from raydpo.rundir.named_models import problems_on_disk
+
+    problems = problems_on_disk(config)
+    if verb in ("iterate", "check") and is_known(config, "rounds") and config.rounds is not None:
+        from raydpo.rounds.preflight import problems_of_parts
+
+        problems += problems_of_parts(config, asks_hub=False)
+    return problems
 
 
 def _quickstart(args: argparse.Namespace) -> int:

@@ -21,6 +21,7 @@ from raydpo.generate.decoding import Ending, text_of
 from raydpo.generate.engine import EngineSpec, Scores, probe_nats
 from raydpo.generate.limits import Ids, Limits, end_ids
 from raydpo.generate.names import FolderNames
+from raydpo.generate.vllm_bounds import check_temperature
 from raydpo.generate.weights import Expected, weights_in
 from raydpo.schema.samples import Sample, Sampling
 
@@ -35,9 +36,6 @@ ENVIRONMENT = {
 """Set where they are not. One process; one position more than the model has, which is never read (see `_start`); threads
 go where the system puts them, because several engines may share a node; no port to the outside; no warnings, because a
 reload warns of every tied weight; no reports home."""
-
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
-"""Below, vLLM takes the lowest without an error; above, it raises."""
 
 KV_CACHE_GIB = 1
 """Memory for keys and values on a CPU."""
@@ -190,15 +188,6 @@ class Reload:
         for layer in layers:
             if isinstance(layer, ParallelLMHead) and isinstance(layer.quant_method, UnquantizedEmbeddingMethod):
                 layer.quant_method.process_weights_after_loading(layer)
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise ConfigError for a temperature that vLLM does not sample at."""
-    if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
-        raise ConfigError(
-            f"generate.temperature: {temperature:g} is not one that vLLM samples at; {LOWEST_TEMPERATURE:g} to "
-            f"{HIGHEST_TEMPERATURE:g} are. Nothing was sampled. Choose another, or generate.engine: transformers."
-        )
 
 
 def _start(spec: EngineSpec, num_positions: int | None) -> Any:

@@ -30,7 +30,7 @@ class _Here:
         self.streams: list[_Events] = []
 
 
-class _Call:
+class _Asked:
     def __init__(self, actor: _Here, method: str, arguments: tuple[Any, ...]) -> None:
         self.actor, self.method, self.arguments = actor, method, arguments
 
@@ -41,7 +41,7 @@ class _Call:
             return getattr(self.actor.made, self.method)(*self.arguments)
 
 
-class _Events(_Call):
+class _Events(_Asked):
     """A generator that is run event by event."""
 
     events: Iterator[Any] | None = None
@@ -74,8 +74,8 @@ class InProcess:
     def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> _Here:
         return _Here(kind)
 
-    def call(self, actor: _Here, method: str, *arguments: Any) -> _Call:
-        return _Call(actor, method, arguments)
+    def call(self, actor: _Here, method: str, *arguments: Any) -> _Asked:
+        return _Asked(actor, method, arguments)
 
     def stream(
         self, actor: _Here, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float
@@ -91,7 +91,7 @@ class InProcess:
     def wait(self, pending: Sequence[Any], timeout_s: float) -> list[Any]:
         return list(pending[:1])  # one: the next is not done before the first was read
 
-    def result(self, call: _Call, timeout_s: float | None = None) -> Any:
+    def result(self, call: _Asked, timeout_s: float | None = None) -> Any:
         return call.run()
 
     def next_event(self, stream: _Events) -> Any:

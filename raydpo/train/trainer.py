@@ -17,7 +17,7 @@ import torch
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.batches import Order
-from raydpo.batches.collate import Lookup
+from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means
 from raydpo.models.compiled import compile_layers
