@@ -52,7 +52,7 @@ class _Process:
 
 
 @dataclass(frozen=True, eq=False)
-class _Call:
+class _Pending:
     actor: _Process
     number: int
     is_bounded: bool = False
@@ -104,18 +104,18 @@ class LocalProcesses:
         self._send(actor, 0, "make", (kind,))
         return actor
 
-    def call(self, actor: _Process, method: str, *arguments: Any) -> _Call:
+    def call(self, actor: _Process, method: str, *arguments: Any) -> _Pending:
         return self._ask(actor, method, arguments, None)
 
     def stream(
         self, actor: _Process, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float
-    ) -> _Call:
+    ) -> _Pending:
         return self._ask(actor, method, arguments, max_unread)
 
     def share(self, value: Any) -> _Shared:
         return _Shared(cloudpickle.dumps(value))
 
-    def wait(self, pending: Sequence[_Call], timeout_s: float) -> list[_Call]:
+    def wait(self, pending: Sequence[_Pending], timeout_s: float) -> list[_Pending]:
         deadline_s = time.monotonic() + timeout_s
         while not (ready := _speaking(pending)):
             actors = {call.actor.connection: call.actor for call in pending}
@@ -126,7 +126,7 @@ class LocalProcesses:
                 return _speaking(pending)
         return ready
 
-    def result(self, call: _Call, timeout_s: float | None = None) -> Any:
+    def result(self, call: _Pending, timeout_s: float | None = None) -> Any:
         if not self.wait([call], math.inf if timeout_s is None else timeout_s):
             raise ActorDied(f"it did not answer within {timeout_s:.0f} s")
         kind, value = self._next(call)
@@ -135,7 +135,7 @@ class LocalProcesses:
         del call.actor.pending[call.number]
         return value
 
-    def next_event(self, stream: _Call) -> Any:
+    def next_event(self, stream: _Pending) -> Any:
         self.wait([stream], math.inf)
         kind, value = self._next(stream)
         if kind == "event":
@@ -167,8 +167,8 @@ class LocalProcesses:
     def free(self) -> str:
         return f"all CPUs and {self._gpus.free():g} GPUs of this machine"
 
-    def _ask(self, actor: _Process, method: str, arguments: tuple[Any, ...], max_unread: int | None) -> _Call:
-        call = _Call(actor, next(self._numbers), max_unread is not None)
+    def _ask(self, actor: _Process, method: str, arguments: tuple[Any, ...], max_unread: int | None) -> _Pending:
+        call = _Pending(actor, next(self._numbers), max_unread is not None)
         actor.pending[call.number] = deque()
         self._send(actor, call.number, method, arguments, max_unread)
         return call
@@ -182,14 +182,14 @@ class LocalProcesses:
         except OSError:  # it is dead, and whoever waits for the answer is told so
             _hear(actor)
 
-    def _next(self, call: _Call) -> tuple[str, Any]:
+    def _next(self, call: _Pending) -> tuple[str, Any]:
         inbox = call.actor.pending[call.number]
         if not inbox:
             raise ActorDied(call.actor.cause)
         return inbox.popleft()
 
 
-def _speaking(pending: Sequence[_Call]) -> list[_Call]:
+def _speaking(pending: Sequence[_Pending]) -> list[_Pending]:
     return [call for call in pending if call.actor.cause or call.actor.pending[call.number]]
 
 
