@@ -60,7 +60,7 @@ def settings(toy: Toy, name: str, kind: str) -> Config:
     return config(toy, toy.root / f"{name}-{kind}", changes)
 
 
-@pytest.fixture(scope="module", params=["ray", "local"])
+@pytest.fixture(scope="module", params=[pytest.param("ray", marks=pytest.mark.ray), "local"])
 def kind(request: pytest.FixtureRequest) -> Iterator[str]:
     """Of the runtime."""
     with session(kind=request.param, local_cpus=4):

@@ -16,7 +16,7 @@ from raydpo.pipelines import evaluate, iterate, train
 from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
 from tests.pipelines.toy import Toy, config, metrics, nats_by_row, weights
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 CASES: dict[str, dict[str, Any]] = {
     "one rank": {},
@@ -39,7 +39,6 @@ def run_both(toy: Toy, folder: Path, changes: Mapping[str, Any]) -> dict[str, di
     return found
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("case", CASES)
 def test_training_leaves_the_same_files_with_the_same_numbers(toy: Toy, tmp_path: Path, case: str) -> None:
     found = run_both(toy, tmp_path, CASES[case])
@@ -57,7 +56,6 @@ def test_training_leaves_the_same_files_with_the_same_numbers(toy: Toy, tmp_path
         }
 
 
-@pytest.mark.ray
 def test_evaluation_and_resume_do_not_care_which_runtime_went_before(toy: Toy, tmp_path: Path) -> None:
     trained = train(config(toy, tmp_path / "run", {"run.runtime": "ray"}))
     again = train(config(toy, tmp_path / "run", {"run.runtime": "local"}))
@@ -67,7 +65,6 @@ def test_evaluation_and_resume_do_not_care_which_runtime_went_before(toy: Toy, t
     assert measured[0]["last"] == pytest.approx(trained["eval"]["last"], abs=1e-6)
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("placement", ["colocated", "split"])
 def test_rounds_make_the_same_pairs_and_policies(toy: Toy, tmp_path: Path, placement: str) -> None:
     changes = {"rounds.placement": placement, "generate.num_workers": 2}
@@ -82,7 +79,6 @@ def test_rounds_make_the_same_pairs_and_policies(toy: Toy, tmp_path: Path, place
         assert weights(tmp_path / "ray" / model) == weights(tmp_path / "local" / model)
 
 
-@pytest.mark.ray
 @pytest.mark.parametrize("kind", ["ray", "local"])
 def test_an_error_in_a_worker_is_the_same_error(toy: Toy, tmp_path: Path, kind: str) -> None:
     settings = {"run.runtime": kind, "train.lora": {"rank": 2, "alpha": 4, "target_modules": ["no_such_layer"]}}

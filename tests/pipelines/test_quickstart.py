@@ -25,6 +25,7 @@ def quickstart(run_dir, *options):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_quickstart_raises_exact_match_by_at_least_25_points(run_dir):
     summary = quickstart(run_dir)
     assert summary["exact_match"]["after"] - summary["exact_match"]["before"] >= 0.25

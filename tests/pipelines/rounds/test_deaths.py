@@ -65,7 +65,7 @@ class Scene:
             assert weights(folder / train) == weights(self.undisturbed / train)
 
 
-@pytest.fixture(scope="module", params=["colocated", "split"])
+@pytest.fixture(scope="module", params=[pytest.param("colocated", marks=pytest.mark.ray), "split"])
 def scene(request: pytest.FixtureRequest, toy: Toy) -> Iterator[Scene]:
     with session(kind=RUNTIMES[request.param], local_cpus=4, in_process=False):
         yield _undisturbed(request.param, toy)
