@@ -23,16 +23,16 @@ from raydpo.models.work import Work, shared_prompt_counts
 _aten = torch.ops.aten
 # Not in torch's own list: the CPU's fused attention, and the product that adds to its argument in place.
 _MORE: dict[Any, Callable[..., int]] = {
-    _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, **o: sdpa_flop_count(q, k, v),
+    _aten._scaled_dot_product_flash_attention_for_cpu: lambda q, k, v, *a, **o: sdpa_flop_count(q, k, v),  # type: ignore[no-untyped-call]
     _aten._scaled_dot_product_flash_attention_for_cpu_backward: (
-        lambda grad, q, k, v, *a, **o: sdpa_backward_flop_count(grad, q, k, v)
+        lambda grad, q, k, v, *a, **o: sdpa_backward_flop_count(grad, q, k, v)  # type: ignore[no-untyped-call]
     ),
     _aten.addmm_: lambda added_to, left, right, *a, **o: mm_flop(left, right),
 }
 _PRODUCTS = {_aten.mm, _aten.addmm, _aten.bmm, _aten.baddbmm, *_MORE}
 
 
-class _NotComputed(TorchDispatchMode):
+class _NotComputed(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Matrix products and attention give zeros of the right shape."""
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
@@ -47,7 +47,7 @@ class _NotComputed(TorchDispatchMode):
 def executed(run: Callable[[], Any], *, is_computed: bool = False) -> int:
     """FLOPs of matrix products that `run` dispatches to the CPU. is_computed: they really are, which takes its time."""
     with (
-        contextlib.nullcontext() if is_computed else _NotComputed(),
+        contextlib.nullcontext() if is_computed else _NotComputed(),  # type: ignore[no-untyped-call]
         FlopCounterMode(display=False, custom_mapping=_MORE) as counter,
     ):
         run()

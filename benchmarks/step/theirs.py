@@ -34,7 +34,7 @@ class Theirs:
 
         self.device, self.device_pairs = torch.device(spec.device), spec.device_pairs
         folder = Path(spec.folder)
-        settings = trl.DPOConfig(
+        settings = trl.DPOConfig(  # type: ignore[attr-defined]
             output_dir=str(folder / "trl"),
             beta=BETA,
             precompute_ref_log_probs=True,
@@ -49,7 +49,7 @@ class Theirs:
             disable_tqdm=True,
         )
         word = [{"prompt": "a", "chosen": "a", "rejected": "b"}]
-        self.trainer = trl.DPOTrainer(
+        self.trainer = trl.DPOTrainer(  # type: ignore[attr-defined]
             model=AutoModelForCausalLM.from_pretrained(
                 folder, dtype=getattr(torch, spec.dtype), attn_implementation="sdpa"
             ),
@@ -68,7 +68,7 @@ class Theirs:
         """Sums of log-probs of chosen and rejected answer of each pair, in turn."""
         sums: list[float] = []
         for batch in self._batches(pairs):
-            chosen, rejected = self.trainer.compute_ref_log_probs(self.model, batch)
+            chosen, rejected = self.trainer.compute_ref_log_probs(self.model, batch)  # type: ignore[no-untyped-call]
             sums += torch.stack([chosen, rejected], dim=1).flatten().tolist()
         return sums
 
@@ -79,7 +79,7 @@ class Theirs:
         """One optimizer step on all pairs; the loss before it."""
         total, batches = 0.0, self._batches(*prepared)
         for batch in batches:
-            loss = self.trainer.compute_loss(self.model, batch) / len(batches)
+            loss = self.trainer.compute_loss(self.model, batch) / len(batches)  # type: ignore[no-untyped-call]
             loss.backward()
             total += float(loss.detach())
         torch.nn.utils.clip_grad_norm_(self._parameters, MAX_GRAD_NORM)

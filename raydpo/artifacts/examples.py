@@ -132,7 +132,8 @@ class _Lists:
         self.lengths = np.diff(self._offsets)
 
     def __getitem__(self, index: int) -> np.ndarray:
-        return self._values[self._offsets[index] : self._offsets[index + 1]]
+        found: np.ndarray = self._values[self._offsets[index] : self._offsets[index + 1]]
+        return found
 
 
 def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
@@ -146,7 +147,8 @@ def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
 
 
 def _offsets(lists: pa.ListArray) -> np.ndarray:
-    return lists.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+    found: np.ndarray = lists.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
+    return found
 
 
 def _manifest(folder: Path, split: str) -> Path:

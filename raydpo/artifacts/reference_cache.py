@@ -151,7 +151,8 @@ class _Index:
         chunk = int(np.searchsorted(self._ends, row, side="right"))
         offsets = self._offsets[chunk]
         local = row - (int(self._ends[chunk]) - len(offsets) + 1)
-        return self._values[chunk][offsets[local] : offsets[local + 1]]
+        found: np.ndarray = self._values[chunk][offsets[local] : offsets[local + 1]]
+        return found
 
     def distinct(self) -> np.ndarray:
         """Rows in their order, the first of each key."""

@@ -6,6 +6,8 @@ In: the table. Out: text. Here and not in `screen`, whose imports the verb can d
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from raydpo.config.modifier_table import MODIFIERS
 from raydpo.config.objective_row import Flag, ObjectiveRow, Parameter
 from raydpo.config.objective_table import OBJECTIVES
@@ -30,7 +32,7 @@ objective with a reference: compare runs by them. `clamped` is the share of answ
 (`fdpo_forward_kl`, `fdpo_alpha`, `alphapo`, `orpo`).
 """
 
-_SECTIONS = (
+_SECTIONS: tuple[tuple[str, str, Callable[[ObjectiveRow], bool]], ...] = (
     (
         "Pairs, with a reference",
         "Rows of prompt, chosen and rejected. `aot` and `aot_unpaired` look at the whole global batch before the loss, in a "

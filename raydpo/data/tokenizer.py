@@ -95,7 +95,8 @@ class TextTokenizer:
     @cached_property
     def num_ids(self) -> int:
         """One more than the largest id of the vocabulary, added tokens included."""
-        return 1 + max(self._allowing.get_vocab(with_added_tokens=True).values())
+        found: int = 1 + max(self._allowing.get_vocab(with_added_tokens=True).values())
+        return found
 
     @property
     def has_template(self) -> bool:
@@ -137,7 +138,8 @@ class TextTokenizer:
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, control tokens included."""
-        return self._allowing.decode(list(ids), skip_special_tokens=False)
+        found: str = self._allowing.decode(list(ids), skip_special_tokens=False)
+        return found
 
 
 def holds_private_marks(text: str) -> bool:

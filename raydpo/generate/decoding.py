@@ -85,7 +85,7 @@ class StopTexts:
         return any(wanted in text for wanted in self._texts)
 
 
-class _Stopped(StoppingCriteria):
+class _Stopped(StoppingCriteria):  # type: ignore[misc]
     def __init__(self, stop: StopTexts, width: int) -> None:
         self._stop, self._width = stop, width
 

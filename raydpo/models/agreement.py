@@ -18,7 +18,8 @@ TOLERANCE = {"float32": (1e-3, 2e-6), "bfloat16": (0.5, 1e-2)}
 def tolerance_nats(dtype: str, sums: np.ndarray) -> np.ndarray:
     """Largest allowed difference of each answer's summed log-prob."""
     floor, share = TOLERANCE[dtype]
-    return np.maximum(floor, share * np.abs(sums))
+    found: np.ndarray = np.maximum(floor, share * np.abs(sums))
+    return found
 
 
 def probe_examples(lengths: np.ndarray) -> list[int]:

@@ -43,7 +43,7 @@ def register(*, in_graphs: bool = True) -> str:
     if in_graphs:
         AttentionInterface.register(NAME, shared_prompt_attention)
         return NAME
-    AttentionInterface.register(f"{NAME}_outside", torch.compiler.disable(shared_prompt_attention))
+    AttentionInterface.register(f"{NAME}_outside", torch.compiler.disable(shared_prompt_attention))  # type: ignore[no-untyped-call]
     return f"{NAME}_outside"
 
 

@@ -104,7 +104,8 @@ def _plain(model: Any) -> torch.Tensor:
 
 def _packed(model: Any, first: list[int]) -> torch.Tensor:
     device = next(model.parameters()).device
-    return AnswerLogProbs(model)(_stream(first).to(device)).float()
+    found: torch.Tensor = AnswerLogProbs(model)(_stream(first).to(device)).float()
+    return found
 
 
 def _stream(first: list[int]) -> SequenceBatch:

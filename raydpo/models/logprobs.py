@@ -77,7 +77,10 @@ class AnswerLogProbs(nn.Module):
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
         """What the head reads, of every position: [1 or S, T, H]."""
-        return self._inner.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_layout(batch)).last_hidden_state
+        found: Tensor = self._inner.get_decoder()(
+            input_ids=batch.input_ids, use_cache=False, **_layout(batch)
+        ).last_hidden_state
+        return found
 
     def score(self, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int = 1, extra: Extra = "nothing") -> Tensor:
         """Log-probs of `targets_N` from hidden states, in `num_chunks` calls of the head; as `forward` returns them."""

@@ -187,14 +187,14 @@ def _head_bytes(scoring: AnswerLogProbs) -> float:
     return float((traces[1] - traces[0]).max()) / 2
 
 
-class Living(TorchDispatchMode):
+class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Counts the storages that operations make, while they live. bytes: now; trace: after each operation.
 
     What was there before is not counted, nor what a kernel uses inside of itself. Meta tensors take no memory.
     """
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.trace: list[int] = []
         self.bytes = 0
         self._known: set[int] = set()

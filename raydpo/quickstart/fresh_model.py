@@ -67,4 +67,5 @@ def create_model(
     model.generation_config = GenerationConfig(do_sample=False, **control)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
-    return model.num_parameters()
+    found: int = model.num_parameters()
+    return found

@@ -75,7 +75,8 @@ class DeepSpeedEngine:
 
     def forward(self, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor:
         """Log-probs of the answer tokens, [N] float32 nats, or [2 or 3, N] as `AnswerLogProbs` says."""
-        return self.engine(batch, extra)
+        found: Tensor = self.engine(batch, extra)
+        return found
 
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of `loss`. DeepSpeed averages over ranks, so the loss is multiplied by their number."""

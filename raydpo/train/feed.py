@@ -52,13 +52,17 @@ class Feed:
 
     def row_lengths(self, examples: np.ndarray, columns: range | None = None) -> np.ndarray:
         """Prompt + answer tokens of every row of `examples`: [E, A] int64."""
-        return self._answer_lengths(examples, columns) + self.table.prompt_lengths[examples][:, None]
+        found: np.ndarray = self._answer_lengths(examples, columns) + self.table.prompt_lengths[examples][:, None]
+        return found
 
     def sequence_lengths(self, examples: np.ndarray, columns: range | None = None) -> np.ndarray:
         """Tokens of the sequences that a model reads: [E, A], or packed [E, 1], a prompt once and then its answers."""
         if self.layout == "padded":
             return self.row_lengths(examples, columns)
-        return (self.table.prompt_lengths[examples] + self._answer_lengths(examples, columns).sum(axis=1))[:, None]
+        found: np.ndarray = (self.table.prompt_lengths[examples] + self._answer_lengths(examples, columns).sum(axis=1))[
+            :, None
+        ]
+        return found
 
     def micro_batches(self, examples: np.ndarray, columns: range | None = None) -> list[tuple[list[int], int]]:
         """This rank's micro-batches of a global batch: (positions in it, head calls). As many on every rank.
@@ -120,7 +124,8 @@ class Feed:
             yield collate(self.table, chosen, columns, self.lookup, num_chunks, positions, self.layout)
 
     def _answer_lengths(self, examples: np.ndarray, columns: range | None) -> np.ndarray:
-        return self.table.answer_lengths[examples][:, list(self.answers if columns is None else columns)]
+        found: np.ndarray = self.table.answer_lengths[examples][:, list(self.answers if columns is None else columns)]
+        return found
 
     def blocks(self, columns: range | None = None) -> Iterator[Iterator[MicroBatch]]:
         """This rank's share of the whole split, block by block. The split is one global batch."""

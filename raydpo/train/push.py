@@ -74,7 +74,8 @@ def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
 
 def _merged(module: Any, adapter: str, base: Tensor) -> Tensor:
     if hasattr(module, "parameter_name"):  # experts, one tensor of all: PEFT knows which factors are whose
-        return base + module.get_delta_weight(adapter).to(base.dtype)  # in the adapter's dtype: bfloat16 rounds here
+        merged: Tensor = base + module.get_delta_weight(adapter).to(base.dtype)
+        return merged  # in the adapter's dtype: bfloat16 rounds here
     # In float32 whatever the adapter is in, as `merge_lora` does: what is sent is what is published.
     down, up = module.lora_A[adapter].weight.float(), module.lora_B[adapter].weight.float()
     delta: Tensor = module.scaling[adapter] * (up @ down)

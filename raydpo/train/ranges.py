@@ -24,12 +24,12 @@ OPTIMIZER = "raydpo::optimizer"
 
 def named(name: str) -> AbstractContextManager[Any]:
     """A range of the profile, if there is one."""
-    return record_function(name) if torch.autograd._profiler_enabled() else nullcontext()
+    return record_function(name) if torch.autograd._profiler_enabled() else nullcontext()  # type: ignore[attr-defined]
 
 
 def waited(items: Iterable[T]) -> Iterable[T]:
     """The same items, each taken inside the range WAITING; `items` itself without a profiler."""
-    return _waited(iter(items)) if torch.autograd._profiler_enabled() else items
+    return _waited(iter(items)) if torch.autograd._profiler_enabled() else items  # type: ignore[attr-defined]
 
 
 def _waited(items: Iterator[T]) -> Iterator[T]:
