@@ -335,9 +335,12 @@ def _cache_gc(args: argparse.Namespace) -> int:
 
 
 def _cache_dir(args: argparse.Namespace) -> Path:
+    from raydpo.config.places import check_places
     from raydpo.config.sections import ReferenceSection
 
-    place = Path(args.cache_dir or ReferenceSection.model_fields["cache_dir"].default).expanduser()
+    given = args.cache_dir or ReferenceSection.model_fields["cache_dir"].default
+    check_places({"--cache-dir": given})
+    place = Path(given).expanduser()
     if not place.is_dir():
         raise UserError(
             f"--cache-dir: {place} is not a folder; allowed: the reference.cache_dir of your runs. "

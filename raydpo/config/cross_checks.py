@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raydpo.config.objective_table import OBJECTIVES
+from raydpo.config.places import PLACES, texts_under, unread_scheme
 from raydpo.config.section_base import say_what_is_known
 
 if TYPE_CHECKING:
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
 def cross_checks(config: Config, verb: str | None = None) -> list[str]:
     """Every problem between sections. verb: "train", "iterate", ...; None: what is wrong whatever is done with the config."""
     checks = (
+        *(partial(_place, key=key) for key in PLACES),
         _labels,
         partial(_files, verb=verb),
         _idle_reference_model,
@@ -34,6 +36,11 @@ def cross_checks(config: Config, verb: str | None = None) -> list[str]:
         _margins,
     )
     return say_what_is_known(partial(check, config) for check in checks)
+
+
+def _place(config: Config, key: str) -> Iterator[str]:
+    for text in texts_under(config, key):
+        yield from unread_scheme(key, text)
 
 
 def _labels(config: Config) -> Iterator[str]:

@@ -17,6 +17,7 @@ from typing import Any
 from raydpo import runtime
 from raydpo.artifacts import write_json
 from raydpo.config import Config
+from raydpo.config.places import check_places
 from raydpo.generate.greedy import greedy
 from raydpo.models.pretrained import load_tokenizer
 from raydpo.pipelines import train
@@ -90,8 +91,9 @@ def supervise(run_dir: str, seed: int = 0, observer: Observer = ignore, kind: Ki
 
     The same call goes on where an earlier one in `run_dir` ended.
     """
-    root = Path(run_dir).expanduser().absolute()
+    check_places({"run.dir": run_dir})
     runtime.check_paths({"run.dir": run_dir})
+    root = Path(run_dir).expanduser().absolute()
     task = write_task(root / "task", seed)
     fresh = root / "fresh"
     num_parameters = create_model(fresh, train_bpe(task.texts, VOCABULARY), seed=seed, **SHAPE)

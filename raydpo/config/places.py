@@ -1,0 +1,49 @@
+"""Where files may lie: paths of this machine or of storage that all nodes mount, and hub ids; no addresses of object stores.
+
+Comes in: keys and the texts under them. Goes out: finished sentences. Decision: whatever begins with a scheme is refused by
+name, because `s3://bucket/run` is a fine name of a local folder to the operating system, and would become one.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from raydpo.errors import ConfigError
+
+PLACES = (
+    *("run.dir", "reference.cache_dir", "model.path", "reference.model", "evaluate.model"),
+    *("data.train", "data.eval", "data.chat_template", "rounds.prompts", "rounds.eval_prompts", "rounds.reference"),
+    *("judge.model", "judge.answers"),
+)
+"""Every key that names a file, a folder or a model. `judge.endpoint` is an address and stays one."""
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
+
+
+def unread_scheme(key: str, value: str) -> Iterator[str]:
+    """A sentence if `value` is an address instead of a place that is read."""
+    found = _SCHEME.match(value)
+    if found is None:
+        return
+    rest = value[found.end() :]
+    yield (
+        f"{key}: {value!r} begins with {found[0]}, which is not read or written here; it would have become a local folder "
+        f"named {found[0].removesuffix('//')!r}. Give a path that every node sees (storage that is mounted counts)"
+        + (f", here /{rest.lstrip('/')}." if found[0] == "file://" else ", or copy the files there first.")
+    )
+
+
+def check_places(places: Mapping[str, str]) -> None:
+    """Raise ConfigError for every value that is an address."""
+    problems = [text for key, value in places.items() for text in unread_scheme(key, value)]
+    if problems:
+        raise ConfigError(problems)
+
+
+def texts_under(config: Any, key: str) -> Iterator[str]:
+    """The texts that a config has under a dotted key; none where its section is not there."""
+    section, _, name = key.partition(".")
+    found = getattr(config, section)
+    value = None if found is None else getattr(found, name)
+    yield from (value,) if isinstance(value, str) else (value or ())

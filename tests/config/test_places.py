@@ -1,0 +1,64 @@
+"""Addresses where paths belong: refused by every key, before anything is read or written."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo import cli
+from raydpo.config import Config
+from raydpo.config.cross_checks import cross_checks
+from raydpo.config.places import PLACES
+
+NEEDED: dict[str, dict[str, Any]] = {"run": {"dir": "runs/a"}, "model": {"path": "m"}, "data": {"train": ["a.jsonl"]}}
+ROUNDS = {"prompts": ["p.jsonl"], "reference": "initial"}
+JUDGE = {"judge.model": {"kind": "reward_model"}, "judge.answers": {"kind": "exact"}}
+
+
+def with_value(key: str, value: str) -> dict[str, Any]:
+    section, _, name = key.partition(".")
+    tree = {**NEEDED, **({"rounds": ROUNDS} if section in ("rounds", "judge") else {})}
+    return {**tree, section: {**tree.get(section, {}), **JUDGE.get(key, {}), name: value}}
+
+
+@pytest.mark.parametrize("key", PLACES)
+@pytest.mark.parametrize("value", ["s3://bucket/run", "gs://b/r", "hdfs://x", "file:///data/x", "https://host/x"])
+def test_an_address_is_refused_by_its_key(key: str, value: str) -> None:
+    scheme = value.partition("//")[0]
+    (said,) = [text for text in cross_checks(Config.model_validate(with_value(key, value))) if scheme in text]
+    assert said.startswith(f"{key}: {value!r} begins with {scheme}//")
+
+
+@pytest.mark.parametrize("value", ["runs/s3", "hub:owner/name", "C:/data", "a:b", "~/x", "s3:"])
+def test_what_only_looks_like_one_is_a_path(value: str) -> None:
+    assert cross_checks(Config.model_validate(with_value("run.dir", value))) == []
+
+
+def test_an_endpoint_is_an_address() -> None:
+    tree = {**NEEDED, "rounds": ROUNDS, "judge": {"kind": "pairwise", "model": "m", "endpoint": "http://host:1/v1"}}
+    assert cross_checks(Config.model_validate(tree)) == []
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["check", "run.yaml", "run.dir=s3://bucket/run"],
+        ["train", "run.yaml", "run.dir=s3://bucket/run"],
+        ["precompute", "run.yaml", "reference.cache_dir=gs://bucket/cache"],
+        ["quickstart", "--run-dir", "s3://bucket/run"],
+        ["cache", "list", "--cache-dir", "s3://bucket/cache"],
+    ],
+    ids=" ".join,
+)
+def test_the_command_line_refuses_and_leaves_no_folder(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "run.yaml").write_text("run: {dir: a}\nmodel: {path: b}\ndata: {train: [c.jsonl]}\n")
+    if words[0] == "quickstart":
+        words = [*words, "--local"]
+    assert cli.main(words) == 2
+    assert "which is not read or written here" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
