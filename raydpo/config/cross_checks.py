@@ -7,7 +7,7 @@ small, because one that needs a key that was taken out says nothing at all.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 def cross_checks(config: Config, verb: str | None = None) -> list[str]:
     """Every problem between sections. verb: "train", "iterate", ...; None: what is wrong whatever is done with the config."""
-    checks = (
+    checks: tuple[Callable[[Config], Iterable[str]], ...] = (
         *(partial(_place, key=key) for key in PLACES),
         _labels,
         partial(_files, verb=verb),
