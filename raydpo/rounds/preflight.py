@@ -14,6 +14,7 @@ from typing import Any
 from raydpo import runtime
 from raydpo.artifacts import write_json
 from raydpo.config import Config
+from raydpo.config.cross_checks import cross_checks
 from raydpo.config.key_facts import free_keys
 from raydpo.config.round_sections import OF_THE_RUN
 from raydpo.config.rounds_checks import rounds_checks
@@ -23,6 +24,7 @@ from raydpo.generate.vllm_bounds import check_temperature
 from raydpo.judge.judge_inputs import loads_model, may_use_gpu
 from raydpo.judge.judge_problems import problems_of
 from raydpo.models.resolve import local_folder, resolve_model
+from raydpo.rundir.named_models import problems_on_disk
 from raydpo.rundir.resume import differences, trajectory
 from raydpo.rundir.rounds_folder import RoundsFolder
 
@@ -32,12 +34,15 @@ scores depend on."""
 
 
 def check_rounds(config: Config, has_judge: bool) -> None:
-    """Raise ConfigError with every problem between the sections, and of the judge. has_judge: a function was handed in."""
+    """Raise ConfigError with every problem of the sections, the judge and, beside others, the models on this machine.
+
+    has_judge: a function was handed in.
+    """
     problems = rounds_checks(config, has_judge)
     if config.rounds is not None:
         problems += problems_of_parts(config, has_judge)
     if problems:
-        raise ConfigError(problems)
+        raise ConfigError(list(dict.fromkeys([*problems, *cross_checks(config, "iterate"), *problems_on_disk(config)])))
 
 
 def problems_of_parts(config: Config, has_judge: bool = False, *, asks_hub: bool = True) -> list[str]:

@@ -187,6 +187,12 @@ def test_what_would_do_nothing_is_refused(toy: Toy, tmp_path: Path, changes: dic
     assert len(caught.value.problems) == 1
 
 
+def test_problems_of_rounds_and_of_every_run_come_together(toy: Toy, tmp_path: Path) -> None:
+    changes = {"rounds.top_k": 3, "model.path": "./gone", "reference.sync_alpha": 1.0}
+    problems = refused(rounds_config(toy, tmp_path / "run", changes))
+    assert [problem.split(":")[0] for problem in problems] == ["rounds.top_k", "reference.sync_alpha", "model.path"]
+
+
 def test_the_model_of_a_judge_uses_one_gpu(toy: Toy, tmp_path: Path) -> None:
     judge = {"judge.kind": "reward_model", "judge.model": str(save(tmp_path / "model"))}
     (problem,) = refused(rounds_config(toy, tmp_path / "run", {**judge, "judge.gpus_per_worker": 2}))
