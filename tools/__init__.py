@@ -1,0 +1,1 @@
+"""What keeps the project in order and is no part of it: the lock of the stack, tests on the newest one, mutants."""
