@@ -21,7 +21,8 @@ GATES = (
     ["ruff", "check", "."],
     ["ruff", "format", "--check", "."],
     ["mypy"],
-    ["importlinter.cli", "lint"],
+    ["lint-imports"],
+    ["codespell"],
     ["pip", "check"],
 )
 
@@ -36,7 +37,7 @@ def main() -> int:
     args = parser.parse_args()
     python = str(args.venv / "bin" / "python")
     install(args.venv, python, args.torch, args.extras.split(","))
-    broken = [" ".join(gate) for gate in GATES if not succeeds([python, "-m", *gate])]
+    broken = [" ".join(gate) for gate in GATES if not succeeds([str(args.venv / "bin" / gate[0]), *gate[1:]])]
     broken += failed_tests(python, args.venv / "newest.xml", args.tests)
     moved = differences(installed(python), locked())
     print(f"\n{len(moved)} versions are not those of constraints.txt:")
