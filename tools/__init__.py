@@ -1,1 +1,2 @@
-"""What the project is kept in order with. Nothing here is part of the program."""
+"""What keeps the project in order and is no part of it: import contracts, the lock of the stack, tests on the newest one,
+mutants."""

@@ -7,6 +7,7 @@ list of what it may use, because what a newcomer adds is never on a list of forb
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import Any
 
 from grimp import ImportGraph
 from importlinter import Contract, ContractCheck, fields, output
@@ -34,12 +35,11 @@ class OnlyContract(Contract):
     def render_broken_contract(self, check: ContractCheck) -> None:
         for importer, imported, line in check.metadata["found"]:
             output.print_error(f"{importer} imports {imported} (line {line})", bold=False)
-        output.print_error(f"Allowed: {', '.join(self.allowed_modules)}.", bold=False)  # type: ignore[arg-type]
+        output.print_error(f"Allowed: {', '.join(_names(self.allowed_modules))}.", bold=False)
 
     def _found(self, graph: ImportGraph) -> Iterator[Found]:
-        sources: list[str] = list(self.source_modules)  # type: ignore[call-overload]
-        allowed = ["__future__", *self.allowed_modules]  # type: ignore[misc]
-        lazy = list(self.lazy_names or ())  # type: ignore[call-overload]
+        sources, allowed, lazy = (_names(each) for each in (self.source_modules, self.allowed_modules, self.lazy_names))
+        allowed.append("__future__")
         for source in sources:
             for importer in sorted({source, *graph.find_descendants(source)}):
                 extra = lazy if importer in sources else []
@@ -47,6 +47,11 @@ class OnlyContract(Contract):
                     if not any(_is_within(imported, room) for room in (*sources, *allowed, *extra)):
                         details = graph.get_import_details(importer=importer, imported=imported)
                         yield importer, imported, int(details[0]["line_number"]) if details else 0
+
+
+def _names(field: Any) -> list[str]:
+    """What the contract was given; nothing where it was given nothing."""
+    return list(field or ())
 
 
 def _is_within(module: str, room: str) -> bool:
