@@ -5,17 +5,21 @@
 PYTHON ?= python3
 VENV   ?= .venv
 TORCH  ?= $(shell grep '^torch==' constraints.txt)
-# Processes that run tests side by side, each with a Ray of its own: much of a test is waiting for actors to import.
+# Processes that run tests side by side: much of a test is waiting for actors to import.
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test check format coverage mutate bench bench-objectives bench-rounds lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate bench bench-objectives bench-rounds lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
 
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
+
+# The inner loop: what starts no Ray, loads no vLLM, compares with nobody and takes no minute. ARGS chooses further.
+test-fast: $(VENV)/.dev
+	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not ray and not slow and not vllm and not trl" $(ARGS)
 
 check: $(VENV)/.dev
 	$(BIN)/ruff check .

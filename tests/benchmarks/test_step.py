@@ -20,6 +20,8 @@ from raydpo.models.memory import Living
 from raydpo.models.work import Work, row_counts, shared_prompt_counts, work_of
 from raydpo.train.feed import Feed
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

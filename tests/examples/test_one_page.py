@@ -22,6 +22,8 @@ from tests.train import jobs
 from tests.train.gang import Gang
 from tests.train.world import GLOBAL_BATCH, NUM_STEPS, NUM_TRAIN, make_world
 
+pytestmark = pytest.mark.slow
+
 PAGE = Path(__file__).parents[2] / "examples/one_page.py"
 SAME = {"learning_rate": 1e-3, "warmup_fraction": 0.4, "weight_decay": 0.1, "max_grad_norm": 0.5}  # under either name
 Real = namedtuple("Real", "losses margins grad_norms gradient")

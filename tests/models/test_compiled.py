@@ -12,6 +12,8 @@ from raydpo.models.attention import register
 from raydpo.models.compiled import compile_layers
 from tests.models.test_attention import FAMILIES, ROWS, assert_same, group, recompute
 
+pytestmark = pytest.mark.slow
+
 BATCHES = [ROWS["pairs"], [*ROWS["five answers"], *group(8, 2)], group(7, 3)]
 
 

@@ -18,6 +18,8 @@ from raydpo.models.lora import add_lora
 from raydpo.models.memory import ActivationCost, compute_again, decoder_layers, measure
 from raydpo.models.pretrained import switch_dropout_off
 
+pytestmark = pytest.mark.slow
+
 SMALL = {"hidden_size": 64, "num_hidden_layers": 4, "num_attention_heads": 4, "vocab_size": 500}
 FAMILIES = {
     "llama": {**SMALL, "intermediate_size": 160, "num_key_value_heads": 2},

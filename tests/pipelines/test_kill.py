@@ -26,6 +26,8 @@ from raydpo.runtime import session
 from tests.pipelines import driver
 from tests.pipelines.toy import NUM_ROWS, Toy, committed_shards, config, everything_in, metrics, nats_by_row, weights
 
+pytestmark = pytest.mark.slow
+
 ROWS_PER_SHARD = 1
 NUM_STEPS = 16
 

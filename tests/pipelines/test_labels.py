@@ -12,6 +12,8 @@ from raydpo.errors import ConfigError, DataError
 from raydpo.pipelines import evaluate, precompute, train
 from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, config, metrics, read_pairs
 
+pytestmark = pytest.mark.slow
+
 LABELLED = {"data.unpair": True, "train.learning_rate": 3e-3}
 
 

@@ -39,6 +39,8 @@ from tests.pipelines.toy import (
     weights,
 )
 
+pytestmark = pytest.mark.slow
+
 EVERY, ALPHA, BATCH, NUM_STEPS = 2, 0.6, 12, 5
 ROWS_PER_SHARD = 1
 LINE = {"step", "reference", "rows", "rows_scored", "forwards"}

@@ -18,6 +18,8 @@ from raydpo.schema.events import Advanced
 from tests.pipelines import driver
 from tests.pipelines.toy import Notes, Toy, config
 
+pytestmark = pytest.mark.slow
+
 ROOM = 12 * 2**20
 """Bytes that the trainer may still get: less than one matrix of a micro-batch of all examples, more than all the rest."""
 

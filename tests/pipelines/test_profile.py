@@ -6,11 +6,15 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
+
 from raydpo.config import Config
 from raydpo.pipelines import train
 from raydpo.rundir.resume import trajectory
 from tests.pipelines.conftest import Finished
 from tests.pipelines.toy import Notes, Toy, config, metrics, weights
+
+pytestmark = pytest.mark.slow
 
 
 def test_a_run_goes_on_with_a_profile_and_without(toy: Toy, finished: Finished, tmp_path: Path) -> None:

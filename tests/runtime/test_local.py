@@ -29,7 +29,7 @@ OF_RAY = {
 for _module in (test_gang, test_pool):
     globals().update({k: v for k, v in vars(_module).items() if k.startswith("test_") and k not in OF_RAY})
 
-pytestmark = pytest.mark.usefixtures("processes")
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("processes")]
 
 
 @pytest.fixture(scope="module")

@@ -14,6 +14,8 @@ import pytest
 from tools.mutate.mutants import Mutant, mutants_of
 from tools.mutate.sample import sample
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 SOURCE = '''\

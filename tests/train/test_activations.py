@@ -13,6 +13,8 @@ from raydpo.train.trainer import make_feed
 from tests.train import jobs
 from tests.train.gang import Place
 
+pytestmark = pytest.mark.slow
+
 LORA = {"rank": 4, "alpha": 8}
 TINY = 1e-6
 """GB: less than one example takes."""

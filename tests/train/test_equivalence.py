@@ -9,6 +9,8 @@ from raydpo.schema.rank_events import Alive, Evaluated, Staged, Stepped
 from tests.train import jobs
 from tests.train.world import NUM_STEPS
 
+pytestmark = pytest.mark.slow
+
 LORA = {"rank": 4, "alpha": 8}
 
 

@@ -15,6 +15,8 @@ from raydpo.train.trainer import NAMES
 from tests.train.gang import Place
 from tests.train.world import plain_nats
 
+pytestmark = pytest.mark.slow
+
 
 def mean_logps(model, table):
     """(chosen, rejected) means of plain forwards over a split."""

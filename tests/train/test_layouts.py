@@ -12,6 +12,8 @@ from raydpo.config import OBJECTIVES
 from raydpo.models.blend import blend
 from tests.train import jobs
 
+pytestmark = pytest.mark.slow
+
 SECTIONS = [{"name": name} for name in OBJECTIVES] + [
     {"name": "dpo", "ld_alpha": 0.5},
     {"name": "hinge", "length_normalized": True},

@@ -16,6 +16,8 @@ from raydpo.quickstart.bpe import train_bpe
 from tests.train import jobs
 from tests.train.test_export import mean_logps
 
+pytestmark = pytest.mark.slow
+
 LORA = {"rank": 4, "alpha": 8}
 
 

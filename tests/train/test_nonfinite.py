@@ -15,6 +15,8 @@ from tests.train import jobs
 from tests.train.conftest import Run
 from tests.train.world import GLOBAL_BATCH, NUM_TRAIN
 
+pytestmark = pytest.mark.slow
+
 CASES = [(1, 0), (1, 1), (2, 0), (2, 2), (2, 3)]
 
 

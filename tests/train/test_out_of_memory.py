@@ -9,6 +9,8 @@ from raydpo.batches import collate
 from raydpo.errors import OutOfMemoryError
 from raydpo.train.step import fitting
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def table(world):

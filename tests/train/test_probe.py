@@ -11,6 +11,8 @@ from raydpo.reference.plan import probe_work
 from raydpo.reference.score import Scorer
 from raydpo.schema.rank_events import Noted, Probed
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def wrong_cache(world, tmp_path_factory):

@@ -20,6 +20,8 @@ from raydpo.train.ranges import OPTIMIZER, STEP, WAITING, named, waited
 from raydpo.train.trace import ELSEWHERE, IDLE, read_pieces
 from tests.train import jobs
 
+pytestmark = pytest.mark.slow
+
 VOCABULARY = 1000
 EVALUATE = "autograd::engine::evaluate_function: MmBackward0"
 

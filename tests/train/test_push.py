@@ -9,6 +9,8 @@ from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3Moe
 from raydpo.models.lora import add_lora
 from raydpo.train.push import parts
 
+pytestmark = pytest.mark.slow
+
 SHAPE = {"vocab_size": 32, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
 HEADS = {"num_attention_heads": 2, "num_key_value_heads": 2}
 CONFIGS = {

@@ -13,6 +13,8 @@ from raydpo.artifacts import commit_folder, verify_folder
 from raydpo.models.resolve import ResolvedModel
 from raydpo.schema.rank_events import Evaluated, Finished, Probed, Staged
 
+pytestmark = pytest.mark.slow
+
 LORA = {"rank": 4, "alpha": 8}
 CASES = [
     (1, {"zero_stage": 0}),

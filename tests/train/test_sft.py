@@ -12,6 +12,8 @@ from raydpo.schema.rank_events import Probed
 from raydpo.train.feed import Feed
 from tests.train.world import GLOBAL_BATCH, NUM_TRAIN, plain_nats
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def table(world):

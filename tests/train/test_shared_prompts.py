@@ -17,6 +17,8 @@ from raydpo.train.feed import Feed
 from raydpo.train.step import BatchLoss, accumulate
 from tests.tables import write_examples
 
+pytestmark = pytest.mark.slow
+
 PROMPT, OTHER = [5, 6, 7, 8, 9, 10], [11, 12]
 BEST, *WORSE = [20, 21, 2], [22, 2], [20, 23, 24, 2], [25, 2]
 PAIRS = [(PROMPT, BEST, WORSE[0]), (OTHER, [30, 2], [31, 2]), *((PROMPT, BEST, worse) for worse in WORSE[1:])]

@@ -21,7 +21,7 @@ from tests.train.world import GLOBAL_BATCH, NUM_TRAIN
 
 trl = pytest.importorskip("trl", reason="TRL is the oracle of these tests: pip install --no-deps trl")
 
-pytestmark = pytest.mark.trl
+pytestmark = [pytest.mark.slow, pytest.mark.trl]
 
 
 @pytest.fixture(scope="module")

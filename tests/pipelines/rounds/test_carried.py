@@ -19,6 +19,8 @@ from raydpo.pipelines import iterate, train
 from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
 from tests.pipelines.toy import Toy, flip_byte
 
+pytestmark = pytest.mark.slow
+
 ONE_BATCH: dict[str, Any] = {
     "rounds.optimizer": "carried",
     "rounds.num_rounds": 3,

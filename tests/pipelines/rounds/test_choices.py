@@ -22,6 +22,8 @@ from raydpo.rundir.rounds_folder import prompts_of
 from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config, rows
 from tests.pipelines.toy import Notes, Toy
 
+pytestmark = pytest.mark.slow
+
 
 def test_an_adapter_is_sent_merged(toy: Toy, machine: None) -> None:
     folder, notes = toy.root / "lora", Notes()

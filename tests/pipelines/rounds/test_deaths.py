@@ -31,6 +31,8 @@ from tests.pipelines import driver
 from tests.pipelines.rounds.toy_rounds import NUM_PROMPTS, no_digits, pairs, rounds_config
 from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, weights
 
+pytestmark = pytest.mark.slow
+
 CHANGES: dict[str, Any] = {"generate.num_workers": 2, "train.save_every": 1, "run.runtime_in_process": False}
 RUNTIMES: dict[str, Kind] = {"colocated": "ray", "split": "local"}
 """Of each placement: actors of Ray die in one, processes in the other."""

@@ -23,6 +23,8 @@ from tests.judge.test_reward_model import CHAT, save
 from tests.pipelines.rounds.toy_rounds import NUM_PROMPTS, no_digits, rounds_config
 from tests.pipelines.toy import Notes, Toy
 
+pytestmark = pytest.mark.slow
+
 ONE_ROUND: dict[str, Any] = {"rounds.num_rounds": 1, "rounds.eval_prompts": [], "rounds.prompts_per_round": 8}
 FAILING = "tests.pipelines.rounds.test_judge_changes:fails_on_odd_prompts"
 

@@ -18,6 +18,8 @@ from raydpo.rundir.rounds_folder import RoundsFolder
 from tests.pipelines.rounds.toy_rounds import generations, held_out_ids, no_digits, pairs, rounds_config, rows
 from tests.pipelines.toy import Notes, Toy
 
+pytestmark = pytest.mark.slow
+
 
 class TiesOnRequest:
     """A judge that finds all answers equal while `is_blind`."""

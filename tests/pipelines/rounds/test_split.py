@@ -19,6 +19,8 @@ from raydpo.schema.rank_events import WeightsPart
 from tests.pipelines.rounds.toy_rounds import generations, no_digits, rounds_config
 from tests.pipelines.toy import Notes, Toy
 
+pytestmark = pytest.mark.slow
+
 SPLIT = {
     "rounds.placement": "split",
     "rounds.num_rounds": 3,
