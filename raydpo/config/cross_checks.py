@@ -7,13 +7,16 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.objective_table import OBJECTIVES
+from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.sections import Config, ReferenceSection
 
 
 def cross_checks(config: Config, verb: str) -> list[str]:
     """Every problem between sections, as finished sentences."""
     problems = [*_data(config, verb), *_model(config), *_moving_reference(config), *_evaluations(config)]
+    problems += _outside(config, verb)
     if config.objective.row.data == "answers":
         needs_pairs = {
             "train.early_stopping_patience": config.train.early_stopping_patience,
@@ -44,6 +47,21 @@ def _data(config: Config, verb: str) -> list[str]:
     if verb == "evaluate" and not data.eval and not data.eval_fraction:
         return ["data.eval is empty: evaluate needs held-out examples, or data.eval_fraction above 0."]
     return []
+
+
+def _outside(config: Config, verb: str) -> list[str]:
+    """What cannot be had of other packages, as far as `verb` reads it. Objectives were found when the config was made."""
+    problems = FORMATS.problems(config.data.format) if verb != "iterate" else []
+    if verb in ("train", "check", "iterate"):
+        problems += SCHEDULES.problems(config.train.schedule)
+        problems += [problem for name in config.train.sinks for problem in SINKS.problems(name)]
+    return problems
+
+
+def outside_sources(config: Config) -> dict[str, str]:
+    """Of every outside name that decides the numbers of a training: "source of key" -> digest of its module's file."""
+    named = [("train.schedule", config.train.schedule)]
+    return {f"source of {key} {name}": source_sha256(name) for key, name in named if is_outside(name)}
 
 
 def _model(config: Config) -> list[str]:

@@ -8,6 +8,7 @@ from typing import Any
 from raydpo import runtime
 from raydpo.artifacts import write_json
 from raydpo.config import Config
+from raydpo.config.outside import is_outside
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import Section
 from raydpo.errors import ConfigError, ResourceError, ResumeError
@@ -172,8 +173,9 @@ def _carried(config: Config) -> list[str]:
     """What does not go with optimizer state that is carried from round to round."""
     problems = []
     if config.train.schedule != "constant":
+        falls = "starts anew in" if is_outside(config.train.schedule) else "falls to 0 within"
         problems.append(
-            f"train.schedule: {config.train.schedule} falls to 0 within each round, and rounds.optimizer: carried makes one "
+            f"train.schedule: {config.train.schedule} {falls} each round, and rounds.optimizer: carried makes one "
             "training of them all. Set train.schedule: constant, or rounds.optimizer: fresh."
         )
     if config.train.lora is not None:

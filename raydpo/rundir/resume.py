@@ -41,6 +41,7 @@ FREE = {
     "train.best_metric",
     "train.export",
     "train.log_every",
+    "train.sinks",
     "train.hang_timeout_s",
     "train.max_nonfinite_steps",
     "evaluate.model",
