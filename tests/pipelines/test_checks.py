@@ -5,8 +5,9 @@ import json
 import pytest
 
 from raydpo.config import Config
-from raydpo.config.cross_checks import cross_checks, fit_to_model
+from raydpo.config.cross_checks import cross_checks
 from raydpo.errors import ConfigError, StorageError
+from raydpo.rundir.positions import fit_to_model
 from raydpo.rundir.workspace import find_workspace, open_workspace
 
 

@@ -16,7 +16,7 @@ from raydpo.config.sections import ObjectiveSection
 from raydpo.errors import RaydpoError
 from raydpo.objectives.loss import Loss
 from raydpo.schema.rank_events import Stepped
-from raydpo.train import TrainSpec, engine, loop
+from raydpo.train import TrainSpec, deepspeed_engine, loop
 from raydpo.train.profile import profiled
 from raydpo.train.step import accumulate
 from raydpo.train.trainer import Trainer, build_trainer
@@ -203,7 +203,7 @@ def count_gathers(place: Place, spec: TrainSpec, steps: int) -> tuple[int, list[
     from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator as Coordinator
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(engine, "deepspeed_config", _sharding_all(engine.deepspeed_config))
+        patch.setattr(deepspeed_engine, "deepspeed_config", _sharding_all(deepspeed_engine.deepspeed_config))
         trainer = build_trainer(place, spec)
         gathered: list[Any] = []
         name = "_PartitionedParameterCoordinator__all_gather_params"

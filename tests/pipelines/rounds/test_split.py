@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from raydpo.driver.generators import Generators, Push
+from raydpo.driver.generators import Generators
+from raydpo.driver.weight_sync import Push
 from raydpo.errors import ResourceError
 from raydpo.pipelines import iterate
 from raydpo.schema.events import Event, Note, ignore
