@@ -60,7 +60,8 @@ def _outside(config: Config, verb: str) -> list[str]:
 
 def outside_sources(config: Config) -> dict[str, str]:
     """Of every outside name that decides the numbers of a training: "source of key" -> digest of its module's file."""
-    named = [("train.schedule", config.train.schedule)]
+    named = [("objective", term.name) for term in config.objective.terms]
+    named.append(("train.schedule", config.train.schedule))
     return {f"source of {key} {name}": source_sha256(name) for key, name in named if is_outside(name)}
 
 

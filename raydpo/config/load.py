@@ -19,7 +19,8 @@ from typing import Any
 from pydantic import BaseModel, ValidationError
 
 from raydpo.config.objective_check import check_objective, readable
-from raydpo.config.objective_table import OBJECTIVES
+from raydpo.config.objective_door import row_of
+from raydpo.config.outside import is_outside
 from raydpo.config.problems import allowed, members, nearest, remedy, section_of, show, unknown_key
 from raydpo.config.sections import Config, ObjectiveSection
 from raydpo.config.source import COMMAND_LINE, Entry, read_override, read_yaml
@@ -209,9 +210,10 @@ class _Check:
         children: dict[str, Entry] = entry.value
         name = children["name"].plain() if "name" in children else "dpo"
         if (problem := _refusal({"name": name})) is not None:
-            self._add(children["name"].where, f"{key}.{problem}. Write one of the allowed names.")
+            todo = "" if is_outside(name) else ". Write one of the allowed names."
+            self._add(children["name"].where, f"{key}.{problem}{todo}")
             return
-        options = readable(OBJECTIVES[name])
+        options = readable(row_of(name))
         good: dict[str, Any] = {"name": name}
         for child, inner in children.items():
             problem = _refusal({"name": name, child: inner.plain()}) if child != "name" else None

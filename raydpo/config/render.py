@@ -13,6 +13,7 @@ import yaml
 
 from raydpo.config.objective_check import readable
 from raydpo.config.objective_table import OBJECTIVES
+from raydpo.config.outside import PATTERN
 from raydpo.config.sections import Config
 from raydpo.config.source import PlainDumper
 
@@ -69,5 +70,14 @@ def _objective_schema() -> dict[str, Any]:
                 "additionalProperties": False,
             }
         )
-    short = {"title": "name alone", "enum": sorted(OBJECTIVES)}
+    outside = {"type": "string", "pattern": PATTERN}
+    rows.append(
+        {
+            "title": "an objective of another package, with the options that it declares",
+            "type": "object",
+            "properties": {"name": outside},
+            "required": ["name"],
+        }
+    )
+    short = {"title": "name alone", "anyOf": [{"enum": sorted(OBJECTIVES)}, outside]}
     return {"description": "An objective and its parameters.", "anyOf": [*rows, short]}

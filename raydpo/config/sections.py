@@ -14,8 +14,8 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.objective_check import check_objective, make_term
+from raydpo.config.objective_door import row_of
 from raydpo.config.objective_row import ObjectiveRow, Term
-from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import OneOrMany, Section, one_or_many
 
@@ -86,7 +86,8 @@ class DataSection(Section):
 
 
 class ObjectiveSection(BaseModel):
-    """`name` plus exactly the options that the table in `raydpo.config.objective_table` lists for it, and `plus`: further
+    """`name` plus exactly the options that the table in `raydpo.config.objective_table` lists for it (or that an outside
+    objective, package.module:name, declares: docs/extend.md), and `plus`: further
     terms of the loss, each with its own name, weight and options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
@@ -106,8 +107,8 @@ class ObjectiveSection(BaseModel):
 
     @property
     def row(self) -> ObjectiveRow:
-        """The row of the table: it says what data there is and what rewards are."""
-        return OBJECTIVES[self.name]
+        """The row of the table, or what an outside objective declares: what data there is and what rewards are."""
+        return row_of(self.name)
 
     @property
     def parameters(self) -> dict[str, float]:
