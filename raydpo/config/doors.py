@@ -88,13 +88,17 @@ ENGINES = Door(
     reader="samples",
 )
 
+ENGINE_CHECKS = {"vllm": "raydpo.generate.vllm_engine:problems"}
+"""Engines of ours that cannot do everything -> their `problems`: of a section `generate`, as sentences, without loading
+anything. An outside engine may have a static method of this name."""
+
 PAIRS = Door(
     "rounds.pairs",
     {
         "best_worst": "raydpo.judge.pairs:best_worst",
         "best_random": "raydpo.judge.pairs:best_random",
         "all_above_margin": "raydpo.judge.pairs:all_above_margin",
-        "top_k": "raydpo.judge.pairs:top_k",
+        "top_k": "raydpo.judge.pairs:top_k_pairs",
         "spin": "",
     },
     is_kind="a function",

@@ -9,7 +9,6 @@ nothing imports torch for it. Price: a config with an outside objective imports 
 from __future__ import annotations
 
 import dataclasses
-import inspect
 from collections.abc import Iterable, Sequence
 from typing import Any, Literal
 
@@ -65,8 +64,6 @@ def _undeclared(found: Any) -> str | None:
         return f"has unit {unit!r}; allowed: examples, tokens"
     if row.batch != "none" and not (hasattr(found, "observe") and hasattr(found, "num_values")):
         return f"looks at the whole batch (batch: {row.batch}) and has no observe and num_values"
-    if inspect.isabstract(found) or not callable(getattr(found, "__call__", None)):  # noqa: B004 - of its objects
-        return "cannot be called with an ObjectiveInput"
     return None
 
 
@@ -74,7 +71,7 @@ DOOR = Door(
     "objective.name",
     dict.fromkeys(sorted(OBJECTIVES), ""),
     is_kind="a class",
-    has=("row", "unit"),
+    has=("row", "unit", "__call__"),
     trial=_undeclared,
     say="Name a dataclass on raydpo.objectives.Objective with row = declares(title, ...).",
     lost="there would have been no loss",

@@ -73,18 +73,16 @@ class Door:
         """What the key allows, in words."""
         return [*self.ours, FORM]
 
-    def check(self, value: Any) -> Any:
-        """The value of the key as it is; ValueError when a name in it is neither ours nor of the form of an outside one."""
-        for name in value if self.is_list else (value,):
-            if name not in self.ours and not _FORM.fullmatch(name):
-                raise ValueError(f"{name!r} is not one of {', '.join(self.allowed())}")
-        return value
+    def unknown(self, value: Any) -> str | None:
+        """The first name in the value of the key that is neither ours nor of the form of an outside one."""
+        names = value if self.is_list else (value,)
+        return next((name for name in names if name not in self.ours and not _FORM.fullmatch(name)), None)
 
     def resolve(self, name: str, key: str | None = None) -> Any:
         """What `name` stands for. Raises ConfigError naming the key (`key`, where it stands deeper than the door's own)."""
         if name not in self.found:
             try:
-                self.found[name] = _import(self.ours[name]) if self.ours.get(name) else self.find(name)
+                self.found[name] = imported(self.ours[name]) if self.ours.get(name) else self.find(name)
             except ValueError as error:
                 raise ConfigError(f"{key or self.key}: {error}") from error.__cause__
         return self.found[name]
@@ -132,18 +130,29 @@ class Door:
             self.is_kind == "a function" and not callable(found)
         ):
             return f"{who} is of type {type(found).__name__}, not {self.is_kind}"
-        if missing := [name for name in self.has if not hasattr(found, name)]:
+        if missing := [name for name in self.has if not _has(found, name)]:
             return f"{who} has no {', '.join(missing)}"
         return None if self.takes is None else _refused(found, self.takes, who)
 
     def __get_pydantic_core_schema__(self, source: Any, handler: Any) -> Any:
-        from pydantic_core import core_schema
+        from pydantic_core import PydanticCustomError, core_schema
 
-        return core_schema.no_info_after_validator_function(self.check, handler(source))
+        def check(value: Any) -> Any:
+            if self.unknown(value) is not None:
+                ours = ", ".join(f"'{name}'" for name in self.ours)
+                raise PydanticCustomError("literal_error", f"Input should be {ours} or {FORM}")
+            return value
+
+        return core_schema.no_info_after_validator_function(check, handler(source))
 
     def __get_pydantic_json_schema__(self, core: Any, handler: Any) -> dict[str, Any]:
         one = [{"enum": list(self.ours)}, {"type": "string", "pattern": PATTERN}]
         return {"anyOf": [{"type": "array", "items": {"anyOf": one}}, *one]} if self.is_list else {"anyOf": one}
+
+
+def _has(found: Any, name: str) -> bool:
+    """Whether an object, or what a class makes, has an attribute. (Every class can be called, its objects need not.)"""
+    return any(name in vars(base) for base in found.__mro__) if inspect.isclass(found) else hasattr(found, name)
 
 
 def _refused(found: Any, number: int, who: str) -> str | None:
@@ -159,7 +168,8 @@ def _refused(found: Any, number: int, who: str) -> str | None:
     return None
 
 
-def _import(home: str) -> Any:
+def imported(home: str) -> Any:
+    """What "module:attribute" of ours stands for."""
     where, _, what = home.partition(":")
     return getattr(import_module(where), what)
 

@@ -32,7 +32,7 @@ def dump(config: Config, origins: Mapping[str, str] | None = None) -> str:
 def _lines(values: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         key = prefix + name
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield f"{'  ' * depth}{name}:", ""
             yield from _lines(value, f"{key}.", depth + 1)
         else:

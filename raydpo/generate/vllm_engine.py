@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig
 
+from raydpo.config.round_sections import GenerateSection
 from raydpo.errors import ConfigError
 from raydpo.generate.decoding import Ending, text_of
 from raydpo.generate.engine import EngineSpec, Scores, probe_nats
@@ -190,6 +191,15 @@ class Reload:
         for layer in layers:
             if isinstance(layer, ParallelLMHead) and isinstance(layer.quant_method, UnquantizedEmbeddingMethod):
                 layer.quant_method.process_weights_after_loading(layer)
+
+
+def problems(section: GenerateSection) -> list[str]:
+    """What vLLM cannot do of a section `generate`, as sentences."""
+    try:
+        check_temperature(section.temperature)
+    except ConfigError as error:
+        return list(error.problems)
+    return []
 
 
 def check_temperature(temperature: float) -> None:

@@ -8,10 +8,12 @@ from typing import Any
 from raydpo import runtime
 from raydpo.artifacts import write_json
 from raydpo.config import Config
+from raydpo.config.doors import PAIRS
 from raydpo.config.outside import is_outside
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import Section
 from raydpo.errors import ConfigError, ResourceError, ResumeError
+from raydpo.generate.make_engine import engine_problems
 from raydpo.judge.judge_inputs import loads_model, may_use_gpu
 from raydpo.judge.judge_problems import problems_of
 from raydpo.models.resolve import resolve_model
@@ -116,7 +118,7 @@ def _handed_in(judge: JudgeSection | None) -> list[str]:
 
 def _between(config: Config, rounds: RoundsSection) -> list[str]:
     """What rounds need of other sections."""
-    problems = []
+    problems = PAIRS.problems(rounds.pairs)
     if not rounds.prompts:
         problems.append("rounds.prompts is empty: there would be nothing to answer. Name at least one file.")
     if rounds.pairs != "spin" and config.generate.num_answers < 2:
@@ -189,7 +191,7 @@ def _carried(config: Config) -> list[str]:
 def _idle(config: Config, rounds: RoundsSection) -> list[str]:
     """Options of rounds that would do nothing. (A config.yaml that was written resolved names defaults: no problem.)"""
     problems = []
-    if rounds.pairs != "top_k" and _is_changed(rounds, "top_k"):
+    if rounds.pairs != "top_k" and not is_outside(rounds.pairs) and _is_changed(rounds, "top_k"):
         problems.append(
             f"rounds.top_k: {rounds.top_k} is read with rounds.pairs: top_k alone, and pairs is {rounds.pairs}: it would do "
             "nothing. Leave it out, or set rounds.pairs: top_k."
@@ -210,14 +212,7 @@ def _generators(generate: GenerateSection) -> list[str]:
             f"generate.gpus_per_worker: {generate.gpus_per_worker:g}; a generator holds its whole policy on one GPU, and the "
             "others would stand idle. Set at most 1, and generate.num_workers to the number of GPUs."
         )
-    if generate.engine == "vllm":
-        from raydpo.generate.vllm_engine import check_temperature
-
-        try:
-            check_temperature(generate.temperature)
-        except ConfigError as error:
-            problems += error.problems
-    return problems
+    return problems + engine_problems(generate)
 
 
 def _reference(rounds: RoundsSection) -> list[str]:
