@@ -78,21 +78,21 @@ class Door:
         names = value if self.is_list else (value,)
         return next((name for name in names if name not in self.ours and not _FORM.fullmatch(name)), None)
 
-    def resolve(self, name: str, key: str | None = None) -> Any:
-        """What `name` stands for. Raises ConfigError naming the key (`key`, where it stands deeper than the door's own)."""
+    def resolve(self, name: str) -> Any:
+        """What `name` stands for. Raises ConfigError naming the key."""
         if name not in self.found:
             try:
                 self.found[name] = imported(self.ours[name]) if self.ours.get(name) else self.find(name)
             except ValueError as error:
-                raise ConfigError(f"{key or self.key}: {error}") from error.__cause__
+                raise ConfigError(f"{self.key}: {error}") from error.__cause__
         return self.found[name]
 
-    def problems(self, name: str, key: str | None = None) -> list[str]:
+    def problems(self, name: str) -> list[str]:
         """Why `name` cannot be had, if it is an outside one. Ours are not imported for it."""
         if not is_outside(name):
             return []
         try:
-            self.resolve(name, key)
+            self.resolve(name)
         except ConfigError as error:
             return list(error.problems)
         return []
@@ -121,8 +121,8 @@ class Door:
             problem = f"{what} in {where} {wrong}"
         if problem is None:
             return found
-        fitting = [key for key, value in vars(module).items() if self._problem(value, key) is None]
-        near = difflib.get_close_matches(what, [key for key in fitting if not key.startswith("_")], n=1)
+        fitting = [key for key, value in vars(module).items() if self._problem(value, key) is None and key[:1] != "_"]
+        near = difflib.get_close_matches(what, [key for key in fitting if key != what], n=1)
         raise ValueError(f"{problem}; {self.lost}. {f'Did you mean {where}:{near[0]}?' if near else self.say}")
 
     def _problem(self, found: Any, who: str) -> str | None:
