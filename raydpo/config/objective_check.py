@@ -15,6 +15,7 @@ from raydpo.config.objective_door import class_of, row_of
 from raydpo.config.objective_row import Flag, ObjectiveRow, Parameter, Term
 from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.outside import FORM, is_outside
+from raydpo.errors import ConfigError
 
 
 def readable(row: ObjectiveRow) -> dict[str, Parameter | Flag]:
@@ -83,8 +84,8 @@ def _row(name: Any) -> ObjectiveRow:
     if is_outside(name):
         try:
             return row_of(name)
-        except ValueError as error:
-            raise ValueError(f"name: {error}") from error.__cause__
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("objective.")) from error.__cause__
     near = difflib.get_close_matches(str(name), OBJECTIVES, n=1)
     hint = f"; did you mean {near[0]}?" if near else ""
     raise ValueError(f"name: {name!r} is not an objective; allowed: {', '.join(sorted(OBJECTIVES))}, {FORM}{hint}")

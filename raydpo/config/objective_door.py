@@ -80,7 +80,8 @@ DOOR = Door(
 
 
 def row_of(name: str) -> ObjectiveRow:
-    """The row of the objective `name`. KeyError: not in the table; ValueError: an outside name, and what is wrong."""
+    """The row of the objective `name`. KeyError: not in the table. Raises ConfigError for an outside name that leads to no
+    objective."""
     if not is_outside(name):
         return OBJECTIVES[name]
     found = class_of(name)
@@ -90,12 +91,13 @@ def row_of(name: str) -> ObjectiveRow:
 
 def rows_of(names: Sequence[str]) -> list[ObjectiveRow]:
     """The rows of `names`; of none, the whole table. Raises ConfigError with everything that is wrong with them."""
-    rows, problems = [], []
+    rows: list[ObjectiveRow] = []
+    problems: list[str] = []
     for name in names:
         try:
             rows.append(row_of(name))
-        except ValueError as error:
-            problems.append(f"{DOOR.key}: {error}")
+        except ConfigError as error:
+            problems += error.problems
         except KeyError:
             problems.append(f"{DOOR.key}: {name!r} is not an objective; allowed: {', '.join(DOOR.allowed())}.")
     if problems:
@@ -104,12 +106,8 @@ def rows_of(names: Sequence[str]) -> list[ObjectiveRow]:
 
 
 def class_of(name: str) -> Any:
-    """The class of an outside objective, None for one of the table. ValueError: what is wrong with the name."""
-    if not is_outside(name):
-        return None
-    if name not in DOOR.found:
-        DOOR.found[name] = DOOR.find(name)
-    return DOOR.found[name]
+    """The class of an outside objective, None for one of the table. Raises ConfigError with what is wrong with the name."""
+    return DOOR.resolve(name) if is_outside(name) else None
 
 
 def metrics_of(names: Iterable[str]) -> list[str]:

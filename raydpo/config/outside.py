@@ -80,9 +80,11 @@ class Door:
 
     def resolve(self, name: str) -> Any:
         """What `name` stands for. Raises ConfigError naming the key."""
-        if name not in self.found:
+        if name not in self.found and self.ours.get(name):
+            self.found[name] = imported(self.ours[name])
+        elif name not in self.found:
             try:
-                self.found[name] = imported(self.ours[name]) if self.ours.get(name) else self.find(name)
+                self.found[name] = self.find(name)
             except ValueError as error:
                 raise ConfigError(f"{self.key}: {error}") from error.__cause__
         return self.found[name]
