@@ -18,10 +18,14 @@ import math
 import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 from raydpo.errors import RaydpoError, UserError
+
+if TYPE_CHECKING:
+    from raydpo.config import Config
 
 _RUN_VERBS = {
     "precompute": "reference log-probs only: score what the cache lacks",
@@ -85,13 +89,18 @@ def _parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     machine = argparse.ArgumentParser(add_help=False)
     machine.add_argument("--json", action="store_true", help="the result as JSON on the last line of stdout")
+    runner = argparse.ArgumentParser(add_help=False)
+    runner.add_argument("--local", action="store_true", help="without Ray: run.runtime=local")
     source = argparse.ArgumentParser(add_help=False)
     source.add_argument("config", metavar="run.yaml", help="the YAML file of the run")
     source.add_argument("overrides", metavar="section.key=value", nargs="*", help="config values that win over it")
 
     for verb, text in _RUN_VERBS.items():
-        verbs.add_parser(verb, parents=[machine, source], help=text, description=text).set_defaults(act=_run)
-    quick = verbs.add_parser("quickstart", parents=[machine], help="a whole small run: no file, no download, no GPU")
+        parents = [machine, runner, source]
+        verbs.add_parser(verb, parents=parents, help=text, description=text).set_defaults(act=_run)
+    quick = verbs.add_parser(
+        "quickstart", parents=[machine, runner], help="a whole small run: no file, no download, no GPU"
+    )
     quick.add_argument("--run-dir", help="where its outputs go (default: runs/quickstart/seed-SEED)")
     quick.add_argument("--seed", type=_seed, default=0, help="seed of the data and the models (default: 0)")
     quick.add_argument(
@@ -153,7 +162,8 @@ def _days(text: str) -> float:
 def _run(args: argparse.Namespace) -> int:
     from raydpo.config.load import load
 
-    config = load(args.config, args.overrides).config
+    overrides = [*args.overrides, "run.runtime=local"] if args.local else args.overrides
+    config = load(args.config, overrides, args.verb, partial(_beyond_config, args.verb)).config
 
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
         import raydpo.pipelines as pipelines
@@ -164,6 +174,19 @@ def _run(args: argparse.Namespace) -> int:
     return _with_screen(args, work)
 
 
+def _beyond_config(verb: str, config: Config) -> list[str]:
+    """What the verb would say of models and judges that a config names, asked where the config itself has problems."""
+    from raydpo.config.section_base import is_known
+    from raydpo.rundir.named_models import problems_on_disk
+
+    problems = problems_on_disk(config)
+    if verb in ("iterate", "check") and is_known(config, "rounds") and config.rounds is not None:
+        from raydpo.rounds.preflight import problems_of_parts
+
+        problems += problems_of_parts(config, asks_hub=False)
+    return problems
+
+
 def _quickstart(args: argparse.Namespace) -> int:
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
         import raydpo.quickstart as room
@@ -171,7 +194,8 @@ def _quickstart(args: argparse.Namespace) -> int:
         place = "rounds" if args.rounds else "quickstart"
         run_dir = args.run_dir or f"runs/{place}/seed-{args.seed}"
         job = room.quickstart_rounds if args.rounds else room.quickstart
-        summary: dict[str, Any] = job(run_dir=run_dir, seed=args.seed, observer=observer)
+        kind = "local" if args.local else "ray"
+        summary: dict[str, Any] = job(run_dir=run_dir, seed=args.seed, observer=observer, kind=kind)
         return summary
 
     return _with_screen(args, work)

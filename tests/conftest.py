@@ -1,5 +1,6 @@
 """What every test may rely on."""
 
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -16,3 +17,12 @@ def denormal_numbers() -> Iterator[None]:
     """Workers switch denormals off for their process; in a test process they come back, because hypothesis draws them."""
     yield
     torch.set_flush_denormal(False)
+
+
+@pytest.fixture(autouse=True)
+def ray_is_said(request: pytest.FixtureRequest) -> Iterator[None]:
+    """A test that has a Ray in this process carries the marker, so that those without it stay quick."""
+    yield
+    ray = sys.modules.get("ray")
+    if ray is not None and ray.is_initialized():
+        assert request.node.get_closest_marker("ray"), "there is a Ray here: mark the test with pytest.mark.ray"

@@ -44,7 +44,7 @@ def test_python_m_is_the_program(run_yaml: str) -> None:
     wrong = program("train", run_yaml, "run.seed=x", "train.epochz=1")
     assert wrong.returncode == 2
     assert wrong.stdout == ""
-    assert wrong.stderr.splitlines()[0] == "raydpo train: 2 problems"
+    assert wrong.stderr.splitlines()[0] == "raydpo train: 4 problems", "the two keys, no data, and no model in b"
     assert "Traceback" not in wrong.stderr
     assert "train.epochs" in wrong.stderr
 

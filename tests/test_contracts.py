@@ -39,3 +39,12 @@ def test_pipelines_import_rooms_of_their_list_alone(copy: Path, module: str) -> 
     assert done.returncode == 1, done.stdout
     assert "pipelines are order and nothing else BROKEN" in done.stdout
     assert f"raydpo.pipelines.offline imports {module}" in done.stdout
+
+
+@pytest.mark.parametrize("room", ["driver/judges.py", "batches/order.py", "rounds/preflight.py", "models/resolve.py"])
+def test_a_check_reaches_no_torch(copy: Path, room: str) -> None:
+    with (copy / "raydpo" / room).open("a") as file:
+        file.write("\nimport torch\n")
+    done = lint(copy)
+    assert done.returncode == 1, done.stdout
+    assert "a check imports no torch BROKEN" in done.stdout

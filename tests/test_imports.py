@@ -6,10 +6,13 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 import raydpo
+from raydpo.config.render import dump
+from tests.pipelines.toy import Toy, config, make_toy
 
 HEAVY = {"torch", "ray", "transformers", "pyarrow", "deepspeed", "peft", "datasets", "tensorboard", "rich"}
 RUN = "run: {dir: a}\nmodel: {path: b}\n"
@@ -52,8 +55,70 @@ def test_nothing_heavy(tmp_path: Path, code: str) -> None:
     assert not loaded & HEAVY
 
 
+@pytest.fixture(scope="module")
+def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
+    return make_toy(tmp_path_factory.mktemp("toy"))
+
+
 def test_the_probe_sees_heavy_modules(tmp_path: Path) -> None:
     assert "pyarrow" in modules_after("import raydpo.schema", tmp_path)
+
+
+TORCH = {"torch", "ray", "deepspeed", "peft"}
+
+OF_THE_TOKENIZER_LIBRARY = {"torch"}
+"""What transformers imports to open a tokenizer (in 5.19 `transformers.generation.logits_process` asks for torch)."""
+
+CHECK = """
+import contextlib, io, json, sys
+first = {}
+class Recorder:
+    def find_spec(self, name, path=None, target=None):
+        frame = sys._getframe(1)
+        while "importlib" in frame.f_code.co_filename:
+            frame = frame.f_back
+        first.setdefault(name, frame.f_globals.get("__name__", ""))
+sys.meta_path.insert(0, Recorder())
+import raydpo.cli
+with contextlib.redirect_stdout(io.StringIO()):
+    assert raydpo.cli.main(["check", "run.yaml"]) == 0
+def room(value):
+    return str(getattr(value, "__module__", None) or getattr(value, "__name__", "")).partition(".")[0]
+ours = {name: module for name, module in sys.modules.items() if name.partition(".")[0] == "raydpo"}
+held = {name: sorted({room(value) for value in vars(module).values()}) for name, module in ours.items()}
+importers = {name: first.get(name, "") for name in HEAVY if name in sys.modules}
+json.dump({"held": held, "importers": importers}, sys.stderr)
+"""
+
+
+def check_in_a_fresh_process(folder: Path) -> dict[str, Any]:
+    """What each module of raydpo holds (names of packages), and who imported a heavy package first."""
+    root = str(Path(raydpo.__file__).parents[1])
+    program = f"HEAVY = {sorted(HEAVY)!r}\nimport sys; sys.path.insert(0, {root!r})\n{CHECK}"
+    command = [sys.executable, "-c", program]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, timeout=600)
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stderr.splitlines()[-1])
+    return found
+
+
+@pytest.mark.parametrize("with_rounds", [False, True], ids=["data", "rounds"])
+def test_a_check_imports_no_torch_of_its_own(toy: Toy, tmp_path: Path, with_rounds: bool) -> None:
+    (tmp_path / "prompts.jsonl").write_text('{"prompt": "sort 12 34"}\n' * 3)
+    rounds = {
+        "rounds.prompts": [str(tmp_path / "prompts.jsonl")],
+        "rounds.reference": "initial",
+        "judge.kind": "json",
+        "generate.engine": "vllm",
+        "generate.max_new_tokens": 8,
+    }
+    (tmp_path / "run.yaml").write_text(dump(config(toy, tmp_path / "run", rounds if with_rounds else {})))
+    found = check_in_a_fresh_process(tmp_path)
+    assert {"raydpo.data.tokenizer", "raydpo.rounds.preflight"} <= found["held"].keys()
+    assert {name for name, held in found["held"].items() if TORCH & set(held)} == set()
+    importers = {name: by for name, by in found["importers"].items() if name in TORCH}
+    assert importers.keys() <= OF_THE_TOKENIZER_LIBRARY
+    assert all(by.partition(".")[0] == "transformers" for by in importers.values()), importers
 
 
 def test_public_names_are_sorted_and_there() -> None:

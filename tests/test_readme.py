@@ -64,7 +64,7 @@ def test_the_python_names_exist():
 def test_linked_files_and_named_tests_exist():
     links = [link for link in re.findall(r"\]\(([^)]+)\)", README) if not link.startswith("http")]
     named = re.findall(r"`(tests/[\w/.]+)`", README)
-    tour = [f"raydpo/{path}" for path in re.findall(r"`(\w+/\w+\.py)`", README)]
+    tour = [f"raydpo/{path}" for path in re.findall(r"`((?!examples)\w+/\w+\.py)`", README)]
     assert links
     assert all((ROOT / path).exists() for path in [*links, *named, *tour])
 

@@ -36,7 +36,7 @@ LORA_RANK = 16
 
 
 class Table:
-    """Pairs as batches read them (`raydpo.batches.collate.Examples`). A row's key is its place."""
+    """Pairs as batches read them (`raydpo.batches.micro_batches.Examples`). A row's key is its place."""
 
     is_weighted = False
 

@@ -88,7 +88,7 @@ ENGINES = Door(
     reader="samples",
 )
 
-ENGINE_CHECKS = {"vllm": "raydpo.generate.vllm_engine:problems"}
+ENGINE_CHECKS = {"vllm": "raydpo.generate.vllm_bounds:problems"}
 """Engines of ours that cannot do everything -> their `problems`: of a section `generate`, as sentences, without loading
 anything. An outside engine may have a static method of this name."""
 

@@ -1,6 +1,6 @@
 """Sentences about configuration keys: what a key allows, which known key is nearest, what to do.
 
-In: the pydantic sections and the table of objectives. Out: text for errors; nothing here raises.
+In: the section class that it is about. Out: text for errors; nothing here raises.
 Decision: allowed values are described from the fields themselves, so that no message can go stale.
 """
 
@@ -10,16 +10,12 @@ import difflib
 import json
 import types
 import typing
-from collections.abc import Iterator
 from typing import Any, Literal
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from raydpo.config.objective_check import readable
-from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.outside import Door
-from raydpo.config.sections import Config, ObjectiveSection
+from raydpo.config.section_base import SectionBase
 
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 
@@ -31,10 +27,10 @@ def members(annotation: Any) -> tuple[Any, ...]:
     return (annotation,)
 
 
-def section_of(annotation: Any) -> type[BaseModel] | None:
+def section_of(annotation: Any) -> type[SectionBase] | None:
     """The section class inside an annotation (`LoraSection | None`), if there is one."""
     for member in members(annotation):
-        if isinstance(member, type) and issubclass(member, BaseModel):
+        if isinstance(member, type) and issubclass(member, SectionBase):
             return member
     return None
 
@@ -101,32 +97,23 @@ def first_sentence(field: FieldInfo) -> str:
     return text.split(". ")[0].rstrip(".") + "." if text else ""
 
 
-def all_keys() -> list[str]:
-    """Every key there is, dotted: "train.lora.rank", "objective.beta"."""
-    return list(_walk(Config, ""))
+def all_keys(root: type[SectionBase], prefix: str = "") -> list[str]:
+    """Every key below `root`, dotted: "train.lora.rank", "objective.beta"."""
+    found: list[str] = []
+    for name in root.key_names():
+        field = root.model_fields.get(name)
+        section = section_of(field.annotation) if field is not None else None
+        found += [f"{prefix}{name}"] if section is None else all_keys(section, f"{prefix}{name}.")
+    return found
 
 
-def _walk(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        section = section_of(field.annotation)
-        if section is ObjectiveSection:
-            yield f"{prefix}{name}.name"
-            options = dict.fromkeys(key for row in OBJECTIVES.values() for key in readable(row))
-            yield from (f"{prefix}{name}.{key}" for key in [*options, "plus"])
-        elif section is not None:
-            yield from _walk(section, f"{prefix}{name}.")
-        else:
-            yield f"{prefix}{name}"
-
-
-def nearest(key: str, siblings: list[str]) -> list[str]:
-    """Known dotted keys that an unknown dotted `key` may have meant, likeliest first.
+def nearest(key: str, siblings: list[str], known: list[str]) -> list[str]:
+    """Keys of `known` (dotted, all there are) that an unknown dotted `key` may have meant, likeliest first.
 
     The same word in another section, then a similar word in the same section, then a similar word anywhere.
     """
     section, _, word = key.rpartition(".")
     prefix = f"{section}." if section else ""
-    known = all_keys()
     same_word = [other for other in known if other.rpartition(".")[2] == word]
     if same_word:
         return same_word[:3]
@@ -137,10 +124,22 @@ def nearest(key: str, siblings: list[str]) -> list[str]:
     return [words[near] for near in difflib.get_close_matches(word, list(words), n=1, cutoff=0.7)]
 
 
-def unknown_key(key: str, given: Any, siblings: list[str]) -> str:
-    """The sentence for a key that does not exist; `siblings` are the keys that do, in its section."""
+def unknown_key(key: str, given: Any, siblings: list[str], near: list[str]) -> str:
+    """The sentence for a key that does not exist; `siblings` are the keys that do, in its section, `near` those it may
+    have meant."""
     section = key.rpartition(".")[0]
-    near = nearest(key, siblings)
     place = f"in {section}" if section else "at the top"
     hint = f"Did you mean {_choices(near)}?" if near else f"Allowed {place}: {', '.join(siblings)}."
     return f"{key}: no such key, {show(given)} would have been without effect. {hint} Rename or remove it."
+
+
+def wrong_value(key: str, field: FieldInfo, given: Any) -> str:
+    """The sentence for a value that `field` does not take."""
+    return f"{key}: given {show(given)}; allowed: {allowed(field)}. {remedy(key, field, given)}"
+
+
+def not_a_section(key: str, section: type[SectionBase], given: Any) -> str:
+    """The sentence for something else where a section belongs."""
+    names = section.shown_names()
+    text = f"{key}: given {show(given)}; allowed: a section with the keys {', '.join(names)}"
+    return f"{text}. Write {key}: {{{names[0]}: ...}}."

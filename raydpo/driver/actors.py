@@ -6,23 +6,32 @@ nowhere else, so that what is checked at the start is what is asked for later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
 from raydpo import runtime
+from raydpo.config import Config
 from raydpo.rundir.workspace import Workspace
 
 T = TypeVar("T")
 
 
-def ray_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any]:
-    """Ray with enough for each of `roles` ("reference", "train"), which run one after the other."""
+def session_of(
+    config: Config, demands: Sequence[runtime.Demand] = (), *, in_process: bool = True
+) -> AbstractContextManager[Any]:
+    """A session with the runtime that a config names. in_process: whether a role of one actor may share this process."""
+    run = config.run
+    return runtime.session(demands, kind=run.runtime, in_process=in_process and run.runtime_in_process)
+
+
+def actor_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any]:
+    """A session of `run.runtime` with enough for each of `roles` ("reference", "train"), which run one after the other."""
     demands = []
     for role in roles:
         section = getattr(workspace.config, role)
         demands.append(runtime.Demand(role, section.num_workers, section.cpus_per_worker, section.gpus_per_worker))
-    return runtime.session(demands)
+    return session_of(workspace.config, demands)
 
 
 def trainer_ranks(
@@ -31,7 +40,7 @@ def trainer_ranks(
     function: Callable[[runtime.RankContext], Iterator[T]],
     max_unread: int | None = None,
 ) -> Iterator[tuple[int, T]]:
-    """Run `function` on the gang of ranks that `train` asks for: (rank, what it yields). Needs a Ray session."""
+    """Run `function` on the gang of ranks that `train` asks for: (rank, what it yields). Needs a session."""
     train = workspace.config.train
     return runtime.run_gang(
         name,

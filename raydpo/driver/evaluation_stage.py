@@ -10,7 +10,7 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
-from raydpo.driver.actors import ray_session, trainer_ranks
+from raydpo.driver.actors import actor_session, trainer_ranks
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import means
 from raydpo.models.resolve import ResolvedModel, resolve_model
@@ -50,7 +50,7 @@ def evaluation_stage(
     observer(StageStarted("evaluate", num_examples, "examples"))
     names = names_of(spec)
     total, done = [0.0] * (2 * len(names)), dict[int, int]()
-    with ray_session(workspace, "train"):
+    with actor_session(workspace, "train"):
         for rank, share in trainer_ranks(workspace, "evaluate", partial(evaluate_rank, spec=spec)):
             done[rank] = share.examples
             observer(Advanced("evaluate", sum(done.values())))

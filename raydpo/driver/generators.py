@@ -63,6 +63,7 @@ class Generators:
             gpus=section.gpus_per_worker,
             threads=section.cpus_per_worker,
             max_retries=section.max_retries,
+            own_process=engine.engine != "transformers",
         )
         self._version = self._checked = engine.version  # what an engine holds when it has started
         self._unproven: set[int] = set()

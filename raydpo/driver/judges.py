@@ -16,7 +16,6 @@ from typing import Any
 from raydpo import runtime
 from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import JudgeError, WorkerError
-from raydpo.generate.complete import local_completer
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.build import build_judge
 from raydpo.judge.judge_inputs import Models, find_models, inputs_of, is_comparative, local_model
@@ -83,6 +82,7 @@ class Judging:
                 threads=section.cpus_per_worker,
                 gpus=section.gpus_per_worker,
                 max_retries=section.max_retries,
+                own_process=bool(self._models) and self._engine.engine != "transformers",
             )
         if self._is_stopped:  # before there was a pool to close
             self._pool.close()
@@ -133,6 +133,8 @@ def _make_worker(section: JudgeSection, engine: EngineSpec, models: Models) -> C
     """In the actor: build the judge, with a language model of its own where it is one without an endpoint."""
     complete = None
     if (name := local_model(section)) is not None:
+        from raydpo.generate.complete import local_completer  # torch, which the driver does without
+
         folder, gpus = str(models[name].here()), section.gpus_per_worker
         spec = replace(engine, model=folder, use_gpu=gpus > 0, gpu_share=gpus or 1.0, max_length=None)
         complete = local_completer(spec)

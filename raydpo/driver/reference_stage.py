@@ -15,7 +15,7 @@ import numpy as np
 
 from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
-from raydpo.driver.actors import ray_session
+from raydpo.driver.actors import actor_session
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import compare
 from raydpo.reference.plan import ShardWork, plan_shards, probe_work, wanted_rows
@@ -85,7 +85,7 @@ def reference_stage(
     fresh: tuple[np.ndarray, ...] = ()
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
     if works or probed:
-        with ray_session(workspace, "reference"):
+        with actor_session(workspace, "reference"):
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
             for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):

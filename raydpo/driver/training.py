@@ -15,7 +15,7 @@ from typing import Any
 from raydpo import runtime
 from raydpo.artifacts import digest_of, examples_digest, read_commit
 from raydpo.config.cross_checks import outside_sources
-from raydpo.driver.actors import ray_session, trainer_ranks
+from raydpo.driver.actors import actor_session, trainer_ranks
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.driver.train_events import Driver, Receive, TrainingReport
@@ -110,7 +110,7 @@ def _run_fitting(driver: Driver, stop: int | None) -> None:
 def _run_gang(driver: Driver, stop: int | None) -> None:
     workspace = driver.workspace
     with ExitStack() as stack:
-        stack.enter_context(ray_session(workspace, "train"))
+        stack.enter_context(actor_session(workspace, "train"))
         runtime.check_storage(workspace.dir)
         spec = driver.spec(stop)
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))

@@ -16,12 +16,12 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from raydpo.config.round_sections import GenerateSection
 from raydpo.errors import ConfigError
 from raydpo.generate.decoding import Ending, text_of
 from raydpo.generate.engine import EngineSpec, Scores, probe_nats
 from raydpo.generate.limits import Ids, Limits, end_ids
 from raydpo.generate.names import FolderNames
+from raydpo.generate.vllm_bounds import check_temperature
 from raydpo.generate.weights import Expected, weights_in
 from raydpo.schema.samples import Sample, Sampling
 
@@ -36,9 +36,6 @@ ENVIRONMENT = {
 """Set where they are not. One process; one position more than the model has, which is never read (see `_start`); threads
 go where the system puts them, because several engines may share a node; no port to the outside; no warnings, because a
 reload warns of every tied weight; no reports home."""
-
-LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
-"""Below, vLLM takes the lowest without an error; above, it raises."""
 
 KV_CACHE_GIB = 1
 """Memory for keys and values on a CPU."""
@@ -191,24 +188,6 @@ class Reload:
         for layer in layers:
             if isinstance(layer, ParallelLMHead) and isinstance(layer.quant_method, UnquantizedEmbeddingMethod):
                 layer.quant_method.process_weights_after_loading(layer)
-
-
-def problems(section: GenerateSection) -> list[str]:
-    """What vLLM cannot do of a section `generate`, as sentences."""
-    try:
-        check_temperature(section.temperature)
-    except ConfigError as error:
-        return list(error.problems)
-    return []
-
-
-def check_temperature(temperature: float) -> None:
-    """Raise ConfigError for a temperature that vLLM does not sample at."""
-    if not LOWEST_TEMPERATURE <= temperature <= HIGHEST_TEMPERATURE:
-        raise ConfigError(
-            f"generate.temperature: {temperature:g} is not one that vLLM samples at; {LOWEST_TEMPERATURE:g} to "
-            f"{HIGHEST_TEMPERATURE:g} are. Nothing was sampled. Choose another, or generate.engine: transformers."
-        )
 
 
 def _start(spec: EngineSpec, num_positions: int | None) -> Any:

@@ -18,41 +18,45 @@ from raydpo.config.round_sections import KINDS, JudgeSection, kind_of
 from raydpo.errors import ConfigError, UserError
 from raydpo.judge.build import build_judge
 from raydpo.judge.judge_inputs import find_model, loads_model, local_model, members_of
+from raydpo.judge.reward_config import check_reward_model
+from raydpo.models.resolve import local_folder
 
 
-def problems_of(section: JudgeSection) -> list[str]:
-    """Every reason why a worker could not make the judge of `section`, those of members with their number."""
+def problems_of(section: JudgeSection, *, asks_hub: bool = True) -> list[str]:
+    """Every reason why a worker could not make the judge of `section`, those of members with their number. asks_hub: whether
+    models that are not on this machine are looked for."""
     try:
         local_model(section)
     except ConfigError as error:
-        return [*error.problems, *_problems(section)]
-    return _problems(section)
+        return [*error.problems, *_problems(section, asks_hub)]
+    return _problems(section, asks_hub)
 
 
-def _problems(section: JudgeSection) -> list[str]:
+def _problems(section: JudgeSection, asks_hub: bool) -> list[str]:
     if section.members:
         return [
             f"judge.members, number {number}: {problem}"
             for number, member in enumerate(members_of(section))
-            for problem in _problems(member)
+            for problem in _problems(member, asks_hub)
         ]
     if is_outside(section.kind):
         return KINDS.problems(section.kind) or _settings(section)
     try:
-        _try(section)
+        _try(section, asks_hub)
     except UserError as error:
         return list(error.problems)
     return []
 
 
-def _try(section: JudgeSection) -> None:
+def _try(section: JudgeSection, asks_hub: bool) -> None:
     if not loads_model(section):
         build_judge(section)
         return
-    folder = find_model(section.model or "").folder
+    name = section.model or ""
+    if not asks_hub and local_folder("judge.model", name) is None:
+        return
+    folder = find_model(name).folder
     if kind_of(section.kind).loads == "classifier":
-        from raydpo.judge.reward_model import check_reward_model
-
         check_reward_model(folder)
 
 

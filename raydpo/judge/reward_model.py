@@ -18,14 +18,13 @@ from raydpo.batches import batches_by_length
 from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import ConfigError
 from raydpo.judge.judge_inputs import Given, find_models
+from raydpo.judge.reward_config import ALLOWED, UNREADABLE, check_reward_model, no_classifier
 from raydpo.judge.verdict import Row, Verdict, scores_of_one, verdict_of
 from raydpo.models.layout import longest_exact
 from raydpo.models.pretrained import DTYPES, load_tokenizer, switch_dropout_off
 from raydpo.schema.samples import Conversation
 
 _NO_LIMIT_TOKENS = 10**9
-_ALLOWED = "Allowed: a transformers folder or hub id with *.safetensors of a sequence classifier with one output."
-_UNREADABLE = (OSError, ValueError, KeyError, ImportError, RuntimeError)
 
 
 def make(section: JudgeSection, given: Given) -> RewardModel:
@@ -117,25 +116,6 @@ class RewardModel:
         return list(self.tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def check_reward_model(folder: Path) -> None:
-    """Raise ConfigError for a folder whose config is not that of a reward model. Reads no weights."""
-    from transformers import AutoConfig
-
-    try:
-        num_labels = AutoConfig.from_pretrained(str(folder), trust_remote_code=False).num_labels
-    except _UNREADABLE as error:
-        raise _no_classifier(folder, error) from error
-    if num_labels != 1:
-        raise ConfigError(
-            f"judge.model: {folder} has {num_labels} outputs; a reward model has one (num_labels: 1), and which of several "
-            f"would be the score is not known. Nothing was scored. {_ALLOWED}"
-        )
-
-
-def _no_classifier(folder: Path, error: Exception) -> ConfigError:
-    return ConfigError(f"judge.model: {folder} could not be loaded as a sequence classifier: {error}. {_ALLOWED}")
-
-
 def _load(folder: Path, dtype: str) -> Any:
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -150,12 +130,12 @@ def _load(folder: Path, dtype: str) -> Any:
             trust_remote_code=False,
             output_loading_info=True,
         )
-    except _UNREADABLE as error:
-        raise _no_classifier(folder, error) from error
+    except UNREADABLE as error:
+        raise no_classifier(folder, error) from error
     if missing := sorted(found["missing_keys"]):
         raise ConfigError(
             f"judge.model: {folder} lacks the weights {', '.join(missing[:4])}; they would have been random, and so would "
-            f"every score. {_ALLOWED}"
+            f"every score. {ALLOWED}"
         )
     return switch_dropout_off(model).eval()
 

@@ -33,6 +33,14 @@ def resolve_model(key: str, name: str, revision: str | None = None, *, allow_ada
 
     allow_adapter: whether a LoRA adapter folder will do.
     """
+    if (found := local_folder(key, name, allow_adapter=allow_adapter)) is not None:
+        return found
+    path = _download(name, revision, key)
+    return ResolvedModel(name, path.name, path)
+
+
+def local_folder(key: str, name: str, *, allow_adapter: bool = False) -> ResolvedModel | None:
+    """The model `name` if it is a folder here; None for a hub id, which is not asked for. Raises ConfigError for neither."""
     folder = Path(name).expanduser()
     if folder.is_dir():
         if (folder / "adapter_config.json").is_file() and not allow_adapter:
@@ -52,8 +60,7 @@ def resolve_model(key: str, name: str, revision: str | None = None, *, allow_ada
             f"{key}: {name} does not exist (looked for {folder.absolute()}); a folder or a hub id owner/name is allowed; "
             "nothing was loaded. Check the path, and that it is relative to where the command runs."
         )
-    path = _download(name, revision, key)
-    return ResolvedModel(name, path.name, path)
+    return None
 
 
 def _download(name: str, revision: str | None, key: str = "model.path") -> Path:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from raydpo.config import Config
-from raydpo.driver.actors import ray_session
+from raydpo.driver.actors import actor_session
 from raydpo.driver.data_stage import check_held_out_data, check_training_data, data_stage
 from raydpo.driver.evaluation_stage import evaluation_stage, model_to_evaluate
 from raydpo.driver.moving_reference import References
@@ -41,7 +41,7 @@ def train(
     against: the first one from the reference of the config, the last one from that of the last steps.
     """
     # One session for all stages: a demand that can never be met is refused before any work is done.
-    with open_workspace(config, "train") as workspace, ray_session(workspace, *workspace.roles):
+    with open_workspace(config, "train") as workspace, actor_session(workspace, *workspace.roles):
         data = data_stage(workspace, observer)
         check_training_data(workspace.config, data)
         plan = plan_stage(workspace, observer, optimizer)

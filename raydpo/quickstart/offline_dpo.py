@@ -23,6 +23,7 @@ from raydpo.pipelines import train
 from raydpo.quickstart.bpe import train_bpe
 from raydpo.quickstart.fresh_model import create_model
 from raydpo.quickstart.sorting_task import TaskFiles, exact_match, is_correct, write_task
+from raydpo.runtime import Kind
 from raydpo.schema.events import Note, Observer, StageDone, ignore
 
 VOCABULARY = 320
@@ -44,7 +45,7 @@ class Supervised:
     """The task and a model trained on its demonstrations, in `root`: what every alignment starts from.
 
     workers: ranks and scorers of each stage. answers: what the model says to the held-out prompts, of which
-    `exact_match` (a share of 1) are right.
+    `exact_match` (a share of 1) are right. kind: of the runtime.
     """
 
     root: Path
@@ -54,6 +55,7 @@ class Supervised:
     model: Path
     answers: tuple[str, ...]
     exact_match: float
+    kind: Kind = "ray"
 
 
 @dataclass(frozen=True)
@@ -65,10 +67,13 @@ class Aligned:
     exact_match: float
 
 
-def quickstart(run_dir: str, seed: int = 0, observer: Observer = ignore) -> dict[str, Any]:
-    """Run the whole job; returns the DPO run's summary plus `exact_match.before` and `.after` (shares of 1)."""
-    with runtime.session():
-        start = supervise(run_dir, seed, observer)
+def quickstart(run_dir: str, seed: int = 0, observer: Observer = ignore, kind: Kind = "ray") -> dict[str, Any]:
+    """Run the whole job; returns the DPO run's summary plus `exact_match.before` and `.after` (shares of 1).
+
+    kind: of the runtime, ray or local.
+    """
+    with runtime.session(kind=kind):
+        start = supervise(run_dir, seed, observer, kind)
         end = align(start, DPO_OBJECTIVE, observer=observer)
     for prompt, old, new in zip(start.task.prompts, start.answers, end.answers, strict=True):
         if is_correct(prompt, new) and not is_correct(prompt, old):
@@ -80,8 +85,8 @@ def quickstart(run_dir: str, seed: int = 0, observer: Observer = ignore) -> dict
     return summary
 
 
-def supervise(run_dir: str, seed: int = 0, observer: Observer = ignore) -> Supervised:
-    """Write the task, make a fresh model and train it on the demonstrations. Needs a Ray session.
+def supervise(run_dir: str, seed: int = 0, observer: Observer = ignore, kind: Kind = "ray") -> Supervised:
+    """Write the task, make a fresh model and train it on the demonstrations. Needs a session of this kind.
 
     The same call goes on where an earlier one in `run_dir` ended.
     """
@@ -94,12 +99,12 @@ def supervise(run_dir: str, seed: int = 0, observer: Observer = ignore) -> Super
         Note("info", f"task: {task.prompts[0]!r} -> {task.expected[0]!r}; a fresh model of {num_parameters:,} weights")
     )
     workers = min(2, runtime.count_cpus())
-    train(sft_config(root, task, seed=seed, workers=workers), observer)
+    train(sft_config(root, task, seed=seed, workers=workers, kind=kind), observer)
     model = root / "sft/model"
     answers = answers_of(model, task)
     share = exact_match(task.prompts, answers)
     observer(StageDone("sft", f"exact match {share:.1%} on {len(task.prompts)} held-out prompts"))
-    return Supervised(root, task, seed, workers, model, answers, share)
+    return Supervised(root, task, seed, workers, model, answers, share, kind)
 
 
 def align(
@@ -110,7 +115,7 @@ def align(
     settings: Mapping[str, Mapping[str, Any]] | None = None,
     observer: Observer = ignore,
 ) -> Aligned:
-    """Align the supervised model in `<root>/<folder>`; arguments as in `alignment_config`. Needs a Ray session."""
+    """Align the supervised model in `<root>/<folder>`; arguments as in `alignment_config`. Needs a session."""
     config = alignment_config(start, objective, folder=folder, settings=settings)
     summary = train(config, observer)
     answers = answers_of(Path(config.run.dir) / "model", start.task)
@@ -120,11 +125,11 @@ def align(
     return Aligned(summary, answers, share)
 
 
-def sft_config(root: Path, task: TaskFiles, *, seed: int, workers: int) -> Config:
+def sft_config(root: Path, task: TaskFiles, *, seed: int, workers: int, kind: Kind = "ray") -> Config:
     """The supervised stage of the quickstart."""
     return Config.model_validate(
         {
-            "run": {"dir": str(root / "sft"), "seed": seed},
+            "run": {"dir": str(root / "sft"), "seed": seed, "runtime": kind},
             "model": {"path": str(root / "fresh"), "dtype": "float32"},
             "data": {"train": [str(task.demonstrations)], "max_length": SHAPE["max_positions"]},
             "objective": {"name": "sft"},
@@ -146,7 +151,7 @@ def alignment_config(
     """
     root, task = start.root, start.task
     sections: dict[str, dict[str, Any]] = {
-        "run": {"dir": str(root / folder), "seed": start.seed},
+        "run": {"dir": str(root / folder), "seed": start.seed, "runtime": start.kind},
         "model": {"path": str(start.model), "dtype": "float32"},
         "data": {
             "train": [str(task.pairs)],

@@ -29,6 +29,7 @@ from raydpo.quickstart.offline_dpo import (
     supervise,
 )
 from raydpo.quickstart.sorting_task import exact_match, foreign_pair, score, write_rows
+from raydpo.runtime import Kind
 from raydpo.schema.events import Observer, StageDone, ignore
 
 NUM_LABELLED = 800
@@ -38,10 +39,13 @@ NUM_ROUNDS = 3
 GENERATE = {"num_answers": 8, "max_new_tokens": MAX_NEW_TOKENS, "prompts_per_item": 64, "temperature": 1.0}
 
 
-def quickstart_rounds(run_dir: str, seed: int = 0, observer: Observer = ignore) -> dict[str, Any]:
-    """Run everything; returns {"exact_match": {"supervised", "offline", "rounds": [...], "offline_equal_pairs"}, ...}."""
-    with runtime.session():
-        start = supervise(run_dir, seed, observer)
+def quickstart_rounds(run_dir: str, seed: int = 0, observer: Observer = ignore, kind: Kind = "ray") -> dict[str, Any]:
+    """Run everything, on the runtime `kind`.
+
+    Returns {"exact_match": {"supervised", "offline", "rounds": [...], "offline_equal_pairs"}, ...}.
+    """
+    with runtime.session(kind=kind):
+        start = supervise(run_dir, seed, observer, kind)
         pairs = _foreign_pairs(start)
         bare = [{"prompt": pair["prompt"]} for pair in pairs[NUM_LABELLED:]]
         prompts = write_rows(start.root / "task/prompts.jsonl", bare)
@@ -72,7 +76,7 @@ def rounds_config(start: Supervised, model: Path, prompts: Path) -> Config:
     """Three rounds from `model`; each is measured from the policy that it starts from."""
     return Config.model_validate(
         {
-            "run": {"dir": str(start.root / "rounds"), "seed": start.seed},
+            "run": {"dir": str(start.root / "rounds"), "seed": start.seed, "runtime": start.kind},
             "model": {"path": str(model), "dtype": "float32"},
             "data": {"max_length": 64},
             "objective": DPO_OBJECTIVE,

@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from raydpo.batches import lay_out
-from raydpo.batches.collate import Rows
+from raydpo.batches.micro_batches import Rows
 from raydpo.models.layout import Layout
 from raydpo.models.logprobs import AnswerLogProbs
 

@@ -153,6 +153,7 @@ class Evaluator:
             threads=section.cpus_per_worker,
             gpus=section.gpus_per_worker,
             max_retries=section.max_retries,
+            own_process=self._engine.engine != "transformers",
         )
         return {index: answer for index, answer in answers if isinstance(answer, Scored)}
 

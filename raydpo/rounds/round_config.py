@@ -15,15 +15,12 @@ from typing import Any
 
 from raydpo.artifacts import commit_folder, verify_folder, write_json
 from raydpo.config import Config
-from raydpo.config.round_sections import GenerateSection
+from raydpo.config.round_sections import OF_THE_RUN, GenerateSection
 from raydpo.models.blend import blend
 from raydpo.models.resolve import resolve_model
 from raydpo.rundir.rounds_folder import RoundsFolder, seed_of
 from raydpo.schema.rank_events import PolicyProbe
 from raydpo.schema.samples import Score
-
-OF_THE_RUN = ("initial", "previous_round", "ema")
-"""Values of `rounds.reference` that name no model of their own."""
 
 
 def training_config(layout: RoundsFolder, index: int, files: Sequence[str], reference: Path | None) -> Config:

@@ -14,9 +14,9 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from raydpo import runtime
 from raydpo.artifacts import RunLock
 from raydpo.config import Config
+from raydpo.driver.actors import session_of
 from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.roles import Roles
@@ -64,7 +64,11 @@ class TrainingJob:
 def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterator[RoundsRun]:
     """Check everything, lock the run directory, connect, and end all actors at the end."""
     setup = set_up(config, judge, observer)
-    with RunLock(setup.layout.dir), runtime.session(setup.demands):
+    # Roles that work at the same time cannot share one process.
+    with (
+        RunLock(setup.layout.dir),
+        session_of(setup.config, setup.demands, in_process=setup.rounds.placement != "split"),
+    ):
         setup.check()
         with closing(Generators(setup.config, setup.engine, observer)) as generators:
             run = RoundsRun(setup, generators, observer)

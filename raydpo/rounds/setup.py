@@ -12,6 +12,7 @@ from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import RoundsSection
+from raydpo.config.rounds_checks import awaits_function
 from raydpo.data.offline_share import sources_digest
 from raydpo.data.prompts import PromptReport, read_prompts
 from raydpo.data.template import open_tokenizer
@@ -20,7 +21,7 @@ from raydpo.driver.judges import Judging
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.verdict import Judge
-from raydpo.rounds.preflight import awaits_function, check_room, check_rounds, check_same_run
+from raydpo.rounds.preflight import check_room, check_rounds, check_same_run
 from raydpo.rundir.rounds_folder import RoundsFolder
 from raydpo.rundir.workspace import Workspace, find_workspace
 from raydpo.schema.events import Note, Observer

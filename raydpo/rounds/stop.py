@@ -40,9 +40,3 @@ def _broken(metrics: Mapping[str, float], rounds: RoundsSection) -> list[str]:
     if drift is not None and ratio is not None and not 1 / drift <= ratio <= drift:
         reasons.append(f"eval/length_ratio is {ratio:.4g}, beyond rounds.max_length_drift: {drift:g}")
     return reasons
-
-
-def needs_evaluation(rounds: RoundsSection) -> list[str]:
-    """Rules that are set and look at held-out prompts."""
-    keys = ("min_mean_score", "min_win_rate", "max_kl_nats", "max_length_drift")
-    return [f"rounds.{key}" for key in keys if getattr(rounds, key) is not None]

@@ -11,46 +11,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raydpo.config import Config
+from raydpo.config.key_facts import free_keys
 from raydpo.errors import ResumeError
 
-# What may change between two attempts at the same run without changing its numbers. Paths are free, because digests of
-# what they lead to are compared.
-FREE = {
-    "model.path",
-    "model.revision",
-    "reference.model",
-    "reference.revision",
-    "data.train",
-    "data.eval",
-    "data.chat_template",
-    "run.dir",
-    "run.resume",
-    "reference.cache_dir",
-    "reference.num_workers",
-    "reference.cpus_per_worker",
-    "reference.gpus_per_worker",
-    "reference.rows_per_shard",
-    "reference.tokens_per_batch",
-    "reference.max_retries",
-    "train.cpus_per_worker",
-    "train.tokens_per_microbatch",
-    "train.activation_memory_gb",
-    "train.eval_every",
-    "train.save_every",
-    "train.keep_checkpoints",
-    "train.best_metric",
-    "train.export",
-    "train.log_every",
-    "train.sinks",
-    "train.hang_timeout_s",
-    "train.max_nonfinite_steps",
-    "evaluate.model",
-    "evaluate.tie_tolerance_nats",
-    "profile",
-    "generate",
-    "judge",
-    "rounds",
-}
+FREE = free_keys(Config, "training")
+"""Keys that may change between two attempts at the same run without changing its numbers: said beside each key. Paths are
+free, because digests of what they lead to are compared."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +47,7 @@ class Plan:
     optimizer: Path | None = None
 
 
-def trajectory(config: Config, digests: Mapping[str, Any], free: Set[str] = frozenset(FREE)) -> dict[str, Any]:
+def trajectory(config: Config, digests: Mapping[str, Any], free: Set[str] = FREE) -> dict[str, Any]:
     """Everything that decides the numbers of a run, flat: config values but those of `free`, and digests of what it reads."""
     flat: dict[str, Any] = {}
     for section, values in config.model_dump(mode="json").items():

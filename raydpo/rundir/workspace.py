@@ -22,8 +22,7 @@ from raydpo.config.render import dump
 from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.reference.identity import reference_identity
-from raydpo.rundir.positions import fit_to_model
-from raydpo.runtime import check_paths
+from raydpo.rundir.named_models import NamedModels
 
 
 @dataclass(frozen=True)
@@ -164,26 +163,16 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
 
 def find_workspace(config: Config, verb: str) -> Workspace:
     """The workspace of `config`, touching nothing. Every problem at once as ConfigError."""
-    check_paths({"run.dir": config.run.dir, "reference.cache_dir": config.reference.cache_dir})
-    problems, found = cross_checks(config, verb), []
-    for key, name, revision in (
-        ("model.path", config.model.path, config.model.revision),
-        ("reference.model", config.reference.model, config.reference.revision),
-    ):
-        try:
-            found.append(resolve_model(key, name, revision) if name is not None else None)
-        except ConfigError as error:
-            problems += error.problems
-    if problems:
+    named = NamedModels(config, resolve_model)
+    problems = [*cross_checks(config, verb), *named.problems()]
+    model = named.found.get("model.path")
+    if problems or model is None or named.fitted is None:
         raise ConfigError(problems)
-    model, reference = found
-    assert model is not None
-    fitted, notes = fit_to_model(config, model.folder)
     return Workspace(
-        fitted,
+        named.fitted,
         Path(config.run.dir).expanduser().absolute(),
         Path(config.reference.cache_dir).expanduser().absolute(),
         model,
-        reference or model,
-        notes,
+        named.found.get("reference.model", model),
+        named.notes,
     )

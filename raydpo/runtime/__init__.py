@@ -1,4 +1,4 @@
-"""Ray, and only here: sessions, pools of workers, gangs of ranks, probes. Runs the callables it is handed.
+"""Sessions, pools of workers, gangs of ranks: on Ray, and only here, or on processes of this machine. Runs what it is handed.
 
 What comes in: module-level functions (or partials of them) and plain data. What goes out: what they return or yield,
 or one of raydpo.errors with a message that names the actor and the cause.
@@ -11,9 +11,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from raydpo.runtime.connection import count_cpus as count_cpus
-    from raydpo.runtime.connection import count_gpus as count_gpus
-    from raydpo.runtime.connection import session as session
+    from raydpo.runtime.backend import Kind as Kind
     from raydpo.runtime.gang import RankContext as RankContext
     from raydpo.runtime.gang import run_gang as run_gang
     from raydpo.runtime.job import check_paths as check_paths
@@ -21,24 +19,29 @@ if TYPE_CHECKING:
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
     from raydpo.runtime.resources import Demand as Demand
-    from raydpo.runtime.storage import check_storage as check_storage
+    from raydpo.runtime.sessions import check_storage as check_storage
+    from raydpo.runtime.sessions import count_cpus as count_cpus
+    from raydpo.runtime.sessions import count_gpus as count_gpus
+    from raydpo.runtime.sessions import session as session
 
 _HOME = {
     "Demand": "resources",
+    "Kind": "backend",
     "Pool": "pool",
     "RankContext": "gang",
     "check_paths": "job",
-    "check_storage": "storage",
-    "count_cpus": "connection",
-    "count_gpus": "connection",
+    "check_storage": "sessions",
+    "count_cpus": "sessions",
+    "count_gpus": "sessions",
     "in_ray_job": "job",
     "run_gang": "gang",
     "run_pool": "pool",
-    "session": "connection",
+    "session": "sessions",
 }
 
 __all__ = [
     "Demand",
+    "Kind",
     "Pool",
     "RankContext",
     "check_paths",

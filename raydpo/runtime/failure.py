@@ -1,7 +1,6 @@
 """What went wrong in an actor, in a form that travels, and the sentence that says so.
 
-What comes in: exceptions caught inside an actor, Ray's errors seen by the driver. What goes out: Failure records and
-the RaydpoError to raise.
+What comes in: exceptions caught inside an actor. What goes out: Failure records and the RaydpoError to raise.
 Decision: an actor returns its exceptions as records instead of raising them through Ray. Ray's wrapping makes
 look-alike classes that depend on the version; a record keeps the class of ours and the text of all others.
 """
@@ -9,11 +8,8 @@ look-alike classes that depend on the version; a record keeps the class of ours 
 from __future__ import annotations
 
 import pickle
-import re
 import traceback
 from dataclasses import dataclass
-
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
 
 from raydpo.errors import RaydpoError, WorkerError
 
@@ -45,30 +41,6 @@ def error_of(failure: Failure, where: str) -> RaydpoError:
         failure.error.add_note(f"Raised by {where}:\n{failure.traceback_text}")
         return failure.error
     return WorkerError(f"{where} raised {failure.summary}\n{failure.traceback_text}")
-
-
-def cause_of_death(error: RayError) -> str:
-    """One sentence for an actor that ended without an exception of its own (killed, crashed, node lost)."""
-    text = str(error)
-    if isinstance(error, RayActorError) and error.preempted:
-        return "its node was preempted"
-    if isinstance(error, OutOfMemoryError) or "memory monitor" in text or "running low on memory" in text:
-        return f"it was killed because its node ran out of memory ({_first_lines(text)})"
-    if isinstance(error, RayTaskError):
-        return _first_lines(text.strip().splitlines()[-1])
-    if "The actor's node has died" in text or "node was terminated" in text or "node died" in text.lower():
-        return f"its node died ({_first_lines(text)})"
-    if "connection error code 2" in text:
-        return (
-            "its process ended without an exception: killed by a signal (SIGKILL, as the kernel sends it when memory "
-            "runs out, or SIGSEGV) or by os._exit"
-        )
-    return _first_lines(text)
-
-
-def _first_lines(text: str, num_characters: int = 600) -> str:
-    joined = re.sub(r"\s+", " ", text).strip()
-    return joined if len(joined) <= num_characters else joined[:num_characters] + " ..."
 
 
 def _survives_pickling(error: RaydpoError) -> bool:

@@ -10,32 +10,24 @@ later.
 
 from __future__ import annotations
 
-import os
 import random
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from os import environ
 from typing import Any, TypeVar
 
-import ray
-from ray.exceptions import RayError
-from ray.util.placement_group import placement_group, remove_placement_group
-from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+import cloudpickle
 
-from raydpo.errors import HangError, ResourceError, WorkerError
-from raydpo.runtime.failure import Failure, cause_of_death, failure_of
-from raydpo.runtime.placement import (
-    PLACEMENT_TIMEOUT_S,
-    Place,
-    kill,
-    load_function,
-    place_of_this_process,
-    thread_variables,
-)
+from raydpo.errors import HangError, WorkerError
+from raydpo.runtime.backend import ActorDied, Actors, CallFailed
+from raydpo.runtime.failure import Failure, failure_of
+from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
 from raydpo.runtime.rank_failures import RankFailure, verdict
-from raydpo.runtime.stacks import Stacks, collect_stacks, offer_stacks
+from raydpo.runtime.sessions import current
+from raydpo.runtime.stacks import Stacks, offer_stacks
 
 T = TypeVar("T")
 
@@ -76,10 +68,11 @@ def run_gang(
     Raises the RaydpoError that the failing ranks raised, if it is one class; else WorkerError with the errors and
     their ranks; HangError with the silent ranks and where they are; ResourceError when no place is found.
     """
-    gang = _Gang(name, num_ranks, cpus=cpus, gpus=gpus, hang_timeout_s=hang_timeout_s)
+    actors = current().actors(num_ranks, own_process=False)
+    gang = _Gang(name, actors, num_ranks, cpus=cpus, gpus=gpus, hang_timeout_s=hang_timeout_s)
     try:
         gang.place()
-        gang.launch(ray.cloudpickle.dumps(function), max_unread)
+        gang.launch(cloudpickle.dumps(function), max_unread)
         yield from gang.events()
     finally:
         gang.close()
@@ -88,9 +81,9 @@ def run_gang(
 class RankActor:
     """Runs in its own process: place, prepare, then run as a stream."""
 
-    def place(self) -> Place:
+    def place(self, locate: Callable[[], Place]) -> Place:
         """First call; answers as soon as the rank has its CPUs and GPUs."""
-        return place_of_this_process()
+        return locate()
 
     def free_port(self) -> int:
         """A port for the rendezvous, below the range from which the kernel gives out ports by itself."""
@@ -100,15 +93,16 @@ class RankActor:
                 return port
         raise OSError("200 ports between 20000 and 32000 were tried, and all are taken")
 
-    def prepare(self, payload: bytes, variables: dict[str, str], gpus: float) -> Failure | Stacks:
-        """Set the environment, import the function; a hanging rank can be asked for its stack from here on."""
+    def prepare(self, payload: bytes, variables: dict[str, str], is_shared: bool) -> Failure | Stacks | None:
+        """Set the environment, import the function; a hanging rank can be asked for its stack from here on.
+
+        is_shared: the process is the driver's too, which can be asked for no stack of one rank.
+        """
         try:
-            if gpus:
-                variables = {**variables, "LOCAL_RANK": _visible_device()}
             self._function = load_function(payload, variables)
         except Exception as error:  # noqa: BLE001 - whatever an import raises travels to the driver as a record
             return failure_of(error)
-        return offer_stacks()
+        return None if is_shared else offer_stacks()
 
     def run(self, context: RankContext) -> Iterator[Any]:
         """Stream the events; an exception becomes the last one."""
@@ -116,13 +110,6 @@ class RankActor:
             yield from self._function(context)
         except Exception as error:  # noqa: BLE001 - as above
             yield failure_of(error)
-
-
-def _visible_device() -> str:
-    """Index of this rank's GPU among those it sees. Ray shows each actor only its own, unless told not to."""
-    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
-    mine = [str(device) for device in ray.get_gpu_ids()]
-    return str(visible.index(mine[0])) if mine and mine[0] in visible else (mine[0] if mine and not visible else "0")
 
 
 @dataclass
@@ -139,30 +126,22 @@ class _Rank:
 
 
 class _Gang:
-    def __init__(self, name: str, num_ranks: int, *, cpus: float, gpus: float, hang_timeout_s: float) -> None:
+    def __init__(
+        self, name: str, actors: Actors, num_ranks: int, *, cpus: float, gpus: float, hang_timeout_s: float
+    ) -> None:
         self._name, self._num_ranks, self._cpus, self._gpus = name, num_ranks, cpus, gpus
-        self._hang_timeout_s = hang_timeout_s
-        self._group: Any = None
+        self._actors, self._hang_timeout_s = actors, hang_timeout_s
+        self._places: Sequence[Any] = ()
         self._ranks: list[_Rank] = []
 
     def place(self) -> None:
         """Reserve all places, start the actors, and number them node by node."""
-        bundle = {kind: each for kind, each in (("CPU", self._cpus), ("GPU", self._gpus)) if each > 0}
-        self._group = placement_group([bundle] * self._num_ranks, strategy="PACK")
-        if not self._group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
-            free = ray.available_resources()
-            raise ResourceError(
-                f"{self._name}: {self._num_ranks} ranks with {self._cpus:g} CPUs and {self._gpus:g} GPUs each found no "
-                f"place within {PLACEMENT_TIMEOUT_S:.0f} s. Free in the cluster now: {free.get('CPU', 0.0):g} CPUs and "
-                f"{free.get('GPU', 0.0):g} GPUs. Other jobs hold the rest, or nodes were lost. Wait for them, or lower "
-                "what each rank takes."
-            )
-        for index in range(self._num_ranks):
-            strategy = PlacementGroupSchedulingStrategy(self._group, placement_group_bundle_index=index)
-            options = {"num_cpus": self._cpus, "num_gpus": self._gpus, "scheduling_strategy": strategy}
-            self._ranks.append(_Rank(ray.remote(max_restarts=0, **options)(RankActor).remote(), index))
-        for member, place in zip(self._ranks, self._ask(lambda member: member.actor.place.remote()), strict=True):
-            member.place = place
+        self._places = self._actors.reserve(self._name, self._num_ranks, self._cpus, self._gpus)
+        for index, place in enumerate(self._places):
+            actor = self._actors.start(RankActor, cpus=self._cpus, gpus=self._gpus, place=place)
+            self._ranks.append(_Rank(actor, index))
+        for member, found in zip(self._ranks, self._ask("place", lambda _: (self._actors.locate,)), strict=True):
+            member.place = found
         nodes = list(dict.fromkeys(_placed(member).node_id for member in self._ranks))
         self._ranks.sort(key=lambda member: (nodes.index(_placed(member).node_id), member.bundle))
         for rank, member in enumerate(self._ranks):
@@ -176,22 +155,25 @@ class _Gang:
             for rank, node in enumerate(node_of)
         ]
         shared = self._shared_variables(single_node=len(set(node_of)) == 1)
-        variables = {context.rank: shared | _rank_variables(context) for context in contexts}
-        stored = ray.put(payload)
-        prepared = self._ask(lambda member: member.actor.prepare.remote(stored, variables[member.rank], self._gpus))
+        variables = [shared | self._rank_variables(member, context) for member, context in self._with(contexts)]
+        stored, is_shared = self._actors.share(payload), self._actors.is_shared
+        prepared = self._ask("prepare", lambda member: (stored, variables[member.rank], is_shared))
         failures = [
             RankFailure(member.rank, str(member.place), answer)
-            for member, answer in zip(self._ranks, prepared, strict=True)
+            for member, answer in self._with(prepared)
             if isinstance(answer, Failure)
         ]
         if failures:
             raise verdict(self._name, failures)
-        for member, context, stacks in zip(self._ranks, contexts, prepared, strict=True):
-            member.stacks = stacks
-            options: dict[str, Any] = {"num_returns": "streaming"}
-            if max_unread is not None:
-                options |= {"_generator_backpressure_num_objects": max_unread}
-            member.stream = member.actor.run.options(**options).remote(context)
+        for member, context in self._with(contexts):
+            member.stacks = prepared[member.rank]
+            member.stream = self._actors.stream(
+                member.actor, "run", context, max_unread=max_unread, hang_timeout_s=self._hang_timeout_s
+            )
+
+    def _with(self, values: Sequence[Any]) -> Iterator[tuple[_Rank, Any]]:
+        """Each rank with its own of `values`."""
+        return zip(self._ranks, values, strict=True)
 
     def events(self) -> Iterator[tuple[int, Any]]:
         while waiting := [member for member in self._ranks if not member.done]:
@@ -205,22 +187,20 @@ class _Gang:
 
     def close(self) -> None:
         for member in self._ranks:
-            kill(member.actor)
-        if self._group is not None:
-            with suppress(RayError):
-                remove_placement_group(self._group)
+            self._actors.kill(member.actor)
+        self._actors.release(self._places)
 
-    def _ask(self, call: Callable[[_Rank], Any]) -> list[Any]:
+    def _ask(self, method: str, arguments: Callable[[_Rank], tuple[Any, ...]]) -> list[Any]:
         """One call to every rank; a rank that dies over it is an error."""
-        calls = [call(member) for member in self._ranks]
+        calls = [self._actors.call(member.actor, method, *arguments(member)) for member in self._ranks]
         answers = []
-        for member, pending in zip(self._ranks, calls, strict=True):
+        for member, pending in self._with(calls):
             try:
-                answers.append(ray.get(pending, timeout=PLACEMENT_TIMEOUT_S))
-            except RayError as error:
+                answers.append(self._actors.result(pending, PLACEMENT_TIMEOUT_S))
+            except (ActorDied, CallFailed) as error:
                 who = f"rank {member.rank}" if member.rank >= 0 else f"the process for bundle {member.bundle}"
                 where = f" ({member.place})" if member.place else ""
-                raise WorkerError(f"{self._name}: {who}{where} died at its start: {cause_of_death(error)}.") from error
+                raise WorkerError(f"{self._name}: {who}{where} died at its start: {error}.") from error
         return answers
 
     def _shared_variables(self, *, single_node: bool) -> dict[str, str]:
@@ -228,21 +208,28 @@ class _Gang:
         variables = thread_variables(self._cpus, self._gpus) | {
             "WORLD_SIZE": str(self._num_ranks),
             "MASTER_ADDR": "127.0.0.1" if single_node else _placed(first).host,
-            "MASTER_PORT": str(ray.get(first.actor.free_port.remote())),
+            "MASTER_PORT": str(self._actors.result(self._actors.call(first.actor, "free_port"))),
         }
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
-        if single_node and loopback and "GLOO_SOCKET_IFNAME" not in os.environ:
+        if single_node and loopback and "GLOO_SOCKET_IFNAME" not in environ:
             # gloo looks up the host's name otherwise, which need not resolve, and listens on the outer interface.
             variables["GLOO_SOCKET_IFNAME"] = loopback
         return variables
+
+    def _rank_variables(self, member: _Rank, context: RankContext) -> dict[str, str]:
+        return {
+            "RANK": str(context.rank),
+            "LOCAL_RANK": _placed(member).device if self._gpus else str(context.local_rank),
+            "LOCAL_WORLD_SIZE": str(context.local_size),
+            "LOCAL_SIZE": str(context.local_size),
+        }
 
     def _wait(self, members: Sequence[_Rank], *, timeout_s: float) -> list[_Rank]:
         """Ranks with something to say. Time that the caller spends elsewhere counts for nobody's silence."""
         streams = {member.stream: member for member in members}
         started_s = time.monotonic()
-        ray.wait(list(streams), num_returns=1, timeout=timeout_s)
+        ready = self._actors.wait(list(streams), timeout_s)
         waited_s = time.monotonic() - started_s
-        ready, _ = ray.wait(list(streams), num_returns=len(streams), timeout=0)
         speaking = [streams[stream] for stream in ready]
         for member in members:
             member.silent_s = 0.0 if member in speaking else member.silent_s + waited_s
@@ -251,13 +238,13 @@ class _Gang:
     def _next(self, member: _Rank) -> Any:
         """The next event of a rank that has one, or a RankFailure; marks the rank done at its end."""
         try:
-            event = ray.get(next(member.stream))
+            event = self._actors.next_event(member.stream)
         except StopIteration:
             member.done = True
             return None
-        except RayError as error:
+        except ActorDied as error:
             member.done = True
-            return RankFailure(member.rank, str(member.place), cause_of_death(error))
+            return RankFailure(member.rank, str(member.place), str(error))
         member.num_events += 1
         if isinstance(event, Failure):
             member.done = True
@@ -284,7 +271,7 @@ class _Gang:
         silent = [member for member in self._ranks if not member.done and member.silent_s >= self._hang_timeout_s]
         if not silent:
             return
-        frames = collect_stacks({m.rank: (_placed(m), m.stacks) for m in self._ranks if not m.done and m.stacks})
+        frames = self._actors.stacks({m.rank: (_placed(m), m.stacks) for m in self._ranks if not m.done and m.stacks})
         waiting = [member for member in silent if _in_collective(frames.get(member.rank, ""))]
         behind = [member for member in silent if member not in waiting] or silent
         lines = [
@@ -297,15 +284,6 @@ class _Gang:
             where = frames.get(member.rank) or "  (its stack could not be read)"
             lines.append(f"rank {member.rank} ({member.place}), after {member.num_events} events, was at\n{where}")
         raise HangError("\n".join(lines))
-
-
-def _rank_variables(context: RankContext) -> dict[str, str]:
-    return {
-        "RANK": str(context.rank),
-        "LOCAL_RANK": str(context.local_rank),
-        "LOCAL_WORLD_SIZE": str(context.local_size),
-        "LOCAL_SIZE": str(context.local_size),
-    }
 
 
 def _placed(member: _Rank) -> Place:

@@ -18,19 +18,13 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import Any, Literal, TypeVar
 
-import ray
-from ray.exceptions import RayError, RayTaskError
+import cloudpickle
 
 from raydpo.errors import ResourceError, WorkerError
-from raydpo.runtime.failure import Failure, cause_of_death, error_of, failure_of
-from raydpo.runtime.placement import (
-    PLACEMENT_TIMEOUT_S,
-    Place,
-    kill,
-    load_function,
-    place_of_this_process,
-    thread_variables,
-)
+from raydpo.runtime.backend import ActorDied, CallFailed
+from raydpo.runtime.failure import Failure, error_of, failure_of
+from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
+from raydpo.runtime.sessions import current
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -48,28 +42,38 @@ def run_pool(
     gpus: float = 0.0,
     max_retries: int = 0,
     threads: float | None = None,
+    own_process: bool = False,
 ) -> Generator[tuple[int, R], None, None]:
     """Apply workers to `items` on up to `num_workers` actors; yield (index, result) in the order they finish.
 
     make_worker: module-level function or partial, called once an actor; returns the callable that takes items.
     cpus, gpus: reserved for each actor. max_retries: how often one item may lose its actor and be given to another.
-    threads: of each actor, by default as many as its CPUs.
+    threads: of each actor, by default as many as its CPUs. own_process: workers leave traces in their process, so none may
+    be this one (a single worker of the local runtime is here otherwise).
     Results should be small (records, not tensors). Closing the iterator ends all actors.
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
     lost its actor once too often; ResourceError when no actor gets its CPUs and GPUs.
     """
-    with closing(
-        Pool(name, make_worker, num_workers=num_workers, cpus=cpus, gpus=gpus, max_retries=max_retries, threads=threads)
-    ) as pool:
+    pool = Pool(
+        name,
+        make_worker,
+        num_workers=num_workers,
+        cpus=cpus,
+        gpus=gpus,
+        max_retries=max_retries,
+        threads=threads,
+        own_process=own_process,
+    )
+    with closing(pool):
         yield from pool.run(items)
 
 
 class PoolActor:
     """Runs in its own process: place, then prepare, then work on items one by one."""
 
-    def place(self) -> Place:
+    def place(self, locate: Callable[[], Place]) -> Place:
         """First call; answers as soon as the actor has its CPUs and GPUs."""
-        return place_of_this_process()
+        return locate()
 
     def prepare(self, payload: bytes, variables: dict[str, str]) -> Failure | None:
         """Make the worker (which may load a model for minutes)."""
@@ -103,7 +107,7 @@ class _Worker:
 class Pool:
     """Actors that stand until `close`. Arguments and errors as in `run_pool`; actors start when there is work for them.
 
-    cpus, gpus: what Ray reserves for each. threads: of each, by default as many as its CPUs; an actor that reserves
+    cpus, gpus: what is reserved for each. threads: of each, by default as many as its CPUs; an actor that reserves
     nothing shares the CPUs with those of other roles.
     """
 
@@ -117,11 +121,12 @@ class Pool:
         gpus: float = 0.0,
         max_retries: int = 0,
         threads: float | None = None,
+        own_process: bool = False,
     ) -> None:
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
-        self._payload = ray.put(ray.cloudpickle.dumps(make_worker))
-        self._actor_class = ray.remote(num_cpus=cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(PoolActor)
+        self._actors = current().actors(num_workers, own_process=own_process)
+        self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
         self._is_closed = False
         self._calls: dict[Any, _Worker] = {}
@@ -160,10 +165,10 @@ class Pool:
         An actor that dies over it is replaced when there is work again; what it was told must then be in the greeting.
         """
         self._settle()
-        stored = ray.put(message)
+        stored = self._actors.share(message)
         for worker in self._workers.values():
             worker.state = "told"
-            self._calls[worker.actor.work.remote(stored)] = worker
+            self._ask(worker, "work", stored)
         answers = []
         while any(worker.state == "told" for worker in self._workers.values()):
             for worker, answer in self._answers():
@@ -190,7 +195,7 @@ class Pool:
         for call, worker in list(self._calls.items()) if placed else []:
             if worker.place is None:
                 _log.warning("%s found no place; the others work without it.", self._describe(worker))
-                kill(worker.actor)
+                self._actors.kill(worker.actor)
                 del self._calls[call], self._workers[worker.number]
 
     def greet_with(self, message: Any) -> None:
@@ -208,7 +213,7 @@ class Pool:
         self._workers.clear()
         self._calls.clear()
         for worker in workers:
-            kill(worker.actor)
+            self._actors.kill(worker.actor)
 
     def _answers(self) -> Iterator[tuple[_Worker, Any]]:
         """Finished calls of living workers; the dead are buried, errors raised."""
@@ -217,7 +222,7 @@ class Pool:
         calls = list(self._calls)
         if not calls:
             raise WorkerError(f"{self._name}: no actor is left for the work. {self._remedy()}")
-        finished, _ = ray.wait(calls, num_returns=1, timeout=5.0)
+        finished = self._actors.wait(calls, 5.0)
         if not finished:
             self._check_placement()
         for call in finished:
@@ -225,10 +230,10 @@ class Pool:
             if worker is None:  # the pool was stopped meanwhile
                 continue
             try:
-                answer = ray.get(call)
-            except RayTaskError as error:
+                answer = self._actors.result(call)
+            except CallFailed as error:
                 raise WorkerError(f"{self._describe(worker)} failed: {error}") from error
-            except RayError as error:
+            except ActorDied as error:
                 self._bury(worker, error)
                 continue
             if isinstance(answer, Failure):
@@ -241,9 +246,9 @@ class Pool:
             self._start_worker(number)
 
     def _start_worker(self, number: int) -> None:
-        worker = _Worker(number, self._actor_class.remote())
+        worker = _Worker(number, self._actors.start(PoolActor, cpus=self._cpus, gpus=self._gpus))
         self._workers[number] = worker
-        self._calls[worker.actor.place.remote()] = worker
+        self._ask(worker, "place", self._actors.locate)
         self._waiting_since_s = time.monotonic()
         if self._is_closed:  # by another thread, which may have ended the others before this one was there
             self.stop()
@@ -253,25 +258,28 @@ class Pool:
         if worker.state == "placing":
             worker.place, worker.state = answer, "preparing"
             variables = thread_variables(self._threads, self._gpus)
-            self._calls[worker.actor.prepare.remote(self._payload, variables)] = worker
+            self._ask(worker, "prepare", self._payload, variables)
         elif worker.state == "preparing" and self._greeting is not None:
             worker.state = "greeting"
-            self._calls[worker.actor.work.remote(self._greeting)] = worker
+            self._ask(worker, "work", self._greeting)
         else:
             worker.state = "ready"
             self._feed(worker)
 
+    def _ask(self, worker: _Worker, method: str, *arguments: Any) -> None:
+        self._calls[self._actors.call(worker.actor, method, *arguments)] = worker
+
     def _feed(self, worker: _Worker) -> None:
         if self._queue:
             worker.item, worker.state = self._queue.popleft(), "working"
-            self._calls[worker.actor.work.remote(self._items[worker.item])] = worker
+            self._ask(worker, "work", self._items[worker.item])
 
-    def _bury(self, worker: _Worker, error: RayError) -> None:
+    def _bury(self, worker: _Worker, error: ActorDied) -> None:
         """A dead worker's item goes to another one, within bounds."""
-        kill(worker.actor)
+        self._actors.kill(worker.actor)
         if self._workers.pop(worker.number, None) is None:
             return  # the pool was stopped meanwhile
-        message = f"{self._describe(worker)} died: {cause_of_death(error)}."
+        message = f"{self._describe(worker)} died: {error}."
         if worker.item is None and not self._queue:
             _log.warning("%s", message)
             return
@@ -303,8 +311,8 @@ class Pool:
         if waited_s > PLACEMENT_TIMEOUT_S and all(worker.place is None for worker in self._workers.values()):
             raise ResourceError(
                 f"{self._name}: no worker got its {self._cpus:g} CPUs and {self._gpus:g} GPUs within {waited_s:.0f} s. "
-                f"Free in the cluster now: {_free()}. Other jobs hold the rest, or nodes were lost. Wait for them, or "
-                "lower what each worker takes."
+                f"Free in the cluster now: {self._actors.free()}. Other jobs hold the rest, or nodes were lost. Wait for "
+                "them, or lower what each worker takes."
             )
 
     def _describe(self, worker: _Worker) -> str:
@@ -316,11 +324,4 @@ class Pool:
         return f"{self._name} worker {worker.number}{where}, item {worker.item} of {len(self._items)} ({short})"
 
     def _remedy(self) -> str:
-        return (
-            "If it was memory, run fewer workers or smaller batches; the logs of Ray on that node have its last output."
-        )
-
-
-def _free() -> str:
-    free = ray.available_resources()
-    return f"{free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs"
+        return f"If it was memory, run fewer workers or smaller batches; {self._actors.hint}."

@@ -12,19 +12,16 @@ import faulthandler
 import os
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-import ray
-from ray.exceptions import RayError
-from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-
-from raydpo.runtime.placement import Place
+from raydpo.runtime.place import Place
 
 _NUM_FRAMES = 12
-_TIMEOUT_S = 120.0
+_NOT_THEIRS = ("/ray/_private/", "/raydpo/runtime/local_actor.py", "<frozen runpy>")
 _ANSWER_S = 30.0
 """How long a rank may take to write its stack: it gets no turn at once on a busy machine."""
 
@@ -46,22 +43,20 @@ def offer_stacks() -> Stacks:
     return Stacks(os.getpid(), descriptor)
 
 
-def collect_stacks(ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
-    """On the driver: the innermost frames of each rank, indented; ranks that do not answer are left out."""
-    readers = {}
-    for rank, (place, stacks) in ranks.items():
-        if stacks.descriptor >= 0:
-            affinity = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
-            remote = ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(read_stack)
-            readers[rank] = remote.remote(stacks)
-    found = {}
-    deadline_s = time.monotonic() + _TIMEOUT_S
-    for rank, pending in readers.items():
-        with suppress(RayError):
-            text = ray.get(pending, timeout=max(0.1, deadline_s - time.monotonic()))
-            if text:
-                found[rank] = text
-    return found
+def gather_stacks(
+    ranks: Mapping[int, tuple[Place, Stacks]],
+    ask: Callable[[Place, Stacks], Any],
+    answer: Callable[[Any, float], str],
+    timeout_s: float,
+) -> dict[int, str]:
+    """On the driver: the innermost frames of each rank, indented; ranks that do not answer are left out.
+
+    ask: starts `read_stack` on a rank's node. answer: waits for it.
+    """
+    readers = {rank: ask(place, stacks) for rank, (place, stacks) in ranks.items() if stacks.descriptor >= 0}
+    deadline_s = time.monotonic() + timeout_s
+    found = {rank: answer(pending, max(0.1, deadline_s - time.monotonic())) for rank, pending in readers.items()}
+    return {rank: text for rank, text in found.items() if text}
 
 
 def read_stack(stacks: Stacks) -> str:
@@ -89,5 +84,5 @@ def innermost_frames(dump: str, num_frames: int = _NUM_FRAMES) -> str:
         if not line.startswith("  "):
             break
         frames.append(line)
-    kept = [line for line in frames if "/ray/_private/" not in line]
+    kept = [line for line in frames if not any(place in line for place in _NOT_THEIRS)]
     return "\n".join(kept[:num_frames])

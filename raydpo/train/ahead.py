@@ -28,3 +28,7 @@ class Ahead(Generic[T]):
         if step + 1 < self._num_steps:
             self._waiting[step + 1] = self._thread.submit(self._build, step + 1)
         return value
+
+    def close(self) -> None:
+        """Build no more."""
+        self._thread.shutdown(wait=True, cancel_futures=True)

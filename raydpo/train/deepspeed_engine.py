@@ -49,6 +49,7 @@ class DeepSpeedEngine:
 
         # A shared-memory kernel would be compiled at the first start; gloo and nccl need no compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+        self._owns_group = not torch.distributed.is_initialized()
         deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
         self.num_ranks = num_ranks
         trainable = [p for p in scoring.parameters() if p.requires_grad]
@@ -100,6 +101,13 @@ class DeepSpeedEngine:
         path, _ = self.engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
         if path is None:
             raise RuntimeError(f"{folder} holds no DeepSpeed state, although its manifest is whole")
+
+    def close(self) -> None:
+        """Destroy the process group that this engine made, so that another one can be made in this process. Collective."""
+        if self._owns_group and torch.distributed.is_initialized():
+            import deepspeed
+
+            deepspeed.comm.destroy_process_group()  # torch's, and what DeepSpeed remembers of it
 
 
 def deepspeed_config(train: TrainSection, stage: int, dtype: str, num_ranks: int) -> dict[str, Any]:

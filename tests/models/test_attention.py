@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from raydpo.batches.collate import pack_rows
+from raydpo.batches.micro_batches import pack_rows
 from raydpo.models.attention import register
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.pretrained import switch_dropout_off

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from raydpo.batches.collate import pack_rows
+from raydpo.batches.micro_batches import pack_rows
 from raydpo.models.attention import segment_by_segment
 from raydpo.models.varlen import TOLERANCE, disagreement, kernel_for, varlen_attention
 

@@ -15,6 +15,8 @@ from tests.objectives.pairs import inputs
 
 trl = pytest.importorskip("trl", reason="TRL is the oracle of these tests: pip install --no-deps trl")
 
+pytestmark = pytest.mark.trl
+
 
 def random_pairs(seed=0, count=7):
     """Pairs ((policy, reference, tokens) chosen, the same rejected), log-ratios of some nats."""

@@ -1,4 +1,4 @@
-"""One local Ray, one tiny model and one finished run for all tests of this folder."""
+"""One session without Ray, one tiny model and one finished run for all tests of this folder; a Ray for those about it."""
 
 from __future__ import annotations
 
@@ -24,7 +24,22 @@ class Finished:
 
 
 @pytest.fixture(scope="package")
+def machine() -> Iterator[None]:
+    """What `run.runtime: local` opens by itself, with four CPUs whatever the machine has."""
+    with session(kind="local", local_cpus=4):
+        yield
+
+
+@pytest.fixture(scope="module")
+def processes() -> Iterator[None]:
+    """Like `machine`, but no role is in this process."""
+    with session(kind="local", local_cpus=4, in_process=False):
+        yield
+
+
+@pytest.fixture(scope="module")
 def local_ray() -> Iterator[None]:
+    """For tests whose subject is what Ray does: configs need `run.runtime: ray` too."""
     with session(local_cpus=4):
         yield
 
@@ -35,13 +50,13 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 
 @pytest.fixture(scope="package")
-def scored(toy: Toy, local_ray: None) -> dict[str, Any]:
+def scored(toy: Toy, machine: None) -> dict[str, Any]:
     """Summary of the precompute that filled `toy.cache`."""
     return precompute(config(toy, toy.root / "scored"))
 
 
 @pytest.fixture(scope="package")
-def finished(toy: Toy, scored: dict[str, Any], local_ray: None) -> Finished:
+def finished(toy: Toy, scored: dict[str, Any], machine: None) -> Finished:
     notes, folder = Notes(), toy.root / "finished"
     summary = train(config(toy, folder, {"train.keep_checkpoints": 3}), notes)
     return Finished(folder, summary, notes)

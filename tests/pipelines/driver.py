@@ -16,7 +16,7 @@ Process = tuple[int, str]
 
 
 def start(*arguments: str, log: Path) -> subprocess.Popen[bytes]:
-    """Start `python -m raydpo ...` with a Ray of its own. Output goes to `log`."""
+    """Start `python -m raydpo ...` with a session of its own. Output goes to `log`."""
     kept = {name: value for name, value in os.environ.items() if not name.startswith("RAY_")}
     with log.open("wb") as file:
         return subprocess.Popen(
@@ -65,11 +65,18 @@ def descendants(pid: int) -> set[Process]:
     return found
 
 
-def by_age(title: str) -> list[int]:
-    """The processes under this one whose title begins so, as Ray names those of its actors; the oldest first."""
-    found = [(int(started), pid) for pid, started in descendants(os.getpid()) if _title(pid).startswith(title)]
-    assert found, f"no process {title}"
+def by_age(kind: str) -> list[int]:
+    """The processes under this one that are actors of `kind` (RankActor, PoolActor), on either runtime; the oldest first."""
+    found = [(int(started), pid) for pid, started in descendants(os.getpid()) if _is_actor(pid, kind)]
+    assert found, f"no process of a {kind}"
     return [pid for _, pid in sorted(found)]
+
+
+def _is_actor(pid: int, kind: str) -> bool:
+    title, fields = _title(pid), _stat(pid)
+    local = f"raydpo.runtime.local_actor {kind} "
+    is_guard = fields is not None and local in _title(int(fields[1]))
+    return title.startswith(f"ray::{kind}") or (local in title and not is_guard)
 
 
 def alive(processes: set[Process]) -> set[Process]:

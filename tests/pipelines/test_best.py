@@ -26,7 +26,7 @@ CHANGES = {
 }
 
 
-def test_the_best_is_kept_and_exported(toy: Toy, scored: object, local_ray: None, tmp_path: Path) -> None:
+def test_the_best_is_kept_and_exported(toy: Toy, scored: object, machine: None, tmp_path: Path) -> None:
     turned = [{**pair, "chosen": pair["rejected"], "rejected": pair["chosen"]} for pair in read_pairs(toy.train)[:16]]
     held_out = write_pairs(tmp_path / "turned.jsonl", turned)
     run = tmp_path / "run"

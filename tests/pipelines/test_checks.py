@@ -29,7 +29,6 @@ def model(tmp_path):
     [
         ({"train": {"early_stopping_patience": 2}}, ["early_stopping_patience: 2", "data.eval", "train.eval_every"]),
         ({"train": {"export": "best"}, "data": {"eval": ["b"]}}, ["train.export: best", "train.eval_every"]),
-        ({"model": {"revision": "main"}}, ["model.revision"]),
         ({"reference": {"revision": "main"}}, ["reference.revision"]),
         ({"model": {"attention": "flash_attention_2"}}, ["flash_attention_2 needs"]),
         ({"objective": {"name": "sft"}, "train": {"best_metric": "eval/rewards/margins"}}, ["has no pairs"]),
@@ -57,7 +56,7 @@ def test_a_moving_reference_and_what_a_resolved_config_says_of_a_still_one(model
 
 @pytest.mark.parametrize("wrong", [{"sync_every": 0}, {"sync_alpha": 0}, {"sync_alpha": 1.5}])
 def test_values_outside_their_range(model, wrong):
-    with pytest.raises(ValueError, match=next(iter(wrong))):
+    with pytest.raises(ConfigError, match=next(iter(wrong))):
         make(model, reference={"sync_every": 5} | wrong)
 
 
@@ -74,6 +73,11 @@ def test_an_adapter_is_no_start(model):
     (model / "adapter_config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"is a LoRA adapter.*model_merged"):
         find_workspace(make(model), "train")
+
+
+def test_a_folder_has_no_revisions(model):
+    with pytest.raises(ConfigError, match=r"model\.revision is set, but model\.path is a folder"):
+        find_workspace(make(model, model={"revision": "main"}), "train")
 
 
 def test_problems_of_several_places_come_together(model):

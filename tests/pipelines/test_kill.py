@@ -1,7 +1,8 @@
 """SIGKILL of the driver while it scores and while it trains: the same command ends with the same bytes.
 
 One story for all tests, because its parts are expensive: a first command is killed when its first shards are committed,
-a second one at its first checkpoint, a third one is left alone. Beside it an undisturbed run. Two ranks, float32.
+a second one at its first checkpoint, a third one is left alone. Beside it an undisturbed run. Two ranks, float32; on Ray,
+and on processes of this machine.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import signal
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,6 +22,7 @@ from raydpo.artifacts import verify_folder
 from raydpo.config import Config
 from raydpo.config.render import dump
 from raydpo.pipelines import train
+from raydpo.runtime import session
 from tests.pipelines import driver
 from tests.pipelines.toy import NUM_ROWS, Toy, committed_shards, config, everything_in, metrics, nats_by_row, weights
 
@@ -41,9 +44,10 @@ class Story:
     summary: dict[str, Any]
 
 
-def settings(toy: Toy, name: str) -> Config:
+def settings(toy: Toy, name: str, kind: str) -> Config:
     changes = {
-        "reference.cache_dir": str(toy.root / f"{name}-cache"),
+        "run.runtime": kind,
+        "reference.cache_dir": str(toy.root / f"{name}-cache-{kind}"),
         "reference.num_workers": 2,
         "reference.rows_per_shard": ROWS_PER_SHARD,
         "reference.tokens_per_batch": 1,  # a forward a row, so that scoring takes a while
@@ -53,30 +57,37 @@ def settings(toy: Toy, name: str) -> Config:
         "train.save_every": 1,
         "train.eval_every": 3,
     }
-    return config(toy, toy.root / name, changes)
+    return config(toy, toy.root / f"{name}-{kind}", changes)
+
+
+@pytest.fixture(scope="module", params=[pytest.param("ray", marks=pytest.mark.ray), "local"])
+def kind(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Of the runtime."""
+    with session(kind=request.param, local_cpus=4):
+        yield request.param
 
 
 @pytest.fixture(scope="module")
-def undisturbed(toy: Toy, local_ray: None) -> dict[str, Any]:
-    return train(settings(toy, "undisturbed"))
+def undisturbed(toy: Toy, kind: str) -> dict[str, Any]:
+    return train(settings(toy, "undisturbed", kind))
 
 
 @pytest.fixture(scope="module")
-def story(toy: Toy, local_ray: None) -> Story:
-    run, cache = toy.root / "killed", toy.root / "killed-cache"
-    wanted = settings(toy, "killed")
-    file = toy.root / "killed.yaml"
+def story(toy: Toy, kind: str) -> Story:
+    run, cache = toy.root / f"killed-{kind}", toy.root / f"killed-cache-{kind}"
+    wanted = settings(toy, "killed", kind)
+    file = toy.root / f"killed-{kind}.yaml"
     file.write_text(dump(wanted))
 
-    first = driver.start("train", str(file), log=toy.root / "first.log")
-    driver.wait_until(lambda: bool(committed_shards(cache)), first, toy.root / "first.log")
+    first = driver.start("train", str(file), log=toy.root / f"first-{kind}.log")
+    driver.wait_until(lambda: bool(committed_shards(cache)), first, toy.root / f"first-{kind}.log")
     first.send_signal(signal.SIGSTOP)  # it holds the run directory, and hands out no more work
     second_driver = _try(file)
     under_first = driver.end(first)
     kept = {path: seen for path, seen in everything_in(cache).items() if path.endswith(".json") and "/shards/" in path}
 
-    second = driver.start("train", str(file), log=toy.root / "second.log")
-    driver.wait_until((run / "checkpoints/step-000001").is_dir, second, toy.root / "second.log")
+    second = driver.start("train", str(file), log=toy.root / f"second-{kind}.log")
+    driver.wait_until((run / "checkpoints/step-000001").is_dir, second, toy.root / f"second-{kind}.log")
     under_second = driver.end(second)
     checkpoints = sorted(path.name for path in (run / "checkpoints").glob("step-*"))
 
@@ -87,9 +98,13 @@ def story(toy: Toy, local_ray: None) -> Story:
         (*second_driver, first.pid),
         checkpoints,
         (under_first, under_second),
-        (toy.root / "second.log").read_text(),
+        (toy.root / f"second-{kind}.log").read_text(),
         train(wanted),
     )
+
+
+def undisturbed_dir(story: Story) -> Path:
+    return story.dir.with_name(story.dir.name.replace("killed", "undisturbed"))
 
 
 def _try(file: Path) -> tuple[int, str]:
@@ -119,7 +134,7 @@ def test_what_was_committed_before_the_kill_is_not_scored_again(story: Story) ->
 
 
 def test_the_cache_is_that_of_an_undisturbed_run(story: Story, toy: Toy, undisturbed: dict[str, Any]) -> None:
-    whole = toy.root / "undisturbed-cache"
+    whole = story.cache.with_name(story.cache.name.replace("killed", "undisturbed"))
     assert nats_by_row(story.cache) == nats_by_row(whole)
     names = [{path.name for path in committed_shards(cache)} for cache in (story.cache, whole)]
     assert names[0] == names[1]
@@ -134,13 +149,13 @@ def test_training_went_on_from_a_checkpoint(story: Story) -> None:
 
 
 def test_the_model_is_that_of_an_undisturbed_run(story: Story, toy: Toy, undisturbed: dict[str, Any]) -> None:
-    assert weights(story.dir / "model") == weights(toy.root / "undisturbed/model")
+    assert weights(story.dir / "model") == weights(undisturbed_dir(story) / "model")
     assert weights(story.dir / "model") != weights(toy.model)
 
 
 def test_the_numbers_are_those_of_an_undisturbed_run(story: Story, toy: Toy, undisturbed: dict[str, Any]) -> None:
     lines = metrics(story.dir)
-    assert lines == metrics(toy.root / "undisturbed")
+    assert lines == metrics(undisturbed_dir(story))
     assert {line["step"] for line in lines} == set(range(NUM_STEPS + 1))
     assert story.summary["train"]["steps"] == undisturbed["train"]["steps"] == NUM_STEPS
     assert story.summary["eval"] == undisturbed["eval"]
@@ -149,7 +164,7 @@ def test_the_numbers_are_those_of_an_undisturbed_run(story: Story, toy: Toy, und
 
 def test_no_process_of_a_killed_run_is_left(story: Story) -> None:
     for processes in story.left_alive:
-        assert len(processes) >= 4, "Ray and the actors were there"
+        assert len(processes) >= 4, "the actors, and Ray or their guards, were there"
         assert not driver.alive(processes)
 
 

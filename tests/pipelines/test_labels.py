@@ -16,7 +16,7 @@ LABELLED = {"data.unpair": True, "train.learning_rate": 3e-3}
 
 
 @pytest.mark.parametrize("name", ["kto", "bco"])
-def test_from_start_to_evaluation(toy: Toy, local_ray: None, tmp_path: Path, name: str) -> None:
+def test_from_start_to_evaluation(toy: Toy, machine: None, tmp_path: Path, name: str) -> None:
     changes = {**LABELLED, "reference.cache_dir": str(tmp_path / "cache"), "train.num_workers": 2}
     wanted = config(toy, tmp_path / "run", changes, objective={"name": name})
     summary = train(wanted)
@@ -36,7 +36,7 @@ def test_from_start_to_evaluation(toy: Toy, local_ray: None, tmp_path: Path, nam
     assert any("rewards/chosen" in line for line in metrics(tmp_path / "run"))
 
 
-def test_mismatched_rows_are_a_function_of_the_data_alone(toy: Toy, local_ray: None, tmp_path: Path) -> None:
+def test_mismatched_rows_are_a_function_of_the_data_alone(toy: Toy, machine: None, tmp_path: Path) -> None:
     base: dict[str, Any] = {**LABELLED, "reference.cache_dir": str(tmp_path / "cache")}
     first = precompute(config(toy, tmp_path / "first", base, objective={"name": "kto"}))["reference"]
     assert first["rows_scored"] == first["rows"] == 4 * (NUM_TRAIN + NUM_EVAL)
@@ -53,7 +53,7 @@ def test_unpair_without_an_objective_on_labels_is_refused(toy: Toy, tmp_path: Pa
 
 
 @pytest.mark.parametrize("changes", [{"train.export": "best"}, {"train.early_stopping_patience": 2}])
-def test_margins_of_one_label_cannot_choose_anything(toy: Toy, local_ray: None, tmp_path: Path, changes: Any) -> None:
+def test_margins_of_one_label_cannot_choose_anything(toy: Toy, machine: None, tmp_path: Path, changes: Any) -> None:
     rows = [{"prompt": p["prompt"], "completion": p["chosen"], "label": True} for p in read_pairs(toy.eval)]
     both = [
         {"prompt": pair["prompt"], "completion": pair[side], "label": side == "chosen"}

@@ -69,7 +69,7 @@ class Moved:
 
 
 @pytest.fixture(scope="module")
-def moved(toy: Toy, local_ray: None) -> Moved:
+def moved(toy: Toy, machine: None) -> Moved:
     """The undisturbed run."""
     wanted, notes = settings(toy, "moved"), Notes()
     summary = train(wanted, notes)
@@ -305,7 +305,7 @@ class Killed:
 
 
 @pytest.fixture(scope="module")
-def killed(toy: Toy, local_ray: None) -> Killed:
+def killed(toy: Toy, machine: None) -> Killed:
     wanted, file = settings(toy, "swept"), toy.root / "swept.yaml"
     run, cache = toy.root / "swept", toy.root / "swept-cache"
     file.write_text(dump(wanted))

@@ -42,7 +42,7 @@ class Squeeze(Notes):
         super().__call__(event)
         if isinstance(event, Advanced) and event.stage == "train" and event.done == 3 and not self.done:
             self.done = True
-            trainer = psutil.Process(driver.by_age("ray::RankActor")[-1])
+            trainer = psutil.Process(driver.by_age("RankActor")[-1])
             sizes = []
             for _ in range(100):  # between two micro-batches among others
                 sizes.append(trainer.memory_info().vms)
@@ -50,8 +50,8 @@ class Squeeze(Notes):
             trainer.rlimit(psutil.RLIMIT_AS, (min(sizes) + ROOM, resource.RLIM_INFINITY))
 
 
-def test_the_run_goes_on_with_smaller_micro_batches(wide, local_ray, tmp_path):
-    settings = {"train.epochs": 8, "train.save_every": 10, "train.eval_every": 20}
+def test_the_run_goes_on_with_smaller_micro_batches(wide, machine, tmp_path):
+    settings = {"train.epochs": 8, "train.save_every": 10, "train.eval_every": 20, "run.runtime_in_process": False}
     settings |= {"reference.cache_dir": str(tmp_path / "cache")}
     expected = train(config(wide, tmp_path / "undisturbed", settings))
     notes = Squeeze()

@@ -1,6 +1,6 @@
 """The quickstart as a user runs it: one command, an aligned model, numbers that show it is better; then by rounds.
 
-Both in one directory: the second command finds the supervised model of the first.
+Both in one directory: the second command finds the supervised model of the first, which Ray's actors made.
 """
 
 import json
@@ -25,6 +25,7 @@ def quickstart(run_dir, *options):
 
 
 @pytest.mark.slow
+@pytest.mark.ray
 def test_quickstart_raises_exact_match_by_at_least_25_points(run_dir):
     summary = quickstart(run_dir)
     assert summary["exact_match"]["after"] - summary["exact_match"]["before"] >= 0.25
@@ -47,7 +48,7 @@ def test_quickstart_raises_exact_match_by_at_least_25_points(run_dir):
 @pytest.mark.slow
 def test_rounds_end_above_offline_dpo_with_as_many_pairs(run_dir):
     """Rounds find what offline pairs of another model's mistakes do not hold."""
-    summary = quickstart(run_dir, "--rounds")
+    summary = quickstart(run_dir, "--rounds", "--local")
     exact = summary["exact_match"]
     assert len(exact["rounds"]) == 3
     assert exact["rounds"][0] < exact["rounds"][2]

@@ -11,7 +11,7 @@ from raydpo.pipelines import evaluate, train
 from tests.pipelines.toy import Toy, config, metrics
 
 
-def test_simpo_from_start_to_evaluation(toy: Toy, local_ray: None, tmp_path: Path) -> None:
+def test_simpo_from_start_to_evaluation(toy: Toy, machine: None, tmp_path: Path) -> None:
     run, cache = tmp_path / "run", tmp_path / "cache"
     changes = {
         "reference.cache_dir": str(cache),

@@ -31,7 +31,7 @@ def fill(cache_dir: Path, whose: CacheIdentity, values_from: Path, shift_nats: f
     ReferenceCache(cache_dir, whose).write_shard("made", [row["row_key"] for row in rows], values)
 
 
-def test_a_declared_reference(toy: Toy, scored: object, local_ray: None, tmp_path: Path) -> None:
+def test_a_declared_reference(toy: Toy, scored: object, machine: None, tmp_path: Path) -> None:
     reference = shutil.copytree(toy.other, tmp_path / "reference")
     changes = {**FEW, "reference.model": str(reference), "reference.cache_dir": str(tmp_path / "cache")}
     wanted, notes = config(toy, tmp_path / "run", changes), Notes()

@@ -162,7 +162,7 @@ def test_when_all_checkpoints_are_damaged_must_says_so(toy: Toy, finished: Finis
     assert "step-000002" in str(caught.value)
 
 
-def test_more_ranks_than_fit_are_refused_before_anything_is_scored(toy: Toy, local_ray: None, tmp_path: Path) -> None:
+def test_more_ranks_than_fit_are_refused_before_anything_is_scored(toy: Toy, machine: None, tmp_path: Path) -> None:
     changes = {"train.num_workers": 64, "reference.cache_dir": str(tmp_path / "cache")}
     with pytest.raises(ResourceError, match=r"train: 64 workers .* Missing: 60 CPUs"):
         train(config(toy, tmp_path / "run", changes))

@@ -74,9 +74,9 @@ def write_model(folder: Path, seed: int) -> None:
 def config(
     toy: Toy, run_dir: Path, changes: Mapping[str, Any] | None = None, objective: Mapping[str, Any] | None = None
 ) -> Config:
-    """One rank, one reference worker, four steps; `changes` are "section.key" -> value."""
+    """One rank, one reference worker, four steps, without Ray: in this process. `changes` are "section.key" -> value."""
     sections: dict[str, dict[str, Any]] = {
-        "run": {"dir": str(run_dir)},
+        "run": {"dir": str(run_dir), "runtime": "local"},
         "model": {"path": str(toy.model), "dtype": "float32"},
         "data": {"train": [str(toy.train)], "eval": [str(toy.eval)], "max_length": 64},
         "objective": dict(objective or {"name": "dpo", "beta": 0.1}),

@@ -1,6 +1,6 @@
-"""A driver in a process of its own: starts a local Ray, runs two ranks that wait, says so, and waits.
+"""A driver in a process of its own: opens a session, runs two ranks that wait, says so, and waits.
 
-Run as `python -m tests.runtime.local_driver FOLDER wait|done`.
+Run as `python -m tests.runtime.local_driver FOLDER wait|done [ray|local]`.
 """
 
 from __future__ import annotations
@@ -9,13 +9,13 @@ import sys
 from functools import partial
 from pathlib import Path
 
-from raydpo.runtime import Demand, run_gang, session
+from raydpo.runtime import Demand, Kind, run_gang, session
 from tests.runtime import rank_work
 from tests.runtime.single import run_single
 
 
-def main(folder: str, what: str) -> None:
-    with session([Demand("train", 2, 1.0)], local_cpus=2):
+def main(folder: str, what: str, kind: Kind = "ray") -> None:
+    with session([Demand("train", 2, 1.0)], kind=kind, local_cpus=2):
         if what == "done":
             print(run_single("sum", rank_work.add, 40, 2), flush=True)
             return
@@ -25,4 +25,4 @@ def main(folder: str, what: str) -> None:
 
 
 if __name__ == "__main__":
-    main(*sys.argv[1:])
+    main(*sys.argv[1:])  # type: ignore[arg-type]

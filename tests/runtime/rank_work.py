@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
 import sys
 import threading
 import time
@@ -154,3 +155,52 @@ def make_keeper(folder: str) -> Callable[[Any], Any]:
         return os.getpid(), kept[0] if kept else None, item
 
     return work
+
+
+def count_and_mark(context: RankContext, folder: str, num_events: int) -> Iterator[int]:
+    """Leaves a mark for each event before it is sent."""
+    for number in range(num_events):
+        (Path(folder) / f"made-{number}").touch()
+        yield number
+
+
+def start_a_child(context: RankContext, folder: str) -> Iterator[int]:
+    """A process that a rank starts, and its own sleep."""
+    child = subprocess.Popen(["sleep", "3600"])
+    yield child.pid
+    time.sleep(3600)
+
+
+def make_speaker() -> Callable[[int], None]:
+    """Says something and ends by a signal of that number, or with that exit code."""
+
+    def work(how: int) -> None:
+        print("the last words", flush=True)
+        if how == 7:
+            os._exit(7)
+        os.kill(os.getpid(), how)
+
+    return work
+
+
+def make_interrupter() -> Callable[[int], None]:
+    def work(item: int) -> None:
+        raise KeyboardInterrupt
+
+    return work
+
+
+def change_everything(context: RankContext) -> Iterator[dict[str, Any]]:
+    """Changes what a process remembers, and says what it finds at each event."""
+    import torch
+
+    torch.manual_seed(11)
+    torch.set_flush_denormal(True)
+    for number in range(1, 4):
+        os.environ["RAYDPO_TEST_STATE"] = str(number)
+        yield {
+            "threads": torch.get_num_threads(),
+            "variable": os.environ["RAYDPO_TEST_STATE"],
+            "flushes": float(torch.full((), 1e-39) * 1.0) == 0,
+            "random": torch.rand(()).item(),
+        }

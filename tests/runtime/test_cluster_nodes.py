@@ -12,6 +12,8 @@ import pytest
 
 from tests.runtime.ray_head import RayHead, ray_head, stop
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 
 _MOUNT = ["unshare", "-m", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"']

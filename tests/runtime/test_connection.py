@@ -19,6 +19,8 @@ from tests.runtime import rank_work
 from tests.runtime.ray_head import free_ports
 from tests.runtime.single import run_single
 
+pytestmark = pytest.mark.ray
+
 ROOT = Path(__file__).resolve().parents[2]
 AGENTS = {"ray::DashboardAgent", "ray::RuntimeEnvAgent"}
 """They end a minute later by themselves, when they give up reporting to the cluster that is no more. Not waited for."""

@@ -15,7 +15,7 @@ from raydpo.errors import HangError, IntegrityError, WorkerError
 from raydpo.runtime import RankContext, gang, run_gang
 from tests.runtime import rank_torch, rank_work
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 LONG_S = 600.0
 

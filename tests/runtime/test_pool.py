@@ -17,7 +17,7 @@ from raydpo.runtime import Pool, run_pool
 from tests.runtime import rank_work
 from tests.runtime.single import run_single
 
-pytestmark = pytest.mark.usefixtures("local_ray")
+pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 
 def test_every_item_comes_back_once_with_its_index() -> None:

@@ -21,6 +21,8 @@ from tests.train.world import GLOBAL_BATCH, NUM_TRAIN
 
 trl = pytest.importorskip("trl", reason="TRL is the oracle of these tests: pip install --no-deps trl")
 
+pytestmark = pytest.mark.trl
+
 
 @pytest.fixture(scope="module")
 def trainer(world, tmp_path_factory):

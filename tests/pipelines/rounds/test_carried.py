@@ -31,7 +31,7 @@ ONE_BATCH: dict[str, Any] = {
 
 
 @pytest.fixture(scope="module")
-def online(toy: Toy, local_ray: None) -> Config:
+def online(toy: Toy, machine: None) -> Config:
     """Three rounds of one step, with a driver that ends after the first."""
     config = rounds_config(toy, toy.root / "carried", ONE_BATCH)
     attempt = iterate(config)
@@ -148,7 +148,7 @@ def test_rounds_that_were_made_without_are_not_gone_on_with(toy: Toy, online: Co
     assert json.loads((folder / "rounds.json").read_text()) == settings
 
 
-def test_steps_that_are_not_finite_are_counted_over_rounds(toy: Toy, local_ray: None) -> None:
+def test_steps_that_are_not_finite_are_counted_over_rounds(toy: Toy, machine: None) -> None:
     """A beta of which no loss is finite: two rounds move nothing, the third ends the run."""
     changes = {**ONE_BATCH, "objective.name": "ipo", "objective.beta": 1e-30, "rounds.num_rounds": 5}
     rounds = iterate(rounds_config(toy, toy.root / "carried-nonfinite", changes))

@@ -23,7 +23,7 @@ from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config, r
 from tests.pipelines.toy import Notes, Toy
 
 
-def test_an_adapter_is_sent_merged(toy: Toy, local_ray: None) -> None:
+def test_an_adapter_is_sent_merged(toy: Toy, machine: None) -> None:
     folder, notes = toy.root / "lora", Notes()
     changes = {"train.lora": {"rank": 4}, "rounds.num_rounds": 2, "rounds.eval_prompts": []}
     found = list(iterate(rounds_config(toy, folder, changes), observer=notes))
@@ -32,7 +32,7 @@ def test_an_adapter_is_sent_merged(toy: Toy, local_ray: None) -> None:
     assert len({weights_digest(each.model) for each in found} | {weights_digest(toy.model)}) == 3
 
 
-def test_weights_gathered_from_two_ranks_of_zero_3(toy: Toy, local_ray: None) -> None:
+def test_weights_gathered_from_two_ranks_of_zero_3(toy: Toy, machine: None) -> None:
     folder, notes = toy.root / "zero3", Notes()
     changes = {"train.zero_stage": 3, "train.num_workers": 2, "rounds.num_rounds": 1, "rounds.eval_prompts": []}
     (found,) = iterate(rounds_config(toy, folder, changes), observer=notes)
@@ -40,7 +40,7 @@ def test_weights_gathered_from_two_ranks_of_zero_3(toy: Toy, local_ray: None) ->
     assert weights_digest(found.model) != weights_digest(toy.model)
 
 
-def test_a_moving_average_is_the_reference(toy: Toy, local_ray: None) -> None:
+def test_a_moving_average_is_the_reference(toy: Toy, machine: None) -> None:
     folder = toy.root / "ema"
     changes = {"rounds.reference": "ema", "rounds.ema_decay": 0.75, "rounds.eval_prompts": []}
     first, _ = iterate(rounds_config(toy, folder, changes))
@@ -51,7 +51,7 @@ def test_a_moving_average_is_the_reference(toy: Toy, local_ray: None) -> None:
         torch.testing.assert_close(value, 0.75 * initial[name] + 0.25 * trained[name])
 
 
-def test_spin_takes_the_data_s_own_answer(toy: Toy, local_ray: None) -> None:
+def test_spin_takes_the_data_s_own_answer(toy: Toy, machine: None) -> None:
     folder, file = toy.root / "spin", toy.root / "spin.jsonl"
     file.write_text(toy.train.read_text())
     changes = {
@@ -76,7 +76,7 @@ def test_spin_takes_the_data_s_own_answer(toy: Toy, local_ray: None) -> None:
         next(iterate(config))
 
 
-def test_a_share_of_offline_pairs(toy: Toy, local_ray: None) -> None:
+def test_a_share_of_offline_pairs(toy: Toy, machine: None) -> None:
     folder = toy.root / "mixed"
     changes = {
         "rounds.offline_share": 0.5,
@@ -93,7 +93,7 @@ def test_a_share_of_offline_pairs(toy: Toy, local_ray: None) -> None:
     assert summary["data"]["train_pairs"] == 2 * len(offline)
 
 
-def test_a_rule_ends_the_rounds(toy: Toy, local_ray: None) -> None:
+def test_a_rule_ends_the_rounds(toy: Toy, machine: None) -> None:
     folder, notes = toy.root / "stopped", Notes()
     changes = {"rounds.min_mean_score": 1e6, "rounds.num_rounds": 3, "rounds.prompts_per_round": 8}
     (found,) = iterate(rounds_config(toy, folder, changes), observer=notes)
@@ -123,7 +123,7 @@ def rounds_section(**values: float):
     return RoundsSection.model_validate({"prompts": "p", "reference": "initial", **values})
 
 
-def test_a_judge_that_fails_stops_the_round_and_is_asked_again(toy: Toy, local_ray: None) -> None:
+def test_a_judge_that_fails_stops_the_round_and_is_asked_again(toy: Toy, machine: None) -> None:
     """A function of this process, which needs no judge section."""
     folder, calls = toy.root / "failing", []
     changes = {"rounds.num_rounds": 1, "rounds.eval_prompts": [], "rounds.prompts_per_round": 8}
@@ -168,7 +168,7 @@ def test_every_prompt_comes_once_a_lap(num_prompts: int, per_round: int | None) 
     assert rounds == [prompts_of(index, num_prompts, per_round, seed=3) for index in range(12)]
 
 
-def test_a_judge_that_compares_sees_the_initial_answer_beside_the_new_one(toy: Toy, local_ray: None) -> None:
+def test_a_judge_that_compares_sees_the_initial_answer_beside_the_new_one(toy: Toy, machine: None) -> None:
     """A pairwise judge over a real server that prefers the longer answer."""
     folder = toy.root / "pairwise"
     with server(prefers_the_longer) as url:

@@ -1,7 +1,8 @@
 """A generator, the judge, the trainers and the driver die in the middle: the pairs are those of an undisturbed run.
 
 With `split` the samples of the second round are made while the first one trains, so either may die beside the other. The
-moment is drawn anew each time and printed, so that over many runs of these tests every moment comes.
+moment is drawn from a seed that is drawn anew each time and printed, so that over many runs of these tests every moment
+comes, and RAYDPO_TEST_SEED brings one back.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,12 +25,16 @@ from raydpo.config import Config
 from raydpo.config.render import dump
 from raydpo.errors import WorkerError
 from raydpo.pipelines import iterate
+from raydpo.runtime import Kind, session
 from raydpo.schema.events import Advanced, Event
 from tests.pipelines import driver
 from tests.pipelines.rounds.toy_rounds import NUM_PROMPTS, no_digits, pairs, rounds_config
 from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, weights
 
-CHANGES: dict[str, Any] = {"generate.num_workers": 2, "train.save_every": 1}
+CHANGES: dict[str, Any] = {"generate.num_workers": 2, "train.save_every": 1, "run.runtime_in_process": False}
+RUNTIMES: dict[str, Kind] = {"colocated": "ray", "split": "local"}
+"""Of each placement: actors of Ray die in one, processes in the other."""
+SEED = os.environ.get("RAYDPO_TEST_SEED") or str(random.SystemRandom().randrange(2**31))
 NUM_ITEMS = 2 * 6 + 4 + 2 * (4 + 4)
 """Of generators: the samples of two rounds; greedy held-out answers of three policies, sampled ones of two."""
 NUM_STEPS = 3
@@ -48,7 +53,8 @@ class Scene:
         return self.toy.root / f"{name}-{self.placement}"
 
     def config(self, folder: Path, changes: Mapping[str, Any] | None = None) -> Config:
-        return rounds_config(self.toy, folder, {**CHANGES, "rounds.placement": self.placement, **(changes or {})})
+        fixed = {"rounds.placement": self.placement, "run.runtime": RUNTIMES[self.placement]}
+        return rounds_config(self.toy, folder, {**CHANGES, **fixed, **(changes or {})})
 
     def assert_same(self, folder: Path) -> None:
         """Nothing lost, nothing doubled, nothing else: pairs, weights and measures of both rounds, bit for bit."""
@@ -59,11 +65,16 @@ class Scene:
             assert weights(folder / train) == weights(self.undisturbed / train)
 
 
-@pytest.fixture(scope="module", params=["colocated", "split"])
-def scene(request: pytest.FixtureRequest, toy: Toy, local_ray: None) -> Scene:
-    found = Scene(toy, request.param, toy.root / f"undisturbed-{request.param}")
+@pytest.fixture(scope="module", params=[pytest.param("colocated", marks=pytest.mark.ray), "split"])
+def scene(request: pytest.FixtureRequest, toy: Toy) -> Iterator[Scene]:
+    with session(kind=RUNTIMES[request.param], local_cpus=4, in_process=False):
+        yield _undisturbed(request.param, toy)
+
+
+def _undisturbed(placement: str, toy: Toy) -> Scene:
+    found = Scene(toy, placement, toy.root / f"undisturbed-{placement}")
     rounds = list(iterate(found.config(found.undisturbed)))
-    assert [each.staleness for each in rounds] == [0, int(request.param == "split")]
+    assert [each.staleness for each in rounds] == [0, int(placement == "split")]
     assert [each.metrics["train/steps"] for each in rounds] == [NUM_STEPS] * 2
     return found
 
@@ -75,9 +86,9 @@ def measured(folder: Path) -> list[Mapping[str, float]]:
 
 
 def drawn(what: str, *numbers: int) -> int:
-    """One of `numbers`, which nobody chose; a failing test shows it."""
-    number = random.SystemRandom().choice(numbers)
-    print(f"drawn: {what} {number} of {numbers}")
+    """One of `numbers`, which nobody chose; a failing test shows the seed that chooses it again."""
+    number = random.Random(f"{SEED} {what}").choice(numbers)
+    print(f"drawn: {what} {number} of {numbers}; again by RAYDPO_TEST_SEED={SEED}")
     return number
 
 
@@ -111,7 +122,7 @@ def test_a_generator_dies(scene: Scene) -> None:
     """One of the two that stand before anybody else does."""
     folder, killer = (
         scene.folder("generator-dies"),
-        Killer("ray::PoolActor", 0, "generate", drawn("item", *range(1, NUM_ITEMS))),
+        Killer("PoolActor", 0, "generate", drawn("item", *range(1, NUM_ITEMS))),
     )
     assert len(list(iterate(scene.config(folder), observer=killer))) == 2
     assert killer.killed
@@ -143,7 +154,7 @@ def deadly_judge(prompt: str, responses: list[str]) -> list[float]:
 def test_the_trainers_die_and_the_same_call_goes_on(scene: Scene) -> None:
     folder, killer = (
         scene.folder("trainer-dies"),
-        Killer("ray::RankActor", -1, "train", drawn("step", 1, 2, NUM_STEPS + 1, NUM_STEPS + 2)),
+        Killer("RankActor", -1, "train", drawn("step", 1, 2, NUM_STEPS + 1, NUM_STEPS + 2)),
     )
     config = scene.config(folder)
     with pytest.raises(WorkerError, match=r"train.*rank 0.*SIGKILL"):
@@ -167,7 +178,7 @@ def test_the_driver_dies_again_and_again(scene: Scene) -> None:
         lambda: any((first / "evaluation").glob("*/part-00000.jsonl")) or (second / "generations").exists(),
         lambda: (second / ".generations-work/part-00002.jsonl").exists() or (second / "generations").exists(),
     ]
-    passed = {drawn("moment that passes", *places) for places in ((0, 1), (2, 3), (4, 5))}
+    passed = {drawn(f"moment that passes, of {places}", *places) for places in ((0, 1), (2, 3), (4, 5))}
     for number, moment in enumerate(moments):
         if number in passed:
             continue

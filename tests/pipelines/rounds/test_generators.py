@@ -10,7 +10,7 @@ from tests.pipelines.rounds.toy_rounds import rounds_config
 from tests.pipelines.toy import Notes, Toy
 
 
-def test_a_policy_without_a_probe_is_held_and_said_to_be_unproven_once(toy: Toy, local_ray: None) -> None:
+def test_a_policy_without_a_probe_is_held_and_said_to_be_unproven_once(toy: Toy, machine: None) -> None:
     notes, config = Notes(), rounds_config(toy, toy.root / "unproven")
     with closing(Generators(config, EngineSpec(str(toy.model), max_length=64), notes)) as generators:
         for version in (1, 1, 2, 1):

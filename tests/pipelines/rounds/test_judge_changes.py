@@ -52,7 +52,7 @@ def ready(config: Config, judge: Any = None) -> Setup:
     return setup
 
 
-def test_the_bound_on_failures_may_be_raised(toy: Toy, local_ray: None) -> None:
+def test_the_bound_on_failures_may_be_raised(toy: Toy, machine: None) -> None:
     folder = toy.root / "raised"
     changes = {**ONE_ROUND, "judge.function": FAILING}
     with pytest.raises(JudgeError, match=r"judge\.max_failed_fraction allows 2\.0%"):
@@ -63,7 +63,7 @@ def test_the_bound_on_failures_may_be_raised(toy: Toy, local_ray: None) -> None:
     assert (folder / "rounds/000/generations/COMMIT.json").read_bytes() == sampled
 
 
-def test_a_function_that_is_handed_in_has_a_bound(toy: Toy, local_ray: None) -> None:
+def test_a_function_that_is_handed_in_has_a_bound(toy: Toy, machine: None) -> None:
     folder = toy.root / "bound"
     with pytest.raises(JudgeError, match=r"judge: \{kind: function, max_failed_fraction: \.\.\.\}"):
         list(iterate(without_judge(toy, folder, ONE_ROUND), judge=fails_on_odd_prompts))

@@ -27,7 +27,7 @@ def pids(judging: Judging) -> set[tuple[float, ...] | None]:
     return {verdict.scores for _, verdicts in judging.verdicts([[("a", ["b"])]]) for verdict in verdicts}
 
 
-def test_the_actors_of_a_judge_are_started_once(tmp_path: Path, local_ray: None) -> None:
+def test_the_actors_of_a_judge_are_started_once(tmp_path: Path, processes: None) -> None:
     judging = judge_of(tmp_path)
     first, second = pids(judging), pids(judging)
     assert len(first) == 1
@@ -40,7 +40,7 @@ def test_the_actors_of_a_judge_are_started_once(tmp_path: Path, local_ray: None)
 
 @pytest.mark.parametrize("is_colocated", [True, False])
 def test_a_judge_with_a_gpu_gives_it_back_where_trainers_need_it(
-    tmp_path: Path, local_ray: None, is_colocated: bool
+    tmp_path: Path, processes: None, is_colocated: bool
 ) -> None:
     """There is no GPU here: the judge only believes that it has one."""
     judging = judge_of(tmp_path, is_colocated=is_colocated)
@@ -50,7 +50,7 @@ def test_a_judge_with_a_gpu_gives_it_back_where_trainers_need_it(
     judging.stop()
 
 
-def test_a_judge_that_is_stopped_before_it_began_starts_nothing(tmp_path: Path, local_ray: None) -> None:
+def test_a_judge_that_is_stopped_before_it_began_starts_nothing(tmp_path: Path, processes: None) -> None:
     judging = judge_of(tmp_path)
     judging.stop()
     with pytest.raises(WorkerError, match="the actors were ended"):

@@ -30,7 +30,7 @@ class TiesOnRequest:
         return [1.0] * len(responses) if self.is_blind else no_digits(prompt, responses)
 
 
-def test_a_round_without_pairs_leaves_the_policy_as_it_is(toy: Toy, local_ray: None) -> None:
+def test_a_round_without_pairs_leaves_the_policy_as_it_is(toy: Toy, machine: None) -> None:
     """Round 1 of three, with a driver that ends after it; the rounds before and after train."""
     folder, notes, judge = toy.root / "ties", Notes(), TiesOnRequest()
     changes = {
@@ -76,7 +76,7 @@ def test_a_round_without_pairs_leaves_the_policy_as_it_is(toy: Toy, local_ray: N
     assert last.metrics["eval/kl_reference_nats"] != pytest.approx(last.metrics["eval/kl_nats"], abs=1e-3)
 
 
-def test_pairs_of_one_prompt_are_none_for_an_objective_that_compares_prompts(toy: Toy, local_ray: None) -> None:
+def test_pairs_of_one_prompt_are_none_for_an_objective_that_compares_prompts(toy: Toy, machine: None) -> None:
     """KTO's estimate of the divergence needs answers to other prompts: round 0 has none, round 1 trains."""
     asked: list[str] = []
 

@@ -27,7 +27,7 @@ TWO: dict[str, Any] = {"generate.num_workers": 2}
 
 
 @pytest.fixture(scope="module")
-def run(toy: Toy, local_ray: None) -> tuple[Path, list[Round], Notes]:
+def run(toy: Toy, machine: None) -> tuple[Path, list[Round], Notes]:
     notes = Notes()
     folder = toy.root / "rounds"
     return folder, list(iterate(rounds_config(toy, folder, TWO), observer=notes)), notes
@@ -105,7 +105,7 @@ def test_the_reference_stays_the_initial_model(run: Any, toy: Toy) -> None:
     assert weights == {weights_digest(toy.model)}
 
 
-def test_a_finished_run_is_read_not_repeated(run: Any, toy: Toy, local_ray: None) -> None:
+def test_a_finished_run_is_read_not_repeated(run: Any, toy: Toy, machine: None) -> None:
     folder, found, _ = run
     before = everything_in(folder / "rounds")
     again = list(iterate(rounds_config(toy, folder, TWO)))
@@ -113,7 +113,7 @@ def test_a_finished_run_is_read_not_repeated(run: Any, toy: Toy, local_ray: None
     assert everything_in(folder / "rounds") == before
 
 
-def test_more_rounds_go_on_from_the_last_one(run: Any, toy: Toy, local_ray: None) -> None:
+def test_more_rounds_go_on_from_the_last_one(run: Any, toy: Toy, machine: None) -> None:
     folder, found, _ = run
     before = everything_in(folder / "rounds")
     notes = Notes()
@@ -125,7 +125,7 @@ def test_more_rounds_go_on_from_the_last_one(run: Any, toy: Toy, local_ray: None
     assert "2 generators hold policy 2" in " ".join(notes.info), "loaded from the folder, and compared as well"
 
 
-def test_other_settings_are_refused(run: Any, toy: Toy, local_ray: None) -> None:
+def test_other_settings_are_refused(run: Any, toy: Toy, machine: None) -> None:
     from raydpo.errors import ResumeError
 
     folder, _, _ = run
@@ -133,7 +133,7 @@ def test_other_settings_are_refused(run: Any, toy: Toy, local_ray: None) -> None
         list(iterate(rounds_config(toy, folder, {"generate.temperature": 0.5})))
 
 
-def test_a_function_judges_in_this_process(toy: Toy, local_ray: None) -> None:
+def test_a_function_judges_in_this_process(toy: Toy, machine: None) -> None:
     asked = []
 
     def judge(prompt: str, responses: list[str]) -> list[float]:

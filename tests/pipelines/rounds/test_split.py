@@ -34,7 +34,7 @@ def versions(folder: Path) -> list[set[int]]:
 
 
 def test_trainers_do_not_wait_for_samples_of_the_next_round(
-    toy: Toy, local_ray: None, monkeypatch: pytest.MonkeyPatch
+    toy: Toy, machine: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The judge of round 1 answers only after the trainers of round 0 have pushed their weights."""
     folder, notes, pushed, asked, sent = toy.root / "split", Notes(), Flag(), [], set()
@@ -71,14 +71,14 @@ def test_trainers_do_not_wait_for_samples_of_the_next_round(
     assert all(0 < share < 1 for share in summary["busy_share"].values())
 
 
-def test_without_staleness_nothing_is_sampled_ahead(toy: Toy, local_ray: None) -> None:
+def test_without_staleness_nothing_is_sampled_ahead(toy: Toy, machine: None) -> None:
     folder = toy.root / "split-fresh"
     found = list(iterate(rounds_config(toy, folder, {**SPLIT, "rounds.max_staleness": 0})))
     assert [each.staleness for each in found] == [0, 0, 0]
     assert versions(folder) == [{0}, {1}, {2}]
 
 
-def test_split_needs_room_for_all_that_work_at_once(toy: Toy, local_ray: None) -> None:
+def test_split_needs_room_for_all_that_work_at_once(toy: Toy, machine: None) -> None:
     changes = {"rounds.placement": "split", "generate.num_workers": 4}
     with pytest.raises(ResourceError, match=r"split runs generators and judge \(4 cpus\) beside train \(1 cpus\)"):
         next(iterate(rounds_config(toy, toy.root / "no-room", changes)))

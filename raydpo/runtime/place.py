@@ -1,6 +1,6 @@
-"""Actors on their nodes: options, first call, environment, death.
+"""Where an actor runs, and what its process is told before anything of the user's is imported there.
 
-What comes in: CPUs and GPUs of one actor. What goes out: actor handles with the place they landed on.
+What comes in: CPUs and GPUs of one actor. What goes out: a `Place`, variables, the function.
 Decision: environment variables are set by the actor's first call, and the user's function reaches it as bytes that
 are unpickled only then. So they are there before torch is imported, and no runtime environment has to be built.
 """
@@ -8,12 +8,11 @@ are unpickled only then. So they are there before torch is imported, and no runt
 from __future__ import annotations
 
 import os
+import pickle
+import sys
 from collections.abc import Mapping
-from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-
-import ray
 
 PLACEMENT_TIMEOUT_S = 900.0
 """How long actors may wait for CPUs and GPUs that exist but are taken (by other jobs, or by actors still ending)."""
@@ -21,19 +20,15 @@ PLACEMENT_TIMEOUT_S = 900.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor runs."""
+    """Where an actor runs. device: index of its GPU among those that its process sees."""
 
     node_id: str
     host: str
     pid: int
+    device: str = "0"
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"
-
-
-def place_of_this_process() -> Place:
-    """Node, address and pid of the actor that calls it."""
-    return Place(ray.get_runtime_context().get_node_id(), ray.util.get_node_ip_address(), os.getpid())
 
 
 def thread_variables(cpus: float, gpus: float) -> dict[str, str]:
@@ -47,10 +42,9 @@ def thread_variables(cpus: float, gpus: float) -> dict[str, str]:
 def load_function(payload: bytes, variables: Mapping[str, str]) -> Any:
     """In the actor: set `variables`, then unpickle the function (which imports its modules)."""
     os.environ.update(variables)
-    return ray.cloudpickle.loads(payload)
-
-
-def kill(actor: Any) -> None:
-    """End an actor's process at once. Killing a dead one is fine."""
-    with suppress(Exception):
-        ray.kill(actor, no_restart=True)
+    torch = sys.modules.get("torch")
+    if (
+        torch is not None and "OMP_NUM_THREADS" in variables
+    ):  # an actor in the driver's process: too late for the variable
+        torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
+    return pickle.loads(payload)

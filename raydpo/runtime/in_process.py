@@ -1,0 +1,125 @@
+"""One actor in this process: what it is asked is done when its answer is read, so that a breakpoint in a loss works.
+
+What comes in: classes and calls. What goes out: the same as from a process of its own, in the same order.
+Decision: environment, threads and random state are the actor's while it works and are put back whenever it pauses, so that
+a notebook is left as it was found. What a process boundary gives is given up, and said: a death is the driver's own, and a
+hang cannot be ended; after the deadline it prints where it is.
+"""
+
+from __future__ import annotations
+
+import faulthandler
+import os
+import pickle
+import sys
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from typing import Any
+
+from raydpo.runtime.place import Place
+from raydpo.runtime.process_state import ProcessState
+from raydpo.runtime.stacks import Stacks
+
+
+class _Here:
+    """An actor: its object, and what it changed in this process."""
+
+    def __init__(self, kind: type) -> None:
+        self.made = kind()
+        self.state = ProcessState()
+        self.streams: list[_Events] = []
+
+
+class _Asked:
+    def __init__(self, actor: _Here, method: str, arguments: tuple[Any, ...]) -> None:
+        self.actor, self.method, self.arguments = actor, method, arguments
+
+    def run(self) -> Any:
+        if self.method == "prepare":
+            pickle.loads(self.arguments[0])  # its modules are imported with this process's own environment and threads
+        with self.actor.state.active():
+            return getattr(self.actor.made, self.method)(*self.arguments)
+
+
+class _Events(_Asked):
+    """A generator that is run event by event."""
+
+    events: Iterator[Any] | None = None
+    hang_timeout_s = 0.0
+
+    def next(self) -> Any:
+        with self.actor.state.active(), _alarm(self.hang_timeout_s):
+            if self.events is None:
+                self.events = iter(getattr(self.actor.made, self.method)(*self.arguments))
+            return next(self.events)
+
+    def close(self) -> None:
+        if self.events is not None:
+            with self.actor.state.active():
+                self.events.close()  # type: ignore[attr-defined]
+
+
+class InProcess:
+    """See `raydpo.runtime.backend.Actors`. For one actor: what two ask for would be done one after the other."""
+
+    is_shared = True
+    hint = "it runs in this process"
+
+    def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
+        return [None] * num_places
+
+    def release(self, places: Sequence[Any]) -> None:
+        pass
+
+    def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> _Here:
+        return _Here(kind)
+
+    def call(self, actor: _Here, method: str, *arguments: Any) -> _Asked:
+        return _Asked(actor, method, arguments)
+
+    def stream(
+        self, actor: _Here, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float
+    ) -> _Events:
+        stream = _Events(actor, method, arguments)
+        stream.hang_timeout_s = hang_timeout_s
+        actor.streams.append(stream)
+        return stream
+
+    def share(self, value: Any) -> Any:
+        return value
+
+    def wait(self, pending: Sequence[Any], timeout_s: float) -> list[Any]:
+        return list(pending[:1])  # one: the next is not done before the first was read
+
+    def result(self, call: _Asked, timeout_s: float | None = None) -> Any:
+        return call.run()
+
+    def next_event(self, stream: _Events) -> Any:
+        return stream.next()
+
+    def kill(self, actor: _Here) -> None:
+        for stream in actor.streams:
+            stream.close()
+        actor.streams.clear()
+        actor.made = None
+
+    @staticmethod
+    def locate() -> Place:
+        return Place("this machine", "this process", os.getpid())
+
+    def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
+        return {}
+
+    def free(self) -> str:
+        return "this process"
+
+
+@contextmanager
+def _alarm(hang_timeout_s: float) -> Iterator[None]:
+    """Print the stack of all threads when the block takes longer; it goes on after that."""
+    with suppress(ValueError, AttributeError, OSError):  # no stream with a descriptor, no alarm
+        faulthandler.dump_traceback_later(hang_timeout_s, file=sys.__stderr__ or sys.stderr)
+    try:
+        yield
+    finally:
+        faulthandler.cancel_dump_traceback_later()

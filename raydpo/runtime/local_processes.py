@@ -1,0 +1,229 @@
+"""Actors as processes of this machine, without Ray.
+
+What comes in: classes and calls. What goes out: what `local_actor` answers, and a sentence for each way in which a process
+ends. Decision: messages are bytes over a socket pair of each actor; nothing listens on a port, and nothing outlives the
+driver. Its end of the pipe that keeps an actor alive is not inherited by anybody.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pickle
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections import deque
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import dataclass, field
+from itertools import count
+from multiprocessing.connection import Connection
+from multiprocessing.connection import wait as wait_for
+from pathlib import Path
+from typing import Any
+
+import cloudpickle
+
+from raydpo.runtime.backend import ActorDied, CallFailed
+from raydpo.runtime.import_path import import_path
+from raydpo.runtime.local_gpus import LocalGpus
+from raydpo.runtime.place import Place
+from raydpo.runtime.stacks import Stacks, gather_stacks, read_stack
+
+_LONGEST_WAIT_S = 3600.0
+_END_S = 60.0
+"""How long a process that closed its connection may take to end."""
+
+
+@dataclass(eq=False)
+class _Process:
+    process: subprocess.Popen[bytes]
+    connection: Connection
+    life: int
+    log: Path
+    devices: tuple[str, ...]
+    gpus: float
+    pending: dict[int, deque[tuple[str, Any]]] = field(default_factory=dict)
+    cause: str = ""
+
+
+@dataclass(frozen=True, eq=False)
+class _Pending:
+    actor: _Process
+    number: int
+    is_bounded: bool = False
+
+
+@dataclass(frozen=True)
+class _Shared:
+    """A value that was pickled once."""
+
+    payload: bytes
+
+
+class LocalProcesses:
+    """See `raydpo.runtime.backend.Actors`. A place is nothing: the session has checked that all fit."""
+
+    is_shared = False
+
+    def __init__(self, gpus: LocalGpus, folder: Path) -> None:
+        self._gpus, self._folder = gpus, folder
+        self._numbers = count(1)
+        self.hint = f"{folder}/*.log has the last output of each while the run goes on"
+
+    def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
+        return [None] * num_places
+
+    def release(self, places: Sequence[Any]) -> None:
+        pass
+
+    def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> _Process:
+        devices = self._gpus.take(gpus)
+        ours, theirs = socket.socketpair()
+        until, life = os.pipe()
+        descriptor, log = tempfile.mkstemp(prefix="actor-", suffix=".log", dir=self._folder)
+        try:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "raydpo.runtime.local_actor", kind.__name__, str(theirs.fileno()), str(until)],
+                stdin=subprocess.DEVNULL,
+                stdout=descriptor,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, **_variables(devices)},
+                pass_fds=(theirs.fileno(), until),
+                start_new_session=True,
+            )
+        finally:
+            theirs.close()
+            os.close(until)
+            os.close(descriptor)
+        actor = _Process(process, Connection(ours.detach()), life, Path(log), devices, gpus)
+        self._send(actor, 0, "make", (kind,))
+        return actor
+
+    def call(self, actor: _Process, method: str, *arguments: Any) -> _Pending:
+        return self._ask(actor, method, arguments, None)
+
+    def stream(
+        self, actor: _Process, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float
+    ) -> _Pending:
+        return self._ask(actor, method, arguments, max_unread)
+
+    def share(self, value: Any) -> _Shared:
+        return _Shared(cloudpickle.dumps(value))
+
+    def wait(self, pending: Sequence[_Pending], timeout_s: float) -> list[_Pending]:
+        deadline_s = time.monotonic() + timeout_s
+        while not (ready := _speaking(pending)):
+            actors = {call.actor.connection: call.actor for call in pending}
+            left_s = deadline_s - time.monotonic()
+            for connection in wait_for(list(actors), min(max(0.0, left_s), _LONGEST_WAIT_S)):
+                _hear(actors[connection])  # type: ignore[index]
+            if left_s <= 0:
+                return _speaking(pending)
+        return ready
+
+    def result(self, call: _Pending, timeout_s: float | None = None) -> Any:
+        if not self.wait([call], math.inf if timeout_s is None else timeout_s):
+            raise ActorDied(f"it did not answer within {timeout_s:.0f} s")
+        kind, value = self._next(call)
+        if kind == "failed":
+            raise CallFailed(value)
+        del call.actor.pending[call.number]
+        return value
+
+    def next_event(self, stream: _Pending) -> Any:
+        self.wait([stream], math.inf)
+        kind, value = self._next(stream)
+        if kind == "event":
+            if stream.is_bounded:
+                self._send(stream.actor, stream.number, "credit", ())
+            return value
+        if kind == "failed":
+            raise ActorDied(f"an event of it could not be read ({value.strip().splitlines()[-1]})")
+        raise StopIteration
+
+    def kill(self, actor: _Process) -> None:
+        with suppress(OSError):
+            os.killpg(actor.process.pid, signal.SIGKILL)  # its guard too
+        if actor.life >= 0:
+            os.close(actor.life)
+            actor.life = -1
+            self._gpus.give_back(actor.devices, actor.gpus)
+        with suppress(subprocess.TimeoutExpired):
+            actor.process.wait(_END_S)
+        actor.cause = actor.cause or "it was ended"
+
+    @staticmethod
+    def locate() -> Place:
+        return Place("this machine", socket.gethostname(), os.getpid())
+
+    def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
+        return gather_stacks(ranks, lambda _, stacks: stacks, lambda stacks, _: read_stack(stacks), 0.0)
+
+    def free(self) -> str:
+        return f"all CPUs and {self._gpus.free():g} GPUs of this machine"
+
+    def _ask(self, actor: _Process, method: str, arguments: tuple[Any, ...], max_unread: int | None) -> _Pending:
+        call = _Pending(actor, next(self._numbers), max_unread is not None)
+        actor.pending[call.number] = deque()
+        self._send(actor, call.number, method, arguments, max_unread)
+        return call
+
+    def _send(
+        self, actor: _Process, number: int, method: str, arguments: tuple[Any, ...], max_unread: int | None = None
+    ) -> None:
+        found = tuple(pickle.loads(a.payload) if isinstance(a, _Shared) else a for a in arguments)
+        try:
+            actor.connection.send_bytes(cloudpickle.dumps((number, method, found, max_unread)))
+        except OSError:  # it is dead, and whoever waits for the answer is told so
+            _hear(actor)
+
+    def _next(self, call: _Pending) -> tuple[str, Any]:
+        inbox = call.actor.pending[call.number]
+        if not inbox:
+            raise ActorDied(call.actor.cause)
+        return inbox.popleft()
+
+
+def _speaking(pending: Sequence[_Pending]) -> list[_Pending]:
+    return [call for call in pending if call.actor.cause or call.actor.pending[call.number]]
+
+
+def _hear(actor: _Process) -> None:
+    """Take what the actor said; note its death."""
+    try:
+        while actor.connection.poll(0):
+            number, kind, value = pickle.loads(actor.connection.recv_bytes())
+            if number in actor.pending:
+                actor.pending[number].append((kind, value))
+    except (EOFError, OSError):
+        actor.cause = actor.cause or _cause_of_death(actor)
+
+
+def _cause_of_death(actor: _Process) -> str:
+    try:
+        status = actor.process.wait(_END_S)
+    except subprocess.TimeoutExpired:
+        return "its process closed its connection and did not end"
+    if status < 0:
+        name = signal.Signals(-status).name
+        why = ", as the kernel sends it when memory runs out" if name == "SIGKILL" else ""
+        return f"its process ended without an exception: killed by {name}{why}{_last_line(actor.log)}"
+    return f"its process ended without an exception, with exit code {status}{_last_line(actor.log)}"
+
+
+def _last_line(log: Path) -> str:
+    with suppress(OSError):
+        lines = log.read_text(errors="replace").strip().splitlines()
+        if lines:
+            return f" (its last output: {lines[-1][:200]})"
+    return ""
+
+
+def _variables(devices: tuple[str, ...]) -> dict[str, str]:
+    """What the process inherits: the driver's import path, and no GPU but its own."""
+    return {"PYTHONPATH": os.pathsep.join(import_path()), "CUDA_VISIBLE_DEVICES": ",".join(devices)}

@@ -1,0 +1,163 @@
+"""Actors on Ray. Only the modules `ray_*` import it.
+
+What comes in: classes and calls. What goes out: what Ray's actors answer, and a sentence for each way in which one dies.
+Decision: an actor is never restarted by Ray, because what it loaded would be gone without a word; pools start others.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
+
+from raydpo.errors import ResourceError
+from raydpo.runtime.backend import ActorDied, Actors, CallFailed, Kind
+from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place
+from raydpo.runtime.ray_storage import check_ray_storage
+from raydpo.runtime.stacks import Stacks, gather_stacks, read_stack
+
+_STACKS_TIMEOUT_S = 120.0
+
+
+class RayBackend:
+    """The open connection to Ray."""
+
+    kind: Kind = "ray"
+    in_process = False
+
+    def nodes(self) -> list[Mapping[str, float]]:
+        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+
+    def actors(self, num_actors: int, *, own_process: bool) -> Actors:
+        return RayActors()
+
+    def check_storage(self, folder: Path) -> None:
+        check_ray_storage(folder)
+
+
+class RayActors:
+    """See `raydpo.runtime.backend.Actors`. A place is a bundle of a placement group."""
+
+    is_shared = False
+    hint = "the logs of Ray on that node have its last output"
+
+    def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
+        bundle = {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each > 0}
+        group = placement_group([bundle] * num_places, strategy="PACK")
+        if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
+            self.release([(group, 0)])
+            raise ResourceError(
+                f"{name}: {num_places} ranks with {cpus:g} CPUs and {gpus:g} GPUs each found no "
+                f"place within {PLACEMENT_TIMEOUT_S:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the rest, "
+                "or nodes were lost. Wait for them, or lower what each rank takes."
+            )
+        return [(group, index) for index in range(num_places)]
+
+    def release(self, places: Sequence[Any]) -> None:
+        for group, index in places:
+            if index == 0:
+                with suppress(RayError):
+                    remove_placement_group(group)
+
+    def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> Any:
+        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+        if place is not None:
+            group, index = place
+            options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
+        return ray.remote(**options)(kind).remote()
+
+    def call(self, actor: Any, method: str, *arguments: Any) -> Any:
+        return getattr(actor, method).remote(*arguments)
+
+    def stream(self, actor: Any, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float) -> Any:
+        options: dict[str, Any] = {"num_returns": "streaming"}
+        if max_unread is not None:
+            options |= {"_generator_backpressure_num_objects": max_unread}
+        return getattr(actor, method).options(**options).remote(*arguments)
+
+    def share(self, value: Any) -> Any:
+        return ray.put(value)
+
+    def wait(self, pending: Sequence[Any], timeout_s: float) -> list[Any]:
+        ready, _ = ray.wait(list(pending), num_returns=1, timeout=timeout_s)
+        if ready:
+            ready, _ = ray.wait(list(pending), num_returns=len(pending), timeout=0)
+        return list(ready)
+
+    def result(self, call: Any, timeout_s: float | None = None) -> Any:
+        try:
+            return ray.get(call, timeout=timeout_s)
+        except RayTaskError as error:
+            raise CallFailed(str(error)) from error
+        except RayError as error:
+            raise ActorDied(cause_of_death(error)) from error
+
+    def next_event(self, stream: Any) -> Any:
+        try:
+            return ray.get(next(stream))
+        except RayError as error:
+            raise ActorDied(cause_of_death(error)) from error
+
+    def kill(self, actor: Any) -> None:
+        with suppress(Exception):
+            ray.kill(actor, no_restart=True)
+
+    @staticmethod
+    def locate() -> Place:
+        context = ray.get_runtime_context()
+        return Place(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), _visible_device())
+
+    def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
+        def ask(place: Place, stacks: Stacks) -> Any:
+            affinity = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+            return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(read_stack).remote(stacks)
+
+        def answer(pending: Any, timeout_s: float) -> str:
+            with suppress(RayError):
+                return str(ray.get(pending, timeout=timeout_s))
+            return ""
+
+        return gather_stacks(ranks, ask, answer, _STACKS_TIMEOUT_S)
+
+    def free(self) -> str:
+        free = ray.available_resources()
+        return f"{free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs"
+
+
+def _visible_device() -> str:
+    """Index of this actor's GPU among those it sees. Ray shows each actor only its own, unless told not to."""
+    visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
+    mine = [str(device) for device in ray.get_gpu_ids()]
+    return str(visible.index(mine[0])) if mine and mine[0] in visible else (mine[0] if mine and not visible else "0")
+
+
+def cause_of_death(error: RayError) -> str:
+    """One sentence for an actor that ended without an exception of its own (killed, crashed, node lost)."""
+    text = str(error)
+    if isinstance(error, RayActorError) and error.preempted:
+        return "its node was preempted"
+    if isinstance(error, OutOfMemoryError) or "memory monitor" in text or "running low on memory" in text:
+        return f"it was killed because its node ran out of memory ({_first_lines(text)})"
+    if isinstance(error, RayTaskError):
+        return _first_lines(text.strip().splitlines()[-1])
+    if "The actor's node has died" in text or "node was terminated" in text or "node died" in text.lower():
+        return f"its node died ({_first_lines(text)})"
+    if "connection error code 2" in text:
+        return (
+            "its process ended without an exception: killed by a signal (SIGKILL, as the kernel sends it when memory "
+            "runs out, or SIGSEGV) or by os._exit"
+        )
+    return _first_lines(text)
+
+
+def _first_lines(text: str, num_characters: int = 600) -> str:
+    joined = re.sub(r"\s+", " ", text).strip()
+    return joined if len(joined) <= num_characters else joined[:num_characters] + " ..."
