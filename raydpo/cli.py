@@ -109,6 +109,7 @@ def _parser() -> argparse.ArgumentParser:
     quick.set_defaults(act=_quickstart)
 
     listed = verbs.add_parser("objectives", parents=[machine], help="the objectives, their papers and parameters")
+    listed.add_argument("names", metavar="NAME", nargs="*", help="these alone; package.module:name is one of your own")
     listed.add_argument("--markdown", action="store_true", help="as the page docs/objectives.md")
     listed.set_defaults(act=_objectives)
 
@@ -248,14 +249,15 @@ def _config_show(args: argparse.Namespace) -> int:
 
 
 def _objectives(args: argparse.Namespace) -> int:
+    from raydpo.config.objective_door import rows_of
     from raydpo.config.objective_page import notes, page, table
-    from raydpo.config.objective_table import OBJECTIVES
     from raydpo.metrics import declared
 
+    rows = rows_of(args.names)
     if args.json:
-        _print_json({"objectives": [dataclasses.asdict(row) for row in OBJECTIVES.values()]})
+        _print_json({"objectives": [dataclasses.asdict(row) for row in rows]})
     else:
-        print(page() + declared.page() if args.markdown else "\n".join([*table(), *notes(), ""]), end="")
+        print(page() + declared.page() if args.markdown else "\n".join([*table(rows), *notes(), ""]), end="")
     return 0
 
 

@@ -92,6 +92,7 @@ class _Term:
     weight: float = 1.0
     parameters: Mapping[str, float] = field(default_factory=lambda: {"beta": BETA, "label_smoothing": 0.0})
     modifiers: Mapping[str, float | bool] = field(default_factory=dict)
+    outside: None = None
 
 
 class Ours:

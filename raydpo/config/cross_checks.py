@@ -11,12 +11,18 @@ from collections.abc import Callable, Iterable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING
 
+from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.objective_table import OBJECTIVES
+from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.places import PLACES, texts_under, unread_scheme
 from raydpo.config.section_base import say_what_is_known
 
 if TYPE_CHECKING:
     from raydpo.config.sections import Config
+
+
+_TRAINING = ("train", "check", "iterate")
+"""Verbs that read what a training alone does."""
 
 
 def cross_checks(config: Config, verb: str | None = None) -> list[str]:
@@ -25,6 +31,9 @@ def cross_checks(config: Config, verb: str | None = None) -> list[str]:
         *(partial(_place, key=key) for key in PLACES),
         _labels,
         partial(_files, verb=verb),
+        partial(_outside_format, verb=verb),
+        partial(_outside_schedule, verb=verb),
+        partial(_outside_sinks, verb=verb),
         _idle_reference_model,
         _idle_reference_revision,
         _flash_attention,
@@ -62,6 +71,27 @@ def _files(config: Config, verb: str | None) -> Iterator[str]:
         yield "data.train is empty: train needs at least one file, folder, glob or hub id of examples."
     elif verb == "evaluate" and not data.eval and not data.eval_fraction:
         yield "data.eval is empty: evaluate needs held-out examples, or data.eval_fraction above 0."
+
+
+def _outside_format(config: Config, verb: str | None) -> list[str]:
+    return FORMATS.problems(config.data.format) if verb not in (None, "iterate") else []
+
+
+def _outside_schedule(config: Config, verb: str | None) -> list[str]:
+    return SCHEDULES.problems(config.train.schedule) if verb in _TRAINING else []
+
+
+def _outside_sinks(config: Config, verb: str | None) -> list[str]:
+    if verb not in _TRAINING:
+        return []
+    return [problem for name in config.train.sinks for problem in SINKS.problems(name)]
+
+
+def outside_sources(config: Config) -> dict[str, str]:
+    """Of every outside name that decides the numbers of a training: "source of key" -> digest of its module's file."""
+    named = [("objective", term.name) for term in config.objective.terms]
+    named.append(("train.schedule", config.train.schedule))
+    return {f"source of {key} {name}": source_sha256(name) for key, name in named if is_outside(name)}
 
 
 def _idle_reference_model(config: Config) -> Iterator[str]:

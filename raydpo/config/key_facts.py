@@ -22,11 +22,13 @@ Run = Literal["training", "rounds"]
 
 @dataclass(frozen=True)
 class ReadWith:
-    """The key is read when `key` of the same section is `value`, and does nothing else. subject: of a sentence on `key`."""
+    """The key is read when `key` of the same section is `value`, and does nothing else. subject: of a sentence on `key`.
+    also_outside: something of another package may read it too."""
 
     key: str
     value: str
     subject: str
+    also_outside: bool = False
 
 
 @dataclass(frozen=True)

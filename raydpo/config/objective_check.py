@@ -11,8 +11,11 @@ from collections.abc import Mapping
 from typing import Any
 
 from raydpo.config.modifier_table import modifiers_of
+from raydpo.config.objective_door import class_of, row_of
 from raydpo.config.objective_row import Flag, ObjectiveRow, Parameter, Term
 from raydpo.config.objective_table import OBJECTIVES
+from raydpo.config.outside import FORM, is_outside
+from raydpo.errors import ConfigError
 
 
 def readable(row: ObjectiveRow) -> dict[str, Parameter | Flag]:
@@ -38,7 +41,7 @@ def check_objective(value: Any) -> dict[str, Any]:
     terms, problems = [], []
     for number, term in enumerate(plus, start=1):
         try:
-            terms.append(_check_added(term, OBJECTIVES[checked["name"]]))
+            terms.append(_check_added(term, row_of(checked["name"])))
         except ValueError as error:
             problems.append(f"plus: term {number}: {error}")
     names = [checked["name"], *(term["name"] for term in terms)]
@@ -50,18 +53,15 @@ def check_objective(value: Any) -> dict[str, Any]:
 
 def make_term(checked: Mapping[str, Any]) -> Term:
     """What `check_objective` made of one term, sorted into parameters and modifiers."""
-    row = OBJECTIVES[checked["name"]]
+    row = row_of(checked["name"])
     modifiers = {name: checked[name] for name in modifiers_of(row) if name != "weight"}
-    return Term(row, checked["weight"], {name: checked[name] for name in row.parameters}, modifiers)
+    parameters = {name: checked[name] for name in row.parameters}
+    return Term(row, checked["weight"], parameters, modifiers, class_of(row.name))
 
 
 def _check_term(given: dict[str, Any]) -> dict[str, Any]:
     name = given.pop("name", "dpo")
-    row = OBJECTIVES.get(name) if isinstance(name, str) else None
-    if row is None:
-        near = difflib.get_close_matches(str(name), OBJECTIVES, n=1)
-        hint = f"; did you mean {near[0]}?" if near else ""
-        raise ValueError(f"name: {name!r} is not an objective; allowed: {', '.join(sorted(OBJECTIVES))}{hint}")
+    row = _row(name)
     options, problems = readable(row), []
     for key, number in given.items():
         if key not in options:
@@ -78,13 +78,26 @@ def _check_term(given: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, **checked}
 
 
+def _row(name: Any) -> ObjectiveRow:
+    if isinstance(name, str) and name in OBJECTIVES:
+        return OBJECTIVES[name]
+    if is_outside(name):
+        try:
+            return row_of(name)
+        except ConfigError as error:
+            raise ValueError(str(error).removeprefix("objective.")) from error.__cause__
+    near = difflib.get_close_matches(str(name), OBJECTIVES, n=1)
+    hint = f"; did you mean {near[0]}?" if near else ""
+    raise ValueError(f"name: {name!r} is not an objective; allowed: {', '.join(sorted(OBJECTIVES))}, {FORM}{hint}")
+
+
 def _check_added(term: Any, first: ObjectiveRow) -> dict[str, Any]:
     if isinstance(term, str):
         term = {"name": term}
     if not isinstance(term, Mapping) or "name" not in term:
         raise ValueError(f"{term!r} names no objective; allowed: {{name: ..., weight: ...}}")
     checked = _check_term(dict(term))
-    row = OBJECTIVES[checked["name"]]
+    row = row_of(checked["name"])
     if row.data != first.data and (first.data, row.data) != ("pairs", "answers"):
         raise ValueError(
             f"{row.name} reads {row.data}, {first.name} reads {first.data}; the terms of a sum read the same"

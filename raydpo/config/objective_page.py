@@ -6,7 +6,7 @@ In: the table. Out: text. Here and not in `screen`, whose imports the verb can d
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from raydpo.config.modifier_table import MODIFIERS
 from raydpo.config.objective_row import Flag, ObjectiveRow, Parameter
@@ -84,10 +84,10 @@ and `rewards/*` are measured from it.
 """
 
 
-def table() -> list[str]:
+def table(rows: Sequence[ObjectiveRow] = tuple(OBJECTIVES.values())) -> list[str]:
     """Lines for the screen: name, what data it needs, whether a reference, what it reads, parameters, defaults."""
     cells = [("objective", "data", "reference", "reads", "parameters")]
-    for row in OBJECTIVES.values():
+    for row in rows:
         parameters = " ".join(f"{key}={parameter.shown()}" for key, parameter in row.parameters.items())
         reference = "yes" if row.needs_reference else "no"
         cells.append((row.name, row.data, reference, row.reads, parameters or "-"))

@@ -105,12 +105,14 @@ class ObjectiveRow:
 
 @dataclass(frozen=True)
 class Term:
-    """One checked term of the loss: an objective with its parameters, its weight and its modifiers."""
+    """One checked term of the loss: an objective with its parameters, its weight and its modifiers. outside: the class of
+    an objective of another package."""
 
     row: ObjectiveRow
     weight: float
     parameters: Mapping[str, float]
     modifiers: Mapping[str, float | bool]
+    outside: Any = None
 
     @property
     def name(self) -> str:

@@ -13,15 +13,20 @@ from pydantic import ConfigDict, model_validator
 
 from raydpo.config.entry import Entry
 from raydpo.config.objective_check import check_objective, make_term, readable
+from raydpo.config.objective_door import row_of
 from raydpo.config.objective_row import ObjectiveRow, Term
 from raydpo.config.objective_table import OBJECTIVES
+from raydpo.config.outside import is_outside
 from raydpo.config.section import Worded
 from raydpo.config.section_base import Add, Near
 
+_WRITE = ". Write one of the allowed names."
+
 
 class ObjectiveSection(Worded):
-    """`name` plus exactly the options that the table in `raydpo.config.objective_table` lists for it, and `plus`: further
-    terms of the loss, each with its own name, weight and options."""
+    """`name` plus exactly the options that the table in `raydpo.config.objective_table` lists for it (or that an outside
+    objective, package.module:name, declares: docs/extend.md), and `plus`: further terms of the loss, each with its own name,
+    weight and options."""
 
     model_config = ConfigDict(extra="allow", frozen=True)
 
@@ -50,9 +55,9 @@ class ObjectiveSection(Worded):
         """Ask the table about the name, then about each parameter alone, so that each has its own line."""
         name = children["name"].plain() if "name" in children else "dpo"
         if (problem := _refusal({"name": name})) is not None:
-            add("name", children["name"].where, f"{prefix}{problem}. Write one of the allowed names.")
+            add("name", children["name"].where, f"{prefix}{problem}{'' if is_outside(name) else _WRITE}")
             return {}
-        options = readable(OBJECTIVES[name])
+        options = readable(row_of(name))
         good: dict[str, Any] = {"name": name}
         for key, entry in children.items():
             problem = _refusal({"name": name, key: entry.plain()}) if key != "name" else None
@@ -82,8 +87,8 @@ class ObjectiveSection(Worded):
 
     @property
     def row(self) -> ObjectiveRow:
-        """The row of the table: it says what data there is and what rewards are."""
-        return OBJECTIVES[self.name]
+        """The row of the table, or what an outside objective declares: what data there is and what rewards are."""
+        return row_of(self.name)
 
     @property
     def parameters(self) -> dict[str, float]:

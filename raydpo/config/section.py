@@ -61,13 +61,14 @@ class Section(Worded):
     )
 
 
-def _one_or_many(value: Any) -> Any:
+def one_or_many(value: Any) -> Any:
+    """A list as it is, one text as a list of it."""
     return (value,) if isinstance(value, str) else value
 
 
 OneOrMany = Annotated[
     tuple[str, ...],
-    BeforeValidator(_one_or_many),
+    BeforeValidator(one_or_many),
     WithJsonSchema({"anyOf": [{"type": "array", "items": {"type": "string"}}, {"type": "string"}]}),
 ]
 """Texts; one alone may stand without its list."""

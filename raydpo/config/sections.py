@@ -11,14 +11,15 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from raydpo.config.cross_checks import cross_checks
+from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.key_facts import FREE, FREE_IN_TRAINING
 from raydpo.config.load_as import load_as
 from raydpo.config.objective_section import ObjectiveSection
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
-from raydpo.config.section import OneOrMany, Section
+from raydpo.config.section import OneOrMany, Section, one_or_many
 
 
 class RunSection(Section):
@@ -54,23 +55,12 @@ class DataSection(Section):
     """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples."""
     eval: Annotated[OneOrMany, FREE] = ()
     """The same for held-out examples."""
-    format: Literal[
-        "auto",
-        "standard",
-        "conversational",
-        "ultrafeedback",
-        "sharegpt",
-        "alpaca",
-        "hh",
-        "scored",
-        "labelled",
-        "text",
-        "tokenized",
-    ] = "auto"
+    format: Annotated[str, FORMATS] = "auto"
     """Layout of the rows. auto: detected from the first good rows of each file, and named in the log.
     labelled (prompt, completion, label) serves objectives on labels, text (a prompt and one completion, or chosen
     alone) sft and nll. tokenized (prompt_ids, chosen_ids, rejected_ids, tokenizer), which rounds write: the ids are used
-    as they are; standard or conversational reads the text of such a file instead."""
+    as they are; standard or conversational reads the text of such a file instead. package.module:name is a format of your
+    own (docs/extend.md)."""
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of prompts moved from train to eval when `eval` is empty. Rows of one prompt stay together."""
     max_length: int = Field(default=2048, ge=2)
@@ -149,8 +139,9 @@ class TrainSection(Section):
     """GPUs reserved for one rank. 0: train on the CPU with gloo."""
     learning_rate: float = Field(default=5e-7, gt=0)
     """Peak learning rate."""
-    schedule: Literal["cosine", "linear", "constant"] = "cosine"
-    """Decay after the warm-up, to 0 one step after the last (constant: no decay)."""
+    schedule: Annotated[str, SCHEDULES] = "cosine"
+    """Decay after the warm-up, to 0 one step after the last (constant: no decay). package.module:name is a schedule of your
+    own (docs/extend.md)."""
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps over which the learning rate rises linearly from 0."""
     global_batch_pairs: int = Field(default=64, ge=1)
@@ -205,10 +196,20 @@ class TrainSection(Section):
     """Stop after this many skipped non-finite steps in a row."""
     log_every: Annotated[int, FREE] = Field(default=1, ge=1)
     """Steps between two lines of `metrics.jsonl`."""
+    sinks: Annotated[tuple[str, ...], BeforeValidator(one_or_many), SINKS, FREE] = ("jsonl", "tensorboard")
+    """Where metrics go. jsonl: `metrics.jsonl`, always there, because a run that goes on reads it. tensorboard: events in
+    `tensorboard/`. package.module:name is a sink of your own (docs/extend.md)."""
     hang_timeout_s: Annotated[float, FREE] = Field(default=1800, gt=0)
     """Stop and name the ranks that reported nothing for this long."""
 
     def clashes(self) -> Iterator[str]:
+        if "jsonl" not in self.sinks:
+            yield (
+                "sinks without jsonl: metrics.jsonl is written in any case, because a run that goes on reads it; "
+                "add jsonl to the list"
+            )
+        if len(set(self.sinks)) < len(self.sinks):
+            yield "sinks names one of them twice; it would write everything twice"
         if self.offload_parameters and self.zero_stage != 3:
             yield "offload_parameters needs zero_stage: 3"
         if self.gpus_per_worker not in (0, 1):

@@ -19,6 +19,7 @@ from raydpo.config.entry import Entry
 from raydpo.config.problems import (
     all_keys,
     allowed,
+    door_of,
     members,
     nearest,
     not_a_section,
@@ -261,6 +262,8 @@ class TreeCheck:
 
 def _stand_in(field: FieldInfo) -> Any:
     """A value that the field takes; it is taken out again before anybody reads it."""
+    if (door := door_of(field)) is not None:
+        return next(iter(door.ours))
     first = members(field.annotation)[0]
     if typing.get_origin(first) is typing.Literal:
         return typing.get_args(first)[0]

@@ -38,6 +38,7 @@ REASONS: dict[str, str] = {
     "control_tokens": "control tokens inside the text that may not or cannot be read as plain text",
     "template_error": "the chat template refuses the conversation",
     "prefix_mismatch": "the prompt is not the beginning of prompt + answer after the chat template or tokenizer",
+    "format_error": "the format, of another package, could not read the row",
     "blank_line": "nothing but white space",
     "overlong": "longer than data.max_length",
     "low_confidence": "confidence below data.min_confidence",

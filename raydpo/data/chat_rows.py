@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raydpo.data.bad_rows import BadRow, field_of, text
+from raydpo.data.format import Format
 from raydpo.data.messages import Example, Message, Row, is_message, is_messages, messages, tools_of
 from raydpo.data.plain_rows import fits_standard, sides_of
 
@@ -132,3 +133,9 @@ def _history(row: Row) -> list[Message]:
         turns.append({"role": "user", "content": text(turn[0], "history")})
         turns.append({"role": "assistant", "content": text(turn[1], "history")})
     return turns
+
+
+ALPACA = Format("alpaca", "instructions with ranked answers", fits_alpaca, alpaca, place=20)
+SHAREGPT = Format("sharegpt", "conversations with ranked answers", fits_sharegpt, sharegpt, place=30)
+ULTRAFEEDBACK = Format("ultrafeedback", "message lists beside a prompt", fits_ultrafeedback, message_pair, place=50)
+CONVERSATIONAL = Format("conversational", "message lists", fits_conversational, message_pair, place=60)

@@ -1,94 +1,55 @@
-"""Row layouts that people publish: how each is recognised, and the function that reads it.
+"""Row layouts that people publish, and the one that fits the rows of a file.
 
 Detection looks at the shape of the first good rows of a file and takes the layout that most of them fit; every
 row of the file is then read that way. One row with token ids is enough for all to need them: text beside ids must never
-be tokenised a second time without a word. To add a layout: a pair of functions in a `*_rows.py`, a line in `FORMATS`.
+be tokenised a second time without a word. To add a layout: a `Format` in a `*_rows.py`, a line in `raydpo.config.doors`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from functools import partial
 
-from raydpo.data.bad_rows import BadRow, field_of, label, text
-from raydpo.data.chat_rows import (
-    alpaca,
-    conversation_of,
-    fits_alpaca,
-    fits_conversational,
-    fits_sharegpt,
-    fits_ultrafeedback,
-    message_pair,
-    sharegpt,
-    whole,
-)
-from raydpo.data.messages import Example, Row, is_messages, messages
-from raydpo.data.plain_rows import fits_hh, fits_standard, hh, standard
-from raydpo.data.scored_rows import fits_scored, scored
-from raydpo.data.token_rows import fits_tokenized, tokenized
+from raydpo.config.doors import FORMATS as DOOR
+from raydpo.config.outside import is_outside
+from raydpo.data.bad_rows import BadRow
+from raydpo.data.format import Format
+from raydpo.data.messages import Example, Row
+from raydpo.data.token_rows import fits_tokenized
 
-
-@dataclass(frozen=True)
-class Format:
-    """A layout: `fits` says whether a row has its shape, `convert(row, num_answers)` reads the row."""
-
-    name: str
-    title: str
-    fits: Callable[[Row], bool]
-    convert: Callable[[Row, int], Example]
-
-
-def _fits_text(row: Row) -> bool:
-    if is_messages(row.get("messages")) or is_messages(row.get("conversations")):
-        return True
-    if isinstance(row.get("completion"), str) or is_messages(row.get("completion")):
-        return isinstance(row.get("prompt"), str) or is_messages(row.get("prompt"))
-    return isinstance(row.get("text"), str) or isinstance(row.get("chosen"), str) or is_messages(row.get("chosen"))
-
-
-def _text(row: Row, num_answers: int) -> Example:
-    if num_answers != 1:
-        raise BadRow("missing_field", "rejected is missing: this objective compares two answers")
-    if row.get("completion") is None:
-        for name in ("messages", "conversations"):
-            if row.get(name) is not None:
-                return whole([messages(row[name], name)], row)
-        if row.get("text") is not None:
-            return Example("", [text(row["text"], "text")])
-    name = "completion" if row.get("completion") is not None else "chosen"
-    answer = field_of(row, name)
-    if isinstance(answer, list):
-        return conversation_of(row, [name])
-    prompt = field_of(row, "prompt")
-    if isinstance(prompt, list):
-        return Example(messages(prompt, "prompt"), [[{"role": "assistant", "content": text(answer, name)}]])
-    return Example(text(prompt, "prompt"), [text(answer, name)])
-
-
-def _fits_labelled(row: Row) -> bool:
-    return row.get("label") is not None and row.get("completion") is not None and _fits_text(row)
-
-
-def _labelled(row: Row, num_answers: int) -> Example:
-    return replace(_text(row, num_answers), label=label(row.get("label")))
-
+__all__ = ["FORMATS", "Format", "detect", "format_named"]
 
 FORMATS: dict[str, Format] = {
     layout.name: layout
-    for layout in (
-        Format("tokenized", "token ids of pairs", fits_tokenized, tokenized),
-        Format("hh", "transcripts of Human and Assistant", fits_hh, hh),
-        Format("alpaca", "instructions with ranked answers", fits_alpaca, alpaca),
-        Format("sharegpt", "conversations with ranked answers", fits_sharegpt, sharegpt),
-        Format("scored", "lists of answers, best against worst", fits_scored, scored),
-        Format("ultrafeedback", "message lists beside a prompt", fits_ultrafeedback, message_pair),
-        Format("conversational", "message lists", fits_conversational, message_pair),
-        Format("standard", "plain text", fits_standard, standard),
-        Format("labelled", "single answers, each desirable or not", _fits_labelled, _labelled),
-        Format("text", "single answers", _fits_text, _text),
-    )
+    for layout in sorted((DOOR.resolve(name) for name, home in DOOR.ours.items() if home), key=lambda one: one.place)
 }
-"""Every layout by its name in `data.format`. Detection asks in this order: the special before the general."""
+"""Every layout of ours by its name in `data.format`. Detection asks in this order: the special before the general."""
+
+
+def format_named(name: str) -> Format:
+    """The layout `name`, ours or an outside one, which is called by its whole name. Raises ConfigError.
+
+    A row over which an outside one raises, or of which it makes no example, is a bad row like any other.
+    """
+    if not is_outside(name):
+        return FORMATS[name]
+    layout: Format = DOOR.resolve(name)
+    return Format(name, layout.title, layout.fits, partial(_checked, layout), layout.data)
+
+
+def _checked(layout: Format, row: Row, num_answers: int) -> Example:
+    try:
+        example = layout.convert(row, num_answers)
+    except BadRow:
+        raise
+    except Exception as error:
+        raise BadRow("format_error", f"{type(error).__name__}: {error}") from error
+    if not isinstance(example, Example):
+        raise BadRow("format_error", f"it gave a {type(example).__name__} where an Example is allowed")
+    found = len(example.answers if example.tokens is None else example.tokens.answers)
+    if found != num_answers:
+        raise BadRow("format_error", f"it gave {found} answers, and the objective reads {num_answers}")
+    return example
 
 
 def detect(rows: Sequence[Row]) -> str | None:

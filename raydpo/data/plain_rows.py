@@ -7,6 +7,7 @@ word is cut in two; an HH transcript is split at its last assistant turn and eve
 from __future__ import annotations
 
 from raydpo.data.bad_rows import BadRow, text
+from raydpo.data.format import Format
 from raydpo.data.messages import Example, Row
 
 HH_HUMAN = "\n\nHuman:"
@@ -78,3 +79,7 @@ def hh(row: Row, num_answers: int) -> Example:
     if prompts[0] != prompts[-1]:
         raise BadRow("differing_prompts", "chosen and rejected differ before the last assistant turn")
     return Example(prompts[0], answers)
+
+
+HH = Format("hh", "transcripts of Human and Assistant", fits_hh, hh, place=10)
+STANDARD = Format("standard", "plain text", fits_standard, standard, place=70)

@@ -16,10 +16,11 @@ from pathlib import Path
 
 from raydpo.artifacts import digest, durable
 from raydpo.config import Config
+from raydpo.config.outside import is_outside, source_sha256
 from raydpo.data.bad_rows import BadRow, confidence, weight
 from raydpo.data.encode import Encoded
 from raydpo.data.findings import refuse, tell
-from raydpo.data.formats import FORMATS, Format, detect
+from raydpo.data.formats import FORMATS, Format, detect, format_named
 from raydpo.data.lines import encode_lines
 from raydpo.data.messages import Row
 from raydpo.data.report import DataReport, Tally
@@ -106,6 +107,7 @@ class _Preparation:
                 "num_answers": self.num_answers,
                 "data": self.objective.data,
                 "with_mismatched": self.with_mismatched,
+                **({"format_sha256": source_sha256(layout)} if is_outside(layout := self.settings.format) else {}),
             }
         )
 
@@ -162,7 +164,7 @@ class _Preparation:
             seen += more
         good = [line.row for line in seen if line.row is not None]
         name = self.settings.format if self.settings.format != "auto" else detect(good)
-        layout = FORMATS.get(name) if name is not None else None
+        layout = format_named(name) if name is not None else None
         tally.formats[source.name] = _described(layout, good)
         title = f", {layout.title}" if layout is not None else f"; none of {', '.join(FORMATS)} fits"
         self.observer(Note("info", f"{source.name}: format {tally.formats[source.name]}{title}"))
@@ -182,13 +184,13 @@ class _Preparation:
         """Raise DataError for a file of pairs where labels are needed, or of labels where pairs are to be split."""
         if self.objective.data != "labels" or layout is None:
             return
-        if layout.name not in ("labelled", "text") and not self.is_unpaired:
+        if layout.data == "pairs" and not self.is_unpaired:
             raise DataError(
                 f"{source.name} holds pairs ({layout.title}); objective {self.objective.name} reads rows of prompt, completion "
                 "and label, and would have had none. Set data.unpair: true to read each pair as a desirable and an "
                 "undesirable answer."
             )
-        if layout.name == "labelled" and self.is_unpaired:
+        if layout.data == "labels" and self.is_unpaired:
             raise DataError(
                 f"{source.name} holds labelled answers already; data.unpair would have split pairs, of which it has none. "
                 "Leave data.unpair out, or name files of pairs."
@@ -205,7 +207,7 @@ class _Preparation:
         if self.settings.format == "auto" and layout.name != "tokenized" and fits_tokenized(row):
             raise late_ids(place, layout.name)
         example = layout.convert(row, self.num_answers)
-        if self.objective.data == "labels" and layout.name == "text":
+        if self.objective.data == "labels" and layout.data == "answers":
             raise BadRow("missing_field", "label is missing")
         if self.objective.data == "answers" and not example.label:
             raise BadRow("undesirable", "label is false")

@@ -11,6 +11,7 @@ from typing import Any
 
 from raydpo.data.bad_rows import BadRow, number, text
 from raydpo.data.chat_rows import message_pair
+from raydpo.data.format import Format
 from raydpo.data.messages import Example, Row, is_message
 from raydpo.data.plain_rows import standard
 
@@ -69,3 +70,6 @@ def _named(answer: Any, names: Sequence[str], where: str) -> Any:
     if not isinstance(answer, Mapping):
         raise BadRow("missing_field", f"{where} holds answers without a score")
     return next((answer[name] for name in names if answer.get(name) is not None), None)
+
+
+SCORED = Format("scored", "lists of answers, best against worst", fits_scored, scored, place=40)

@@ -11,6 +11,7 @@ from __future__ import annotations
 from typing import Any
 
 from raydpo.data.bad_rows import BadRow, field_of, text
+from raydpo.data.format import Format
 from raydpo.data.messages import Example, Row, Tokens
 from raydpo.data.plain_rows import sides_of
 from raydpo.data.tokenizer import TextTokenizer
@@ -76,3 +77,6 @@ def other_tokenizer(tokens: Tokens, tokenizer: TextTokenizer, place: str) -> Dat
         "tokenizer; or set data.format to standard (conversational for messages), which tokenises the text of the rows "
         "and takes no notice of the ids."
     )
+
+
+TOKENIZED = Format("tokenized", "token ids of pairs", fits_tokenized, tokenized, place=0)

@@ -20,7 +20,7 @@ from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
 from raydpo.train import TrainSpec
 from raydpo.train.evaluation import run as evaluate_rank
-from raydpo.train.trainer import NAMES
+from raydpo.train.trainer import names_of
 
 
 def model_to_evaluate(workspace: Workspace) -> ResolvedModel:
@@ -48,7 +48,8 @@ def evaluation_stage(
         reference=None if reference.identity is None else (workspace.cache_dir, reference.identity),
     )
     observer(StageStarted("evaluate", num_examples, "examples"))
-    total, done = [0.0] * (2 * len(NAMES)), dict[int, int]()
+    names = names_of(spec)
+    total, done = [0.0] * (2 * len(names)), dict[int, int]()
     with actor_session(workspace, "train"):
         for rank, share in trainer_ranks(workspace, "evaluate", partial(evaluate_rank, spec=spec)):
             done[rank] = share.examples
@@ -56,4 +57,4 @@ def evaluation_stage(
             if share.done:
                 total = [a + b for a, b in zip(total, share.vector, strict=True)]
     observer(StageDone("evaluate", f"{num_examples} held-out examples, {model.name}"))
-    return Loss(workspace.config.objective.terms).total(means(NAMES, total, "eval/"), "eval/")
+    return Loss(workspace.config.objective.terms).total(means(names, total, "eval/"), "eval/")

@@ -18,7 +18,7 @@ from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.build import build_judge
-from raydpo.judge.judge_inputs import Models, find_models, inputs_of, local_model, members_of
+from raydpo.judge.judge_inputs import Models, find_models, inputs_of, is_comparative, local_model
 from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows
 from raydpo.rundir.piece import Piece
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
@@ -38,7 +38,7 @@ class Judging:
         self._pool: runtime.Pool | None = None
         self._is_stopped = False
         self.needs_gpu = section is not None and section.gpus_per_worker > 0
-        self.is_comparative = section is not None and _compares(section)
+        self.is_comparative = section is not None and is_comparative(section)
         given = JudgeSection(kind="function") if section is None else section
         self.max_failed_fraction = given.max_failed_fraction
 
@@ -123,11 +123,6 @@ class Judging:
                 "and run the same command: what was judged is kept, what failed is asked again."
             )
         return len(reasons)
-
-
-def _compares(section: JudgeSection) -> bool:
-    """Whether scores are of the responses of one row against each other, and mean nothing across rows."""
-    return section.kind == "pairwise" or any(map(_compares, members_of(section)))
 
 
 def _row(verdict: Verdict) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from typing import Any
 
 from raydpo import runtime
 from raydpo.artifacts import digest_of, examples_digest, read_commit
+from raydpo.config.cross_checks import outside_sources
 from raydpo.driver.actors import actor_session, trainer_ranks
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
@@ -39,6 +40,7 @@ def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None 
         "model weights": workspace.model_digest,
         "training data": examples_digest(workspace.data, "train"),
         "evaluation data": examples_digest(workspace.data, "eval"),
+        **outside_sources(workspace.config),
         "optimizer state": "none" if optimizer is None else digest_of(read_commit(optimizer)["files"]),
     }
     newest, skipped = newest_checkpoint(workspace.checkpoints)
@@ -111,7 +113,7 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
         stack.enter_context(actor_session(workspace, "train"))
         runtime.check_storage(workspace.dir)
         spec = driver.spec(stop)
-        driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step))
+        driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
         ranks = trainer_ranks(workspace, "train", partial(train_rank, spec=spec), _UNREAD if spec.push else None)
         for _, event in ranks:

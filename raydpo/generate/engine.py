@@ -1,6 +1,7 @@
 """What every engine that samples can do, and what one is made from.
 
-Comes in: an `EngineSpec`. Goes out: an `Engine`; there are two, `transformers_engine` and `vllm_engine`.
+Comes in: an `EngineSpec`. Goes out: an `Engine`, the door `generate.engine`: a class that is made from the spec in its
+actor. Two are ours, `transformers_engine` and `vllm_engine`.
 Decision: an engine holds one copy of the policy for as long as it lives, and new weights go into that copy in place. The
 price is that between two parts of new weights it holds no policy at all; `Generator` refuses to use it then.
 """
@@ -19,7 +20,8 @@ Scores = tuple[list[tuple[float, ...]], list[tuple[int, ...]], list[tuple[float,
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """model: folder with safetensors, tokenizer and generation config. version: of the policy in it.
+    """model: folder with safetensors, tokenizer and generation config. engine: a name as in `generate.engine`. version: of
+    the policy in `model`.
 
     max_length: tokens of a prompt with its answer at most; None: the positions of the model. threads: of this process.
     tokens_per_batch: padded tokens, answers at their longest, of one batch of the transformers engine. It decides which
@@ -29,7 +31,7 @@ class EngineSpec:
     """
 
     model: str
-    engine: Literal["transformers", "vllm"] = "transformers"
+    engine: str = "transformers"
     dtype: Literal["float32", "bfloat16"] = "float32"
     use_gpu: bool = False
     max_length: int | None = None
@@ -77,7 +79,8 @@ class Engine(Protocol):
         ...
 
     def health(self) -> dict[str, Any]:
-        """Where and in what the policy computes, and, as `probe_nats`, a log-prob of a fixed probe."""
+        """Where and in what the policy computes (engine, device, dtype, threads), and, as `probe_nats`, a log-prob of a fixed
+        probe."""
         ...
 
 

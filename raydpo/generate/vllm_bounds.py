@@ -5,6 +5,7 @@ Comes in: a value of the config. Goes out: nothing, or a ConfigError.
 
 from __future__ import annotations
 
+from raydpo.config.round_sections import GenerateSection
 from raydpo.errors import ConfigError
 
 LOWEST_TEMPERATURE, HIGHEST_TEMPERATURE = 0.01, 2.0
@@ -18,3 +19,12 @@ def check_temperature(temperature: float) -> None:
             f"generate.temperature: {temperature:g} is not one that vLLM samples at; {LOWEST_TEMPERATURE:g} to "
             f"{HIGHEST_TEMPERATURE:g} are. Nothing was sampled. Choose another, or generate.engine: transformers."
         )
+
+
+def problems(section: GenerateSection) -> list[str]:
+    """What vLLM cannot do of a section `generate`, as sentences."""
+    try:
+        check_temperature(section.temperature)
+    except ConfigError as error:
+        return list(error.problems)
+    return []

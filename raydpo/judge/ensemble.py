@@ -10,6 +10,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from raydpo.config.round_sections import JudgeSection
+from raydpo.errors import UserError
+from raydpo.judge.judge_inputs import Given, local_model, members_of
 from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows, scores_of_one, verdict_of
 
 
@@ -20,6 +23,20 @@ class Member:
     name: str
     weight: float
     judge: Judge
+
+
+def make(section: JudgeSection, given: Given) -> Judge:
+    """The judge of a section of kind ensemble. What is wrong with a member is said with its number."""
+    local_model(section)
+    members = []
+    for number, member in enumerate(members_of(section)):
+        try:
+            judge = given.build(member)
+        except UserError as error:
+            problems = [f"judge.members, number {number}: {problem}" for problem in error.problems]
+            raise type(error)(problems) from error
+        members.append(Member(f"member {number} ({member.kind})", member.weight, judge))
+    return Ensemble(members)
 
 
 class Ensemble:

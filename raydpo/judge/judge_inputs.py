@@ -7,17 +7,31 @@ that gave the scores. Price: the driver downloads what a judge loads, and hashes
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts import file_sha256, tokenizer_digest, weights_digest
-from raydpo.config.round_sections import JUDGE_FREE, JudgeSection
+from raydpo.config.outside import is_outside, source_sha256
+from raydpo.config.round_sections import JUDGE_FREE, KINDS, JudgeSection, kind_of
 from raydpo.errors import ConfigError
+from raydpo.judge.verdict import Judge
 from raydpo.models.resolve import ResolvedModel, resolve_model
 
 Models = Mapping[str, ResolvedModel]
 """Name as the section gives it -> where it was found."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """What judges of ours are made with beside their section. complete: replies of a language model, if there is one.
+    models: what `find_models` found; None: look now. build: makes the judge of a member."""
+
+    complete: Any
+    models: Models | None
+    use_gpu: bool
+    build: Callable[[JudgeSection], Judge]
 
 
 def members_of(section: JudgeSection) -> list[JudgeSection]:
@@ -27,12 +41,26 @@ def members_of(section: JudgeSection) -> list[JudgeSection]:
 
 def loads_model(section: JudgeSection) -> bool:
     """Whether the judge itself, not one of its members, loads a model in its worker."""
-    return section.kind == "reward_model" or (section.kind == "pairwise" and section.endpoint is None)
+    loads = kind_of(section.kind).loads
+    return loads == "classifier" or (loads == "language model" and section.endpoint is None)
+
+
+def asks_local_model(section: JudgeSection) -> bool:
+    """Whether the judge itself asks a language model that its worker loads."""
+    return loads_model(section) and kind_of(section.kind).loads == "language model"
+
+
+def is_comparative(section: JudgeSection) -> bool:
+    """Whether scores are of the responses of one row against each other, and mean nothing across rows. Of an outside judge
+    its class says so."""
+    if is_outside(section.kind):
+        return bool(getattr(KINDS.resolve(section.kind), "is_comparative", False))
+    return kind_of(section.kind).is_comparative or any(map(is_comparative, members_of(section)))
 
 
 def may_use_gpu(section: JudgeSection) -> bool:
-    """Whether a GPU of its own can be of use to the judge: to a model, or to a function, which may do what it likes."""
-    return any(loads_model(each) or each.kind == "function" for each in _judges(section))
+    """Whether a GPU of its own can be of use to the judge: to a model, or to code of others, which may do what it likes."""
+    return any(loads_model(each) or kind_of(each.kind).runs_anything for each in _judges(section))
 
 
 def local_model(section: JudgeSection) -> str | None:
@@ -40,7 +68,7 @@ def local_model(section: JudgeSection) -> str | None:
 
     Raises ConfigError when members of an ensemble name different ones.
     """
-    models = sorted({each.model or "" for each in _judges(section) if each.kind == "pairwise" and loads_model(each)})
+    models = sorted({each.model or "" for each in _judges(section) if asks_local_model(each)})
     if len(models) > 1:
         raise ConfigError(
             f"judge.members: pairwise judges without an endpoint name {len(models)} models ({', '.join(models)}); a judge "
@@ -71,7 +99,9 @@ def inputs_of(section: JudgeSection, models: Models) -> dict[str, Any]:
 
     Of a function and of the model behind an endpoint only the name is known.
     """
-    inputs = section.model_dump(mode="json", exclude={*JUDGE_FREE, "answers", "members"})
+    inputs = section.model_dump(mode="json", exclude={*JUDGE_FREE, "answers", "members", "settings"})
+    if is_outside(section.kind):
+        inputs |= {"settings": dict(section.settings), "source_sha256": source_sha256(section.kind)}
     if section.answers is not None:
         inputs["answers_sha256"] = file_sha256(Path(section.answers).expanduser())
     if loads_model(section):

@@ -8,12 +8,15 @@ considered = ties + same_as_data + length_ratio + used; the same seed gives the 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from random import Random
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
+from raydpo.config.doors import PAIRS
+from raydpo.config.outside import calling, is_outside
+from raydpo.errors import ConfigError
 from raydpo.schema.samples import Prompt, Sample
 
 COUNTS = (
@@ -21,23 +24,38 @@ COUNTS = (
     *("considered", "ties", "same_as_data", "length_ratio", "used"),
 )
 """Keys of counts: the first five count samples, the others pairs."""
-Strategy = Literal["best_worst", "best_random", "all_above_margin", "top_k"]
+_SCORED = tuple(name for name, home in PAIRS.ours.items() if home)
+
+
+class PairChoice(Protocol):
+    """The door `rounds.pairs`: which two of the answers to one prompt are considered for a pair."""
+
+    def __call__(
+        self, samples: Sequence[Sample], scores: Sequence[float], kept: Sequence[int], top_k: int, seed: int
+    ) -> Iterable[tuple[int, int]]:
+        """(chosen, rejected) of each pair, places in `samples`, both of `kept`; no two of them twice.
+
+        scores: one finite number a sample, higher is better. kept: places of samples that may be in a pair. top_k: of
+        `rounds.top_k`. seed: of this prompt in this round. Pairs within `rounds.margin` are dropped afterwards.
+        """
+        ...
 
 
 @dataclass(frozen=True)
 class PairRule:
-    """As the keys of the same names in `rounds`. margin: in units of the score. max_length_ratio: of tokens."""
+    """As the keys of the same names in `rounds`; pairs is not spin. margin: in units of the score. max_length_ratio: of
+    tokens."""
 
-    pairs: Strategy = "best_worst"
+    pairs: str = "best_worst"
     top_k: int = 2
     margin: float = 0.0
     max_length_ratio: float | None = None
     truncated: Literal["keep", "drop"] = "drop"
 
     def __post_init__(self) -> None:
-        if self.pairs not in _CANDIDATES or self.truncated not in ("keep", "drop"):
+        if not (self.pairs in _SCORED or is_outside(self.pairs)) or self.truncated not in ("keep", "drop"):
             raise ValueError(
-                f"pairs is {self.pairs!r} ({', '.join(_CANDIDATES)} are allowed), truncated {self.truncated!r}"
+                f"pairs is {self.pairs!r} ({', '.join(_SCORED)} are allowed), truncated {self.truncated!r}"
             )
         if not (self.top_k >= 1 and self.margin >= 0):
             raise ValueError(f"top_k is {self.top_k} (at least 1 is allowed), margin {self.margin} (at least 0)")
@@ -70,8 +88,8 @@ class SpinOfPrompt:
 def make_pairs(samples: Sequence[Sample], scores: Sequence[float], rule: PairRule, seed: int) -> PairsOfPrompt:
     """Pairs of the answers to one prompt, best first where the strategy knows an order.
 
-    scores: one finite number a sample, higher is better. seed: of best_random, and of nothing else.
-    Raises ValueError when scores are not that.
+    scores: one finite number a sample, higher is better. seed: of best_random and of outside choices, of nothing else.
+    Raises ValueError when scores are not that, ConfigError when an outside choice of pairs is not one.
     """
     if len(scores) != len(samples) or not all(map(math.isfinite, scores)):
         raise ValueError(
@@ -79,7 +97,7 @@ def make_pairs(samples: Sequence[Sample], scores: Sequence[float], rule: PairRul
         )
     kept, counts = _usable(samples, rule)
     pairs = []
-    for chosen, rejected in _CANDIDATES[rule.pairs](kept, scores, rule.top_k, seed):
+    for chosen, rejected in _chosen(samples, scores, kept, rule, seed):
         margin = scores[chosen] - scores[rejected]
         counts["considered"] += 1
         if margin <= rule.margin:
@@ -90,6 +108,22 @@ def make_pairs(samples: Sequence[Sample], scores: Sequence[float], rule: PairRul
             counts["used"] += 1
             pairs.append(Pair(chosen, rejected, margin))
     return PairsOfPrompt(tuple(pairs), counts)
+
+
+def _chosen(
+    samples: Sequence[Sample], scores: Sequence[float], kept: Sequence[int], rule: PairRule, seed: int
+) -> list[tuple[int, int]]:
+    choose: PairChoice = PAIRS.resolve(rule.pairs)
+    with calling(PAIRS.key, rule.pairs):
+        found = [(int(chosen), int(rejected)) for chosen, rejected in choose(samples, scores, kept, rule.top_k, seed)]
+    allowed = set(kept)
+    wrong = [pair for pair in found if not allowed.issuperset(pair) or pair[0] == pair[1]]
+    if wrong or len({frozenset(pair) for pair in found}) < len(found):
+        raise ConfigError(
+            f"rounds.pairs: {rule.pairs} chose {wrong[0] if wrong else 'a pair twice'} for a prompt; two different places of "
+            f"{sorted(allowed)} are allowed, no two of them twice. No pairs of this round were kept. Mend the function."
+        )
+    return found
 
 
 def spin_pairs(answer: Sample, samples: Sequence[Sample], rule: PairRule) -> SpinOfPrompt:
@@ -169,30 +203,37 @@ def _ranked(kept: Sequence[int], scores: Sequence[float]) -> list[int]:
     return sorted(kept, key=lambda index: -scores[index])
 
 
-def _best_worst(kept: Sequence[int], scores: Sequence[float], top_k: int, seed: int) -> Iterable[tuple[int, int]]:
-    return _top_k(kept, scores, 1, seed)
+_Places = Sequence[int]
+_Scores = Sequence[float]
 
 
-def _best_random(kept: Sequence[int], scores: Sequence[float], top_k: int, seed: int) -> Iterable[tuple[int, int]]:
+def best_worst(
+    samples: Sequence[Sample], scores: _Scores, kept: _Places, top_k: int, seed: int
+) -> list[tuple[int, int]]:
+    """The best against the worst."""
+    return top_k_pairs(samples, scores, kept, 1, seed)
+
+
+def best_random(
+    samples: Sequence[Sample], scores: _Scores, kept: _Places, top_k: int, seed: int
+) -> list[tuple[int, int]]:
+    """The best against a random other one."""
     ranked = _ranked(kept, scores)
     return [(ranked[0], Random(seed).choice(ranked[1:]))] if len(ranked) > 1 else []
 
 
-def _all(kept: Sequence[int], scores: Sequence[float], top_k: int, seed: int) -> Iterable[tuple[int, int]]:
-    return combinations(_ranked(kept, scores), 2)
+def all_above_margin(
+    samples: Sequence[Sample], scores: _Scores, kept: _Places, top_k: int, seed: int
+) -> list[tuple[int, int]]:
+    """Every two, the better one first."""
+    return list(combinations(_ranked(kept, scores), 2))
 
 
-def _top_k(kept: Sequence[int], scores: Sequence[float], top_k: int, seed: int) -> Iterable[tuple[int, int]]:
-    """Best and worst never overlap: of five samples, two are best and two worst at most."""
+def top_k_pairs(
+    samples: Sequence[Sample], scores: _Scores, kept: _Places, top_k: int, seed: int
+) -> list[tuple[int, int]]:
+    """Each of the `top_k` best against each of as many worst ones, which never overlap: of five samples, two are best and
+    two worst at most."""
     ranked = _ranked(kept, scores)
     k = min(top_k, len(ranked) // 2)
     return [(best, worst) for best in ranked[:k] for worst in reversed(ranked[len(ranked) - k :])]
-
-
-_CANDIDATES: dict[str, Callable[[Sequence[int], Sequence[float], int, int], Iterable[tuple[int, int]]]] = {
-    "best_worst": _best_worst,
-    "best_random": _best_random,
-    "all_above_margin": _all,
-    "top_k": _top_k,
-}
-"""Strategy -> which two samples it considers, the better one first, no two of them twice."""

@@ -11,7 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from itertools import combinations
 
-from raydpo.judge.verdict import NoVerdict, Row, Verdict, scores_of_one, verdict_of
+from raydpo.config.round_sections import JudgeSection
+from raydpo.errors import ConfigError
+from raydpo.judge.judge_inputs import Given
+from raydpo.judge.verdict import Judge, NoVerdict, Row, Verdict, scores_of_one, verdict_of
 
 Messages = list[dict[str, str]]
 Completer = Callable[[Sequence[Messages]], Sequence[str | Exception]]
@@ -39,6 +42,29 @@ Neither the order of the answers nor their names say anything about them. You ma
 of your reply must be one of these words and nothing else: A, B, tie"""
 
 Pair = tuple[str, str]
+
+
+def make(section: JudgeSection, given: Given) -> Judge:
+    """The judge of a section of kind pairwise. Raises ConfigError where there is nobody to ask."""
+    return Pairwise(_completer(section, given.complete), section.instruction)
+
+
+def _completer(section: JudgeSection, complete: Completer | None) -> Completer:
+    from raydpo.judge.endpoint import Endpoint  # which takes its words from here
+
+    if section.endpoint is not None:
+        return Endpoint(
+            section.endpoint,
+            section.model or "",
+            api_key_variable=section.api_key_variable,
+            timeout_s=section.timeout_s,
+        )
+    if complete is None:
+        raise ConfigError(
+            f"judge.endpoint is missing, and no local model was handed over to ask {section.model!r}; nothing could have been "
+            "compared. Set judge.endpoint to the URL of a server, or hand `complete` to build_judge."
+        )
+    return complete
 
 
 class Pairwise:

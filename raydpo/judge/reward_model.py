@@ -15,7 +15,9 @@ from typing import Any
 import torch
 
 from raydpo.batches import batches_by_length
+from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import ConfigError
+from raydpo.judge.judge_inputs import Given, find_models
 from raydpo.judge.reward_config import ALLOWED, UNREADABLE, check_reward_model, no_classifier
 from raydpo.judge.verdict import Row, Verdict, scores_of_one, verdict_of
 from raydpo.models.layout import longest_exact
@@ -23,6 +25,12 @@ from raydpo.models.pretrained import DTYPES, load_tokenizer, switch_dropout_off
 from raydpo.schema.samples import Conversation
 
 _NO_LIMIT_TOKENS = 10**9
+
+
+def make(section: JudgeSection, given: Given) -> RewardModel:
+    """The judge of a section of kind reward_model."""
+    found = (find_models(section) if given.models is None else given.models)[section.model or ""]
+    return RewardModel(found.here(), section.tokens_per_batch, use_gpu=given.use_gpu)
 
 
 class RewardModel:

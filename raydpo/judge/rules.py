@@ -13,8 +13,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
+from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import ConfigError, DataError
+from raydpo.judge.judge_inputs import Given
 from raydpo.judge.verdict import Judge, NoVerdict
+
+
+def make_regex(section: JudgeSection, given: Given) -> Judge:
+    """The judge of a section of kind regex."""
+    return regex_judge(section.pattern or "")
+
+
+def make_exact(section: JudgeSection, given: Given) -> Judge:
+    """The judge of a section of kind exact."""
+    return exact_judge(section.answers or "")
+
+
+def make_json(section: JudgeSection, given: Given) -> Judge:
+    """The judge of a section of kind json."""
+    return json_judge()
+
+
+def make_length(section: JudgeSection, given: Given) -> Judge:
+    """The judge of a section of kind length."""
+    return length_judge(section.target_length or 1)
 
 
 def regex_judge(pattern: str) -> Judge:

@@ -8,10 +8,12 @@ no beta and no mean, so it compares runs of different objectives.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Literal
 
 from raydpo.config import OBJECTIVES
+from raydpo.config.objective_door import metrics_of
 
 
 @dataclass(frozen=True)
@@ -51,6 +53,11 @@ METRICS: dict[str, Metric] = {
         Metric("skipped_steps", "non-finite steps skipped so far", "run"),
     )
 }
+
+
+def names_for(objectives: Iterable[str]) -> list[str]:
+    """Names of all metrics that a loss of these objectives may have, in the order in which ranks add them up."""
+    return sorted({*METRICS, *metrics_of(objectives)})
 
 
 def best_direction(name: str) -> Literal["higher", "lower"]:

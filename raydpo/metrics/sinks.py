@@ -1,4 +1,4 @@
-"""Where metrics go: `metrics.jsonl`, the one that survives everything, and TensorBoard events.
+"""Where metrics go: `metrics.jsonl`, the one that survives everything, TensorBoard events, and sinks of others.
 
 Decision: a resumed run first drops the lines beyond the step it goes on from, so that the file of an interrupted run
 reads like that of an undisturbed one.
@@ -9,9 +9,24 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+from raydpo.config.doors import SINKS
+from raydpo.config.outside import calling
+
+
+class Sink(Protocol):
+    """The door `train.sinks`: made in the driver's process as `sink(run_dir, resume_step)`. resume_step: the step that the
+    run goes on from, 0 at its start; what was written beyond it is of an attempt that died, and comes again."""
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        """The metrics of a training step, or, named "eval/...", of an evaluation after it."""
+
+    def close(self) -> None:
+        """At the end of the run or of the attempt, whatever ended it."""
 
 
 def keep_lines(path: Path, last_step: int) -> None:
@@ -26,7 +41,8 @@ def keep_lines(path: Path, last_step: int) -> None:
 class MetricsFile:
     """Append-only JSON lines: {"step": n, name: value, ...}."""
 
-    def __init__(self, path: Path, resume_step: int) -> None:
+    def __init__(self, run_dir: Path, resume_step: int) -> None:
+        path = run_dir / "metrics.jsonl"
         keep_lines(path, resume_step)
         self._file = path.open("a")
 
@@ -55,10 +71,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
 class TensorBoard:
     """Scalars as TensorBoard events, written without TensorFlow or torch."""
 
-    def __init__(self, folder: Path, resume_step: int) -> None:
+    def __init__(self, run_dir: Path, resume_step: int) -> None:
         from tensorboard.compat.proto.event_pb2 import Event, SessionLog
         from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
+        folder = run_dir / "tensorboard"
         folder.mkdir(parents=True, exist_ok=True)
         self._writer = EventFileWriter(str(folder))
         if resume_step > 0:  # readers then hide what a killed attempt wrote beyond this step
@@ -77,21 +94,32 @@ class TensorBoard:
 
 
 class Sinks:
-    """Both sinks of a run directory, as a context manager."""
+    """The sinks of a run directory, as a context manager. names: as in `train.sinks`. What an outside one raises is a
+    ConfigError that names it; the others are closed all the same."""
 
-    def __init__(self, run_dir: Path, resume_step: int = 0) -> None:
-        self._sinks = (
-            MetricsFile(run_dir / "metrics.jsonl", resume_step),
-            TensorBoard(run_dir / "tensorboard", resume_step),
-        )
+    def __init__(self, run_dir: Path, resume_step: int = 0, names: Sequence[str] = ("jsonl", "tensorboard")) -> None:
+        self._sinks: list[tuple[str, Sink]] = []
+        with ExitStack() as half:
+            for name in names:
+                make = SINKS.resolve(name)
+                with calling(SINKS.key, name):
+                    sink: Sink = make(run_dir, resume_step)
+                self._sinks.append((name, sink))
+                half.callback(_close, name, sink)
+            self._open = half.pop_all()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for sink in self._sinks:
-            sink.write(step, metrics)
+        for name, sink in self._sinks:
+            with calling(SINKS.key, name):
+                sink.write(step, metrics)
 
     def __enter__(self) -> Sinks:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for sink in self._sinks:
-            sink.close()
+        self._open.close()
+
+
+def _close(name: str, sink: Sink) -> None:
+    with calling(SINKS.key, name):
+        sink.close()

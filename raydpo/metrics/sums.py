@@ -22,6 +22,14 @@ class Sums:
             self._sums[name] = self._sums.get(name, 0.0) + value
             self._counts[name] = self._counts.get(name, 0.0) + count
 
+    def check(self, names: Iterable[str]) -> None:
+        """Raises ValueError for a metric that was added and is not among `names`: it would be lost in silence."""
+        if lost := self._sums.keys() - set(names):
+            raise ValueError(
+                f"metrics that nobody declared: {', '.join(sorted(lost))}. An objective of another package names its own in "
+                "`metrics`; ours stand in raydpo/metrics/declared.py."
+            )
+
     def vector(self, names: Iterable[str]) -> list[float]:
         """[sum, count, sum, count, ...] in the order of `names`; 0, 0 for a name that was never added."""
         return [float(value) for value in self.scalars(names)]

@@ -54,6 +54,8 @@ class AOTUnpaired(AOT):
     value is halved, the gradient is not.
     """
 
+    name = "aot_unpaired"
+
     def observe(self, inputs: ObjectiveInput) -> Tensor:
         """[u, v] of each pair."""
         return inputs.log_ratios()

@@ -38,4 +38,5 @@ class DPO(Objective):
 class CDPO(DPO):
     """DPO with noisy labels. label_smoothing: eps in (0, 0.5)."""
 
+    name = "cdpo"
     label_smoothing: float = 0.1

@@ -44,6 +44,8 @@ class TermSpec(Protocol):
     def parameters(self) -> Mapping[str, float]: ...
     @property
     def modifiers(self) -> Mapping[str, float | bool]: ...
+    @property
+    def outside(self) -> Any: ...
 
 
 @dataclass(frozen=True)
@@ -60,11 +62,19 @@ class _Bound:
         return self.spec.row.batch
 
 
+def _made(term: TermSpec) -> Objective:
+    """The objective of a term: ours by its name, or one of another package."""
+    if term.outside is None:
+        return make_objective(term.name, term.parameters)
+    made: Objective = term.outside(**term.parameters)
+    return made
+
+
 class Loss:
     """Terms bound to their objectives. `batch_kinds`: what has to be observed before the loss can be had."""
 
     def __init__(self, terms: Iterable[TermSpec]) -> None:
-        self._terms = [_Bound(term, make_objective(term.name, term.parameters)) for term in terms]
+        self._terms = [_Bound(term, _made(term)) for term in terms]
         self.needs_reference = any(term.spec.row.needs_reference for term in self._terms)
         self.needs_collisions = any(term.spec.modifiers.get("wpo", False) for term in self._terms)
         self.batch_kinds = tuple(dict.fromkeys(term.kind for term in self._terms if term.kind != "none"))

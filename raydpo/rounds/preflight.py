@@ -15,12 +15,13 @@ from raydpo import runtime
 from raydpo.artifacts import write_json
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
+from raydpo.config.doors import PAIRS
 from raydpo.config.key_facts import free_keys
 from raydpo.config.round_sections import OF_THE_RUN
 from raydpo.config.rounds_checks import rounds_checks
 from raydpo.config.section_base import say_what_is_known
 from raydpo.errors import ConfigError, ResourceError, ResumeError
-from raydpo.generate.vllm_bounds import check_temperature
+from raydpo.generate.make_engine import engine_problems
 from raydpo.judge.judge_inputs import loads_model, may_use_gpu
 from raydpo.judge.judge_problems import problems_of
 from raydpo.models.resolve import local_folder, resolve_model
@@ -49,7 +50,7 @@ def problems_of_parts(config: Config, has_judge: bool = False, *, asks_hub: bool
     """What is wrong with the judge, the engine and the reference that the config of a run of rounds names. asks_hub: whether
     models that are not on this machine are looked for."""
     judge = (_judge_gpus, partial(_judge, asks_hub=asks_hub))
-    checks = (*(() if has_judge else judge), _engine, partial(_reference, asks_hub=asks_hub))
+    checks = (*(() if has_judge else judge), _pairs, _engine, partial(_reference, asks_hub=asks_hub))
     return say_what_is_known(partial(check, config) for check in checks)
 
 
@@ -77,12 +78,12 @@ def _judge(config: Config, asks_hub: bool) -> Iterable[str]:
 
 def _engine(config: Config) -> Iterable[str]:
     """What an engine cannot do."""
-    if config.generate.engine == "vllm":
-        try:
-            check_temperature(config.generate.temperature)
-        except ConfigError as error:
-            return error.problems
-    return []
+    return engine_problems(config.generate)
+
+
+def _pairs(config: Config) -> Iterable[str]:
+    """Why the choice of pairs cannot be had, if it is of another package."""
+    return PAIRS.problems(config.rounds.pairs) if config.rounds is not None else []
 
 
 def _reference(config: Config, asks_hub: bool) -> Iterable[str]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.config import Config
+from raydpo.config.outside import is_outside, source_sha256
 from raydpo.data.offline_share import offline_rows
 from raydpo.data.prompts import chosen_ids
 from raydpo.data.tokenizer import TextTokenizer
@@ -128,6 +129,7 @@ class Producer:
         rounds = self._rounds
         upstream = generations.digest if scores is None else scores.digest
         inputs = [upstream, rounds.pairs, asdict(self._rule), rounds.offline_share, self._config.run.seed]
+        inputs += [source_sha256(rounds.pairs)] if is_outside(rounds.pairs) else []
         piece = Piece(folder / "pairs", inputs)
         if piece.is_done:
             return piece

@@ -9,6 +9,8 @@ from typing import Any
 from raydpo import runtime
 from raydpo.artifacts import digest_of, weights_digest, write_json
 from raydpo.config import Config
+from raydpo.config.cross_checks import outside_sources
+from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import RoundsSection
 from raydpo.config.rounds_checks import awaits_function
 from raydpo.data.offline_share import sources_digest
@@ -52,6 +54,10 @@ class Setup:
             "held-out prompts": digest_of([asdict(prompt) for prompt in self.eval_prompts]),
             **{f"judge.{key}": value for key, value in self.judging.inputs.items()},
         }
+        for key, name in (("rounds.pairs", self.rounds.pairs), ("generate.engine", self.engine.engine)):
+            if is_outside(name):
+                digests[f"source of {key} {name}"] = source_sha256(name)
+        digests |= outside_sources(self.config)
         if self.rounds.offline_share:
             digests["offline pairs"] = sources_digest("data.train", self.config.data.train)
         check_same_run(self.layout, digests)

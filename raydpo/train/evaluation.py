@@ -20,12 +20,12 @@ from raydpo.models.work import work_of
 from raydpo.objectives.loss import Loss
 from raydpo.train.spec import TrainSpec
 from raydpo.train.step import BatchLoss, evaluate_share, observe
-from raydpo.train.trainer import NAMES, Rank, longest_row, make_feed, open_lookup
+from raydpo.train.trainer import Rank, longest_row, make_feed, names_of, open_lookup
 
 
 @dataclass(frozen=True)
 class Share:
-    """Sums of one rank so far, [sum, count, ...] in the order of `trainer.NAMES`, over `examples` examples."""
+    """Sums of one rank so far, [sum, count, ...] in the order of `trainer.names_of`, over `examples` examples."""
 
     examples: int
     vector: tuple[float, ...]
@@ -57,4 +57,6 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[Share]:
         if micro_batch.num_examples:
             examples += evaluate_share(scoring, batch_loss, micro_batch, device, sums)
             yield Share(examples, ())
-    yield Share(examples, tuple(sums.vector(NAMES)), done=True)
+    names = names_of(spec)
+    sums.check(names)
+    yield Share(examples, tuple(sums.vector(names)), done=True)

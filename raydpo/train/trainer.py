@@ -19,7 +19,7 @@ from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.batches import Order
 from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
-from raydpo.metrics import METRICS, Sums, means
+from raydpo.metrics import METRICS, Sums, means, names_for
 from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
@@ -67,6 +67,7 @@ class Trainer:
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
+        self.names = names_of(self.spec)
         self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="model")
         self._batches = Ahead(lambda step: list(self.train.batches(self.order.examples(step))), self.order.num_steps)
 
@@ -127,7 +128,8 @@ class Trainer:
         yield Evaluated(step, self._means(sums, "eval/"))
 
     def _means(self, sums: Sums, prefix: str = "") -> dict[str, float]:
-        found = means(NAMES, all_reduce(sums, NAMES, self.engine.device), prefix)
+        sums.check(self.names)
+        found = means(self.names, all_reduce(sums, self.names, self.engine.device), prefix)
         return self.loss.total(found, prefix)
 
     def stage(self, step: int, metrics: dict[str, float], reason: str) -> Future[Staged]:
@@ -209,6 +211,11 @@ def _check_equal(device: torch.device, what: str, mine: int) -> None:
             "was trained. Their machines compute differently: use equal ones, or set model.attention: sdpa and "
             "train.tokens_per_microbatch without train.activation_memory_gb."
         )
+
+
+def names_of(spec: TrainSpec) -> list[str]:
+    """Names of the metrics that the loss may have, in the order in which ranks add them up."""
+    return names_for(term.name for term in spec.config.objective.terms)
 
 
 def open_lookup(spec: TrainSpec) -> Lookup | None:

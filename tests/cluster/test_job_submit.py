@@ -20,9 +20,11 @@ PAIRS = [(f"Count to {n}:", " " + " ".join(map(str, range(1, n + 1))), f" {n} {n
 
 @pytest.fixture(scope="module")
 def working_dir(tmp_path_factory):
-    """What a user would submit: the package, a config and pairs. Outputs and the model lie outside, on 'shared' storage."""
+    """What a user would submit: the package, a schedule of their own, a config and pairs. Outputs and the model lie outside, on
+    'shared' storage."""
     folder, shared = tmp_path_factory.mktemp("job"), tmp_path_factory.mktemp("shared")
     (folder / "raydpo").symlink_to(ROOT / "raydpo")
+    (folder / "outside_schedule.py").write_text("def flat(step, num_steps):\n    return 0.5\n")
     lines = [json.dumps({"prompt": p, "chosen": c, "rejected": r}) + "\n" for p, c, r in PAIRS]
     (folder / "pairs.jsonl").write_text("".join(lines))
     tokenizer = train_bpe([p + c for p, c, _ in PAIRS], 300)
@@ -33,7 +35,12 @@ def working_dir(tmp_path_factory):
         "model": {"path": str(shared / "sft")},
         "data": {"train": "pairs.jsonl", "eval_fraction": 0.2},
         "reference": {"cache_dir": str(shared / "cache"), "num_workers": 2},
-        "train": {"num_workers": 2, "global_batch_pairs": 8, "learning_rate": 1e-3},
+        "train": {
+            "num_workers": 2,
+            "global_batch_pairs": 8,
+            "learning_rate": 1e-3,
+            "schedule": "outside_schedule:flat",
+        },
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     config["run"]["dir"] = "runs/first"
@@ -55,5 +62,7 @@ def test_a_submitted_job_trains_and_a_relative_run_dir_is_refused(working_dir):
     assert "succeeded" in done.stdout.lower()
     summary = json.loads((shared / "run/summary.json").read_text())
     assert summary["train"]["steps"] >= 2
+    metrics = [json.loads(line) for line in (shared / "run/metrics.jsonl").read_text().splitlines()]
+    assert [line for line in metrics if "learning_rate" in line][-1]["learning_rate"] == 0.5e-3, "the module travelled"
     assert summary["reference"]["rows_scored"] == summary["reference"]["rows"] == 2 * len(PAIRS)
     assert load_model(shared / "run/model", "float32", "sdpa").num_parameters() > 0

@@ -6,6 +6,7 @@ import pytest
 
 from raydpo.config import Config
 from raydpo.config.key_facts import Key, facts, free_keys, keys_that
+from raydpo.config.outside import FORM
 from raydpo.config.problems import all_keys, section_of
 from raydpo.config.round_sections import JUDGE_FREE, JUDGES, GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section_base import SectionBase
@@ -16,7 +17,7 @@ FREE_IN_TRAINING = """
     reference.cache_dir reference.num_workers reference.cpus_per_worker reference.gpus_per_worker reference.rows_per_shard
     reference.tokens_per_batch reference.max_retries train.cpus_per_worker train.tokens_per_microbatch
     train.activation_memory_gb train.eval_every train.save_every train.keep_checkpoints train.best_metric train.export
-    train.log_every train.hang_timeout_s train.max_nonfinite_steps evaluate.model evaluate.tie_tolerance_nats
+    train.log_every train.sinks train.hang_timeout_s train.max_nonfinite_steps evaluate.model evaluate.tie_tolerance_nats
     profile generate judge rounds
 """
 FREE_IN_ROUNDS = """
@@ -88,6 +89,6 @@ def test_a_fact_is_said_once_and_names_what_there_is(section: type[SectionBase])
         assert len(said) <= 1, name
         assert all(fact != Key() for fact in said), f"{name}: says what is so without a word"
         for fact in said:
-            assert {*fact.needed_by, *fact.read_by} <= JUDGES.keys()
+            assert {*fact.needed_by, *fact.read_by} <= {*JUDGES, FORM}
             assert fact.read_with is None or fact.read_with.key in section.model_fields
             assert not fact.is_of_actors or (fact.is_of_pool and not fact.changes_score)

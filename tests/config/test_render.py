@@ -48,6 +48,15 @@ def test_dump_loads_back(texts: tuple[str, str, str], files: list[str], rate: fl
     assert load_text(dump(config, origins)).config == config
 
 
+@pytest.mark.parametrize("settings", [{}, {"word": "please", "weights": [1, 2], "deep": {"er": 1.5, "est": {}}}])
+def test_settings_of_a_judge_load_back(settings: dict[str, Any]) -> None:
+    judge = {"kind": "my_pkg.judges:Wording", "settings": settings}
+    config = Config.model_validate({"run": {"dir": "a"}, "model": {"path": "b"}, "judge": judge})
+    loaded = load_text(dump(config))
+    assert loaded.config == config
+    assert load_text(dump(config, loaded.origins)).config == config
+
+
 def load_text(text: str) -> Any:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "run.yaml"
@@ -77,6 +86,14 @@ SAMPLES = [
     minimal(train={"zero_stage": 4}),
     minimal(train={"lora": {"rnk": 4}}),
     minimal(trian={}),
+    minimal(data={"format": "my_pkg.rows:my_format"}),
+    minimal(data={"format": "my_pkg.rows"}),
+    minimal(train={"schedule": "my_pkg.schedules:wsd", "sinks": ["jsonl", "my_pkg.sinks:MySink"]}),
+    minimal(train={"schedule": "my_pkg:schedules:wsd"}),
+    minimal(train={"sinks": "jsonl"}),
+    minimal(train={"sinks": ["jsonl", "wandb"]}),
+    minimal(judge={"kind": "my_pkg.judges:Wording", "settings": {"word": "please"}}),
+    minimal(judge={"kind": "my_pkg judges"}),
     minimal(data={"train": 5}),
     minimal(generate={"stop": "x"}),
     minimal(generate={"stop": [5]}),
@@ -101,7 +118,11 @@ def test_schema_and_loader_agree(sample: dict[str, Any]) -> None:
 def test_schema_is_valid_and_lists_the_table() -> None:
     jsonschema.Draft202012Validator.check_schema(schema())
     rows = schema()["$defs"]["ObjectiveSection"]["anyOf"]
-    listed = {row["title"]: set(row["properties"]) - {"name"} for row in rows if "properties" in row}
+    listed = {
+        row["title"]: set(row["properties"]) - {"name"}
+        for row in rows
+        if "const" in row.get("properties", {}).get("name", {})
+    }
     assert listed == {name: {*readable(row), "plus"} for name, row in OBJECTIVES.items()}
 
 

@@ -4,6 +4,7 @@ import json
 
 import pytest
 
+from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Patience, Sinks, Sums, Watch, best_direction, means
 
 
@@ -43,6 +44,34 @@ def test_tensorboard_reads_what_was_written(tmp_path):
     events = EventAccumulator(str(tmp_path / "tensorboard"))
     events.Reload()
     assert [(e.step, e.value) for e in events.Scalars("rewards/margins")] == [(1, 1.25)]
+
+
+class Failing:
+    """Cannot be made for a run that goes on, nor written to after step 1; counts how often it was closed."""
+
+    closed = 0
+
+    def __init__(self, run_dir, resume_step):
+        assert resume_step == 0, "it cannot go on"
+
+    def write(self, step, metrics):
+        if step > 1:
+            raise ConnectionError("nobody answers")
+
+    def close(self):
+        Failing.closed += 1
+
+
+def test_what_a_sink_of_another_package_raises_names_it(tmp_path):
+    names, Failing.closed = ("jsonl", f"{__name__}:Failing"), 0
+    with Sinks(tmp_path, 0, names) as sinks:
+        sinks.write(1, {"loss": 1.0})
+        with pytest.raises(ConfigError, match=r"train.sinks: .*:Failing raised ConnectionError: nobody answers"):
+            sinks.write(2, {"loss": 0.5})
+    assert Failing.closed == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
+    with pytest.raises(ConfigError, match=r"Failing raised AssertionError: it cannot go on"):
+        Sinks(tmp_path, 1, names)
 
 
 def feed(rows):

@@ -7,6 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file
 
+from raydpo.errors import ConfigError
 from raydpo.train.schedule import learning_rate
 
 
@@ -31,6 +32,23 @@ def test_constant_and_nothing_but_warm_up():
     assert rates(4, "constant", 0.25) == pytest.approx([1 / 2, 1, 1, 1])
     assert rates(4, "cosine", 1.0) == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5])
     assert rates(1, "linear") == [1]
+
+
+def test_a_name_that_is_no_schedule_is_an_error_and_not_a_cosine():
+    with pytest.raises(ConfigError, match=r"train.schedule: 'cosin' is not one of cosine, linear, constant, package"):
+        rates(4, "cosin")
+
+
+def no_number_in_the_middle(step, num_steps):
+    return float("nan") if 2 * step == num_steps + 1 else 1.0
+
+
+def test_a_schedule_of_another_package_gives_shares_of_the_peak():
+    name = f"{__name__}:no_number_in_the_middle"
+    assert learning_rate(2, 6, peak=0.25, warmup_fraction=1 / 6, schedule=name) == 0.25
+    assert learning_rate(0, 6, peak=0.25, warmup_fraction=1 / 6, schedule=name) == 0.125
+    with pytest.raises(ConfigError, match=r"train.schedule: .*:no_number_in_the_middle gave nan for step 3 of 5"):
+        learning_rate(4, 6, peak=0.25, warmup_fraction=1 / 6, schedule=name)
 
 
 @settings(max_examples=100, deadline=None)
