@@ -27,10 +27,8 @@ TESTS = (
     "tests/data/test_labels.py",
     "tests/data/test_prepare.py",
     "tests/models/test_logprobs.py",
-    "tests/train/test_shared_prompts.py",
-    "tests/train/test_layouts.py",
 )
-"""Those that need no Ray and together take two minutes of CPU time."""
+"""Those that start no process of their own that imports torch: a survivor meets them all, and a gang of ranks takes a minute."""
 PRELOADED = (
     "torch",
     "pyarrow.parquet",
