@@ -28,7 +28,7 @@ TESTS = (
     "tests/data/test_prepare.py",
     "tests/models/test_logprobs.py",
 )
-"""Those that start no process of their own that imports torch: a survivor meets them all, and a gang of ranks takes a minute."""
+"""Those that start no process that imports torch: a survivor meets them all, and a gang of ranks takes a minute."""
 PRELOADED = (
     "torch",
     "pyarrow.parquet",
