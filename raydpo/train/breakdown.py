@@ -30,7 +30,12 @@ _OPERATOR = re.compile(r"(?!autograd::|raydpo::)\w+::\w")
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """An operator, a node of the backward pass or a named range, and the one that it ran in. shapes: of its inputs."""
+    """An operator, a node of the backward pass or a named range.
+
+    name: as in the trace.
+    shapes: of its inputs.
+    caller: the operator that it ran in.
+    """
 
     name: str
     shapes: tuple[tuple[int, ...], ...] = ()

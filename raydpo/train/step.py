@@ -38,7 +38,13 @@ class Accumulator(Protocol):
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """The loss of one global batch: its terms, the denominator of each, what was observed, what counts as a tie."""
+    """The loss of one global batch.
+
+    loss: its terms.
+    counts: the denominator of each term.
+    seen: what was observed of the global batch.
+    tie_tolerance_nats: margins of log-ratios within this of 0 are ties.
+    """
 
     loss: Loss
     counts: list[int]
