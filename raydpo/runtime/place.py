@@ -20,7 +20,12 @@ PLACEMENT_TIMEOUT_S = 900.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor runs. device: index of its GPU among those that its process sees."""
+    """Where an actor runs.
+
+    node_id: the runtime's id of the node.
+    host, pid: machine and process.
+    device: index of its GPU among those that its process sees.
+    """
 
     node_id: str
     host: str

@@ -47,9 +47,12 @@ def run_pool(
     """Apply workers to `items` on up to `num_workers` actors; yield (index, result) in the order they finish.
 
     make_worker: module-level function or partial, called once an actor; returns the callable that takes items.
-    cpus, gpus: reserved for each actor. max_retries: how often one item may lose its actor and be given to another.
-    threads: of each actor, by default as many as its CPUs. own_process: workers leave traces in their process, so none may
-    be this one (a single worker of the local runtime is here otherwise).
+    cpus, gpus: reserved for each actor.
+    max_retries: how often one item may lose its actor and be given to another.
+    threads: of each actor, by default as many as its CPUs.
+    own_process: workers leave traces in their process, so none may be this one (a single worker of the local runtime
+        is here otherwise).
+
     Results should be small (records, not tensors). Closing the iterator ends all actors.
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
     lost its actor once too often; ResourceError when no actor gets its CPUs and GPUs.
@@ -93,8 +96,15 @@ class PoolActor:
 
 @dataclass
 class _Worker:
-    """state: what its pending call is, or ready for one. was_idle: it stood without work since it last answered, and may have
-    died then."""
+    """One actor of a pool, as the driver sees it.
+
+    number: its place in the pool.
+    actor: the handle that calls go to.
+    place: where it runs, None until it has answered.
+    state: what its pending call is, or ready for one.
+    item: index of the item that it works on.
+    was_idle: it stood without work since it last answered, and may have died then.
+    """
 
     number: int
     actor: Any

@@ -21,7 +21,12 @@ _EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class Demand:
-    """`workers` actors of one role, each with `cpus` CPUs and `gpus` GPUs (fractions allowed)."""
+    """What the actors of one role need at the same time.
+
+    role: name, for messages.
+    workers: how many actors.
+    cpus, gpus: of each; fractions are allowed.
+    """
 
     role: str
     workers: int
