@@ -33,7 +33,12 @@ _LOADING = -1
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy that generators can hold: its version and its model folder. probe: what its trainers said of it."""
+    """A policy that generators can hold.
+
+    version: rounds that it was trained for.
+    folder: its model folder.
+    probe: what its trainers said of a few sequences, to compare generators with.
+    """
 
     version: int
     folder: Path

@@ -30,8 +30,13 @@ from raydpo.schema.samples import Generate, Prompt, Sample, Sampling
 
 @dataclass(frozen=True)
 class Produced:
-    """The committed pairs of a round, which may be none. version: of the policy that sampled. metrics: of samples and
-    pairs."""
+    """The committed pairs of a round, which may be none.
+
+    index: of the round, from 0.
+    version: of the policy that sampled.
+    folder: where the pairs are.
+    metrics: of samples and pairs.
+    """
 
     index: int
     version: int

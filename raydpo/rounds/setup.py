@@ -30,7 +30,16 @@ from raydpo.schema.samples import Prompt
 
 @dataclass(frozen=True)
 class Setup:
-    """config: fitted to the model. engine: how a generator is made; of the initial policy."""
+    """Everything that a run of rounds has before its first round.
+
+    config: fitted to the model.
+    layout: paths of the run.
+    engine: how a generator is made, with the initial policy.
+    tokenizer: of the policy.
+    prompts, eval_prompts: what rounds sample from, and what evaluations answer.
+    judging: what scores answers.
+    demands: CPUs and GPUs of every role.
+    """
 
     config: Config
     layout: RoundsFolder

@@ -38,8 +38,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Plan:
-    """start: from the model. resume: from `checkpoint`. done: `checkpoint` is the last one. trajectory: what decides the
-    numbers of the run. optimizer: checkpoint of another run whose optimizer state a start goes on with."""
+    """What an attempt does, and from where.
+
+    action: start (from the model), resume (from `checkpoint`) or done (`checkpoint` is the last one).
+    trajectory: what decides the numbers of the run.
+    checkpoint: the newest one that is intact; None at a start.
+    optimizer: checkpoint of another run whose optimizer state a start goes on with.
+    """
 
     action: Literal["start", "resume", "done"]
     trajectory: Mapping[str, Any]

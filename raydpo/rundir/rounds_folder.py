@@ -33,7 +33,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RoundsFolder:
-    """Paths of one run. initial: the model of `model.path`. Policy v is the initial one after v rounds."""
+    """Paths of one run of rounds. Policy v is the initial one after v rounds.
+
+    config: of the run.
+    dir: its run directory.
+    initial: the model of `model.path`.
+    """
 
     config: Config
     dir: Path
