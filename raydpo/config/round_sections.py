@@ -51,9 +51,12 @@ PAIRWISE = ("pairwise",)
 
 @dataclass(frozen=True)
 class JudgeKind:
-    """home: "module:function" that makes the judge of a section. loads: what it loads by itself, a language model where it
-    has no endpoint. is_comparative: scores are of the responses of one row against each other, and mean nothing across
-    rows. runs_anything: it may do what it likes, with a GPU too. (Which keys it reads is said beside each key.)
+    """A kind of judge. (Which keys it reads is written at each key.)
+
+    home: "module:function" that makes the judge of a section.
+    loads: what it loads by itself; a language model only where it has no endpoint.
+    is_comparative: scores compare the responses of one row with each other, and mean nothing across rows.
+    runs_anything: it may do what it likes, with a GPU too.
     """
 
     home: str
