@@ -18,7 +18,12 @@ from raydpo.errors import IntegrityError
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What was committed about one shard file."""
+    """What was committed about one shard file.
+
+    name: of the file.
+    rows, bytes: how many it holds.
+    sha256: of the whole file.
+    """
 
     name: str
     rows: int

@@ -31,13 +31,17 @@ CHUNK_TOKENS = 1024
 class SequenceBatch:
     """Sequences to score, packed into one stream or padded. Every tensor is int64.
 
-    num_chunks: calls of the head at least. Under ZeRO-3 a call may gather the head's weights from all ranks, so ranks must
-    make the same number, however many answer tokens each has.
-
-    Packed: input_ids, position_ids: [1, T]; segments as in `raydpo.models.attention`; attention_mask None. Padded:
-    input_ids, attention_mask: [S, T], right-padded; position_ids and segments None. predictors: [N], place in the
-    flattened ids of the position whose hidden state predicts the answer token; answers that share it name it twice.
-    targets: [N], its id. sequences: [N], the sequence s that it belongs to, ascending. num_sequences: S.
+    input_ids: packed [1, T]; padded [S, T], right-padded.
+    attention_mask: padded [S, T]; packed None.
+    predictors: [N], place in the flattened ids of the position whose hidden state predicts the answer token; answers
+        that share it name it twice.
+    targets: [N], the id of the answer token.
+    sequences: [N], the sequence s that it belongs to, ascending.
+    num_sequences: S.
+    position_ids: packed [1, T]; padded None.
+    segments: packed as in `raydpo.models.attention`; padded None.
+    num_chunks: calls of the head at least. Under ZeRO-3 a call may gather the head's weights from all ranks, so ranks
+        must make the same number, however many answer tokens each has.
     """
 
     input_ids: Tensor

@@ -34,9 +34,12 @@ PART_TOKENS = 4
 class ActivationCost:
     """Bytes of activations of one micro-batch on one rank.
 
-    kept, kept_again: bytes a token that live from forward to backward with no layer and with all `num_layers` computed
-    again. passing, passing_again: what a token costs besides, at most, while the backward pass is in a layer: gradients,
-    and the activations of a layer that is computed again. head: bytes an answer token of a call of the head.
+    num_layers: of the model.
+    kept, kept_again: bytes a token that live from forward to backward when no layer is recomputed, and when all are.
+    passing, passing_again: what a token costs on top of that, at most, while the backward pass is in a layer:
+        gradients, and the activations of a layer that is recomputed.
+    head: bytes an answer token of a call of the head.
+    chunk_tokens: answer tokens of a call of the head, at most.
     """
 
     num_layers: int

@@ -18,7 +18,12 @@ Count = int | float | np.ndarray
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of a forward: for each token, each answer token, each (query, key) pair. The default counts tokens."""
+    """FLOPs of a forward. The default counts tokens.
+
+    token: for each token.
+    answer_token: for each answer token.
+    attended: for each (query, key) pair.
+    """
 
     token: float = 1.0
     answer_token: float = 0.0
