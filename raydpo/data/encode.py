@@ -24,7 +24,14 @@ from raydpo.data.tokenizer import TextTokenizer, Unreadable
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example in token ids. prompt_hash: of the uncut prompt, for the split. merged, truncated: what was done."""
+    """One example in token ids.
+
+    prompt_ids: of the prompt, cut to its limit.
+    answer_ids: of each answer.
+    prompt_hash: of the uncut prompt, for the split.
+    merged: prompt and answer were tokenised separately, because the tokenizer would merge them at the boundary.
+    truncated: the prompt was cut.
+    """
 
     prompt_ids: list[int]
     answer_ids: list[list[int]]

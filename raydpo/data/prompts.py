@@ -32,9 +32,16 @@ from raydpo.schema.samples import Conversation, Prompt
 
 @dataclass(frozen=True)
 class PromptReport:
-    """What became of every line. quarantined: lines left out, by reason (`overlong`: no room for an answer token).
-    samples: the first places of each reason. num_duplicates: lines whose prompt was there before, not used again.
-    control_tokens_found: control tokens spelled out in the prompts. entries: a line of quarantine.jsonl each."""
+    """What became of every line.
+
+    lines_read: in all files.
+    num_prompts: prompts that are used.
+    num_duplicates: lines whose prompt was there before, not used again.
+    quarantined: lines left out, by reason (`overlong`: no room for an answer token).
+    samples: the first places of each reason.
+    control_tokens_found: control tokens spelled out in the prompts.
+    entries: a line of quarantine.jsonl each.
+    """
 
     lines_read: int
     num_prompts: int

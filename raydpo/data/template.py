@@ -36,8 +36,11 @@ _FIXED_DATE = (
 class Rendered:
     """What is tokenised: `prompt`, and `prompt + answer` for each answer.
 
-    plain: control tokens inside are text (aliases stand for those of the template). templated: came from a template.
-    found: how many control tokens the data holds. tokens: ids that are used as they are; there is no text then.
+    prompt, answers: texts.
+    plain: control tokens inside are text (aliases stand for those of the template).
+    templated: came from a template.
+    found: how many control tokens the data holds.
+    tokens: ids that are used as they are; there is no text then.
     """
 
     prompt: str

@@ -18,7 +18,12 @@ from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows, scores_of_one,
 
 @dataclass(frozen=True)
 class Member:
-    """name: how a reason calls it. weight: what its scores are multiplied by before they are added."""
+    """One judge of an ensemble.
+
+    name: how a reason calls it.
+    weight: what its scores are multiplied by before they are added.
+    judge: what scores.
+    """
 
     name: str
     weight: float

@@ -25,8 +25,13 @@ Models = Mapping[str, ResolvedModel]
 
 @dataclass(frozen=True)
 class Given:
-    """What judges of ours are made with beside their section. complete: replies of a language model, if there is one.
-    models: what `find_models` found; None: look now. build: makes the judge of a member."""
+    """What judges of ours are made with in addition to their section.
+
+    complete: replies of a language model, if there is one.
+    models: what `find_models` found; None: look now.
+    use_gpu: whether there is a GPU for them.
+    build: makes the judge of a member.
+    """
 
     complete: Any
     models: Models | None

@@ -43,8 +43,14 @@ class PairChoice(Protocol):
 
 @dataclass(frozen=True)
 class PairRule:
-    """As the keys of the same names in `rounds`; pairs is not spin. margin: in units of the score. max_length_ratio: of
-    tokens."""
+    """How samples become pairs; as the keys of the same names in `rounds`.
+
+    pairs: not spin.
+    top_k: as in `rounds`.
+    margin: in units of the score.
+    max_length_ratio: of tokens, None for no bound.
+    truncated: as in `rounds`.
+    """
 
     pairs: str = "best_worst"
     top_k: int = 2
@@ -62,7 +68,11 @@ class PairRule:
 
 
 class Pair(NamedTuple):
-    """chosen, rejected: indices into the samples. margin: chosen score minus rejected score, above 0."""
+    """Two samples of one prompt.
+
+    chosen, rejected: indices into the samples.
+    margin: chosen score minus rejected score, above 0.
+    """
 
     chosen: int
     rejected: int
