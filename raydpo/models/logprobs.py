@@ -1,7 +1,7 @@
 """The one implementation of answer log-probs: reference workers, trainers, evaluation and tests all call this.
 
 Comes in: S right-padded sequences of T tokens and the N answer tokens to score. Goes out: N log-probs in nats, float32.
-Decision: the head runs on answer positions only, in chunks of tokens that the backward pass computes again, so the
+Decision: the head runs on answer positions only, in chunks of tokens that the backward pass recomputes, so the
 peak memory of the logits does not depend on the batch; the price is 2hV more FLOPs an answer token.
 
 Shapes: S sequences, T tokens of the longest, N answer tokens in all, H hidden, V vocabulary.
@@ -21,7 +21,7 @@ from raydpo.errors import ConfigError
 from raydpo.models.attention import Segment, Stream
 
 Extra = Literal["nothing", "collisions", "likeliest"]
-"""What is looked at besides log-probs, see `AnswerLogProbs`."""
+"""What is computed in addition to log-probs, see `AnswerLogProbs`."""
 
 CHUNK_TOKENS = 1024
 """Answer tokens whose logits exist at one time: 1024 x 32,000 ids in float32 are 131 MB."""

@@ -1,4 +1,4 @@
-"""What activations cost: measured on a few tokens before the start, and the layers to compute again for a budget.
+"""What activations cost, measured on a few tokens before the start, and how many layers to recompute for a budget.
 
 Comes in: an `AnswerLogProbs` on the CPU. Goes out: an `ActivationCost`, pure arithmetic over tokens and layers.
 Decision: bytes are measured, not derived from an architecture: every storage that appears in a small forward and
@@ -51,10 +51,10 @@ class ActivationCost:
     chunk_tokens: int
 
     def bytes(self, tokens: int, layers: int) -> int:
-        """The most that lives at one time, when the first `layers` layers are computed again.
+        """The most that lives at one time, when the first `layers` layers are recomputed.
 
         It is either at the head or in a layer that was kept, with everything of the forward pass still there; or in one
-        that is computed again, when the layers behind it are gone, for the backward pass comes to the first ones last.
+        that is recomputed, when the layers behind it are gone, for the backward pass comes to the first ones last.
         """
         share = layers / self.num_layers if layers else 0.0
         kept = tokens * (self.kept + share * (self.kept_again - self.kept))
@@ -145,7 +145,7 @@ def measure(
 def _per_token(
     scoring: AnswerLogProbs, probe: Callable[[int], SequenceBatch], short: int, length: int
 ) -> tuple[float, float]:
-    """(bytes a token after the forward, the most besides until the end of the backward) in sequences of `length`."""
+    """(bytes a token after the forward, the most on top of that until the end of the backward) in sequences of `length`."""
     probes = [_trace(scoring, probe(times * PART_TOKENS)) for times in (1, 2, 3)]
     if len({len(trace) for trace, _ in probes}) > 1:  # as many operations as tokens, or as experts that were asked
         probes = [([trace[kept], max(trace)], 0) for trace, kept in probes]

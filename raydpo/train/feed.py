@@ -1,4 +1,4 @@
-"""The batches of one rank: order -> pack -> collate, for a training step and for an evaluation.
+"""The batches of one rank, as from a dataloader: order -> pack -> collate, for a training step and for an evaluation.
 
 Decision: every rank computes the layout of the whole global batch by itself (it is cheap and deterministic), so ranks
 agree on counts and on the number of micro-batches without a word to each other. Examples of one prompt that meet in a

@@ -1,4 +1,4 @@
-"""The policy's weights after the last step, as a stream of parts, and what it says of a few sequences.
+"""Weight sync, the trainers' side: the weights after the last step as a stream of parts, and log-probs of a few sequences.
 
 What goes out: a `PolicyProbe`, then `WeightsPart` events of about `PART_BYTES`, for whoever keeps a copy of the policy.
 Decision: weights are gathered one by one (ZeRO-3) and travel in parts, so that rank 0 holds one part at a time and never

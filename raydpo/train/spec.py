@@ -1,4 +1,4 @@
-"""All that a trainer rank is told: one frozen, picklable value.
+"""What a trainer rank is started with.
 
 Decision: ranks get paths that every node sees and read the rest themselves; nothing large travels through the driver.
 """
