@@ -43,7 +43,7 @@ class Judging:
         self.max_failed_fraction = given.max_failed_fraction
 
     def stop(self) -> None:
-        """End the actors, and at its next lot what another thread has a function of the caller judge."""
+        """End the actors, and, at its next batch of rows, a function of the caller that another thread calls."""
         self._is_stopped = True
         if self._pool is not None:
             self._pool.close()
@@ -61,7 +61,7 @@ class Judging:
         return {} if self._section is None else find_models(self._section)
 
     def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
-        """(index of the lot, a verdict for each of its rows), in the order they finish."""
+        """(index of the batch, a verdict for each of its rows), in the order they finish."""
         if self._judge is not None:
             yield from ((index, judge_rows(self._judge, lot)) for index, lot in enumerate(lots))
             return
@@ -89,7 +89,7 @@ class Judging:
         return self._pool
 
     def judge(self, piece: Piece, lots: Sequence[Sequence[Row]], observer: Observer) -> None:
-        """Judge what the piece lacks, a part for each lot, and commit. Raises JudgeError for too many failures."""
+        """Judge what the piece lacks, a part for each batch, and commit. Raises JudgeError for too many failures."""
         piece.begin()
         missing = [number for number in range(len(lots)) if not piece.has_part(number)]
         observer(StageStarted("judge", sum(map(len, lots)), "prompts"))
@@ -119,7 +119,7 @@ class Judging:
             raise JudgeError(
                 f"the judge failed on {len(reasons)} of {num_rows} prompts, and judge.max_failed_fraction allows "
                 f"{self.max_failed_fraction:.1%}. A failed prompt has no score, and pairs of what is left would be another "
-                f"selection. First reasons: {'; '.join(dict.fromkeys(reasons[:3]))}. Mend the judge or raise the bound{beside} "
+                f"selection. First reasons: {'; '.join(dict.fromkeys(reasons[:3]))}. Fix the judge or raise the bound{beside} "
                 "and run the same command: what was judged is kept, what failed is asked again."
             )
         return len(reasons)

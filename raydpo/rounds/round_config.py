@@ -84,7 +84,7 @@ def average_of(layout: RoundsFolder, index: int) -> Path:
 
 
 def write_probe(folder: Path, probe: PolicyProbe) -> None:
-    """Keep what the trainers said of a few sequences beside the round."""
+    """Keep what the trainers said of a few sequences in the folder of the round."""
     write_json(folder / "probe.json", asdict(probe))
 
 

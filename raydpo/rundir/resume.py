@@ -15,7 +15,7 @@ from raydpo.config.key_facts import free_keys
 from raydpo.errors import ResumeError
 
 FREE = free_keys(Config, "training")
-"""Keys that may change between two attempts at the same run without changing its numbers: said beside each key. Paths are
+"""Keys that may change between two attempts at the same run without changing its numbers, as declared at each key. Paths are
 free, because digests of what they lead to are compared."""
 
 

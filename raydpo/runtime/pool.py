@@ -1,9 +1,9 @@
-"""A pool of actors that share one queue of items.
+"""A pool of workers (actors) that share one queue of items.
 
 What comes in: a factory that each actor calls once (it loads the model) and the items. What goes out: results as they
 come, each with its item's index.
 Decision: the driver hands out one item at a time to whoever is free, so a slow actor never holds back work, and an
-item whose actor died is simply handed out again. Items must therefore be idempotent by the name of their output.
+item whose actor died simply goes back to the queue. Items must therefore be idempotent by the name of their output.
 Price: one round trip an item; items should be worth seconds. A pool outlives one `run`, so its actors keep what they
 loaded: `tell` reaches those that are there, and `greet_with` is what an actor that starts later is sent first.
 """
@@ -151,7 +151,7 @@ class Pool:
         self._deaths_at_start = 0
 
     def run(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """(index, result) of each item, in the order they finish. One lot at a time; to be read to its end."""
+        """(index, result) of each item, in the order they finish. One run at a time; to be read to its end."""
         self._begin(items)
         for worker in [worker for worker in self._workers.values() if worker.state == "ready"]:
             worker.was_idle = True
@@ -170,9 +170,9 @@ class Pool:
                 yield index, answer
 
     def tell(self, message: Any) -> list[Any]:
-        """Give `message` to every actor that there is; their answers. Between two lots of items.
+        """Give `message` to every actor that there is; their answers. Between two runs.
 
-        An actor that dies over it is replaced when there is work again; what it was told must then be in the greeting.
+        An actor that dies over it is replaced when there is work again; that message must then be in the greeting.
         """
         self._settle()
         stored = self._actors.share(message)
