@@ -1,4 +1,4 @@
-"""What is known of a configuration key besides its type and help, said beside the key and nowhere else.
+"""What is known of a configuration key in addition to its type and help, declared at the key and nowhere else.
 
 Comes in: `Annotated[type, Key(...)]` on a field of a section. Goes out: the sets that the program asks for, made by walking
 the sections. Decision: a key without a `Key` decides the numbers of a run, so a new key that nobody thought about refuses a
@@ -67,7 +67,7 @@ STOP_RULE = Key(free=("rounds",), looks_at_eval_prompts=True)
 
 
 def facts(section: type[BaseModel], key: str) -> Key:
-    """What is said beside `key`; the defaults where nothing is."""
+    """What is declared at `key`; the defaults where nothing is."""
     return _facts(section.model_fields[key])
 
 

@@ -1,4 +1,4 @@
-"""The resolver of doors: from a name in the config to the object that it names, ours or "package.module:name" of others.
+"""The resolver of doors (open registries): from a name in the config to its object, ours or "package.module:name" of others.
 
 Comes in: a `Door`, which says what may stand at a key, and a name. Goes out: the object, or sentences on what is wrong.
 Decision: ours are entered by the same kind of name as everybody else's, so there is one way in; a door knows its names
@@ -194,7 +194,7 @@ def calling(key: str, name: str) -> Iterator[None]:
         if not is_outside(name):
             raise
         raise ConfigError(
-            f"{key}: {name} raised {type(error).__name__}: {error}. Mend it and run the same command: what was committed is "
+            f"{key}: {name} raised {type(error).__name__}: {error}. Fix it and run the same command: what was committed is "
             "kept."
         ) from error
 

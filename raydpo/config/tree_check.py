@@ -1,8 +1,8 @@
 """A tree of written values against a section class: every problem as a sentence with its place, and what is left.
 
 Comes in: an `Entry` tree. Goes out: (where, sentence) pairs, the section if nothing is wrong, else what is good of it.
-Decision: keys are walked beside the class first, then pydantic validates what is left, twice where keys had to be taken out:
-what is wrong between good keys is said beside a broken one. A problem that only follows from a broken key is never said.
+Decision: keys are compared with the class first, then pydantic validates what is left, twice where keys had to be taken out:
+what is wrong between good keys is reported along with a broken one. A problem that only follows from a broken key is not.
 """
 
 from __future__ import annotations
@@ -51,7 +51,7 @@ class TreeCheck:
         self._known: list[str] = []
 
     def walk(self) -> bool:
-        """Look at every key beside its field. Whether nothing was found."""
+        """Compare every key with its field. Whether nothing was found."""
         if isinstance(self.tree.value, dict):
             self._values = self._children(self.root, self.tree.value, "")
             for key, field in self.root.model_fields.items():

@@ -2,7 +2,7 @@
 
 What comes in: `Rendered` texts in batches. What goes out: `Encoded` or `BadRow` for each, in order.
 Decision: where the last word of the prompt and the first of the answer would merge into one token, prompt and answer
-are tokenised apart and joined, because that is what the model sees when it is asked; it is counted
+are tokenised separately and joined, because that is what the model sees when it is asked; it is counted
 (`boundary_merges`) and the joined ids must spell the same text, else the row is left out.
 """
 

@@ -96,7 +96,7 @@ def open_tokenizer(path: str, chat_template: str | None) -> TextTokenizer:
         if isinstance(bad.__cause__, TemplateSyntaxError):
             raise DataError(
                 f"data.chat_template: {chat_template!r} is not a Jinja template: {bad.detail} (line {bad.__cause__.lineno}). "
-                "Mend it, or leave data.chat_template out to use the tokenizer's own."
+                "Fix it, or leave data.chat_template out to use the tokenizer's own."
             ) from bad
     return tokenizer
 
