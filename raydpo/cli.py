@@ -1,7 +1,7 @@
 """The command line: verbs to pipelines, errors to exit codes.
 
 In: argv. Out: human text on stdout; with --json the text goes to stderr and the last line of stdout is the summary.
-Exit codes: 0 done, 2 something the user can mend (all problems, no traceback), 1 other failures, 130 Ctrl-C.
+Exit codes: 0 done, 2 something the user can fix (all problems, no traceback), 1 other failures, 130 Ctrl-C.
 Decision: torch, ray and arrow are imported by the verb that needs them, after the config was found good, so that
 --help, `config` and every config error answer at once.
 """

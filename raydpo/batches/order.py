@@ -1,4 +1,4 @@
-"""Which examples make up which optimizer step: a pure function of (number of examples, seed, step).
+"""Shuffle: which examples make up which optimizer step, a pure function of (number of examples, seed, step).
 
 Decision: a global batch is a set of example indices fixed by seed and step alone. Ranks, micro-batches and restarts
 cannot change it; resuming needs no more than the step number.

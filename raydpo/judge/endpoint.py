@@ -2,7 +2,7 @@
 
 Comes in: conversations. Goes out: one reply each, or the error that took its place.
 Decision: the standard library alone, so that a judge needs no client package; the price is one connection a request,
-which is nothing beside the seconds that a reply takes. What may pass (429, 5xx, a lost connection) is tried again a
+which is nothing next to the seconds that a reply takes. What may pass (429, 5xx, a lost connection) is tried again a
 bounded number of times, everything else is not; redirects are not followed, since they would carry the key elsewhere.
 """
 
@@ -98,7 +98,7 @@ class Endpoint:
         return reply
 
     def _post(self, body: bytes) -> str:
-        """One request. Raises _Passing, or WorkerError for what another try would not mend."""
+        """One request. Raises _Passing, or WorkerError for what another try would not fix."""
         request = urllib.request.Request(self.url, data=body, headers=self._headers, method="POST")
         try:
             with self._opener.open(request, timeout=self.timeout_s) as response:

@@ -2,7 +2,7 @@
 
 Comes in: members, each a name, a weight and a judge. Goes out: a judge.
 Decision: a row that one member could not score has no score at all. A sum of the others would be on another scale than
-that of the rows beside it.
+that of the other rows.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""What the judges of a section read besides prompts and responses: models and files. Found once, described by content.
+"""What the judges of a section read in addition to prompts and responses: models and files. Found once, described by content.
 
 Comes in: a checked JudgeSection. Goes out: the models that workers load, and what scores depend on.
 Decision: a hub id is resolved to a commit on the driver and workers take that commit, so that digests are of the weights

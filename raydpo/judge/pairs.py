@@ -131,7 +131,7 @@ def _chosen(
     if wrong or len({frozenset(pair) for pair in found}) < len(found):
         raise ConfigError(
             f"rounds.pairs: {rule.pairs} chose {wrong[0] if wrong else 'a pair twice'} for a prompt; two different places of "
-            f"{sorted(allowed)} are allowed, no two of them twice. No pairs of this round were kept. Mend the function."
+            f"{sorted(allowed)} are allowed, no two of them twice. No pairs of this round were kept. Fix the function."
         )
     return found
 
