@@ -175,7 +175,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _beyond_config(verb: str, config: Config) -> list[str]:
-    """What the verb would say of models and judges that a config names, asked where the config itself has problems."""
+    """Problems of the models and judges that a config names, looked for where the config itself has problems."""
     from raydpo.config.section_base import is_known
     from raydpo.rundir.named_models import problems_on_disk
 

@@ -166,7 +166,8 @@ def collate(
 ) -> MicroBatch:
     """The micro-batch of `examples`. An empty list gives a dummy of one token whose loss counts nothing.
 
-    columns: which answers of an example to take. num_chunks: calls of the head that every rank makes for its micro-batch.
+    columns: which answers of an example to take.
+    num_chunks: calls of the head that every rank makes for its micro-batch.
     positions: places of the examples in the global batch, default their order here.
     """
     chosen = np.asarray(examples, dtype=np.int64)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Order:
-    """The steps of a run: what a shuffling sampler is elsewhere.
+    """The steps of a run: what a shuffling sampler of a dataloader gives elsewhere.
 
     A batch never crosses an epoch; the last one of an epoch may be smaller.
 

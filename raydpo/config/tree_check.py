@@ -35,10 +35,11 @@ Clashes = list[tuple[SectionBase, str]]
 
 
 class TreeCheck:
-    """The check of one tree. name: of the file, which stands for a place where a key was not written.
+    """The check of one tree.
 
-    problems: (where, sentence), in the order they were found. broken: dotted keys whose value is not known, because it is
-    wrong or may stand under a misspelt key.
+    name: of the file, which stands for a place where a key was not written.
+    problems: (where, sentence), in the order they were found.
+    broken: dotted keys whose value is not known, because it is wrong or may stand under a misspelt key.
     """
 
     def __init__(self, root: type[SectionBase], tree: Entry, name: str) -> None:

@@ -1,7 +1,7 @@
 """Rows that hold conversations: message lists, UltraFeedback, ShareGPT and Alpaca ranking.
 
 Decision: whole conversations are split at their last turn, the assistant's, and everything before must agree; a row
-where it does not is left out, never repaired. Price: multi-turn pairs that part early are not used.
+where it does not is left out, never repaired. Price: multi-turn pairs that differ before their last turn are not used.
 """
 
 from __future__ import annotations

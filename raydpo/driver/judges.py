@@ -26,9 +26,13 @@ from raydpo.schema.samples import Sample
 
 
 class Judging:
-    """What judges. judge: a function of the caller; of the section only the bound on failures counts then. engine: for a
-    judge that is a language model of its own, how one is loaded (its `model` is not read). is_colocated: it works while
-    trainers do not, on their devices."""
+    """What judges.
+
+    judge: a function of the caller; of the section then only the bound on failures counts.
+    section: the section `judge`, None without one.
+    engine: how a language model that the judge loads itself is loaded (its `model` is not read).
+    is_colocated: it works while trainers do not, on their devices.
+    """
 
     def __init__(
         self, judge: Judge | None, section: JudgeSection | None, engine: EngineSpec, *, is_colocated: bool = True

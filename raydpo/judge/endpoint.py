@@ -44,10 +44,14 @@ class _Passing(Exception):
 
 
 class Endpoint:
-    """`complete` of a server: endpoint(conversations) -> replies, temperature 0, `num_threads` requests at a time.
+    """`complete` of a server: endpoint(conversations) -> replies, temperature 0.
 
-    endpoint: base URL, such as http://host:8000/v1. api_key_variable: environment variable with the key, which may be
-    unset. timeout_s: longest silence of the server. first_wait_s: before the second try; doubles with each further one.
+    endpoint: base URL, such as http://host:8000/v1.
+    num_threads: requests at a time.
+    api_key_variable: environment variable with the key, which may be unset.
+    timeout_s: longest silence of the server.
+    first_wait_s: before the second try; doubles with each further one.
+
     Raises ConfigError for a URL that is not http or holds a password, and for a key that no header can carry.
     """
 

@@ -31,7 +31,7 @@ class Member:
 
 
 def make(section: JudgeSection, given: Given) -> Judge:
-    """The judge of a section of kind ensemble. What is wrong with a member is said with its number."""
+    """The judge of a section of kind ensemble. Errors of a member come with its number."""
     local_model(section)
     members = []
     for number, member in enumerate(members_of(section)):

@@ -35,8 +35,12 @@ class PairChoice(Protocol):
     ) -> Iterable[tuple[int, int]]:
         """(chosen, rejected) of each pair, places in `samples`, both of `kept`; no two of them twice.
 
-        scores: one finite number a sample, higher is better. kept: places of samples that may be in a pair. top_k: of
-        `rounds.top_k`. seed: of this prompt in this round. Pairs within `rounds.margin` are dropped afterwards.
+        scores: one finite number a sample, higher is better.
+        kept: places of samples that may be in a pair.
+        top_k: of `rounds.top_k`.
+        seed: of this prompt in this round.
+
+        Pairs within `rounds.margin` are dropped afterwards.
         """
         ...
 

@@ -77,7 +77,7 @@ class ActivationCost:
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """The layers that transformers can compute again one by one, in order; none for a model that it cannot."""
+    """The layers that transformers can recompute one by one (gradient checkpointing), in order; none if it cannot."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     found: list[nn.Module] = []
@@ -90,7 +90,7 @@ def decoder_layers(model: Any) -> list[nn.Module]:
 
 
 def compute_again(model: Any, layers: int) -> None:
-    """Have the backward pass compute the first `layers` decoder layers again. It works in training mode only."""
+    """Have the backward pass recompute the first `layers` decoder layers. It works in training mode only."""
     model.disable_input_require_grads()  # each call adds a hook, and forgets the one before
     _switch(model, "enable")({"use_reentrant": False})
     model.disable_input_require_grads()  # which some versions have enabled by now
@@ -122,8 +122,9 @@ def measure(
 ) -> ActivationCost:
     """Probe a model in training mode. No gradient of a weight is computed and nothing is left behind.
 
-    num_answers: to one prompt. length: tokens of the longest sequence, an example of a stream or a padded row; the
-    estimate is for sequences of this length, and for models whose cost of a token grows with it, an upper bound.
+    num_answers: to one prompt.
+    length: tokens of the longest sequence, an example of a stream or a padded row; the estimate is for sequences of
+        this length, and an upper bound for models whose cost of a token grows with it.
     is_padded: whether padded rows really hold padding, which makes the attention keep a mask.
     """
     model = scoring.model

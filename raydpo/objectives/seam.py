@@ -175,7 +175,7 @@ def from_labels(
 ) -> ObjectiveOutput:
     """An objective on u = log pi/ref of one answer an example, in nats, and its label: losses(u [E], desirable [E]) -> [E].
 
-    middle_nats: where a desirable and an undesirable answer part; the accuracy counts answers on their label's side.
+    middle_nats: the threshold between desirable and undesirable answers; the accuracy counts answers on their label's side.
     """
     ratios, desirable = inputs.log_ratios()[:, 0], inputs.desirable()
     each = inputs.weighted(losses(ratios, desirable))

@@ -69,7 +69,7 @@ def _judge_gpus(config: Config) -> Iterator[str]:
 
 
 def _judge(config: Config, asks_hub: bool) -> Iterable[str]:
-    """What is wrong with the judge of the config, as far as it can be told before a worker makes it."""
+    """What is wrong with the judge of the config, as far as it can be found before a worker makes it."""
     judge = config.judge
     if judge is None or (judge.kind == "function" and not judge.function):
         return []

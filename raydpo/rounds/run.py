@@ -115,7 +115,7 @@ class RoundsRun:
         return self._section.num_rounds
 
     def close(self) -> None:
-        self._generators.close()  # before the thread is waited for: if it waits for them, it is told so
+        self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
         self._setup.judging.stop()
         self._thread.shutdown(wait=True, cancel_futures=True)
 

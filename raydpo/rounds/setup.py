@@ -126,7 +126,7 @@ def _engine(workspace: Workspace) -> EngineSpec:
 
 
 def _read(config: Config, tokenizer: TextTokenizer, observer: Observer) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts and held-out prompts that leave room for the longest answer; what became of the lines is said."""
+    """Prompts and held-out prompts that leave room for the longest answer; reports what became of the lines."""
     rounds, generate, found = config.rounds, config.generate, dict[str, list[Prompt]]()
     assert rounds is not None
     room = config.data.max_length - max(generate.max_new_tokens, rounds.eval_max_new_tokens or 0)

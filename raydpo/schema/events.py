@@ -56,7 +56,8 @@ class Note:
 
 Event = StageStarted | Advanced | StageDone | Note
 Observer = Callable[[Event], None]
+"""A callback for the events of a run, called in the driver's process."""
 
 
 def ignore(event: Event) -> None:
-    """The observer that shows nothing: the default of the Python API."""
+    """The callback that shows nothing: the default of the Python API."""

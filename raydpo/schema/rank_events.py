@@ -120,7 +120,7 @@ class WeightsPart:
 
 @dataclass(frozen=True)
 class PolicyProbe:
-    """What the policy of the `WeightsPart`s says of a few sequences, to compare a copy with.
+    """Log-probs of a few sequences under the policy of the `WeightsPart`s, to compare a copy with.
 
     request: the sequences, as a `Score`.
     nats, top_ids, top_nats: the answer, as in `Scored`.
