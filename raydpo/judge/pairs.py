@@ -164,7 +164,7 @@ def record_of(
 ) -> dict[str, Any]:
     """The pair as a preference record: texts for people and for any other program, ids for training.
 
-    The prompt is what the row had, text or messages; beside messages, answers are messages. `extra` is added as it is.
+    The prompt is what the row had, text or messages; with messages, answers are messages too. `extra` is added as it is.
     Raises ValueError when it has a key of the record.
     """
     text = prompt.record.get("prompt", prompt.text)
