@@ -1,4 +1,4 @@
-"""From a policy to a round's pairs: prompts, generations, scores, pairs, each a committed piece.
+"""From a policy to a round's pairs: prompts, generations (rollouts), scores, pairs, each a committed piece.
 
 Comes in: who samples and who judges. Goes out: `Produced`, with counts. Decision: what is there and was made from the same
 inputs is taken as it is, so the same call goes on where an earlier one ended.

@@ -1,4 +1,4 @@
-"""What a trainer rank yields to the driver, in order. Only rank 0 yields values; the others yield `Alive`.
+"""What a trainer rank yields to the driver, in order. Only rank 0 yields values; the others yield `Alive`, their heartbeat.
 
 Decision: the driver alone commits. A rank stages a checkpoint and says so; the driver, who holds the lock of the run
 directory, makes it count. A rank of a dead attempt can therefore never commit anything.
