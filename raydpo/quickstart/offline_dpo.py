@@ -141,7 +141,7 @@ def sft_config(root: Path, task: TaskFiles, *, seed: int, workers: int, kind: Ki
     """The supervised stage of the quickstart."""
     return Config.model_validate(
         {
-            "run": {"dir": str(root / "sft"), "seed": seed, "runtime": kind},
+            "run": _run_section(root / "sft", seed, kind),
             "model": {"path": str(root / "fresh"), "dtype": "float32"},
             "data": {"train": [str(task.demonstrations)], "max_length": SHAPE["max_positions"]},
             "objective": {"name": "sft"},
@@ -163,7 +163,7 @@ def alignment_config(
     """
     root, task = start.root, start.task
     sections: dict[str, dict[str, Any]] = {
-        "run": {"dir": str(root / folder), "seed": start.seed, "runtime": start.kind},
+        "run": _run_section(root / folder, start.seed, start.kind),
         "model": {"path": str(start.model), "dtype": "float32"},
         "data": {
             "train": [str(task.pairs)],
@@ -177,6 +177,11 @@ def alignment_config(
     for section, values in (settings or {}).items():
         sections[section] = {**sections.get(section, {}), **values}
     return Config.model_validate(sections)
+
+
+def _run_section(folder: Path, seed: int, kind: Kind) -> dict[str, Any]:
+    runtime_key = {} if kind == "ray" else {"runtime": kind}
+    return {"dir": str(folder), "seed": seed, **runtime_key}
 
 
 def answers_of(model: Path, task: TaskFiles) -> tuple[str, ...]:

@@ -4,6 +4,8 @@ runtime then holds on Ray.
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,13 +15,14 @@ import pytest
 
 from raydpo.errors import ConfigError
 from raydpo.pipelines import evaluate, iterate, train
+from raydpo.schema.events import Advanced, Event, ignore
+from tests.pipelines import driver
 from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
 from tests.pipelines.toy import Toy, config, metrics, nats_by_row, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
 CASES: dict[str, dict[str, Any]] = {
-    "one rank": {},
     "two ranks, two workers": {"train.num_workers": 2, "reference.num_workers": 2, "train.zero_stage": 2},
     "moving reference": {"reference.sync_every": 2},
 }
@@ -77,6 +80,25 @@ def test_rounds_make_the_same_pairs_and_policies(toy: Toy, tmp_path: Path, place
         assert pairs(tmp_path / "ray", index) == pairs(tmp_path / "local", index)
         model = f"rounds/{index:03d}/train/model"
         assert weights(tmp_path / "ray" / model) == weights(tmp_path / "local" / model)
+
+
+def test_a_generator_that_dies_on_ray_costs_nothing(toy: Toy, tmp_path: Path) -> None:
+    """As in rounds/test_deaths.py without Ray."""
+
+    def kill(event: Event) -> None:
+        if isinstance(event, Advanced) and event.stage == "generate" and not killed:
+            killed.append(driver.by_age("PoolActor")[0])
+            os.kill(killed[0], signal.SIGKILL)
+
+    killed: list[int] = []
+    changes = {"generate.num_workers": 2, "rounds.num_rounds": 1, "rounds.eval_prompts": []}
+    for kind, observer in (("local", ignore), ("ray", kill)):
+        assert (
+            len(list(iterate(rounds_config(toy, tmp_path / kind, {**changes, "run.runtime": kind}), observer=observer)))
+            == 1
+        )
+    assert killed
+    assert pairs(tmp_path / "ray", 0) == pairs(tmp_path / "local", 0)
 
 
 @pytest.mark.parametrize("kind", ["ray", "local"])

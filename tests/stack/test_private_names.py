@@ -37,6 +37,7 @@ def test_the_installed_library_has_it(row: Row) -> None:
     assert row.problem() == "", used_in(row)
 
 
+@pytest.mark.vllm
 @pytest.mark.skipif(find_spec("vllm") is None, reason="vLLM is not installed")
 def test_the_installed_vllm_has_it() -> None:
     """In a process of its own: importing vLLM changes the process."""

@@ -13,7 +13,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,6 @@ from raydpo.config import Config
 from raydpo.config.render import dump
 from raydpo.errors import WorkerError
 from raydpo.pipelines import iterate
-from raydpo.runtime import Kind, session
 from raydpo.schema.events import Advanced, Event
 from tests.pipelines import driver
 from tests.pipelines.rounds.toy_rounds import NUM_PROMPTS, no_digits, pairs, rounds_config
@@ -33,9 +32,8 @@ from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, weights
 
 pytestmark = pytest.mark.slow
 
-CHANGES: dict[str, Any] = {"generate.num_workers": 2, "train.save_every": 1, "run.runtime_in_process": False}
-RUNTIMES: dict[str, Kind] = {"colocated": "ray", "split": "local"}
-"""Of each placement: actors of Ray die in one, processes in the other."""
+CHANGES: dict[str, Any] = {"generate.num_workers": 2, "train.save_every": 1}
+"""Two generators are processes. What else is to die is made one: with `split` every role is, colocated it is said."""
 SEED = os.environ.get("RAYDPO_TEST_SEED") or str(random.SystemRandom().randrange(2**31))
 NUM_ITEMS = 2 * 6 + 4 + 2 * (4 + 4)
 """Of generators: the samples of two rounds; greedy held-out answers of three policies, sampled ones of two."""
@@ -55,8 +53,7 @@ class Scene:
         return self.toy.root / f"{name}-{self.placement}"
 
     def config(self, folder: Path, changes: Mapping[str, Any] | None = None) -> Config:
-        fixed = {"rounds.placement": self.placement, "run.runtime": RUNTIMES[self.placement]}
-        return rounds_config(self.toy, folder, {**CHANGES, **fixed, **(changes or {})})
+        return rounds_config(self.toy, folder, {**CHANGES, "rounds.placement": self.placement, **(changes or {})})
 
     def assert_same(self, folder: Path) -> None:
         """Nothing lost, nothing doubled, nothing else: pairs, weights and measures of both rounds, bit for bit."""
@@ -67,13 +64,9 @@ class Scene:
             assert weights(folder / train) == weights(self.undisturbed / train)
 
 
-@pytest.fixture(scope="module", params=[pytest.param("colocated", marks=pytest.mark.ray), "split"])
-def scene(request: pytest.FixtureRequest, toy: Toy) -> Iterator[Scene]:
-    with session(kind=RUNTIMES[request.param], local_cpus=4, in_process=False):
-        yield _undisturbed(request.param, toy)
-
-
-def _undisturbed(placement: str, toy: Toy) -> Scene:
+@pytest.fixture(scope="module", params=["colocated", "split"])
+def scene(request: pytest.FixtureRequest, toy: Toy, machine: None) -> Scene:
+    placement = request.param
     found = Scene(toy, placement, toy.root / f"undisturbed-{placement}")
     rounds = list(iterate(found.config(found.undisturbed)))
     assert [each.staleness for each in rounds] == [0, int(placement == "split")]
@@ -133,7 +126,7 @@ def test_a_generator_dies(scene: Scene) -> None:
 
 def test_the_judge_dies(scene: Scene) -> None:
     folder, mark = scene.folder("judge-dies"), Path(tempfile.gettempdir()) / f"raydpo-judge-{os.getpid()}"
-    changes = {"judge.function": f"{__name__}:deadly_judge"}
+    changes = {"judge.function": f"{__name__}:deadly_judge", "judge.num_workers": 2}
     mark.write_text(str(drawn("prompt", *range(NUM_PROMPTS), *range(NUM_TRAIN, NUM_TRAIN + NUM_EVAL))))
     try:
         assert len(list(iterate(scene.config(folder, changes)))) == 2
@@ -158,11 +151,11 @@ def test_the_trainers_die_and_the_same_call_goes_on(scene: Scene) -> None:
         scene.folder("trainer-dies"),
         Killer("RankActor", -1, "train", drawn("step", 1, 2, NUM_STEPS + 1, NUM_STEPS + 2)),
     )
-    config = scene.config(folder)
+    config = scene.config(folder, {"run.runtime_in_process": False})
     with pytest.raises(WorkerError, match=r"train.*rank 0.*SIGKILL"):
         list(iterate(config, observer=killer))
     assert killer.killed
-    assert len(list(iterate(config))) == 2
+    assert len(list(iterate(scene.config(folder)))) == 2
     scene.assert_same(folder)
 
 
