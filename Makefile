@@ -43,7 +43,7 @@ coverage: $(VENV)/.dev
 mutate: $(VENV)/.dev
 	$(BIN)/python -m tools.mutate --seed $(or $(SEED),0) --num $(or $(NUM),400) --workers $(WORKERS)
 
-# One step and one reference pass beside TRL's; ARGS="--shapes hh --repeats 5" and the like.
+# One step and one reference pass next to TRL's; ARGS="--shapes hh --repeats 5" and the like.
 bench: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.step $(ARGS)
 

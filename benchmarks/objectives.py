@@ -28,7 +28,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what is missing and write the page. 1 when an objective failed, 2 for what the user can mend."""
+    """Run what is missing and write the page. 1 when an objective failed, 2 for what the user can fix."""
     args = _arguments(argv)
     try:
         failed = [] if args.page_only else measure(args.seeds, args.only, args.results, args.work)
@@ -96,7 +96,7 @@ def _arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         "--only", nargs="+", choices=compared(), default=compared(), metavar="NAME", help="default: all"
     )
     parser.add_argument("--out", type=Path, default=ROOT / "docs/quickstart_by_objective.md", help="the page")
-    parser.add_argument("--results", type=Path, default=results.FILE, help="the JSON file beside it")
+    parser.add_argument("--results", type=Path, default=results.FILE, help="the JSON file next to it")
     parser.add_argument("--work", type=Path, default=ROOT / "runs/benchmarks", help="where the runs go")
     parser.add_argument("--page-only", action="store_true", help="run nothing; make the page from the results")
     return parser.parse_args(argv)

@@ -2,7 +2,7 @@
 
 In: the settings of an alignment and what came of it. Out: entries, plain dicts that the page is made from.
 Decision: an entry holds the settings it was made with; the same settings are not run again, other settings replace it.
-What made it (date, commit, hardware) is beside the settings and not part of them.
+What made it (date, commit, hardware) is next to the settings and not part of them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Which objectives are compared, what each needs besides its defaults, and what a reader should know of its result.
+"""Which objectives are compared, what each needs in addition to its defaults, and what a reader should know of its result.
 
 In: the table of objectives. Out: settings over those of the quickstart, and notes for the page.
 Decision: every objective runs at its documented default and at the quickstart's learning rate. What departs from that

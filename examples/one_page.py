@@ -53,7 +53,7 @@ def encode(tokenizer: Any, prompt: str, chosen: str, rejected: str) -> Pair:
     for answer in (chosen, rejected):
         whole = ids_of(prompt + answer)
         # A tokenizer may join the prompt's last letters with the answer's first. The model, when it is asked, sees the
-        # prompt alone, so there the two are tokenised apart.
+        # prompt alone, so there the two are tokenised separately.
         begins_with_prompt = whole[: len(prompt_ids)] == prompt_ids
         answer_ids = whole[len(prompt_ids) :] if begins_with_prompt else ids_of(answer)
         answers.append([*answer_ids, tokenizer.eos_token_id])

@@ -1,7 +1,7 @@
 """The command line: verbs to pipelines, errors to exit codes.
 
 In: argv. Out: human text on stdout; with --json the text goes to stderr and the last line of stdout is the summary.
-Exit codes: 0 done, 2 something the user can mend (all problems, no traceback), 1 other failures, 130 Ctrl-C.
+Exit codes: 0 done, 2 something the user can fix (all problems, no traceback), 1 other failures, 130 Ctrl-C.
 Decision: torch, ray and arrow are imported by the verb that needs them, after the config was found good, so that
 --help, `config` and every config error answer at once.
 """
@@ -175,7 +175,7 @@ def _run(args: argparse.Namespace) -> int:
 
 
 def _beyond_config(verb: str, config: Config) -> list[str]:
-    """What the verb would say of models and judges that a config names, asked where the config itself has problems."""
+    """Problems of the models and judges that a config names, looked for where the config itself has problems."""
     from raydpo.config.section_base import is_known
     from raydpo.rundir.named_models import problems_on_disk
 

@@ -1,7 +1,7 @@
 """One exception tree for everything raydpo raises on purpose.
 
     RaydpoError
-    +-- UserError              the caller can mend it: exit code 2, no traceback, all problems at once
+    +-- UserError              the caller can fix it: exit code 2, no traceback, all problems at once
     |   +-- ConfigError        a configuration key or value
     |   +-- DataError          input rows, formats, templates
     |   +-- ResourceError      more CPUs or GPUs asked for than there are
@@ -35,7 +35,7 @@ class RaydpoError(Exception):
 
 
 class UserError(RaydpoError):
-    """Something the caller can mend. `problems` holds every one found, each a finished sentence."""
+    """Something the caller can fix. `problems` holds every one found, each a finished sentence."""
 
     exit_code = 2
 

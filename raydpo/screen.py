@@ -105,7 +105,7 @@ class _Field(ProgressColumn):
 
 
 class Screen:
-    """Observer of a run, and a context manager. `plain=None` decides by whether `stream` is a terminal.
+    """The callback that shows a run, and a context manager. `plain=None` decides by whether `stream` is a terminal.
 
     every_s: at most one plain line of progress a stage in this many seconds.
     """

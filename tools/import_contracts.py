@@ -19,7 +19,7 @@ Found = tuple[str, str, int]
 class OnlyContract(Contract):
     """`source_modules` and all below them may import `allowed_modules` (with all below), themselves and `__future__`.
 
-    lazy_names: what their `__init__` may import besides, to look names up when they are first used.
+    lazy_names: what their `__init__` may import as well, to look names up when they are first used.
     """
 
     type_name = "only"

@@ -1,7 +1,7 @@
 """Peak memory of one step of one side, in a process of its own: `python -m benchmarks.step.memory TASK`, a task in JSON.
 
 On the CPU the largest resident set of the process (VmHWM), on a GPU what torch allocated at most. Decision: a process of
-its own, since neither can be told apart when both sides share one.
+its own, since neither can be measured when both sides share one.
 """
 
 from __future__ import annotations

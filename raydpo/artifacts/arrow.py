@@ -1,7 +1,7 @@
 """Arrow IPC *file* shards: written whole with their hash, read whole with it.
 
 Decision: the file form (with a footer), never the stream form, because a stream that was cut reads as a shorter table.
-Neither form notices a flipped byte, so the hash of the whole file is kept beside it and checked before parsing.
+Neither form notices a flipped byte, so the hash of the whole file is kept next to it and checked before parsing.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from raydpo.errors import IntegrityError
 
 @dataclass(frozen=True)
 class ShardRecord:
-    """What was committed about one shard file."""
+    """What was committed about one shard file.
+
+    name: of the file.
+    rows, bytes: how many it holds.
+    sha256: of the whole file.
+    """
 
     name: str
     rows: int
@@ -27,7 +32,7 @@ class ShardRecord:
 
 
 def write_shard(path: Path, table: pa.Table, *, add_hash: bool = False) -> ShardRecord:
-    """Write `table` durably to `path`; with `add_hash` to `hashed_name` beside it, which no other content can take."""
+    """Write `table` durably to `path`; with `add_hash` to `hashed_name` next to it, which no other content can take."""
     sink = pa.BufferOutputStream()
     with pa.ipc.new_file(sink, table.schema) as writer:
         writer.write_table(table)

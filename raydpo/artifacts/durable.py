@@ -77,7 +77,7 @@ def strict(value: Any) -> Any:
 
 
 def write_with(path: Path, write: Callable[[Path], None], num_bytes: int = 0) -> None:
-    """Let `write` fill a temporary file beside `path`, then make it durable and give it its name.
+    """Let `write` fill a temporary file next to `path`, then make it durable and give it its name.
 
     num_bytes: expected size, for the message when the disk is full.
     """

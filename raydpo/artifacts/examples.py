@@ -67,8 +67,14 @@ class ExampleWriter:
 
 
 class ExampleTable:
-    """The examples of one split, by index. `prompt_lengths`: [n] int64; `answer_lengths`: [n, answers] int64; `labels`: [n]
-    bool; `weights`: [n] float32; `is_weighted`: whether any is not 1."""
+    """The examples of one split, by index.
+
+    prompt_lengths: [n] int64, tokens.
+    answer_lengths: [n, answers] int64, tokens.
+    labels: [n] bool, whether the answer is desirable.
+    weights: [n] float32, factors of the loss.
+    is_weighted: whether any weight is not 1.
+    """
 
     def __init__(self, table: pa.Table) -> None:
         self._prompts = _Lists(table["prompt_ids"])

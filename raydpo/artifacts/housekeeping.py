@@ -25,7 +25,14 @@ LEFTOVER_AGE_S = 24 * 3600.0
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """One cache of a cache directory. tokens: answer tokens. last_used: seconds since the epoch. identity: {} if damaged."""
+    """One cache of a cache directory.
+
+    digest: names the cache.
+    folder: where it is.
+    shards, rows, tokens, bytes: how many of each; tokens are answer tokens.
+    last_used: seconds since the epoch.
+    identity: who the reference is; {} if damaged.
+    """
 
     digest: str
     folder: Path
@@ -39,7 +46,12 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class Removal:
-    """Something that was, or in a dry run would be, removed."""
+    """Something that was, or in a dry run would be, removed.
+
+    path: what.
+    bytes: its size.
+    reason: why it may go.
+    """
 
     path: Path
     bytes: int

@@ -31,7 +31,15 @@ IDENTITY = "identity.json"
 
 @dataclass(frozen=True)
 class CacheIdentity:
-    """Everything that decides a reference value besides the row itself. Digests and names, see reference.identity."""
+    """Everything that decides a reference value in addition to the row itself.
+
+    weights: digest of the weight files.
+    adapter: "none"; an adapter is no reference so far.
+    tokenizer: digest of the tokenizer.
+    dtype: compute dtype.
+    attention: class of attention kernels, with the kind of device.
+    algorithm: version of the log-prob function.
+    """
 
     weights: str
     adapter: str

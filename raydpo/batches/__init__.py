@@ -1,4 +1,4 @@
-"""Batches: order (seed and step -> examples), pack (token budget, balanced ranks), collate (tensors).
+"""Batches, what a dataloader makes elsewhere: order (seed and step -> examples), pack (token budget), collate (tensors).
 
 Names are looked up when they are first used: the order of the examples is pure, and whoever asks for it needs no torch.
 """

@@ -44,8 +44,12 @@ class Examples(Protocol):
 class MicroBatch:
     """What one forward of the trainer needs.
 
-    answers: [E, A] int64, sequence of each answer. reference_nats: [N] float32 or None. labels: [E] bool. weights: [E]
-    float32, None when all are 1. positions: [E] int64, places of the examples in the global batch.
+    sequences: the sequences to score.
+    answers: [E, A] int64, the sequence of each answer.
+    reference_nats: [N] float32, None without a reference.
+    labels: [E] bool.
+    weights: [E] float32, None when all are 1.
+    positions: [E] int64, places of the examples in the global batch.
     """
 
     sequences: SequenceBatch
@@ -162,7 +166,8 @@ def collate(
 ) -> MicroBatch:
     """The micro-batch of `examples`. An empty list gives a dummy of one token whose loss counts nothing.
 
-    columns: which answers of an example to take. num_chunks: calls of the head that every rank makes for its micro-batch.
+    columns: which answers of an example to take.
+    num_chunks: calls of the head that every rank makes for its micro-batch.
     positions: places of the examples in the global batch, default their order here.
     """
     chosen = np.asarray(examples, dtype=np.int64)

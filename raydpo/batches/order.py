@@ -1,4 +1,4 @@
-"""Which examples make up which optimizer step: a pure function of (number of examples, seed, step).
+"""Shuffle: which examples make up which optimizer step, a pure function of (number of examples, seed, step).
 
 Decision: a global batch is a set of example indices fixed by seed and step alone. Ranks, micro-batches and restarts
 cannot change it; resuming needs no more than the step number.
@@ -19,9 +19,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Order:
-    """The steps of a run. A batch never crosses an epoch; the last one of an epoch may be smaller.
+    """The steps of a run: what a shuffling sampler of a dataloader gives elsewhere.
 
-    epochs may be fractional: the last, partial epoch then has round(fraction * num_examples) examples.
+    A batch never crosses an epoch; the last one of an epoch may be smaller.
+
+    num_examples: of the split.
+    batch_size: examples of a global batch.
+    epochs: may be fractional: the last, partial epoch then has round(fraction * num_examples) examples.
+    seed: of the shuffle.
+    max_steps: where to end at the latest, None for no bound.
     """
 
     num_examples: int

@@ -1,4 +1,4 @@
-"""The doors: every key whose value names a part of the program, what is ours behind it, and what others may put there.
+"""The doors, registries that are open to others: every key whose value names a part of the program, and what is ours there.
 
 One line here enters one more of ours: its name in the config and "module:attribute" where it is. An outside one needs no
 line: its name says where it is. docs/extend.md has the protocol of each door and an example. (Objectives and judges

@@ -14,10 +14,11 @@ COMMAND_LINE = "command line"
 
 @dataclass(frozen=True)
 class Entry:
-    """A value and where it was written. Mappings hold entries; lists and scalars hold plain values.
+    """A value and where it was written.
 
-    text: a scalar as it was typed (`1e10` may be the name of a branch), None for mappings and lists.
+    value: mappings hold entries; lists and scalars hold plain values.
     where: "run.yaml:3", "command line", or "" for a value of Python.
+    text: a scalar as it was typed (`1e10` may be the name of a branch), None for mappings and lists.
     """
 
     value: Any

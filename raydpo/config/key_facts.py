@@ -1,4 +1,4 @@
-"""What is known of a configuration key besides its type and help, said beside the key and nowhere else.
+"""What is known of a configuration key in addition to its type and help, declared at the key and nowhere else.
 
 Comes in: `Annotated[type, Key(...)]` on a field of a section. Goes out: the sets that the program asks for, made by walking
 the sections. Decision: a key without a `Key` decides the numbers of a run, so a new key that nobody thought about refuses a
@@ -22,8 +22,12 @@ Run = Literal["training", "rounds"]
 
 @dataclass(frozen=True)
 class ReadWith:
-    """The key is read when `key` of the same section is `value`, and does nothing else. subject: of a sentence on `key`.
-    also_outside: something of another package may read it too."""
+    """The key is read when another key of the same section has a certain value, and does nothing otherwise.
+
+    key, value: the other key, and that value.
+    subject: of a sentence on `key`.
+    also_outside: something of another package may read it too.
+    """
 
     key: str
     value: str
@@ -35,12 +39,15 @@ class ReadWith:
 class Key:
     """Facts of one key; the defaults are those of a key that decides numbers and is always read.
 
-    free: runs that may go on with another value, because it changes no number, or because the digest of what it leads to
-    is compared instead. Of a whole section it is said once, for all its keys.
-    read_with: see `ReadWith`. looks_at_eval_prompts: a bound on what an evaluation of rounds measures.
-    Of `judge` alone: needed_by, read_by: kinds that must or may have it (neither: every kind). changes_score: whether scores
-    of another run of the judge could differ. is_of_pool: said of a judge with all its members. is_of_actors: of judge
-    actors, of which a function that is handed in has none.
+    free: runs that may go on with another value, because it changes no number, or because the digest of what it leads
+        to is compared instead. On a whole section it holds for all its keys.
+    read_with: see `ReadWith`.
+    looks_at_eval_prompts: a bound on what an evaluation of rounds measures.
+    needed_by, read_by: kinds of judge that must or may have it; neither: every kind. Only in `judge`, as all that
+        follow.
+    changes_score: whether scores of another run of the judge could differ.
+    is_of_pool: holds for a judge with all its members.
+    is_of_actors: concerns judge actors, which a function that is handed in does not have.
     """
 
     free: tuple[Run, ...] = ()
@@ -60,7 +67,7 @@ STOP_RULE = Key(free=("rounds",), looks_at_eval_prompts=True)
 
 
 def facts(section: type[BaseModel], key: str) -> Key:
-    """What is said beside `key`; the defaults where nothing is."""
+    """What is declared at `key`; the defaults where nothing is."""
     return _facts(section.model_fields[key])
 
 

@@ -44,9 +44,11 @@ def load_as(
 ) -> Loaded[S]:
     """Read `path` (YAML), apply `overrides` ("section.key=value") and validate.
 
-    between: asked of every config; of one with problems what is left of it, where reading a broken key is an AttributeError.
-    beyond: asked of a config with problems alone, for what is said of a good one later. Raises ConfigError with every problem:
-    file and line or "command line", what was given, what is allowed, what to do.
+    between: checks of every config; of one with problems, of what is left of it, where reading a broken key is an
+        AttributeError.
+    beyond: checks only of a config with problems, for what is checked of a good one later.
+
+    Raises ConfigError with every problem: file and line or "command line", what was given, what is allowed, what to do.
     """
     name = str(path)
     tree, problems = _read(root, path, name, overrides)

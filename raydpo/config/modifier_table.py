@@ -14,7 +14,13 @@ from raydpo.config.objective_row import Flag, ObjectiveRow, Parameter
 
 @dataclass(frozen=True)
 class Modifier:
-    """value: bounds and default. reads: whether an objective reads it. readers: the same in words. paper: arXiv id."""
+    """An option that many objectives have.
+
+    value: bounds and default.
+    reads: whether an objective reads it.
+    readers: the same in words.
+    paper: arXiv id.
+    """
 
     value: Parameter | Flag
     reads: Callable[[ObjectiveRow], bool]

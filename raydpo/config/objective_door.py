@@ -112,6 +112,6 @@ def class_of(name: str) -> Any:
 
 
 def metrics_of(names: Iterable[str]) -> list[str]:
-    """Metrics that outside objectives among `names` have besides those that are declared for everybody."""
+    """Metrics that outside objectives among `names` have in addition to those that are declared for everybody."""
     outside = [(name, class_of(name)) for name in names if is_outside(name)]
     return [metric for name, found in outside for metric in (f"loss/{name}", *getattr(found, "metrics", ()))]

@@ -49,7 +49,7 @@ _SECTIONS: tuple[tuple[str, str, Callable[[ObjectiveRow], bool]], ...] = (
     ("Without a reference", "", lambda row: row.data == "pairs" and not row.needs_reference),
     (
         "Likelihood",
-        "Alone on single answers, or as a term beside an objective on pairs; then they read the chosen answer.",
+        "Alone on single answers, or as a second term with an objective on pairs; then they read the chosen answer.",
         lambda row: row.data == "answers",
     ),
 )

@@ -12,7 +12,13 @@ from typing import Any, Literal
 
 @dataclass(frozen=True)
 class Parameter:
-    """A number that an objective reads. `low` and `high` bound it; an open bound excludes the bound itself."""
+    """A number that an objective reads.
+
+    default: its value when none is given.
+    low, high: bounds.
+    help: one sentence for people.
+    low_open, high_open: an open bound excludes the bound itself.
+    """
 
     default: float
     low: float
@@ -80,11 +86,18 @@ class Flag:
 class ObjectiveRow:
     """What the rest of the program must know about an objective before it loads torch.
 
-    num_answers: answers of one example that the objective reads (2: chosen and rejected; 1: one answer). paper: arXiv
-    id, empty without one. reading: what the paper says, in a line. reads: what it takes of each answer's log-probs, their
-    sum, the sum and the number of tokens (lengths), or every token. data: pairs, single answers with a label (labels), or
-    single answers. batch: what a pass without gradient over the global batch looks at before the loss, nothing, the
-    answers, or each prompt with the answer to another one (mismatched).
+    name: as in the config.
+    title: for people.
+    needs_reference: whether it reads reference log-probs.
+    num_answers: answers of one example that it reads (2: chosen and rejected; 1: one answer).
+    parameters: name -> bounds and default.
+    paper: arXiv id, empty without one.
+    reading: what the paper says, in a line.
+    reads: what it takes of each answer's log-probs: their sum (sums), the sum and the number of tokens (lengths), or
+        every token (tokens).
+    data: pairs, single answers with a label (labels), or single answers (answers).
+    batch: what a pass without gradient over the global batch looks at before the loss: nothing (none), the answers, or
+        each prompt with the answer to another one (mismatched).
     """
 
     name: str
@@ -105,8 +118,13 @@ class ObjectiveRow:
 
 @dataclass(frozen=True)
 class Term:
-    """One checked term of the loss: an objective with its parameters, its weight and its modifiers. outside: the class of
-    an objective of another package."""
+    """One checked term of the loss.
+
+    row: its objective.
+    weight: its factor in the loss.
+    parameters, modifiers: name -> value.
+    outside: the class of an objective of another package, None for ours.
+    """
 
     row: ObjectiveRow
     weight: float

@@ -1,4 +1,4 @@
-"""The resolver of doors: from a name in the config to the object that it names, ours or "package.module:name" of others.
+"""The resolver of doors (open registries): from a name in the config to its object, ours or "package.module:name" of others.
 
 Comes in: a `Door`, which says what may stand at a key, and a name. Goes out: the object, or sentences on what is wrong.
 Decision: ours are entered by the same kind of name as everybody else's, so there is one way in; a door knows its names
@@ -49,12 +49,19 @@ def importable() -> Iterator[None]:
 
 @dataclass(frozen=True, eq=False)
 class Door:
-    """What may stand at `key`.
+    """What may stand at `key`: the registry of one key, open to `package.module:name`.
 
-    ours: name -> "module:attribute", or "" for a name that the code around it knows by itself. is_kind: what the object
-    must be, "a function" or "a class". has: attributes that it must have. takes: how many positional arguments it must
-    take, None for any. trial: what is wrong with it beyond that, found by a harmless call. say: what to name, for an
-    error. lost: what could not have been done. reader: who imports it. is_list: the key holds several.
+    key: as in the config.
+    ours: name -> "module:attribute", or "" for a name that the code around it knows by itself.
+    is_kind: what the object must be, "a function" or "a class".
+    say: what to name, for an error.
+    lost: what could not have been done, for an error.
+    reader: who imports it, for an error.
+    has: attributes that it must have.
+    takes: how many positional arguments it must take, None for any.
+    trial: what else is wrong with it, found by a harmless call; None for no trial.
+    is_list: the key holds several names.
+    found: objects that were imported before, by name.
     """
 
     key: str
@@ -187,7 +194,7 @@ def calling(key: str, name: str) -> Iterator[None]:
         if not is_outside(name):
             raise
         raise ConfigError(
-            f"{key}: {name} raised {type(error).__name__}: {error}. Mend it and run the same command: what was committed is "
+            f"{key}: {name} raised {type(error).__name__}: {error}. Fix it and run the same command: what was committed is "
             "kept."
         ) from error
 

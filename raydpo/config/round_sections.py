@@ -37,7 +37,7 @@ class GenerateSection(Section):
     max_new_tokens: int = Field(default=256, ge=1)
     """Longest answer in tokens."""
     stop: OneOrMany = ()
-    """Texts that end an answer, besides the model's end-of-sequence tokens. They stay in the answer."""
+    """Texts that end an answer, in addition to the model's end-of-sequence tokens. They stay in the answer."""
     prompts_per_item: int = Field(default=32, ge=1)
     """Prompts that a generator takes at a time: what its death loses at most. They are sampled as one batch, so with
     another number the same seed gives other answers."""
@@ -51,9 +51,12 @@ PAIRWISE = ("pairwise",)
 
 @dataclass(frozen=True)
 class JudgeKind:
-    """home: "module:function" that makes the judge of a section. loads: what it loads by itself, a language model where it
-    has no endpoint. is_comparative: scores are of the responses of one row against each other, and mean nothing across
-    rows. runs_anything: it may do what it likes, with a GPU too. (Which keys it reads is said beside each key.)
+    """A kind of judge. (Which keys it reads is written at each key.)
+
+    home: "module:function" that makes the judge of a section.
+    loads: what it loads by itself; a language model only where it has no endpoint.
+    is_comparative: scores compare the responses of one row with each other, and mean nothing across rows.
+    runs_anything: it may do what it likes, with a GPU too.
     """
 
     home: str
@@ -97,12 +100,12 @@ class JudgeSection(Section):
     settings: Annotated[dict[str, Any], Key(read_by=(FORM,))] = Field(default={})
     """Settings of a judge of another package, by the names that its class declares."""
     function: Annotated[str | None, Key(read_by=("function",))] = None
-    """package.module:name, importable on every node. Left out beside a function that is handed to raydpo.iterate:
-    `max_failed_fraction` is then what the section says of it."""
+    """package.module:name, importable on every node. Leave it out if raydpo.iterate gets a function: then only
+    `max_failed_fraction` of this section counts."""
     pattern: Annotated[str | None, Key(needed_by=("regex",))] = None
     """Regular expression: 1 where it is found in the response, else 0."""
     answers: Annotated[str | None, Key(needed_by=("exact",))] = None
-    """JSONL file of rows with prompt and answer: 1 for a response that is the answer (outer white space apart), else 0."""
+    """JSONL file of rows with prompt and answer: 1 for a response that is the answer (ignoring outer white space), else 0."""
     target_length: Annotated[int | None, Key(needed_by=("length",))] = Field(default=None, ge=1)
     """Score is minus the distance of the response from this many characters, divided by it."""
     model: Annotated[str | None, Key(needed_by=("reward_model", "pairwise"))] = None
@@ -115,7 +118,7 @@ class JudgeSection(Section):
     api_key_variable: Annotated[str, Key(read_by=PAIRWISE, changes_score=False)] = "OPENAI_API_KEY"
     """Environment variable that holds the key of the endpoint."""
     instruction: Annotated[str | None, Key(read_by=PAIRWISE)] = None
-    """What a pairwise judge is told about good answers. Default: helpful, correct, to the point."""
+    """What a pairwise judge reads about good answers. Default: helpful, correct, to the point."""
     timeout_s: Annotated[float, Key(read_by=PAIRWISE, changes_score=False)] = Field(default=120, gt=0)
     """Longest wait for one answer of the endpoint."""
     members: Annotated[tuple[dict[str, Any], ...], Key(needed_by=("ensemble",))] = ()
@@ -163,7 +166,7 @@ _OF_EVERY_KIND = [key for key, fact in keys_that(JudgeSection) if not (fact.need
 def _problem_of_member(values: dict[str, Any]) -> str:
     """What is wrong with a member of an ensemble; empty when nothing is."""
     if idle := [key for key, fact in keys_that(JudgeSection) if fact.is_of_pool and key in values]:
-        return f"{', '.join(idle)} of a member would be without effect; set it beside members, for the whole ensemble"
+        return f"{', '.join(idle)} of a member would be without effect; set it next to members, for the whole ensemble"
     try:
         with as_pydantic_says():
             member = JudgeSection.model_validate(values)

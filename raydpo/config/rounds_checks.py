@@ -78,14 +78,14 @@ def _named_function(config: Config, rounds: RoundsSection) -> Iterator[str]:
 
 
 def _handed_in(config: Config, rounds: RoundsSection) -> Iterator[str]:
-    """What is wrong with a section beside a function that was handed in."""
+    """What is wrong with a section when a function was handed in."""
     judge = config.judge
     if judge is None:
         return
     if judge.kind != "function" or judge.function:
         yield (
             "judge: a function was handed in as well; which of the two is meant? Leave one of them out. (judge: {kind: "
-            "function, max_failed_fraction: 0.1} names none, and may stand beside it.)"
+            "function, max_failed_fraction: 0.1} names none, and may be given with it.)"
         )
         return
     for key, fact in keys_that(JudgeSection):

@@ -70,7 +70,7 @@ class DataSection(Section):
     both answers. error: stop. An answer is never cut."""
     max_bad_fraction: float = Field(default=0.02, ge=0.0, le=1.0)
     """Stop with the table of reasons when more than this share of the lines is quarantined (overlong rows are
-    counted apart)."""
+    counted separately)."""
     control_tokens: Literal["plain", "quarantine", "allow"] = "plain"
     """The tokenizer's control tokens inside the text. plain: read as ordinary text. quarantine: leave the row out.
     allow: read as control tokens (for text that is already templated)."""
@@ -184,7 +184,7 @@ class TrainSection(Section):
     save_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Steps between checkpoints; there is always one after the last step."""
     keep_checkpoints: Annotated[int, FREE] = Field(default=2, ge=1)
-    """Newest checkpoints kept; the best one is kept besides."""
+    """Newest checkpoints kept; the best one is kept as well."""
     best_metric: Annotated[Literal["eval/rewards/margins", "eval/rewards/accuracies", "eval/loss"] | None, FREE] = None
     """Metric that names the best checkpoint among those that were evaluated. Default: `eval/rewards/margins` for
     objectives with pairs, else `eval/loss`. Higher is better, except for `eval/loss`."""

@@ -1,8 +1,8 @@
 """A tree of written values against a section class: every problem as a sentence with its place, and what is left.
 
 Comes in: an `Entry` tree. Goes out: (where, sentence) pairs, the section if nothing is wrong, else what is good of it.
-Decision: keys are walked beside the class first, then pydantic validates what is left, twice where keys had to be taken out:
-what is wrong between good keys is said beside a broken one. A problem that only follows from a broken key is never said.
+Decision: keys are compared with the class first, then pydantic validates what is left, twice where keys had to be taken out:
+what is wrong between good keys is reported along with a broken one. A problem that only follows from a broken key is not.
 """
 
 from __future__ import annotations
@@ -35,10 +35,11 @@ Clashes = list[tuple[SectionBase, str]]
 
 
 class TreeCheck:
-    """The check of one tree. name: of the file, which stands for a place where a key was not written.
+    """The check of one tree.
 
-    problems: (where, sentence), in the order they were found. broken: dotted keys whose value is not known, because it is
-    wrong or may stand under a misspelt key.
+    name: of the file, which stands for a place where a key was not written.
+    problems: (where, sentence), in the order they were found.
+    broken: dotted keys whose value is not known, because it is wrong or may stand under a misspelt key.
     """
 
     def __init__(self, root: type[SectionBase], tree: Entry, name: str) -> None:
@@ -51,7 +52,7 @@ class TreeCheck:
         self._known: list[str] = []
 
     def walk(self) -> bool:
-        """Look at every key beside its field. Whether nothing was found."""
+        """Compare every key with its field. Whether nothing was found."""
         if isinstance(self.tree.value, dict):
             self._values = self._children(self.root, self.tree.value, "")
             for key, field in self.root.model_fields.items():

@@ -67,7 +67,7 @@ class BadRow(Exception):
 
 
 def field_of(row: Mapping[str, Any], name: str) -> Any:
-    """The value under `name`; absent and null are the same (columnar files cannot tell them apart)."""
+    """The value under `name`; absent and null are the same (in columnar files there is no difference)."""
     value = row.get(name)
     if value is None:
         raise BadRow("missing_field", f"{name} is missing")

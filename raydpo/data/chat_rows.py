@@ -1,7 +1,7 @@
 """Rows that hold conversations: message lists, UltraFeedback, ShareGPT and Alpaca ranking.
 
 Decision: whole conversations are split at their last turn, the assistant's, and everything before must agree; a row
-where it does not is left out, never repaired. Price: multi-turn pairs that part early are not used.
+where it does not is left out, never repaired. Price: multi-turn pairs that differ before their last turn are not used.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ def conversation_of(row: Row, sides: Sequence[str]) -> Example:
     else:
         prompt = messages(given, "prompt") if given else []
     if not answers_only:
-        # UltraFeedback writes the prompt beside whole conversations; these are what counts.
+        # UltraFeedback writes the prompt next to whole conversations; these are what counts.
         if prompt and not isinstance(given, str) and any(turns[: len(prompt)] != prompt for turns in found):
             raise BadRow("differing_prompts", "the conversations do not begin with the messages of prompt")
         return whole(found, row)
@@ -62,7 +62,7 @@ def fits_conversational(row: Row) -> bool:
 
 
 def fits_ultrafeedback(row: Row) -> bool:
-    """chosen and rejected are message lists beside a prompt that is text."""
+    """chosen and rejected are message lists, the prompt is text."""
     return is_messages(row.get("chosen")) and is_messages(row.get("rejected")) and isinstance(row.get("prompt"), str)
 
 
@@ -137,5 +137,5 @@ def _history(row: Row) -> list[Message]:
 
 ALPACA = Format("alpaca", "instructions with ranked answers", fits_alpaca, alpaca, place=20)
 SHAREGPT = Format("sharegpt", "conversations with ranked answers", fits_sharegpt, sharegpt, place=30)
-ULTRAFEEDBACK = Format("ultrafeedback", "message lists beside a prompt", fits_ultrafeedback, message_pair, place=50)
+ULTRAFEEDBACK = Format("ultrafeedback", "message lists next to a prompt", fits_ultrafeedback, message_pair, place=50)
 CONVERSATIONAL = Format("conversational", "message lists", fits_conversational, message_pair, place=60)

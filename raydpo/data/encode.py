@@ -2,7 +2,7 @@
 
 What comes in: `Rendered` texts in batches. What goes out: `Encoded` or `BadRow` for each, in order.
 Decision: where the last word of the prompt and the first of the answer would merge into one token, prompt and answer
-are tokenised apart and joined, because that is what the model sees when it is asked; it is counted
+are tokenised separately and joined, because that is what the model sees when it is asked; it is counted
 (`boundary_merges`) and the joined ids must spell the same text, else the row is left out.
 """
 
@@ -24,7 +24,14 @@ from raydpo.data.tokenizer import TextTokenizer, Unreadable
 
 @dataclass(frozen=True)
 class Encoded:
-    """One example in token ids. prompt_hash: of the uncut prompt, for the split. merged, truncated: what was done."""
+    """One example in token ids.
+
+    prompt_ids: of the prompt, cut to its limit.
+    answer_ids: of each answer.
+    prompt_hash: of the uncut prompt, for the split.
+    merged: prompt and answer were tokenised separately, because the tokenizer would merge them at the boundary.
+    truncated: the prompt was cut.
+    """
 
     prompt_ids: list[int]
     answer_ids: list[list[int]]

@@ -26,7 +26,7 @@ def refuse(report: DataReport, tally: Tally, config: Config, quarantine: Path | 
         hint = "" if "unknown_format" not in report.quarantined else f" Known layouts: {', '.join(FORMATS)}."
         problems.append(
             f"{bad:,} of {report.lines_read:,} lines ({share:.1%}) cannot be used, and data.max_bad_fraction "
-            f"allows {settings.max_bad_fraction:.1%}. Training would run on what is left{where}. Mend the rows, set "
+            f"allows {settings.max_bad_fraction:.1%}. Training would run on what is left{where}. Fix the rows, set "
             f"data.format if the layout was mistaken, or raise data.max_bad_fraction.{hint}\n{reasons}"
         )
     if settings.overlong == "error" and report.quarantined.get("overlong"):

@@ -14,11 +14,15 @@ from raydpo.data.messages import Example, Row
 
 @dataclass(frozen=True)
 class Format:
-    """A layout: `fits` says whether a row has its shape, `convert(row, num_answers)` reads the row, or raises `BadRow` with
-    the reason why it cannot be used.
+    """A layout of rows.
 
-    data: what a row holds, a pair, an answer with its label, or an answer. place: in the order in which ours are asked
-    whether a row fits, the special before the general; a format that is named is not asked.
+    name: as in `data.format`.
+    title: for people.
+    fits: whether a row has its shape.
+    convert: (row, num_answers) -> example; raises `BadRow` with the reason why the row cannot be used.
+    data: what a row holds: a pair, an answer with its label, or an answer.
+    place: in the order in which ours are asked whether a row fits, the special before the general; a format that is
+        named is not asked.
     """
 
     name: str

@@ -1,7 +1,7 @@
 """Row layouts that people publish, and the one that fits the rows of a file.
 
 Detection looks at the shape of the first good rows of a file and takes the layout that most of them fit; every
-row of the file is then read that way. One row with token ids is enough for all to need them: text beside ids must never
+row of the file is then read that way. One row with token ids is enough for all to need them: text next to ids must never
 be tokenised a second time without a word. To add a layout: a `Format` in a `*_rows.py`, a line in `raydpo.config.doors`.
 """
 

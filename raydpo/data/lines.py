@@ -1,7 +1,7 @@
 """The one loop over lines: each of them comes out as token ids, or is in the tally under its reason.
 
 What comes in: the lines of a source, and a function that writes the text of a row. What goes out: for each good line, in
-order, its place, its ids, and what that function said beside the text.
+order, its place, its ids, and what that function returned with the text.
 Decision: examples and prompts go through the same loop, so that both account for every line, and alike. Lines are
 tokenised in batches; a batch is counted as read before any of its lines goes out.
 """
@@ -38,7 +38,7 @@ def encode_lines(
     overlong: Literal["drop", "truncate_prompt", "error"],
     observer: Observer = ignore,
 ) -> Iterator[tuple[str, Encoded, T]]:
-    """Good lines of the source `name`; everything else is put down in the tally.
+    """Good lines of the source `name`; everything else is counted in the tally.
 
     write(place, row): text and what belongs to it. It raises BadRow when the row cannot be used, DataError when the whole
     file cannot.

@@ -35,7 +35,12 @@ _ROLES = {
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ids that came with a row, answers chosen first. tokenizer: digest of what gives them their meaning."""
+    """Ids that came with a row.
+
+    prompt: of the prompt.
+    answers: of each answer, chosen first.
+    tokenizer: digest of what gives the ids their meaning.
+    """
 
     prompt: list[int]
     answers: list[list[int]]
@@ -44,9 +49,12 @@ class Tokens:
 
 @dataclass(frozen=True)
 class Example:
-    """One prompt with its answers, chosen first. Plain: all are str. Conversation: all are lists of messages.
+    """One prompt with its answers. Plain: all are str. Conversation: all are lists of messages.
 
-    plain: (prompt, answer separator included) for instruction rows that can also be read without a chat template.
+    prompt: text, or messages.
+    answers: chosen first.
+    plain: the prompt as text, answer separator included, of instruction rows that can also be read without a chat template.
+    tools: for the chat template.
     label: whether the one answer is desirable, for labelled rows.
     tokens: ids instead of text; prompt and answers are empty then.
     """

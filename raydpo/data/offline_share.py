@@ -22,7 +22,7 @@ def sources_digest(key: str, names: Sequence[str]) -> str:
 def offline_rows(names: Sequence[str], number: int, chance: Random) -> list[dict[str, Any]]:
     """`number` rows of `data.train`, drawn without replacement, in the order of the files; all where there are fewer.
 
-    Lines that are no rows are passed over here; a row that training cannot use is quarantined there, as ever.
+    Lines that are no rows are passed over here; a row that training cannot use is quarantined there, as always.
     Raises DataError for files that cannot be read.
     """
     sources, problems = find("data.train", names)

@@ -1,7 +1,7 @@
 """From data.train and data.eval to token shards: every line is used or quarantined with its reason.
 
 What comes in: the config and a tokenizer. What goes out: `<folder>/train-*.arrow`, `eval-*.arrow`, a manifest, and
-`quarantine.jsonl` beside the folder; a `DataReport`.
+`quarantine.jsonl` next to the folder; a `DataReport`.
 Decision: one pass that holds no text in memory, with rows in the order of the files. Which prompts an `eval_fraction`
 takes is a property of the prompt alone (its hash), so that adding rows moves no other row between the splits.
 """
@@ -154,7 +154,7 @@ class _Preparation:
         return [(replace(example, answer_ids=[ids]), (key,), side) for ids, key, side in answers]
 
     def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, tuple[bool, float]]]:
-        """Good examples of one source with place, label and weight; everything else is put down in the tally."""
+        """Good examples of one source with place, label and weight; everything else is counted in the tally."""
         rows = source.rows()
         seen = list(itertools.islice(rows, _DETECT_ROWS))
         while len(seen) < _DETECT_LINES and not any(line.row is not None for line in seen):

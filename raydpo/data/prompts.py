@@ -4,7 +4,7 @@ What comes in: files with rows of `prompt`; pairs with a prompt and HH transcrip
 prompt once, as a `Prompt`, and a `PromptReport`; and the data's own answer to a prompt as ids.
 Decision: rows are read, written and tokenised by the functions that `prepare` uses. A prompt of messages is written with
 a trial answer behind it, so that a reasoning block that a template opens for generation, and that finished answers lack,
-is left out here as it is in training. Price: two renderings a prompt, and such a policy is not told to think.
+is left out here as it is in training. Price: two renderings a prompt, and such a policy is not asked to think.
 """
 
 from __future__ import annotations
@@ -32,9 +32,16 @@ from raydpo.schema.samples import Conversation, Prompt
 
 @dataclass(frozen=True)
 class PromptReport:
-    """What became of every line. quarantined: lines left out, by reason (`overlong`: no room for an answer token).
-    samples: the first places of each reason. num_duplicates: lines whose prompt was there before, not used again.
-    control_tokens_found: control tokens spelled out in the prompts. entries: a line of quarantine.jsonl each."""
+    """What became of every line.
+
+    lines_read: in all files.
+    num_prompts: prompts that are used.
+    num_duplicates: lines whose prompt was there before, not used again.
+    quarantined: lines left out, by reason (`overlong`: no room for an answer token).
+    samples: the first places of each reason.
+    control_tokens_found: control tokens spelled out in the prompts.
+    entries: a line of quarantine.jsonl each.
+    """
 
     lines_read: int
     num_prompts: int
@@ -124,7 +131,7 @@ def chosen_ids(
 def _prompts(
     source: Source, tokenizer: TextTokenizer, max_length: int, control_tokens: ControlTokens, tally: Tally
 ) -> Iterator[Prompt]:
-    """Good prompts of one source; everything else is put down in the tally."""
+    """Good prompts of one source; everything else is counted in the tally."""
     write = partial(_text_of, source.name, tokenizer, control_tokens)
     lines = encode_lines(source.name, source.rows(), write, tokenizer, tally, max_length=max_length, overlong="drop")
     for _, ids, example in lines:
@@ -189,7 +196,7 @@ def _refuse(key: str, report: PromptReport, max_bad_fraction: float) -> None:
     if share > max_bad_fraction:
         raise DataError(
             f"{key}: {bad:,} of {report.lines_read:,} lines ({share:.1%}) cannot be used, and data.max_bad_fraction allows "
-            f"{max_bad_fraction:.1%}. Rounds would sample from what is left. Mend the rows (each needs prompt: text, or a list "
+            f"{max_bad_fraction:.1%}. Rounds would sample from what is left. Fix the rows (each needs prompt: text, or a list "
             f"of messages that the user ends), or raise data.max_bad_fraction.\n{table(report.quarantined, report.samples)}"
         )
     if not report.num_prompts:

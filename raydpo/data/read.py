@@ -33,7 +33,13 @@ _DAMAGE = (OSError, EOFError, zlib.error, _Truncated)
 
 @dataclass(frozen=True)
 class Line:
-    """One line (or row, counted from 1) of a source: a parsed object, or the reason why there is none."""
+    """One line or row of a source: a parsed object, or the reason why there is none.
+
+    number: counted from 1.
+    row: the object, None if there is none.
+    bad: the reason, None if there is an object.
+    raw: bytes of a line of a text file, None for other rows.
+    """
 
     number: int
     row: dict[str, Any] | None

@@ -39,11 +39,21 @@ def table(quarantined: Mapping[str, int], samples: Mapping[str, Sequence[str]]) 
 class DataReport:
     """What a preparation found. Lengths are in tokens; a pair counts with its longest answer.
 
-    quarantined: lines left out by reason. samples: the first places of each reason. formats: layout of each file.
-    control_tokens_found: control tokens spelled out in the data. boundary_merges: examples whose prompt and answer
-    were tokenised apart. duplicates: examples that were there before (they are used). eval_prompts_in_train: eval
-    examples whose prompt is also trained on. desirable: examples of each split whose label is true. examples_per_line: 2
-    when pairs are read as two answers each (data.unpair). reused: an earlier preparation of the same input was taken.
+    lines_read: in all files.
+    pairs_used: examples that are used.
+    train_pairs, eval_pairs: how many of them are in each split.
+    quarantined: lines left out, by reason.
+    formats: layout of each file.
+    samples: the first places of each reason.
+    control_tokens_found: control tokens spelled out in the data.
+    truncated_prompts: examples whose prompt was cut.
+    boundary_merges: examples whose prompt and answer were tokenised separately.
+    duplicates: examples that were there before (they are used).
+    eval_prompts_in_train: eval examples whose prompt is also trained on.
+    lengths: mean, percentiles and maximum of prompt_tokens, answer_tokens and total_tokens.
+    desirable: examples of each split whose label is true.
+    examples_per_line: 2 when pairs are read as two answers each (data.unpair).
+    reused: an earlier preparation of the same input was taken.
     """
 
     lines_read: int

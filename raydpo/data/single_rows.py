@@ -14,7 +14,7 @@ from raydpo.data.messages import Example, Row, is_messages, messages
 
 
 def fits_text(row: Row) -> bool:
-    """One answer beside its prompt, a whole conversation, or a text."""
+    """One answer with its prompt, a whole conversation, or a text."""
     if is_messages(row.get("messages")) or is_messages(row.get("conversations")):
         return True
     if isinstance(row.get("completion"), str) or is_messages(row.get("completion")):

@@ -78,7 +78,13 @@ class FolderSource:
 
 @dataclass(frozen=True)
 class HubSource:
-    """A split of a data set on the hub."""
+    """A split of a data set on the hub.
+
+    spec: as configured.
+    id: of the data set.
+    config, revision: of the data set, None for its defaults.
+    split: which one.
+    """
 
     spec: str
     id: str

@@ -36,8 +36,11 @@ _FIXED_DATE = (
 class Rendered:
     """What is tokenised: `prompt`, and `prompt + answer` for each answer.
 
-    plain: control tokens inside are text (aliases stand for those of the template). templated: came from a template.
-    found: how many control tokens the data holds. tokens: ids that are used as they are; there is no text then.
+    prompt, answers: texts.
+    plain: control tokens inside are text (aliases stand for those of the template).
+    templated: came from a template.
+    found: how many control tokens the data holds.
+    tokens: ids that are used as they are; there is no text then.
     """
 
     prompt: str
@@ -93,7 +96,7 @@ def open_tokenizer(path: str, chat_template: str | None) -> TextTokenizer:
         if isinstance(bad.__cause__, TemplateSyntaxError):
             raise DataError(
                 f"data.chat_template: {chat_template!r} is not a Jinja template: {bad.detail} (line {bad.__cause__.lineno}). "
-                "Mend it, or leave data.chat_template out to use the tokenizer's own."
+                "Fix it, or leave data.chat_template out to use the tokenizer's own."
             ) from bad
     return tokenizer
 

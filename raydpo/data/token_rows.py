@@ -1,8 +1,8 @@
-"""Rows that carry token ids beside their text: pairs of on-policy rounds, read as the policy read and wrote them.
+"""Rows that carry token ids next to their text: pairs of on-policy rounds, read as the policy read and wrote them.
 
 What comes in: rows with prompt_ids, chosen_ids, rejected_ids and the digest of the tokenizer that they belong to. What
 goes out: an `Example` with `Tokens` and no text.
-Decision: the ids are the truth and the text beside them is not read: nothing is tokenised again, no BOS or EOS is added,
+Decision: the ids are the truth and the text next to them is not read: nothing is tokenised again, no BOS or EOS is added,
 so that an answer that was cut off keeps having no end. Price: text that somebody edits in such a file changes nothing.
 """
 

@@ -38,8 +38,10 @@ class Unreadable(Exception):
 class TextTokenizer:
     """Tokenizer of `path`, without torch and without code of others.
 
-    bos_id, eos_id: ids or None. control: pattern of every control token. digest: of everything that decides the ids of a
-    row of text or messages. ids_digest: of what ids mean, for ids that are there already.
+    bos_id, eos_id: ids or None.
+    control: pattern of every control token.
+    digest: of everything that decides the ids of a row of text or messages.
+    ids_digest: of what ids mean, for ids that are there already.
     """
 
     def __init__(self, path: str, chat_template: str | None = None) -> None:

@@ -3,7 +3,7 @@
 Comes in: requests, weights of the trainers or a model folder. Goes out: what engines answer, stamped with the version.
 Decision: new weights go to every engine in place, part by part, through Ray's object store; an engine that starts later
 reads the committed folder, and so do all when they are at work as a push begins: trainers never wait for them. After either,
-what the trainers said of a few sequences is compared with what each engine says.
+the trainers' log-probs of a few sequences are compared with those of each engine.
 """
 
 from __future__ import annotations
@@ -33,7 +33,12 @@ _LOADING = -1
 
 @dataclass(frozen=True)
 class Policy:
-    """A policy that generators can hold: its version and its model folder. probe: what its trainers said of it."""
+    """A policy that generators can hold.
+
+    version: rounds that it was trained for.
+    folder: its model folder.
+    probe: log-probs of a few sequences by its trainers, to compare generators with.
+    """
 
     version: int
     folder: Path
@@ -100,7 +105,7 @@ class Generators:
         self._pool.tell(LoadWeights(part.weights, version, part.is_last, part.is_partial))
 
     def _check(self, policy: Policy) -> None:
-        """Compare what each generator says of a few sequences with what the trainers said."""
+        """Compare each generator's log-probs of a few sequences with those of the trainers."""
         probe = policy.probe
         if probe is None:
             self._say_unproven(policy)

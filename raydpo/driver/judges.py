@@ -26,9 +26,13 @@ from raydpo.schema.samples import Sample
 
 
 class Judging:
-    """What judges. judge: a function of the caller; of the section only the bound on failures counts then. engine: for a
-    judge that is a language model of its own, how one is loaded (its `model` is not read). is_colocated: it works while
-    trainers do not, on their devices."""
+    """What judges.
+
+    judge: a function of the caller; of the section then only the bound on failures counts.
+    section: the section `judge`, None without one.
+    engine: how a language model that the judge loads itself is loaded (its `model` is not read).
+    is_colocated: it works while trainers do not, on their devices.
+    """
 
     def __init__(
         self, judge: Judge | None, section: JudgeSection | None, engine: EngineSpec, *, is_colocated: bool = True
@@ -43,7 +47,7 @@ class Judging:
         self.max_failed_fraction = given.max_failed_fraction
 
     def stop(self) -> None:
-        """End the actors, and at its next lot what another thread has a function of the caller judge."""
+        """End the actors, and, at its next batch of rows, a function of the caller that another thread calls."""
         self._is_stopped = True
         if self._pool is not None:
             self._pool.close()
@@ -61,7 +65,7 @@ class Judging:
         return {} if self._section is None else find_models(self._section)
 
     def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
-        """(index of the lot, a verdict for each of its rows), in the order they finish."""
+        """(index of the batch, a verdict for each of its rows), in the order they finish."""
         if self._judge is not None:
             yield from ((index, judge_rows(self._judge, lot)) for index, lot in enumerate(lots))
             return
@@ -89,7 +93,7 @@ class Judging:
         return self._pool
 
     def judge(self, piece: Piece, lots: Sequence[Sequence[Row]], observer: Observer) -> None:
-        """Judge what the piece lacks, a part for each lot, and commit. Raises JudgeError for too many failures."""
+        """Judge what the piece lacks, a part for each batch, and commit. Raises JudgeError for too many failures."""
         piece.begin()
         missing = [number for number in range(len(lots)) if not piece.has_part(number)]
         observer(StageStarted("judge", sum(map(len, lots)), "prompts"))
@@ -119,7 +123,7 @@ class Judging:
             raise JudgeError(
                 f"the judge failed on {len(reasons)} of {num_rows} prompts, and judge.max_failed_fraction allows "
                 f"{self.max_failed_fraction:.1%}. A failed prompt has no score, and pairs of what is left would be another "
-                f"selection. First reasons: {'; '.join(dict.fromkeys(reasons[:3]))}. Mend the judge or raise the bound{beside} "
+                f"selection. First reasons: {'; '.join(dict.fromkeys(reasons[:3]))}. Fix the judge or raise the bound{beside} "
                 "and run the same command: what was judged is kept, what failed is asked again."
             )
         return len(reasons)

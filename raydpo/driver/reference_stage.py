@@ -26,8 +26,15 @@ from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStart
 
 @dataclass(frozen=True)
 class ReferenceReport:
-    """What the reference stage did. rows: distinct rows of the run; rows_scored, forwards: made in this call. probe: how far
-    cached rows are from what the reference gives now, where that was asked."""
+    """What the reference stage did.
+
+    rows: distinct rows of the run.
+    rows_scored: rows that were scored in this call.
+    forwards: forwards of the model in this call.
+    damaged: cached shards that were found damaged.
+    cache, identity: where the values are, and who the reference is.
+    probe: how far cached rows are from what the reference gives now, where that was asked.
+    """
 
     rows: int
     rows_scored: int = 0

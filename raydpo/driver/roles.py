@@ -22,7 +22,14 @@ from raydpo.schema.samples import Generate, Prompt
 
 @dataclass(frozen=True)
 class Roles:
-    """rows_per_lot: prompts that a judge gets at a time."""
+    """The actors of a round, and what is done with them.
+
+    generators: actors that sample and score.
+    judging: what scores answers.
+    busy: seconds that each role worked.
+    observer: callback for events.
+    rows_per_lot: prompts that a judge gets in one batch.
+    """
 
     generators: Generators
     judging: Judging

@@ -116,7 +116,7 @@ class Driver:
         self.syncs.append({"step": self.step, "reference": identity.digest, **counts})
 
     def spec(self, stop: int | None) -> TrainSpec:
-        """What ranks are told that go on from the newest checkpoint. stop: the step at which they end; None: the last."""
+        """What ranks that go on from the newest checkpoint get. stop: the step at which they end; None: the last."""
         workspace, config, identity = self.workspace, self.config, self.reference.identity
         template = config.data.chat_template
         return TrainSpec(

@@ -1,4 +1,4 @@
-"""Weight sync: the trainers' new weights on their way to the generators.
+"""Weight sync: new weights of the trainers on their way to the generators.
 
 Comes in: parts of the weights, in order. Goes out: the same to every generator, or to none.
 """

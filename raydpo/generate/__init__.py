@@ -1,4 +1,4 @@
-"""Sampling from a policy: engines (transformers, vLLM), and the callable that a generator actor runs."""
+"""Sampling from a policy (rollouts): engines (transformers, vLLM), and the callable that a generator actor runs."""
 
 from raydpo.generate.engine import Engine, EngineSpec
 from raydpo.generate.make_engine import make_engine

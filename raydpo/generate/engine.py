@@ -20,14 +20,20 @@ Scores = tuple[list[tuple[float, ...]], list[tuple[int, ...]], list[tuple[float,
 
 @dataclass(frozen=True)
 class EngineSpec:
-    """model: folder with safetensors, tokenizer and generation config. engine: a name as in `generate.engine`. version: of
-    the policy in `model`.
+    """How an engine is made.
 
-    max_length: tokens of a prompt with its answer at most; None: the positions of the model. threads: of this process.
-    tokens_per_batch: padded tokens, answers at their longest, of one batch of the transformers engine. It decides which
-    answers are sampled together, so with another number the same seed gives other answers. gpu_share: the part of its GPU
-    that is this engine's; others have the rest. takes_weights: whether new weights will come; a model that judges gets
-    none, and its folder may hold what none would fit.
+    model: folder with safetensors, tokenizer and generation config.
+    engine: a name as in `generate.engine`.
+    dtype: compute dtype.
+    use_gpu: whether it has a GPU.
+    max_length: tokens of a prompt with its answer at most; None: the positions of the model.
+    threads: of its process.
+    version: of the policy in `model`.
+    tokens_per_batch: padded tokens, answers at their longest, of one batch of the transformers engine. It decides
+        which answers are sampled together, so with another number the same seed gives other answers.
+    gpu_share: the part of its GPU that is this engine's; others have the rest.
+    takes_weights: whether new weights will come; a model that judges gets none, and its folder may hold what none
+        would fit.
     """
 
     model: str

@@ -3,7 +3,7 @@
 Comes in: token ids. Goes out: answers exactly as they were sampled, and log-probs.
 Decision: new weights are collected until their last part and then reloaded at once, because vLLM fuses weights that come
 under several names and has no policy between. What does not fit is found before vLLM is touched; the price is a second
-copy of the weights in main memory during a push, and a third one of the experts that `FolderNames.of` takes apart.
+copy of the weights in main memory during a push, and a third one of the experts that `FolderNames.of` splits up.
 """
 
 from __future__ import annotations
@@ -42,7 +42,7 @@ KV_CACHE_GIB = 1
 
 GPU_MEMORY_SHARE = 0.9
 """Of the GPU memory that is the engine's (all of it, or `EngineSpec.gpu_share` of a GPU), what vLLM may take: the rest is
-for what the process holds besides."""
+for what else the process holds."""
 
 PREFILL_TOKENS = 8192
 """Tokens of the prompts that vLLM reads at a time on a CPU."""
@@ -234,7 +234,7 @@ def _generation_config(folder: str) -> GenerationConfig:
 
 
 def _seed_of(seed: int, index: int) -> int:
-    """Seed of a prompt; its answers take the numbers that follow, so those of two prompts must lie far apart."""
+    """Seed of a prompt; its answers take the numbers that follow, so those of two prompts must be far from each other."""
     return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:7])
 
 

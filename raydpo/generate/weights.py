@@ -3,8 +3,8 @@
 Decision: weights have the names and shapes that they have in memory, in the model that transformers makes of a folder. A
 file may have others (experts one by one, no prefix, tensors that nothing reads), so files are read as trainers read them;
 the price is that a whole model stands in main memory while it is copied. A push of new weights must bring every weight:
-one that is missing would stay as it was, and nobody would see that samples come from a mixture of two policies; whoever
-sends a few changed weights has to say so.
+one that is missing would stay as it was, and nobody would see that samples come from a mixture of two policies; a
+sender of only a few changed weights has to say so.
 """
 
 from __future__ import annotations

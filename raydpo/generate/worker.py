@@ -20,7 +20,12 @@ from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, 
 
 @dataclass(frozen=True)
 class PolicyLoaded:
-    """version: of the policy that came in. is_whole: whether it may be used now, or parts are still to come."""
+    """A generator took in weights.
+
+    version: of the policy that came in.
+    is_whole: whether it may be used now, or parts are still to come.
+    busy_s: seconds that it took.
+    """
 
     version: int
     is_whole: bool

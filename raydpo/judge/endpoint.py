@@ -2,7 +2,7 @@
 
 Comes in: conversations. Goes out: one reply each, or the error that took its place.
 Decision: the standard library alone, so that a judge needs no client package; the price is one connection a request,
-which is nothing beside the seconds that a reply takes. What may pass (429, 5xx, a lost connection) is tried again a
+which is nothing next to the seconds that a reply takes. What may pass (429, 5xx, a lost connection) is tried again a
 bounded number of times, everything else is not; redirects are not followed, since they would carry the key elsewhere.
 """
 
@@ -44,10 +44,14 @@ class _Passing(Exception):
 
 
 class Endpoint:
-    """`complete` of a server: endpoint(conversations) -> replies, temperature 0, `num_threads` requests at a time.
+    """`complete` of a server: endpoint(conversations) -> replies, temperature 0.
 
-    endpoint: base URL, such as http://host:8000/v1. api_key_variable: environment variable with the key, which may be
-    unset. timeout_s: longest silence of the server. first_wait_s: before the second try; doubles with each further one.
+    endpoint: base URL, such as http://host:8000/v1.
+    num_threads: requests at a time.
+    api_key_variable: environment variable with the key, which may be unset.
+    timeout_s: longest silence of the server.
+    first_wait_s: before the second try; doubles with each further one.
+
     Raises ConfigError for a URL that is not http or holds a password, and for a key that no header can carry.
     """
 
@@ -98,7 +102,7 @@ class Endpoint:
         return reply
 
     def _post(self, body: bytes) -> str:
-        """One request. Raises _Passing, or WorkerError for what another try would not mend."""
+        """One request. Raises _Passing, or WorkerError for what another try would not fix."""
         request = urllib.request.Request(self.url, data=body, headers=self._headers, method="POST")
         try:
             with self._opener.open(request, timeout=self.timeout_s) as response:

@@ -2,7 +2,7 @@
 
 Comes in: members, each a name, a weight and a judge. Goes out: a judge.
 Decision: a row that one member could not score has no score at all. A sum of the others would be on another scale than
-that of the rows beside it.
+that of the other rows.
 """
 
 from __future__ import annotations
@@ -18,7 +18,12 @@ from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows, scores_of_one,
 
 @dataclass(frozen=True)
 class Member:
-    """name: how a reason calls it. weight: what its scores are multiplied by before they are added."""
+    """One judge of an ensemble.
+
+    name: how a reason calls it.
+    weight: what its scores are multiplied by before they are added.
+    judge: what scores.
+    """
 
     name: str
     weight: float
@@ -26,7 +31,7 @@ class Member:
 
 
 def make(section: JudgeSection, given: Given) -> Judge:
-    """The judge of a section of kind ensemble. What is wrong with a member is said with its number."""
+    """The judge of a section of kind ensemble. Errors of a member come with its number."""
     local_model(section)
     members = []
     for number, member in enumerate(members_of(section)):

@@ -1,4 +1,4 @@
-"""What the judges of a section read besides prompts and responses: models and files. Found once, described by content.
+"""What the judges of a section read in addition to prompts and responses: models and files. Found once, described by content.
 
 Comes in: a checked JudgeSection. Goes out: the models that workers load, and what scores depend on.
 Decision: a hub id is resolved to a commit on the driver and workers take that commit, so that digests are of the weights
@@ -25,8 +25,13 @@ Models = Mapping[str, ResolvedModel]
 
 @dataclass(frozen=True)
 class Given:
-    """What judges of ours are made with beside their section. complete: replies of a language model, if there is one.
-    models: what `find_models` found; None: look now. build: makes the judge of a member."""
+    """What judges of ours are made with in addition to their section.
+
+    complete: replies of a language model, if there is one.
+    models: what `find_models` found; None: look now.
+    use_gpu: whether there is a GPU for them.
+    build: makes the judge of a member.
+    """
 
     complete: Any
     models: Models | None

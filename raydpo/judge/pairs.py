@@ -35,16 +35,26 @@ class PairChoice(Protocol):
     ) -> Iterable[tuple[int, int]]:
         """(chosen, rejected) of each pair, places in `samples`, both of `kept`; no two of them twice.
 
-        scores: one finite number a sample, higher is better. kept: places of samples that may be in a pair. top_k: of
-        `rounds.top_k`. seed: of this prompt in this round. Pairs within `rounds.margin` are dropped afterwards.
+        scores: one finite number a sample, higher is better.
+        kept: places of samples that may be in a pair.
+        top_k: of `rounds.top_k`.
+        seed: of this prompt in this round.
+
+        Pairs within `rounds.margin` are dropped afterwards.
         """
         ...
 
 
 @dataclass(frozen=True)
 class PairRule:
-    """As the keys of the same names in `rounds`; pairs is not spin. margin: in units of the score. max_length_ratio: of
-    tokens."""
+    """How samples become pairs; as the keys of the same names in `rounds`.
+
+    pairs: not spin.
+    top_k: as in `rounds`.
+    margin: in units of the score.
+    max_length_ratio: of tokens, None for no bound.
+    truncated: as in `rounds`.
+    """
 
     pairs: str = "best_worst"
     top_k: int = 2
@@ -62,7 +72,11 @@ class PairRule:
 
 
 class Pair(NamedTuple):
-    """chosen, rejected: indices into the samples. margin: chosen score minus rejected score, above 0."""
+    """Two samples of one prompt.
+
+    chosen, rejected: indices into the samples.
+    margin: chosen score minus rejected score, above 0.
+    """
 
     chosen: int
     rejected: int
@@ -121,7 +135,7 @@ def _chosen(
     if wrong or len({frozenset(pair) for pair in found}) < len(found):
         raise ConfigError(
             f"rounds.pairs: {rule.pairs} chose {wrong[0] if wrong else 'a pair twice'} for a prompt; two different places of "
-            f"{sorted(allowed)} are allowed, no two of them twice. No pairs of this round were kept. Mend the function."
+            f"{sorted(allowed)} are allowed, no two of them twice. No pairs of this round were kept. Fix the function."
         )
     return found
 
@@ -150,7 +164,7 @@ def record_of(
 ) -> dict[str, Any]:
     """The pair as a preference record: texts for people and for any other program, ids for training.
 
-    The prompt is what the row had, text or messages; beside messages, answers are messages. `extra` is added as it is.
+    The prompt is what the row had, text or messages; with messages, answers are messages too. `extra` is added as it is.
     Raises ValueError when it has a key of the record.
     """
     text = prompt.record.get("prompt", prompt.text)

@@ -97,7 +97,7 @@ class Pairwise:
 
 
 def winner_of(reply: str) -> str:
-    """ "A", "B" or "tie": the last line of `reply` with anything in it, quotes, asterisks and full stops around it apart.
+    """ "A", "B" or "tie": the last line of `reply` with anything in it, without quotes, asterisks and full stops.
 
     Raises NoVerdict with an excerpt for any other reply.
     """

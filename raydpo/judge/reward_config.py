@@ -1,4 +1,4 @@
-"""Is the model in a folder a reward model? Told from its config, without its weights and without torch of our own.
+"""Is the model in a folder a reward model? Decided by its config, without its weights and without torch of our own.
 
 Comes in: a model folder. Goes out: nothing, or a ConfigError with what is allowed.
 """

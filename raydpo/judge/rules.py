@@ -46,7 +46,7 @@ def regex_judge(pattern: str) -> Judge:
     except (re.error, RecursionError, OverflowError) as error:
         raise ConfigError(
             f"judge.pattern: {pattern!r} is not a regular expression of Python: {error}. No response could have been scored. "
-            r"Mend it; a literal ( [ . * + ? or \ needs a \ before it."
+            r"Fix it; a literal ( [ . * + ? or \ needs a \ before it."
         ) from error
     return _each(lambda response: float(compiled.search(response) is not None))
 

@@ -18,7 +18,13 @@ from raydpo.config.objective_door import metrics_of
 
 @dataclass(frozen=True)
 class Metric:
-    """`per` is the denominator; `better` the direction that a best checkpoint follows, if it has one."""
+    """A number that may be logged.
+
+    name: as in metrics.jsonl.
+    unit: what is measured.
+    per: the denominator.
+    better: the direction that a best checkpoint follows, if it has one.
+    """
 
     name: str
     unit: str

@@ -31,8 +31,13 @@ def probe_examples(lengths: np.ndarray) -> list[int]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two scorings of the same rows. worst_nats: largest difference of a row's sum; allowed_nats: what it may be.
-    problem: (row, first sum, second sum, difference, allowed) of the row that is furthest out, None if all agree."""
+    """Two scorings of the same rows.
+
+    rows: how many.
+    worst_nats: largest difference of a row's sum.
+    allowed_nats: what it may be.
+    problem: (row, first sum, second sum, difference, allowed) of the row that is furthest out, None if all agree.
+    """
 
     rows: int
     worst_nats: float

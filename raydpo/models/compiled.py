@@ -13,9 +13,9 @@ from raydpo.models.memory import decoder_layers
 def compile_layers(model: Any, layout: Layout) -> None:
     """Compile every decoder layer at its first call, for any length.
 
-    Packed, graphs end before the attention and go on after it: it is told the segments of the stream, which are other ones
+    Packed, graphs end before the attention and go on after it: it gets the segments of the stream, which are other ones
     at each step. What is compiled is the rest of a layer: norms, projections, rotary embeddings, the MLP. Raises
-    ConfigError for a model whose layers transformers does not tell apart.
+    ConfigError for a model whose layers transformers does not list.
     """
     layers = decoder_layers(model)
     if not layers:

@@ -81,7 +81,7 @@ def longest_exact(model: Any) -> int | None:
 
 
 def check_lengths(model: Any, longest: int) -> None:
-    """Raises ConfigError where log-probs of a row would depend on the rows beside it."""
+    """Raises ConfigError where log-probs of a row would depend on the other rows of its batch."""
     limit = longest_exact(model)
     if limit is not None and longest > limit:
         raise ConfigError(

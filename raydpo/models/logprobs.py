@@ -1,7 +1,7 @@
 """The one implementation of answer log-probs: reference workers, trainers, evaluation and tests all call this.
 
 Comes in: S right-padded sequences of T tokens and the N answer tokens to score. Goes out: N log-probs in nats, float32.
-Decision: the head runs on answer positions only, in chunks of tokens that the backward pass computes again, so the
+Decision: the head runs on answer positions only, in chunks of tokens that the backward pass recomputes, so the
 peak memory of the logits does not depend on the batch; the price is 2hV more FLOPs an answer token.
 
 Shapes: S sequences, T tokens of the longest, N answer tokens in all, H hidden, V vocabulary.
@@ -21,7 +21,7 @@ from raydpo.errors import ConfigError
 from raydpo.models.attention import Segment, Stream
 
 Extra = Literal["nothing", "collisions", "likeliest"]
-"""What is looked at besides log-probs, see `AnswerLogProbs`."""
+"""What is computed in addition to log-probs, see `AnswerLogProbs`."""
 
 CHUNK_TOKENS = 1024
 """Answer tokens whose logits exist at one time: 1024 x 32,000 ids in float32 are 131 MB."""
@@ -31,13 +31,17 @@ CHUNK_TOKENS = 1024
 class SequenceBatch:
     """Sequences to score, packed into one stream or padded. Every tensor is int64.
 
-    num_chunks: calls of the head at least. Under ZeRO-3 a call may gather the head's weights from all ranks, so ranks must
-    make the same number, however many answer tokens each has.
-
-    Packed: input_ids, position_ids: [1, T]; segments as in `raydpo.models.attention`; attention_mask None. Padded:
-    input_ids, attention_mask: [S, T], right-padded; position_ids and segments None. predictors: [N], place in the
-    flattened ids of the position whose hidden state predicts the answer token; answers that share it name it twice.
-    targets: [N], its id. sequences: [N], the sequence s that it belongs to, ascending. num_sequences: S.
+    input_ids: packed [1, T]; padded [S, T], right-padded.
+    attention_mask: padded [S, T]; packed None.
+    predictors: [N], place in the flattened ids of the position whose hidden state predicts the answer token; answers
+        that share it name it twice.
+    targets: [N], the id of the answer token.
+    sequences: [N], the sequence s that it belongs to, ascending.
+    num_sequences: S.
+    position_ids: packed [1, T]; padded None.
+    segments: packed as in `raydpo.models.attention`; padded None.
+    num_chunks: calls of the head at least. Under ZeRO-3 a call may gather the head's weights from all ranks, so ranks
+        must make the same number, however many answer tokens each has.
     """
 
     input_ids: Tensor

@@ -1,4 +1,4 @@
-"""What activations cost: measured on a few tokens before the start, and the layers to compute again for a budget.
+"""What activations cost, measured on a few tokens before the start, and how many layers to recompute for a budget.
 
 Comes in: an `AnswerLogProbs` on the CPU. Goes out: an `ActivationCost`, pure arithmetic over tokens and layers.
 Decision: bytes are measured, not derived from an architecture: every storage that appears in a small forward and
@@ -34,9 +34,12 @@ PART_TOKENS = 4
 class ActivationCost:
     """Bytes of activations of one micro-batch on one rank.
 
-    kept, kept_again: bytes a token that live from forward to backward with no layer and with all `num_layers` computed
-    again. passing, passing_again: what a token costs besides, at most, while the backward pass is in a layer: gradients,
-    and the activations of a layer that is computed again. head: bytes an answer token of a call of the head.
+    num_layers: of the model.
+    kept, kept_again: bytes a token that live from forward to backward when no layer is recomputed, and when all are.
+    passing, passing_again: what a token costs on top of that, at most, while the backward pass is in a layer:
+        gradients, and the activations of a layer that is recomputed.
+    head: bytes an answer token of a call of the head.
+    chunk_tokens: answer tokens of a call of the head, at most.
     """
 
     num_layers: int
@@ -48,10 +51,10 @@ class ActivationCost:
     chunk_tokens: int
 
     def bytes(self, tokens: int, layers: int) -> int:
-        """The most that lives at one time, when the first `layers` layers are computed again.
+        """The most that lives at one time, when the first `layers` layers are recomputed.
 
         It is either at the head or in a layer that was kept, with everything of the forward pass still there; or in one
-        that is computed again, when the layers behind it are gone, for the backward pass comes to the first ones last.
+        that is recomputed, when the layers behind it are gone, for the backward pass comes to the first ones last.
         """
         share = layers / self.num_layers if layers else 0.0
         kept = tokens * (self.kept + share * (self.kept_again - self.kept))
@@ -74,7 +77,7 @@ class ActivationCost:
 
 
 def decoder_layers(model: Any) -> list[nn.Module]:
-    """The layers that transformers can compute again one by one, in order; none for a model that it cannot."""
+    """The layers that transformers can recompute one by one (gradient checkpointing), in order; none if it cannot."""
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     found: list[nn.Module] = []
@@ -87,7 +90,7 @@ def decoder_layers(model: Any) -> list[nn.Module]:
 
 
 def compute_again(model: Any, layers: int) -> None:
-    """Have the backward pass compute the first `layers` decoder layers again. It works in training mode only."""
+    """Have the backward pass recompute the first `layers` decoder layers. It works in training mode only."""
     model.disable_input_require_grads()  # each call adds a hook, and forgets the one before
     _switch(model, "enable")({"use_reentrant": False})
     model.disable_input_require_grads()  # which some versions have enabled by now
@@ -119,8 +122,9 @@ def measure(
 ) -> ActivationCost:
     """Probe a model in training mode. No gradient of a weight is computed and nothing is left behind.
 
-    num_answers: to one prompt. length: tokens of the longest sequence, an example of a stream or a padded row; the
-    estimate is for sequences of this length, and for models whose cost of a token grows with it, an upper bound.
+    num_answers: to one prompt.
+    length: tokens of the longest sequence, an example of a stream or a padded row; the estimate is for sequences of
+        this length, and an upper bound for models whose cost of a token grows with it.
     is_padded: whether padded rows really hold padding, which makes the attention keep a mask.
     """
     model = scoring.model
@@ -142,7 +146,7 @@ def measure(
 def _per_token(
     scoring: AnswerLogProbs, probe: Callable[[int], SequenceBatch], short: int, length: int
 ) -> tuple[float, float]:
-    """(bytes a token after the forward, the most besides until the end of the backward) in sequences of `length`."""
+    """(bytes a token after the forward, the most on top of that until the end of the backward) in sequences of `length`."""
     probes = [_trace(scoring, probe(times * PART_TOKENS)) for times in (1, 2, 3)]
     if len({len(trace) for trace, _ in probes}) > 1:  # as many operations as tokens, or as experts that were asked
         probes = [([trace[kept], max(trace)], 0) for trace, kept in probes]

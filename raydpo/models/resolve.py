@@ -17,7 +17,12 @@ WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
 
 @dataclass(frozen=True)
 class ResolvedModel:
-    """`name` as configured, `commit` of a hub id (None for a folder), `folder` on this node."""
+    """A model that was found.
+
+    name: as configured.
+    commit: of a hub id, None for a folder.
+    folder: on this node.
+    """
 
     name: str
     commit: str | None

@@ -2,7 +2,7 @@
 
 Matrix products only, 2 FLOPs a multiply-add: 2 N_b a token for the decoder's weights, 2 hV an answer token for the head,
 4 L a for each (query, key) pair of attention, L layers of a = heads x head size. Decision: a training step is 3, 4 and 3.5
-times that: chunks of the head are computed again in the backward pass, and so are attention's scores. A mixture of experts
+times that: chunks of the head are recomputed in the backward pass, and so are attention's scores. A mixture of experts
 is counted with all its experts, which shifts the balance of ranks a little and no number.
 """
 
@@ -18,7 +18,12 @@ Count = int | float | np.ndarray
 
 @dataclass(frozen=True)
 class Work:
-    """FLOPs of a forward: for each token, each answer token, each (query, key) pair. The default counts tokens."""
+    """FLOPs of a forward. The default counts tokens.
+
+    token: for each token.
+    answer_token: for each answer token.
+    attended: for each (query, key) pair.
+    """
 
     token: float = 1.0
     answer_token: float = 0.0

@@ -27,7 +27,12 @@ from raydpo.objectives.seam import (
 
 @dataclass(frozen=True)
 class AlphaPO(Objective):
-    """beta: tokens/nats, > 0. gamma_beta_ratio: the margin in units of r, >= 0. alpha: any sign."""
+    """The parameters of AlphaPO.
+
+    beta: tokens/nats, > 0.
+    gamma_beta_ratio: the margin in units of r, >= 0.
+    alpha: any sign.
+    """
 
     beta: float = 2.0
     gamma_beta_ratio: float = 0.5

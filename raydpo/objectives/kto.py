@@ -24,7 +24,11 @@ from raydpo.objectives.seam import BatchObjective, ObjectiveInput, ObjectiveOutp
 
 @dataclass(frozen=True)
 class KTO(BatchObjective):
-    """beta: 1/nats, > 0. desirable_weight, undesirable_weight: lambda_D and lambda_U, >= 0."""
+    """The parameters of KTO.
+
+    beta: 1/nats, > 0.
+    desirable_weight, undesirable_weight: lambda_D and lambda_U, >= 0.
+    """
 
     beta: float = 0.1
     desirable_weight: float = 1.0

@@ -84,7 +84,7 @@ class Loss:
         return [num_examples if term.objective.unit == "examples" else num_tokens for term in self._terms]
 
     def unseen(self, kind: str, num_examples: int, device: torch.device | str) -> Tensor:
-        """Where a pass of `kind` puts down what it sees: [num_examples, k] float64 zeros, so that ranks can be added."""
+        """Where a pass of `kind` records what it sees: [num_examples, k] float64 zeros, so that ranks can be added."""
         width = sum(cast(Any, term.objective).num_values for term in self._of(kind))
         return torch.zeros((num_examples, width), dtype=torch.float64, device=device)
 

@@ -2,7 +2,7 @@
 
     loss = - (1 / |y|) sum_t log pi(y_t | x, y_<t)      the mean is over examples: every answer weighs the same
 
-No reference. As a second term beside `dpo` it is the NLL term of iterative RPO, Pang et al. 2024, arXiv 2404.19733,
+No reference. As a second term with `dpo` it is the NLL term of iterative RPO, Pang et al. 2024, arXiv 2404.19733,
 equation 2 (their weight alpha is 1). `sft` is the mean over all tokens of the batch instead.
 """
 

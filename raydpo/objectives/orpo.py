@@ -37,7 +37,7 @@ class ORPO(Objective):
 
 
 LARGEST_NATS = -1e-6
-"""Mean log-probs above it count as this in the odds: float32 cannot tell 1 - p from 0 much further up."""
+"""Mean log-probs above it count as this in the odds: in float32 1 - p is 0 not much further up."""
 
 
 def _log_odds(mean_nats: Tensor) -> Tensor:

@@ -23,14 +23,19 @@ from torch import Tensor
 class ObjectiveInput:
     """What an objective may read.
 
-    policy_nats: [N] log-prob of each answer token under the policy, with gradient. reference_nats: [N] the same under the
-    reference, None for objectives without one. sequences: [N] int64, the sequence of each token. answers: [E, A] int64,
-    the sequence of each answer of each example. num_sequences: S. tie_tolerance_nats: margins of log-ratios
-    within this of 0 are ties. labels: [E] bool, whether the answer is desirable. example_weights: [E], factors of the
-    loss of each example, None for 1. token_weights: [N], factors of log-probs in sums over an answer, None for 1.
-    length_normalized: log-ratios are divided by the tokens of their answer. log_collisions: [N] log sum_v pi(v)^2 at each
-    answer token, no gradient. batch: [B, k] float64, what `observe` saw of every example of the global batch, in its
-    order, no gradient. positions: [E] int64, where the examples here stand in it.
+    policy_nats: [N] log-prob of each answer token under the policy, with gradient.
+    reference_nats: [N] the same under the reference, None for objectives without one.
+    sequences: [N] int64, the sequence of each token.
+    answers: [E, A] int64, the sequence of each answer of each example.
+    num_sequences: S.
+    tie_tolerance_nats: margins of log-ratios within this of 0 are ties.
+    labels: [E] bool, whether the answer is desirable.
+    example_weights: [E], factors of the loss of each example, None for 1.
+    token_weights: [N], factors of log-probs in sums over an answer, None for 1.
+    length_normalized: log-ratios are divided by the tokens of their answer.
+    log_collisions: [N] log sum_v pi(v)^2 at each answer token, no gradient.
+    batch: [B, k] float64, what `observe` saw of every example of the global batch, in its order, no gradient.
+    positions: [E] int64, where the examples here stand in it.
     """
 
     policy_nats: Tensor
@@ -170,7 +175,7 @@ def from_labels(
 ) -> ObjectiveOutput:
     """An objective on u = log pi/ref of one answer an example, in nats, and its label: losses(u [E], desirable [E]) -> [E].
 
-    middle_nats: where a desirable and an undesirable answer part; the accuracy counts answers on their label's side.
+    middle_nats: the threshold between desirable and undesirable answers; the accuracy counts answers on their label's side.
     """
     ratios, desirable = inputs.log_ratios()[:, 0], inputs.desirable()
     each = inputs.weighted(losses(ratios, desirable))

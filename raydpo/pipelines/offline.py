@@ -1,6 +1,6 @@
 """The offline verbs: precompute, train, evaluate. Order and nothing else.
 
-Each takes a `Config` and an observer and returns the summary that the command line prints.
+Each takes a `Config` and an observer (a callback for events) and returns the summary that the command line prints.
 """
 
 from __future__ import annotations
@@ -35,8 +35,10 @@ def train(
 ) -> dict[str, Any]:
     """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json.
 
-    receive: gets the weights of the policy after the last step, if that is made now. optimizer: the checkpoint that
-    another run ended with, whose model is `model.path`; the first step goes on with its optimizer state.
+    receive: gets the weights of the policy after the last step, if that step is made now (weight sync).
+    optimizer: the checkpoint that another run ended with, whose model is `model.path`; the first step goes on with its
+        optimizer state.
+
     With `reference.sync_every` an evaluation measures rewards from the reference that the steps up to it were trained
     against: the first one from the reference of the config, the last one from that of the last steps.
     """

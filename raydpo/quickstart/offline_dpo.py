@@ -43,10 +43,16 @@ DPO_OBJECTIVE = {"name": "dpo", "beta": 0.1}
 
 @dataclass(frozen=True)
 class Supervised:
-    """The task and a model trained on its demonstrations, in `root`: what every alignment starts from.
+    """The task and a model trained on its demonstrations: what every alignment starts from.
 
-    workers: ranks and scorers of each stage. answers: what the model says to the held-out prompts, of which
-    `exact_match` (a share of 1) are right. kind: of the runtime.
+    root: folder of everything.
+    task: files of the task.
+    seed: of task and training.
+    workers: ranks and scorers of each stage.
+    model: folder of the model.
+    answers: what the model says to the held-out prompts.
+    exact_match: share of them that are right, from 0 to 1.
+    kind: of the runtime.
     """
 
     root: Path
@@ -61,7 +67,11 @@ class Supervised:
 
 @dataclass(frozen=True)
 class Aligned:
-    """An alignment: the summary of its run, and answers and share of right ones as in `Supervised`."""
+    """An alignment.
+
+    summary: of its run.
+    answers, exact_match: as in `Supervised`.
+    """
 
     summary: dict[str, Any]
     answers: tuple[str, ...]

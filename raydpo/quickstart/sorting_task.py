@@ -34,8 +34,10 @@ SLIP_FRACTION = 0.05
 class TaskFiles:
     """What `write_task` wrote. No prompt occurs twice, within a file or across files.
 
-    demonstrations: rows {"prompt", "completion"}; pairs, held_out: rows {"prompt", "chosen", "rejected"}.
-    prompts, expected: the held-out prompts and their right answers. texts: all demonstrations as one text each.
+    demonstrations: rows {"prompt", "completion"}.
+    pairs, held_out: rows {"prompt", "chosen", "rejected"}.
+    prompts, expected: the held-out prompts and their right answers.
+    texts: all demonstrations as one text each.
     """
 
     demonstrations: Path

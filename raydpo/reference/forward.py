@@ -51,7 +51,7 @@ def cut_padded(rows: Rows, tokens_per_batch: int) -> Iterator[tuple[int, int]]:
 def cut_stream(rows: Rows, tokens_per_batch: int) -> Iterator[tuple[int, int]]:
     """Cut rows into [start, stop) batches of at most `tokens_per_batch` tokens, a prompt that rows share counted once.
 
-    Answers to one prompt are parted only where they do not fit into a batch of their own, and two of them never: a pair
+    Answers to one prompt are split only where they do not fit into a batch of their own, and two of them never: a pair
     stays whole, as in the trainer.
     """
     start = first = used = before = 0  # first: row where the prompt begins; before: tokens of the batch in front of it

@@ -21,8 +21,13 @@ from raydpo.models.agreement import probe_examples
 
 @dataclass(frozen=True)
 class ShardWork:
-    """Rows to score: (split, example, answer) of each, with keys and lengths in the same order. is_probe: their values go
-    back to the driver, and nothing is committed."""
+    """Rows to score, which become one shard.
+
+    name: of the shard.
+    places: (split, example, answer) of each row.
+    keys, lengths: of each row, in the same order.
+    is_probe: their values go back to the driver, and nothing is committed.
+    """
 
     name: str
     places: tuple[tuple[str, int, int], ...]
@@ -33,8 +38,11 @@ class ShardWork:
 
 @dataclass(frozen=True)
 class Wanted:
-    """Rows of a run: distinct keys with the place and length (prompt + answer tokens) of their first appearance.
+    """Rows of a run, each once.
 
+    keys: distinct keys.
+    places: (split, example, answer) where each first appears.
+    lengths: prompt + answer tokens there.
     prompts: index of the prompt of each row; prompts are numbered as they first appear.
     """
 

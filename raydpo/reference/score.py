@@ -25,7 +25,14 @@ from raydpo.reference.plan import ShardWork
 
 @dataclass(frozen=True)
 class ScorerSpec:
-    """model, dtype, attention: the reference. data: token shards. cache_dir, identity: where values go."""
+    """How a reference worker is made.
+
+    model, dtype, attention: the reference.
+    data: folder of token shards.
+    cache_dir, identity: where values go.
+    tokens_per_batch: token budget of a forward.
+    use_gpu: whether it has a GPU.
+    """
 
     model: ResolvedModel
     dtype: str
@@ -39,8 +46,13 @@ class ScorerSpec:
 
 @dataclass(frozen=True)
 class ShardDone:
-    """rows and answer tokens scored, model forwards made for them. nats: the values of a probe's rows, which are not
-    written."""
+    """A shard was scored.
+
+    name: of the shard.
+    rows, tokens: rows and answer tokens that were scored.
+    forwards: forwards of the model for them.
+    nats: values of a probe's rows, which are not written.
+    """
 
     name: str
     rows: int

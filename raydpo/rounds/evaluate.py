@@ -96,7 +96,7 @@ class Evaluator:
 
     def _answers(self, policy: Policy, inputs: Any) -> tuple[list[Any], list[tuple[Sample, ...]]]:
         """(scores or None, the greedy answer) of each prompt, from committed pieces. A judge that compares sees the initial
-        policy's answer beside it."""
+        policy's answer next to it."""
         folder = self._layout.evaluation(policy.version)
         generations = Piece(folder / "generations", inputs)
         if not generations.is_done:

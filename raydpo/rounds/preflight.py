@@ -35,7 +35,7 @@ scores depend on."""
 
 
 def check_rounds(config: Config, has_judge: bool) -> None:
-    """Raise ConfigError with every problem of the sections, the judge and, beside others, the models on this machine.
+    """Raise ConfigError with every problem of the sections, the judge and, next to other problems, the models on this machine.
 
     has_judge: a function was handed in.
     """
@@ -62,14 +62,14 @@ def _judge_gpus(config: Config) -> Iterator[str]:
     if not may_use_gpu(judge):
         yield (
             f"{given} would stand idle: a judge of kind {judge.kind} loads no model"
-            f"{' beside an endpoint' if judge.endpoint else ''}, and others would wait for the GPU. Leave it out."
+            f"{' next to an endpoint' if judge.endpoint else ''}, and others would wait for the GPU. Leave it out."
         )
     elif judge.gpus_per_worker > 1 and loads_model(judge):
         yield f"{given}: the model of a judge uses one GPU, and the others would stand idle. Set at most 1."
 
 
 def _judge(config: Config, asks_hub: bool) -> Iterable[str]:
-    """What is wrong with the judge of the config, as far as it can be told before a worker makes it."""
+    """What is wrong with the judge of the config, as far as it can be found before a worker makes it."""
     judge = config.judge
     if judge is None or (judge.kind == "function" and not judge.function):
         return []
@@ -111,13 +111,13 @@ def check_room(config: Config) -> None:
         most = max(needs, key=lambda role: needs[role])
         if kind == "cpus":
             ours = generate.num_workers * generate.cpus_per_worker
-        else:  # the initial policy scores beside the generators, for the KL divergence; judges reserve GPUs only
+        else:  # the initial policy scores next to the generators, for the KL divergence; judges reserve GPUs only
             ours = (generate.num_workers + bool(rounds.eval_prompts)) * generate.gpus_per_worker
             ours += judge.num_workers * judge.gpus_per_worker if judge is not None else 0
         if ours and ours + needs[most] > there:
             problems.append(
-                f"rounds.placement: split runs generators and judge ({ours:g} {kind}) beside {most} ({needs[most]:g} {kind}), "
-                f"and there are {there:g}. One of them would wait for ever. Lower num_workers or {each} of one, or set "
+                f"rounds.placement: split runs generators and judge ({ours:g} {kind}) next to {most} ({needs[most]:g} {kind}), "
+                f"and there are {there:g}. One of them would wait forever. Lower num_workers or {each} of one, or set "
                 "rounds.placement: colocated."
             )
     if problems:

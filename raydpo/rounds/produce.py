@@ -1,4 +1,4 @@
-"""From a policy to a round's pairs: prompts, generations, scores, pairs, each a committed piece.
+"""From a policy to a round's pairs: prompts, generations (rollouts), scores, pairs, each a committed piece.
 
 Comes in: who samples and who judges. Goes out: `Produced`, with counts. Decision: what is there and was made from the same
 inputs is taken as it is, so the same call goes on where an earlier one ended.
@@ -30,8 +30,13 @@ from raydpo.schema.samples import Generate, Prompt, Sample, Sampling
 
 @dataclass(frozen=True)
 class Produced:
-    """The committed pairs of a round, which may be none. version: of the policy that sampled. metrics: of samples and
-    pairs."""
+    """The committed pairs of a round, which may be none.
+
+    index: of the round, from 0.
+    version: of the policy that sampled.
+    folder: where the pairs are.
+    metrics: of samples and pairs.
+    """
 
     index: int
     version: int

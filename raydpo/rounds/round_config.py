@@ -84,12 +84,12 @@ def average_of(layout: RoundsFolder, index: int) -> Path:
 
 
 def write_probe(folder: Path, probe: PolicyProbe) -> None:
-    """Keep what the trainers said of a few sequences beside the round."""
+    """Keep the trainers' log-probs of a few sequences in the folder of the round."""
     write_json(folder / "probe.json", asdict(probe))
 
 
 def read_probe(folder: Path) -> PolicyProbe | None:
-    """What `write_probe` kept; None where training was over before anything was said."""
+    """What `write_probe` kept; None where training was over before there was a probe."""
     path = folder / "probe.json"
     if not path.is_file():
         return None

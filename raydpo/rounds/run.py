@@ -37,9 +37,15 @@ from raydpo.schema.rank_events import PolicyProbe, WeightsPart
 
 @dataclass(frozen=True)
 class Round:
-    """A committed round. index: from 0. model: folder of the policy that came out; without pairs the one that went in.
-    metrics: "eval/...", "samples/...", "pairs/...", "train/...". staleness: rounds by which the policy that sampled was older
-    than the one that was trained. stopped: why there is no next round though there were to be more."""
+    """A committed round.
+
+    index: from 0.
+    folder: everything that the round wrote.
+    model: folder of the policy that came out; without pairs, of the one that went in.
+    metrics: "eval/...", "samples/...", "pairs/...", "train/...".
+    staleness: rounds by which the policy that sampled was older than the one that was trained.
+    stopped: why there is no next round though more were configured.
+    """
 
     index: int
     folder: Path
@@ -51,8 +57,13 @@ class Round:
 
 @dataclass(frozen=True)
 class TrainingJob:
-    """What the training of a round is called with: its config, who takes the new weights, and the checkpoint whose optimizer
-    state it goes on with."""
+    """What the training of a round is called with.
+
+    index: of the round, from 0.
+    config: of its training.
+    receive: takes the new weights (weight sync) and the probe.
+    optimizer: checkpoint whose optimizer state it goes on with; None to start with a new one.
+    """
 
     index: int
     config: Config
@@ -104,7 +115,7 @@ class RoundsRun:
         return self._section.num_rounds
 
     def close(self) -> None:
-        self._generators.close()  # before the thread is waited for: if it waits for them, it is told so
+        self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
         self._setup.judging.stop()
         self._thread.shutdown(wait=True, cancel_futures=True)
 

@@ -30,7 +30,16 @@ from raydpo.schema.samples import Prompt
 
 @dataclass(frozen=True)
 class Setup:
-    """config: fitted to the model. engine: how a generator is made; of the initial policy."""
+    """Everything that a run of rounds has before its first round.
+
+    config: fitted to the model.
+    layout: paths of the run.
+    engine: how a generator is made, with the initial policy.
+    tokenizer: of the policy.
+    prompts, eval_prompts: what rounds sample from, and what evaluations answer.
+    judging: what scores answers.
+    demands: CPUs and GPUs of every role.
+    """
 
     config: Config
     layout: RoundsFolder
@@ -117,7 +126,7 @@ def _engine(workspace: Workspace) -> EngineSpec:
 
 
 def _read(config: Config, tokenizer: TextTokenizer, observer: Observer) -> tuple[list[Prompt], list[Prompt]]:
-    """Prompts and held-out prompts that leave room for the longest answer; what became of the lines is said."""
+    """Prompts and held-out prompts that leave room for the longest answer; reports what became of the lines."""
     rounds, generate, found = config.rounds, config.generate, dict[str, list[Prompt]]()
     assert rounds is not None
     room = config.data.max_length - max(generate.max_new_tokens, rounds.eval_max_new_tokens or 0)

@@ -1,8 +1,8 @@
 """The models and folders that a config names, looked up: are they there, and do they fit?
 
 Comes in: a config, or what is left of one whose broken keys were taken out. Goes out: finished sentences, and what was found.
-Decision: how a model is looked up is handed in. A good config asks the hub and downloads; beside other problems only folders
-of this machine are looked at, because nobody waits for a download to hear of a misspelt key.
+Decision: how a model is looked up is handed in. A good config asks the hub and downloads; next to other problems only
+folders of this machine are looked at, because nobody waits for a download to hear of a misspelt key.
 """
 
 from __future__ import annotations

@@ -15,7 +15,7 @@ from raydpo.config.key_facts import free_keys
 from raydpo.errors import ResumeError
 
 FREE = free_keys(Config, "training")
-"""Keys that may change between two attempts at the same run without changing its numbers: said beside each key. Paths are
+"""Keys that may change between two attempts at the same run without changing its numbers, as declared at each key. Paths are
 free, because digests of what they lead to are compared."""
 
 
@@ -38,8 +38,13 @@ class Checkpoint:
 
 @dataclass(frozen=True)
 class Plan:
-    """start: from the model. resume: from `checkpoint`. done: `checkpoint` is the last one. trajectory: what decides the
-    numbers of the run. optimizer: checkpoint of another run whose optimizer state a start goes on with."""
+    """What an attempt does, and from where.
+
+    action: start (from the model), resume (from `checkpoint`) or done (`checkpoint` is the last one).
+    trajectory: what decides the numbers of the run.
+    checkpoint: the newest one that is intact; None at a start.
+    optimizer: checkpoint of another run whose optimizer state a start goes on with.
+    """
 
     action: Literal["start", "resume", "done"]
     trajectory: Mapping[str, Any]

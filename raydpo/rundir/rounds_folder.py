@@ -9,7 +9,7 @@ run.dir/rounds/000/prompts/            each a committed piece
                    generations/ scores/ pairs/
                    reference/          the moving average, if that is the reference
                    train/              an ordinary run directory; its model/ is the policy of the next round
-                   probe.json          what the trainers said of a few sequences
+                   probe.json          log-probs of a few sequences under the new policy, by the trainers
                    evaluation/ summary/
 """
 
@@ -33,7 +33,12 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class RoundsFolder:
-    """Paths of one run. initial: the model of `model.path`. Policy v is the initial one after v rounds."""
+    """Paths of one run of rounds. Policy v is the initial one after v rounds.
+
+    config: of the run.
+    dir: its run directory.
+    initial: the model of `model.path`.
+    """
 
     config: Config
     dir: Path
@@ -65,7 +70,7 @@ class RoundsFolder:
         return self.round(version - 1) / "train" / ("model_merged" if merged else "model")
 
     def evaluation(self, version: int) -> Path:
-        """Where the evaluation of a policy lies."""
+        """Folder of the evaluation of a policy."""
         return (self.dir / "initial" if version == 0 else self.round(version - 1)) / "evaluation"
 
     @property
@@ -93,8 +98,8 @@ def _made_no_pairs(folder: Path) -> bool:
 
 
 def prompts_of(round_index: int, num_prompts: int, per_round: int | None, seed: int) -> list[int]:
-    """Indices of a round's prompts: the next of an endless line in which every prompt comes once a lap,
-    and none twice a round."""
+    """Indices of a round's prompts: the next of an endless sequence in which every prompt comes once an
+    epoch, and none twice a round."""
     if per_round is None or per_round >= num_prompts:
         return list(range(num_prompts))
     line: deque[int] = deque()

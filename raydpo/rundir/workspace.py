@@ -27,7 +27,14 @@ from raydpo.rundir.named_models import NamedModels
 
 @dataclass(frozen=True)
 class Workspace:
-    """The run directory of `config`, with the models it names found on disk. notes: what was fitted to the model."""
+    """The run directory of `config`, with the models that it names found on disk.
+
+    config: fitted to the model.
+    dir: the run directory.
+    cache_dir: folder of reference caches.
+    model, reference: where training starts, and what log-ratios are measured from.
+    notes: what was fitted to the model, in words.
+    """
 
     config: Config
     dir: Path

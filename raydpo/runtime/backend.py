@@ -50,7 +50,7 @@ class Actors(Protocol):
         ...
 
     def stream(self, actor: Any, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float) -> Any:
-        """Start a generator method. max_unread: events that it may be ahead of the reader (None: no bound)."""
+        """Start a generator method. max_unread: events that it may be ahead of the reader (backpressure; None: no bound)."""
         ...
 
     def share(self, value: Any) -> Any:

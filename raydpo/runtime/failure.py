@@ -16,7 +16,13 @@ from raydpo.errors import RaydpoError, WorkerError
 
 @dataclass(frozen=True)
 class Failure:
-    """An exception that user code raised in an actor. `error` is set only for classes of raydpo.errors."""
+    """An exception that user code raised in an actor.
+
+    class_name: its class.
+    message: its text.
+    traceback_text: its traceback, as text.
+    error: the exception itself; None unless its class is one of raydpo.errors.
+    """
 
     class_name: str
     message: str

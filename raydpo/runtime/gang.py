@@ -3,7 +3,7 @@
 What comes in: a generator function of a RankContext. What goes out: (rank, event) in each rank's order, or one error
 that names the ranks and the cause.
 Decision: all ranks get their place at once (placement group), or none. The first failure ends every rank; the driver
-then waits a few seconds for what the others have to say, and longer where all that is known is a peer's "connection
+then waits a few seconds for the errors of the others, and longer where all that is known is a peer's "connection
 closed", because that often arrives before the news of the death that caused it. Price: a failing run ends those seconds
 later.
 """
@@ -39,7 +39,12 @@ _CAUSE_S = 30.0
 
 @dataclass(frozen=True)
 class RankContext:
-    """Who a rank is. `local_rank` counts the ranks of its own node, `local_size` says how many those are."""
+    """Who a rank is.
+
+    rank, num_ranks: its number in the gang, from 0, and how many there are.
+    local_rank, local_size: the same among the ranks of its own node.
+    use_gpu: whether it has one.
+    """
 
     rank: int
     num_ranks: int
@@ -61,9 +66,11 @@ def run_gang(
     """Run `function(context)`, a generator, on `num_ranks` actors; yield (rank, event) as events come.
 
     function: module-level function or partial. The variables of torch.distributed (RANK, WORLD_SIZE, LOCAL_RANK,
-    LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and of threads are set before its module is imported.
-    cpus, gpus: reserved for each rank. hang_timeout_s: longest time that a rank may yield nothing.
-    max_unread: events that a rank may be ahead of the reader before it waits (None: no bound).
+        LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and of threads are set before its module is imported.
+    cpus, gpus: reserved for each rank.
+    hang_timeout_s: longest time without an event of a rank (events are the heartbeat).
+    max_unread: events that a rank may be ahead of the reader before it waits (backpressure); None: no bound.
+
     Closing the iterator ends all ranks.
     Raises the RaydpoError that the failing ranks raised, if it is one class; else WorkerError with the errors and
     their ranks; HangError with the silent ranks and where they are; ResourceError when no place is found.
@@ -225,7 +232,7 @@ class _Gang:
         }
 
     def _wait(self, members: Sequence[_Rank], *, timeout_s: float) -> list[_Rank]:
-        """Ranks with something to say. Time that the caller spends elsewhere counts for nobody's silence."""
+        """Ranks with an event. Time that the caller spends elsewhere counts for nobody's silence."""
         streams = {member.stream: member for member in members}
         started_s = time.monotonic()
         ready = self._actors.wait(list(streams), timeout_s)

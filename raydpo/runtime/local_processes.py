@@ -66,7 +66,7 @@ class _Shared:
 
 
 class LocalProcesses:
-    """See `raydpo.runtime.backend.Actors`. A place is nothing: the session has checked that all fit."""
+    """See `raydpo.runtime.backend.Actors`. Places are not reserved: the session has checked that all fit."""
 
     is_shared = False
 
@@ -179,7 +179,7 @@ class LocalProcesses:
         found = tuple(pickle.loads(a.payload) if isinstance(a, _Shared) else a for a in arguments)
         try:
             actor.connection.send_bytes(cloudpickle.dumps((number, method, found, max_unread)))
-        except OSError:  # it is dead, and whoever waits for the answer is told so
+        except OSError:  # it is dead, and whoever waits for the answer gets an error
             _hear(actor)
 
     def _next(self, call: _Pending) -> tuple[str, Any]:

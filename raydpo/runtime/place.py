@@ -1,4 +1,4 @@
-"""Where an actor runs, and what its process is told before anything of the user's is imported there.
+"""Where an actor runs, and what its process is given before anything of the user's is imported there.
 
 What comes in: CPUs and GPUs of one actor. What goes out: a `Place`, variables, the function.
 Decision: environment variables are set by the actor's first call, and the user's function reaches it as bytes that
@@ -20,7 +20,12 @@ PLACEMENT_TIMEOUT_S = 900.0
 
 @dataclass(frozen=True)
 class Place:
-    """Where an actor runs. device: index of its GPU among those that its process sees."""
+    """Where an actor runs.
+
+    node_id: the runtime's id of the node.
+    host, pid: machine and process.
+    device: index of its GPU among those that its process sees.
+    """
 
     node_id: str
     host: str

@@ -1,9 +1,9 @@
-"""A pool of actors that share one queue of items.
+"""A pool of workers (actors) that share one queue of items.
 
 What comes in: a factory that each actor calls once (it loads the model) and the items. What goes out: results as they
 come, each with its item's index.
 Decision: the driver hands out one item at a time to whoever is free, so a slow actor never holds back work, and an
-item whose actor died is simply handed out again. Items must therefore be idempotent by the name of their output.
+item whose actor died simply goes back to the queue. Items must therefore be idempotent by the name of their output.
 Price: one round trip an item; items should be worth seconds. A pool outlives one `run`, so its actors keep what they
 loaded: `tell` reaches those that are there, and `greet_with` is what an actor that starts later is sent first.
 """
@@ -47,9 +47,12 @@ def run_pool(
     """Apply workers to `items` on up to `num_workers` actors; yield (index, result) in the order they finish.
 
     make_worker: module-level function or partial, called once an actor; returns the callable that takes items.
-    cpus, gpus: reserved for each actor. max_retries: how often one item may lose its actor and be given to another.
-    threads: of each actor, by default as many as its CPUs. own_process: workers leave traces in their process, so none may
-    be this one (a single worker of the local runtime is here otherwise).
+    cpus, gpus: reserved for each actor.
+    max_retries: how often one item may lose its actor and be given to another.
+    threads: of each actor, by default as many as its CPUs.
+    own_process: workers leave traces in their process, so none may be this one (a single worker of the local runtime
+        is here otherwise).
+
     Results should be small (records, not tensors). Closing the iterator ends all actors.
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
     lost its actor once too often; ResourceError when no actor gets its CPUs and GPUs.
@@ -93,8 +96,15 @@ class PoolActor:
 
 @dataclass
 class _Worker:
-    """state: what its pending call is, or ready for one. was_idle: it stood without work since it last answered, and may have
-    died then."""
+    """One actor of a pool, as the driver sees it.
+
+    number: its place in the pool.
+    actor: the handle that calls go to.
+    place: where it runs, None until it has answered.
+    state: what its pending call is, or ready for one.
+    item: index of the item that it works on.
+    was_idle: it stood without work since it last answered, and may have died then.
+    """
 
     number: int
     actor: Any
@@ -141,7 +151,7 @@ class Pool:
         self._deaths_at_start = 0
 
     def run(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """(index, result) of each item, in the order they finish. One lot at a time; to be read to its end."""
+        """(index, result) of each item, in the order they finish. One run at a time; to be read to its end."""
         self._begin(items)
         for worker in [worker for worker in self._workers.values() if worker.state == "ready"]:
             worker.was_idle = True
@@ -160,9 +170,9 @@ class Pool:
                 yield index, answer
 
     def tell(self, message: Any) -> list[Any]:
-        """Give `message` to every actor that there is; their answers. Between two lots of items.
+        """Give `message` to every actor that there is; their answers. Between two runs.
 
-        An actor that dies over it is replaced when there is work again; what it was told must then be in the greeting.
+        An actor that dies over it is replaced when there is work again; that message must then be in the greeting.
         """
         self._settle()
         stored = self._actors.share(message)

@@ -28,7 +28,12 @@ _LOST_PEER_CLASSES = frozenset(
 
 @dataclass(frozen=True)
 class RankFailure:
-    """How a rank ended: `cause` is a Failure (it raised) or a sentence (its process died)."""
+    """How a rank ended.
+
+    rank: its number.
+    place: where it ran, in words.
+    cause: a Failure (it raised) or a sentence (its process died).
+    """
 
     rank: int
     place: str

@@ -32,7 +32,7 @@ _OBJECT_STORE_BYTES = 256 * 2**20
 """What travels between actors and driver are metrics and records of shards, not tensors."""
 _DRIVER = {"RAY_timeout_ms_task_wait_for_death_info": "60000"}
 """An actor's connection breaks before Ray knows that it died, and of what. Ray itself waits a second for that news, too
-little for a busy machine: the cause would not be told."""
+little for a busy machine: the error would lack the cause."""
 
 
 @contextmanager

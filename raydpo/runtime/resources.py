@@ -21,7 +21,12 @@ _EPSILON = 1e-6
 
 @dataclass(frozen=True)
 class Demand:
-    """`workers` actors of one role, each with `cpus` CPUs and `gpus` GPUs (fractions allowed)."""
+    """What the actors of one role need at the same time.
+
+    role: name, for messages.
+    workers: how many actors.
+    cpus, gpus: of each; fractions are allowed.
+    """
 
     role: str
     workers: int
@@ -66,7 +71,7 @@ def _problem(demand: Demand, nodes: Sequence[Mapping[str, float]]) -> str:
     missing = " and ".join(lacking) or f"room for {demand.workers - fitting} on any single node"
     return (
         f"{demand.role}: {demand.workers} workers with {wanted} each were asked for, {total} in all. "
-        f"There: {have} on {where}, enough for {fitting}. Missing: {missing}. They would wait for ever. "
+        f"There: {have} on {where}, enough for {fitting}. Missing: {missing}. They would wait forever. "
         f"Lower {demand.role}.num_workers or what each worker takes, or run on a larger machine or cluster."
     )
 

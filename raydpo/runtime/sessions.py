@@ -24,10 +24,13 @@ def session(
     """Connect, check `demands`, and disconnect at the end. A session inside one of the same kind reuses the outer one;
     a local one inside another has its CPUs.
 
-    kind: ray, with RAY_ADDRESS the cluster there, else a private one on this machine; local, processes of this machine
-    without Ray. in_process: of local, whether a role of one actor runs in this process. local_cpus: CPUs that a machine
-    declares, instead of those it has; ignored on a cluster.
-    Raises ResourceError when a demand can never be met, no cluster answers at RAY_ADDRESS, or local is asked for on one.
+    kind: ray (with RAY_ADDRESS the cluster there, else a private one on this machine) or local (processes of this
+        machine without Ray).
+    in_process: of local, whether a role of one actor runs in this process.
+    local_cpus: CPUs that a machine declares, instead of those it has; ignored on a cluster.
+
+    Raises ResourceError when a demand can never be met, no cluster answers at RAY_ADDRESS, or local is asked for on
+        one.
     """
     outer = _open[-1] if _open else None
     if outer is not None and (outer.kind, outer.in_process) == (kind, in_process and kind == "local"):

@@ -12,7 +12,12 @@ from typing import Literal
 
 @dataclass(frozen=True)
 class StageStarted:
-    """A stage begins. `total` units of work are expected (0: nothing to do, None: unknown)."""
+    """A stage begins.
+
+    stage: its name.
+    total: units of work that are expected (0: nothing to do, None: unknown).
+    unit: what is counted.
+    """
 
     stage: str
     total: int | None
@@ -21,7 +26,12 @@ class StageStarted:
 
 @dataclass(frozen=True)
 class Advanced:
-    """`done` units of a stage are finished, counted from its start. `metrics` are the latest values, if any."""
+    """Progress of a stage.
+
+    stage: its name.
+    done: units that are finished, counted from its start.
+    metrics: the latest values, if any.
+    """
 
     stage: str
     done: int
@@ -46,7 +56,8 @@ class Note:
 
 Event = StageStarted | Advanced | StageDone | Note
 Observer = Callable[[Event], None]
+"""A callback for the events of a run, called in the driver's process."""
 
 
 def ignore(event: Event) -> None:
-    """The observer that shows nothing: the default of the Python API."""
+    """The callback that shows nothing: the default of the Python API."""

@@ -1,4 +1,4 @@
-"""What a trainer rank yields to the driver, in order. Only rank 0 yields values; the others yield `Alive`.
+"""What a trainer rank yields to the driver, in order. Only rank 0 yields values; the others yield `Alive`, their heartbeat.
 
 Decision: the driver alone commits. A rank stages a checkpoint and says so; the driver, who holds the lock of the run
 directory, makes it count. A rank of a dead attempt can therefore never commit anything.
@@ -29,7 +29,12 @@ class Noted:
 
 @dataclass(frozen=True)
 class Probed:
-    """Cached reference rows against the trainer's own at a fresh start: largest difference of an answer's sum."""
+    """Cached reference rows against the trainer's own at a fresh start.
+
+    rows: how many were compared.
+    max_difference_nats: largest difference of an answer's sum.
+    tolerance_nats: what it may be.
+    """
 
     rows: int
     max_difference_nats: float
@@ -54,7 +59,12 @@ class Stepped:
 
 @dataclass(frozen=True)
 class Skipped:
-    """A step whose loss or gradient was not finite: nothing was updated. sources: "file:line" of its examples."""
+    """A step whose loss or gradient was not finite: nothing was updated.
+
+    step: its number.
+    loss, grad_norm: the values that were found.
+    sources: "file:line" of its examples.
+    """
 
     step: int
     loss: float
@@ -72,8 +82,13 @@ class Evaluated:
 
 @dataclass(frozen=True)
 class Staged:
-    """Every rank has written its part of the checkpoint of `step` to `folder`; it is not committed yet. metrics: the
-    evaluation at this step, if there was one. reason: why this is the last checkpoint, empty otherwise."""
+    """Every rank has written its part of a checkpoint; it is not committed yet.
+
+    step: optimizer steps that it holds.
+    folder: where it is.
+    metrics: the evaluation at this step, if there was one.
+    reason: why this is the last checkpoint, empty otherwise.
+    """
 
     step: int
     folder: str
@@ -91,8 +106,12 @@ class Finished:
 
 @dataclass(frozen=True)
 class WeightsPart:
-    """Some of the policy's weights after the last step: name in memory -> CPU tensor in the compute dtype, tied
-    weights once. is_partial: of a LoRA run come only matrices that the adapter changes, merged."""
+    """Some of the policy's weights after the last step, for a weight sync.
+
+    weights: name in memory -> CPU tensor in the compute dtype; tied weights come once.
+    is_last: whether this part is the last one.
+    is_partial: a LoRA run sends only matrices that the adapter changes, merged.
+    """
 
     weights: Mapping[str, Any]
     is_last: bool
@@ -101,7 +120,11 @@ class WeightsPart:
 
 @dataclass(frozen=True)
 class PolicyProbe:
-    """What the policy of the `WeightsPart`s says of a few sequences, to compare a copy with: as `Score` and `Scored`."""
+    """Log-probs of a few sequences under the policy of the `WeightsPart`s, to compare a copy with.
+
+    request: the sequences, as a `Score`.
+    nats, top_ids, top_nats: the answer, as in `Scored`.
+    """
 
     request: Score
     nats: tuple[tuple[float, ...], ...]

@@ -27,9 +27,14 @@ class Conversation(str):
 
 @dataclass(frozen=True)
 class Prompt:
-    """key: digest of the ids. text: what a judge reads (of messages: a Conversation). ids: what the policy reads.
-    record: the fields of the row that a preference record repeats ("prompt": text or messages; "chosen" of the data, for
-    spin)."""
+    """One prompt of a round.
+
+    key: digest of the ids.
+    text: what a judge reads (of messages: a Conversation).
+    ids: token ids that the policy reads.
+    record: fields of the row that a preference record repeats ("prompt": text or messages; for spin "chosen" of the
+        data).
+    """
 
     key: str
     text: str
@@ -39,7 +44,14 @@ class Prompt:
 
 @dataclass(frozen=True)
 class Sampling:
-    """num_answers: of each prompt. greedy: the likeliest token each time; temperature and top_p are not read then."""
+    """How answers are sampled.
+
+    num_answers: of each prompt.
+    max_new_tokens: of each answer, at most.
+    temperature, top_p: as everywhere; not read when greedy.
+    stop: texts that end an answer.
+    greedy: the likeliest token each time.
+    """
 
     num_answers: int
     max_new_tokens: int
@@ -51,8 +63,12 @@ class Sampling:
 
 @dataclass(frozen=True)
 class Sample:
-    """One answer. ids: as they were sampled, the end-of-sequence token included if one was. text: without control tokens.
-    ending: eos, stop (a text of `Sampling.stop`), or length (cut off)."""
+    """One answer.
+
+    ids: token ids as they were sampled, the end-of-sequence token included if one was.
+    text: without control tokens.
+    ending: eos, stop (a text of `Sampling.stop`), or length (cut off).
+    """
 
     ids: tuple[int, ...]
     text: str
@@ -61,7 +77,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Generate:
-    """Sample answers to prompts (token ids), with the policy of `version`. seed: of all of them together."""
+    """Sample answers to prompts.
+
+    prompts: token ids of each.
+    sampling: how.
+    seed: of all of them together.
+    version: of the policy that must sample.
+    """
 
     prompts: tuple[tuple[int, ...], ...]
     sampling: Sampling
@@ -71,7 +93,12 @@ class Generate:
 
 @dataclass(frozen=True)
 class Generated:
-    """answers[p][k]: k-th answer to prompt p of a `Generate`. version: of the policy that gave them. busy_s: seconds."""
+    """What a `Generate` gave.
+
+    answers: answers[p][k] is the k-th answer to prompt p.
+    version: of the policy that gave them.
+    busy_s: seconds that it took.
+    """
 
     answers: tuple[tuple[Sample, ...], ...]
     version: int
@@ -87,8 +114,12 @@ class Score:
 
 @dataclass(frozen=True)
 class Scored:
-    """nats[s]: log-prob of each answer token of sequence s. top_ids[s], top_nats[s]: the likeliest token at each of those
-    positions and its log-prob."""
+    """What a `Score` gave.
+
+    nats: nats[s] has the log-prob of each answer token of sequence s.
+    top_ids, top_nats: the likeliest token at each of those positions, and its log-prob.
+    version: of the policy that scored.
+    """
 
     nats: tuple[tuple[float, ...], ...]
     top_ids: tuple[tuple[int, ...], ...]
@@ -106,9 +137,14 @@ class LoadFolder:
 
 @dataclass(frozen=True)
 class LoadWeights:
-    """Take these weights (name in memory -> CPU tensor), in place; tied weights come once. New weights may come
-    in several parts; with the last one the policy is `version`. In between nothing may be generated. is_partial: weights
-    that come in no part are those of the folder that the engine started with (an adapter's merged matrices do)."""
+    """Take these weights in place (weight sync). They may come in several parts; in between nothing may be generated.
+
+    weights: name in memory -> CPU tensor; tied weights come once.
+    version: of the policy, once the last part is in.
+    is_last: whether this part is the last one.
+    is_partial: weights that come in no part are those of the folder that the engine started with (an adapter's merged
+        matrices come alone).
+    """
 
     weights: Mapping[str, Any]
     version: int

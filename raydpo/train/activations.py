@@ -1,4 +1,4 @@
-"""Activations within a budget: which layers are computed again, and how many tokens a micro-batch gets.
+"""Gradient checkpointing within a budget: which layers are recomputed, and how many tokens a micro-batch gets.
 
 Comes in: the model before DeepSpeed has it, in training mode, and the training split. Goes out: the split, perhaps with
 smaller micro-batches, and one line that says what was chosen.
@@ -69,7 +69,7 @@ def _measure(scoring: AnswerLogProbs, feed: Feed, longest: int) -> ActivationCos
 def describe(cost: ActivationCost, layers: int, tokens: int, alone: int, asked: int, budget: float | None) -> str:
     """The line before the start. alone: tokens of the longest example; asked: train.tokens_per_microbatch."""
     text = f"activations: about {size(cost.bytes(tokens, layers))} for {tokens:,} tokens a micro-batch (estimated)"
-    text += f", {layers} of {cost.num_layers} layers computed again"
+    text += f", {layers} of {cost.num_layers} layers recomputed"
     if tokens < asked:
         text += f"; train.tokens_per_microbatch: {asked:,} would not fit into train.activation_memory_gb"
     if alone > tokens:

@@ -1,4 +1,4 @@
-"""The batches of the next step are built while this one runs.
+"""Prefetch: the batches of the next step are built while this one runs.
 
 Decision: one thread and one step ahead. Building is numpy over mapped files, a small part of a step; what it returns
 depends on the step alone, so nothing that is computed changes.

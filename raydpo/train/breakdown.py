@@ -3,7 +3,7 @@
 Comes in: pieces of time, each with the operator that spent it and who called that. Goes out: time by part, and text.
 Decision: each piece belongs to exactly one part, so shares add up. An operator belongs where the outermost operator
 around it belongs (the copy inside a matrix product is the product's), but not where a node of the backward pass around
-it belongs: what checkpointing computes again runs below whichever node asks first.
+it belongs: what gradient checkpointing recomputes runs below whichever node asks first.
 """
 
 from __future__ import annotations
@@ -30,7 +30,12 @@ _OPERATOR = re.compile(r"(?!autograd::|raydpo::)\w+::\w")
 
 @dataclass(frozen=True, eq=False)
 class Op:
-    """An operator, a node of the backward pass or a named range, and the one that it ran in. shapes: of its inputs."""
+    """An operator, a node of the backward pass or a named range.
+
+    name: as in the trace.
+    shapes: of its inputs.
+    caller: the operator that it ran in.
+    """
 
     name: str
     shapes: tuple[tuple[int, ...], ...] = ()

@@ -58,7 +58,7 @@ class DeepSpeedEngine:
             lr=train.learning_rate,
             betas=(train.adam_beta1, train.adam_beta2),
             weight_decay=train.weight_decay,
-            fused=True,  # one pass over the weights, on CPU and GPU, and nothing of their size besides
+            fused=True,  # one pass over the weights, on CPU and GPU, and no other tensor of their size
         )
         stage = 1 if train.zero_stage == 0 and dtype == "bfloat16" else train.zero_stage
         self._guarded = stage == 0

@@ -25,7 +25,12 @@ from raydpo.train.trainer import Rank, longest_row, make_feed, names_of, open_lo
 
 @dataclass(frozen=True)
 class Share:
-    """Sums of one rank so far, [sum, count, ...] in the order of `trainer.names_of`, over `examples` examples."""
+    """What one rank has of an evaluation so far.
+
+    examples: how many it has evaluated.
+    vector: their sums, [sum, count, ...] in the order of `trainer.names_of`.
+    done: whether its share is finished.
+    """
 
     examples: int
     vector: tuple[float, ...]

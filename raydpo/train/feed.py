@@ -1,4 +1,4 @@
-"""The batches of one rank: order -> pack -> collate, for a training step and for an evaluation.
+"""The batches of one rank, as from a dataloader: order -> pack -> collate, for a training step and for an evaluation.
 
 Decision: every rank computes the layout of the whole global batch by itself (it is cheap and deterministic), so ranks
 agree on counts and on the number of micro-batches without a word to each other. Examples of one prompt that meet in a
@@ -25,10 +25,20 @@ EVAL_EXAMPLES = 1024
 
 @dataclass(frozen=True)
 class Feed:
-    """One split seen from one rank. num_answers: answers that the loss reads; a mismatched one stands after them. lookup:
-    row keys -> reference log-probs, None without a reference. work: what ranks are balanced by. is_sharded: under ZeRO-3,
-    where DeepSpeed gathers a weight once a micro-batch only while every micro-batch calls the same modules: then each calls
-    the head as often as the fullest may need; the price is that chunks are computed again where one would have done."""
+    """One split as one rank sees it.
+
+    table: lengths, labels and weights of the examples of the split.
+    rank, num_ranks: whose share of a global batch is taken, and of how many.
+    num_answers: answers that the loss reads; a mismatched one stands after them.
+    tokens_per_microbatch: token budget of a micro-batch.
+    lookup: row keys -> reference log-probs, None without a reference.
+    chunk_tokens: answer tokens of one call of the head.
+    layout: one packed stream, or padded rows.
+    work: FLOPs, by which ranks are balanced.
+    is_sharded: under ZeRO-3, where DeepSpeed gathers a weight once a micro-batch only while every micro-batch calls
+        the same modules. Each then calls the head as often as the fullest one may need; the price is that chunks are
+        recomputed where one chunk would have done.
+    """
 
     table: Examples
     rank: int

@@ -2,7 +2,7 @@
 
 Comes in: a `TrainSpec` (paths and config). Goes out: events, and staged checkpoints that the driver commits.
 Decision: the loop holds no state but the step number; order and learning rate are functions of it, everything else is
-in the checkpoint. It knows no Ray: a test iterates over it. Told to stop in the middle (`stop_step`), it stages a
+in the checkpoint. It knows no Ray: a test iterates over it. Asked to stop in the middle (`stop_step`), it stages a
 checkpoint there and ends without `Finished`.
 """
 

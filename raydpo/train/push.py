@@ -1,6 +1,6 @@
-"""The policy's weights after the last step, as a stream of parts, and what it says of a few sequences.
+"""Weight sync, the trainers' side: the weights after the last step as a stream of parts, and log-probs of a few sequences.
 
-What goes out: a `PolicyProbe`, then `WeightsPart` events of about `PART_BYTES`, for whoever keeps a copy of the policy.
+What goes out: a `PolicyProbe`, then `WeightsPart` events of about `PART_BYTES`, for those who keep a copy of the policy.
 Decision: weights are gathered one by one (ZeRO-3) and travel in parts, so that rank 0 holds one part at a time and never
 a second model. They keep the names and shapes that they have in memory: whoever writes or reads files translates. Of a LoRA
 run only merged matrices of adapted layers travel; what the copy needs else it has.

@@ -52,6 +52,6 @@ def learning_rate(step: int, num_steps: int, *, peak: float, warmup_fraction: fl
     if not (math.isfinite(share) and share >= 0):
         raise ConfigError(
             f"train.schedule: {schedule} gave {share!r} for step {after} of {num_after}; a share of the peak rate is finite "
-            "and at least 0. The step was not made. Mend the function."
+            "and at least 0. The step was not made. Fix the function."
         )
     return peak * share

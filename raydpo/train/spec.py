@@ -1,4 +1,4 @@
-"""All that a trainer rank is told: one frozen, picklable value.
+"""What a trainer rank is started with.
 
 Decision: ranks get paths that every node sees and read the rest themselves; nothing large travels through the driver.
 """
@@ -19,13 +19,27 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class TrainSpec:
-    """model: what training starts from. dtype: resolved compute dtype. data: folder of token shards. reference: cache
-    directory and identity, None without a reference. probe: compare cached rows with the trainer's own at a fresh start.
-    staging: attempt-unique folder for checkpoints. resume: committed checkpoint to go on from. optimizer: without one, the
-    committed checkpoint of another run, of the weights of `model`, whose optimizer state the first step goes on with.
-    stop_step: stage a checkpoint after this step and end there, though training is not over. eval_history, skipped_steps,
-    skipped_in_a_row: of the run before `resume`. chat_template: Jinja text that the exported tokenizer gets. profile: record
-    a few steps of rank 0. push: after the last step, send the weights to the driver."""
+    """All that a trainer rank gets: one frozen, picklable value.
+
+    config: the resolved config of the run.
+    model: what training starts from.
+    dtype: resolved compute dtype, "float32" or "bfloat16".
+    data: folder of token shards.
+    staging: folder for checkpoints before they are committed, unique to this attempt.
+    reference: reference cache (directory and identity); None without a reference.
+    probe: at a fresh start, compare cached rows with the trainer's own log-probs.
+    resume: committed checkpoint to go on from; None at a fresh start.
+    optimizer: without `resume`, the committed checkpoint of another run, of the weights of `model`, whose optimizer
+        state the first step goes on with.
+    resume_step: optimizer steps that `resume` holds.
+    stop_step: stage a checkpoint after this step and end there, though training is not over; None to train to the end.
+    eval_history: eval/rewards/margins of the evaluations before `resume`, for early stopping.
+    skipped_steps, skipped_in_a_row: non-finite steps before `resume`, in all and in a row at its end.
+    chat_template: Jinja text that the exported tokenizer gets.
+    chunk_tokens: answer tokens of one call of the head.
+    profile: record a few steps of rank 0.
+    push: after the last step, send the weights to the driver.
+    """
 
     config: Config
     model: ResolvedModel

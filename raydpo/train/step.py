@@ -1,8 +1,8 @@
 """One optimizer step, and one evaluation: micro-batches in, summed metrics out.
 
 Decision: each micro-batch's loss is a sum divided by the count of the *global* batch, known to every rank before the
-first forward; 1 x 8, 8 x 1 and two ranks x 4 are therefore the same update. What a loss must know of the whole batch
-besides is observed in a pass of its own, without gradient, before the first backward.
+first forward; 1 x 8, 8 x 1 and two ranks x 4 are therefore the same update. What else a loss must know of the
+whole batch is observed in a pass of its own, without gradient, before the first backward.
 """
 
 from __future__ import annotations
@@ -38,7 +38,13 @@ class Accumulator(Protocol):
 
 @dataclass(frozen=True)
 class BatchLoss:
-    """The loss of one global batch: its terms, the denominator of each, what was observed, what counts as a tie."""
+    """The loss of one global batch.
+
+    loss: its terms.
+    counts: the denominator of each term.
+    seen: what was observed of the global batch.
+    tie_tolerance_nats: margins of log-ratios within this of 0 are ties.
+    """
 
     loss: Loss
     counts: list[int]
@@ -86,7 +92,7 @@ def fitting(batch: MicroBatch) -> Iterator[None]:
 
 @torch.no_grad()
 def observe(forward: Forward, loss: Loss, kind: str, micro_batches: Iterable[MicroBatch], seen: Tensor) -> None:
-    """Put down what a pass of `kind` sees of this rank's share of a global batch. seen: [examples, k] float64, 0 before."""
+    """Record what a pass of `kind` sees of this rank's share of a global batch. seen: [examples, k] float64, 0 before."""
     for micro_batch in waited(micro_batches):
         batch = micro_batch.to(seen.device)
         with fitting(batch):

@@ -28,7 +28,15 @@ _HOST, _DEVICE = ("cpu_op", "user_annotation"), ("kernel", "gpu_memcpy", "gpu_me
 
 @dataclass
 class _Call:
-    """An event of a host thread. inner: intervals of the calls directly below it."""
+    """An event of a host thread.
+
+    op: what was called.
+    start, end: when, in microseconds.
+    thread: where it ran.
+    number: the profiler's id, which what it launched on the device carries too.
+    in_step: whether it ran in a recorded step.
+    inner: intervals of the calls directly below it.
+    """
 
     op: Op
     start: float

@@ -54,8 +54,17 @@ class Rank(Protocol):
 
 @dataclass
 class Trainer:
-    """One rank's parts. `eval` is None when there are no held-out examples. notes: what a person should know of
-    them."""
+    """The parts of one rank.
+
+    spec: what the rank was started with.
+    rank: its place in the gang.
+    engine: DeepSpeed with model and optimizer.
+    loss: the terms of the objective.
+    train: the training split.
+    eval: the held-out split, None when there are no held-out examples.
+    order: which examples each step reads.
+    notes: what a person should know of this start.
+    """
 
     spec: TrainSpec
     rank: Rank

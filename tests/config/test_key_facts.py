@@ -1,4 +1,4 @@
-"""What stands beside the keys: which may be others when a run goes on, who reads them, when they are idle."""
+"""What is declared at the keys: which may be others when a run goes on, who reads them, when they are idle."""
 
 from __future__ import annotations
 

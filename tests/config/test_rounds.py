@@ -71,7 +71,7 @@ def test_a_key_that_a_kind_needs(kind: str) -> None:
 
 
 def test_a_function_need_not_be_named() -> None:
-    """One that is handed in may have a section beside it."""
+    """One that is handed in may have a section as well."""
     assert JudgeSection.model_validate({"kind": "function", "max_failed_fraction": 0.5}).function is None
 
 

@@ -75,7 +75,7 @@ def test_ids_are_those_that_training_sees(run: Run, tmp_path: Path, case: str, t
         tmp_path / "t", bos="<s>", eos="<|im_end|>", template=TEMPLATES[template], specials=["<|im_start|>"]
     )
     row = TRAINED[case]
-    # `prepare` has no layout for messages beside answers as text; as messages they are the same.
+    # `prepare` has no layout for messages with answers as text; as messages they are the same.
     trained = row if not isinstance(row.get("prompt"), list) else {**row}
     for side in ("chosen", "rejected"):
         if isinstance(row.get("prompt"), list) and isinstance(row[side], str):

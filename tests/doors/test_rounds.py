@@ -74,7 +74,7 @@ def test_the_engine(toy: Toy, examples: dict[str, str]) -> None:
     assert theirs(Health())["engine"] == "greedy first"
     section = GenerateSection(engine="my_pkg.engine:GreedyFirst", num_answers=1)
     assert engine_problems(section) == [
-        "generate.num_answers: 1 leaves nothing to sample beside the likeliest answer; set at least 2."
+        "generate.num_answers: 1 leaves nothing to sample except the likeliest answer; set at least 2."
     ]
 
 

@@ -1,4 +1,4 @@
-"""A real, tiny, random reward model: values by the plainest forward there is, whatever stands beside a row."""
+"""A real, tiny, random reward model: values by the plainest forward there is, whatever else is in the batch."""
 
 from __future__ import annotations
 

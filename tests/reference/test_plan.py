@@ -106,7 +106,7 @@ def test_batches_of_a_stream_count_a_shared_prompt_once(groups, budget):
 
 
 def tokens_once(rows):
-    """Tokens of rows whose prompt is read once, common beginnings of answers apart."""
+    """Tokens of rows whose prompt is read once, except common beginnings of answers."""
     return sum(len(answer) for _, answer in rows) + sum(len(p) for p in {p[0]: p for p, _ in rows}.values())
 
 

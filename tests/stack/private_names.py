@@ -146,7 +146,7 @@ _RAYLET, _GCS = "ray/core/src/ray/raylet/raylet", "ray/core/src/ray/gcs/gcs_serv
 _PUSH = "weights of a LoRA run that are pushed to generators would be wrong or missing"
 _KILLED = "a worker that was killed would be reported in Ray's words, without what it means"
 _VLLM_LOADS = "vLLM would go on sampling from the weights of the round before"
-_LAYERS = "activations could not be measured, nor computed again layer by layer"
+_LAYERS = "activations could not be measured, nor recomputed layer by layer"
 _FUSED_MOE = "vllm/model_executor/layers/fused_moe/unquantized_fused_moe_method.py"
 
 PRIVATE: tuple[Row, ...] = (

@@ -48,7 +48,7 @@ class Gang:
                 elif rank not in answers and not process.is_alive():
                     answers[rank] = (None, f"the process ended with {process.exitcode}")
             if any(problem for _, problem in answers.values()):
-                deadline = min(deadline, time.monotonic() + GRACE_S)  # the others may wait for a dead rank for ever
+                deadline = min(deadline, time.monotonic() + GRACE_S)  # the others may wait for a dead rank forever
         problems = [f"rank {rank}: {problem}" for rank, (_, problem) in sorted(answers.items()) if problem]
         if problems or len(answers) < self.num_ranks:
             self.close()

@@ -31,7 +31,7 @@ def loaded(world, runs):
 
 @pytest.fixture(scope="module")
 def one_layer(loaded):
-    """GB that are enough when one of the two layers is computed again."""
+    """GB that are enough when one of the two layers is recomputed."""
     scoring, feed = loaded
     longest = int(feed.sequence_lengths(torch.arange(len(feed.table)).numpy()).max())
     cost = measure(scoring, feed.layout, num_answers=2, length=longest)
@@ -53,8 +53,8 @@ def noted(run):
 def test_a_budget_gives_the_same_update(runs, one_layer, num_ranks, options):
     plain = runs.get(num_ranks=num_ranks, **options)
     budgeted = runs.get(num_ranks=num_ranks, activation_memory_gb=one_layer, **options)
-    assert "0 of 2 layers computed again" in noted(plain)
-    assert "1 of 2 layers computed again" in noted(budgeted)
+    assert "0 of 2 layers recomputed" in noted(plain)
+    assert "1 of 2 layers recomputed" in noted(budgeted)
     assert budgeted.losses == pytest.approx(plain.losses, abs=1e-6)
     assert budgeted.series("grad_norm") == pytest.approx(plain.series("grad_norm"), rel=1e-5)
 

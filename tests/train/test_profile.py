@@ -214,7 +214,7 @@ def test_a_training_with_a_profile(runs, chunk_tokens):
 
     vocabulary = json.loads((spec.model.folder / "config.json").read_text())["vocab_size"]
     products = [part(piece.op, vocabulary) for piece in pieces if piece.op.name in PRODUCTS]
-    # One forward and two products backward; a chunk of several is computed again first.
+    # One forward and two products backward; a chunk of several is recomputed first.
     assert products.count("head") == sum(3 if number == 1 else 4 * number for number in calls)
     # Two layers with seven weights each: one forward and two products backward.
     assert products.count("linear layers") == 2 * 7 * 3 * len(calls)

@@ -1,7 +1,7 @@
 """The import hook that puts a mutant in the place of a module, in this process and in those that it starts.
 
 Comes in: MUTANT_VARIABLE in the environment, a file whose first line is a module's name and the rest its source.
-Decision: the variable is inherited, and a `sitecustomize` beside that file runs this one in every Python process below; so
+Decision: the variable is inherited, and a `sitecustomize` next to that file runs this one in every Python process below; so
 a test that kills processes sees the mutant in them. Only the standard library is used: it runs before anything else.
 """
 

@@ -2,7 +2,7 @@
 
 Comes in: a function to run. Goes out: what it returned, or that it was over its limits, or died.
 Decision: the limit that counts is CPU time, which a busy machine does not use up; a longer one of wall-clock time ends
-what waits for ever. The child leads a process group, so that what a test started ends with it.
+what waits forever. The child leads a process group, so that what a test started ends with it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 MORE_MEMORY_BYTES = 8 * 2**30
-"""What a child may map besides what was there when it was forked."""
+"""What a child may map in addition to what was there when it was forked."""
 
 Ending = Literal["returned", "timeout", "died"]
 

@@ -19,7 +19,7 @@ STATUSES = ("killed", "survived", "timeout")
 
 
 def write(file: Path, settings: Mapping[str, Any], outcomes: Sequence[Outcome]) -> None:
-    """`file` with the ending .json, and .md beside it. Sources are read from the working directory."""
+    """`file` with the ending .json, and .md next to it. Sources are read from the working directory."""
     file.parent.mkdir(parents=True, exist_ok=True)
     ordered = sorted(outcomes, key=lambda outcome: (outcome.mutant.path, outcome.mutant.start, outcome.mutant.text))
     entries = [_entry(outcome) for outcome in ordered]

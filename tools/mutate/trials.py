@@ -27,7 +27,7 @@ Status = Literal["killed", "survived", "timeout"]
 T = TypeVar("T")
 
 IMPORTS_S = 60.0
-"""CPU seconds that a trial may take besides its tests: importing the project and them."""
+"""CPU seconds that a trial may take in addition to its tests: importing the project and them."""
 WAITING_TIMES = 10.0
 """How much longer than its CPU seconds a trial may take on the clock."""
 _POLL_S = 0.02

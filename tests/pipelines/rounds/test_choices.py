@@ -186,7 +186,7 @@ def test_a_judge_that_compares_sees_the_initial_answer_beside_the_new_one(toy: T
         [row["scores"] for part in sorted((place / "evaluation/scores").glob("part-*.jsonl")) for row in rows(part)]
         for place in (folder / "initial", found.folder)
     )
-    assert before == [[0.5, 0.5]] * 16, "the initial answer beside itself"
+    assert before == [[0.5, 0.5]] * 16, "the initial answer against itself"
     assert len(after) == 16
     assert all(sum(scores) == 1 for scores in after)
     assert found.metrics["eval/win_rate"] == found.metrics["eval/mean_score"] == sum(ours for ours, _ in after) / 16

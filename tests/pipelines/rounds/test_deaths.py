@@ -1,6 +1,6 @@
 """A generator, the judge, the trainers and the driver die in the middle: the pairs are those of an undisturbed run.
 
-With `split` the samples of the second round are made while the first one trains, so either may die beside the other. The
+With `split` the samples of the second round are made while the first one trains, so either may die while the other works. The
 moment is drawn from a seed that is drawn anew each time and printed, so that over many runs of these tests every moment
 comes, and RAYDPO_TEST_SEED brings one back.
 """

@@ -177,7 +177,7 @@ def test_mistakes_of_the_judge_are_found_before_anything_is_sampled(toy: Toy, tm
                 "judge.model": "m",
                 "judge.gpus_per_worker": 0.5,
             },
-            "judge.gpus_per_worker: 0.5 would stand idle: .* beside an endpoint",
+            "judge.gpus_per_worker: 0.5 would stand idle: .* next to an endpoint",
         ),
         ({"generate.gpus_per_worker": 2}, "generate.gpus_per_worker: 2; a generator holds its whole policy on one GPU"),
         ({"rounds.prompts": []}, "rounds.prompts is empty"),

@@ -63,7 +63,7 @@ def test_trainers_do_not_wait_for_samples_of_the_next_round(
     assert [each.staleness for each in found] == [0, 1, 1]
     assert versions(folder) == [{0}, {0}, {1}]
     assert 1 not in sent, "read from its folder"
-    assert 3 in sent, "nobody sampled beside the last round"
+    assert 3 in sent, "nobody sampled during the last round"
     held = [text.split(":")[0] for text in notes.info if "generator holds" in text]
     assert held == [f"1 generator holds policy {version}" for version in (1, 2, 3)], "compared either way"
     assert all((each.folder / "probe.json").is_file() for each in found)
@@ -82,7 +82,7 @@ def test_without_staleness_nothing_is_sampled_ahead(toy: Toy, machine: None) -> 
 
 def test_split_needs_room_for_all_that_work_at_once(toy: Toy, machine: None) -> None:
     changes = {"rounds.placement": "split", "generate.num_workers": 4}
-    with pytest.raises(ResourceError, match=r"split runs generators and judge \(4 cpus\) beside train \(1 cpus\)"):
+    with pytest.raises(ResourceError, match=r"split runs generators and judge \(4 cpus\) next to train \(1 cpus\)"):
         next(iterate(rounds_config(toy, toy.root / "no-room", changes)))
 
 
