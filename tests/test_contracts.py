@@ -31,17 +31,20 @@ def test_the_package_keeps_them(copy: Path) -> None:
     assert "pipelines are order and nothing else KEPT" in done.stdout
 
 
-@pytest.mark.parametrize("module", ["raydpo.models.lora", "raydpo.data", "torch", "json", "pathlib"])
-def test_pipelines_import_rooms_of_their_list_alone(copy: Path, module: str) -> None:
+OUTSIDE = ("raydpo.models.lora", "raydpo.data", "torch", "json", "pathlib")
+
+
+def test_pipelines_import_rooms_of_their_list_alone(copy: Path) -> None:
     with (copy / "raydpo/pipelines/offline.py").open("a") as file:
-        file.write(f"\nimport {module}\n")
+        file.write("".join(f"\nimport {module}\n" for module in OUTSIDE))
     done = lint(copy)
     assert done.returncode == 1, done.stdout
     assert "pipelines are order and nothing else BROKEN" in done.stdout
-    assert f"raydpo.pipelines.offline imports {module}" in done.stdout
+    for module in OUTSIDE:
+        assert f"raydpo.pipelines.offline imports {module}" in done.stdout
 
 
-@pytest.mark.parametrize("room", ["driver/judges.py", "batches/order.py", "rounds/preflight.py", "models/resolve.py"])
+@pytest.mark.parametrize("room", ["driver/judges.py", "models/resolve.py"])
 def test_a_check_reaches_no_torch(copy: Path, room: str) -> None:
     with (copy / "raydpo" / room).open("a") as file:
         file.write("\nimport torch\n")
