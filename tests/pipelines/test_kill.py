@@ -50,7 +50,7 @@ def settings(toy: Toy, name: str, kind: str) -> Config:
     changes = {
         "run.runtime": kind,
         "reference.cache_dir": str(toy.root / f"{name}-cache-{kind}"),
-        "reference.num_workers": 2 if kind == "ray" else 1,
+        "reference.num_workers": 1,
         "reference.rows_per_shard": ROWS_PER_SHARD,
         "reference.tokens_per_batch": 1,  # a forward a row, so that scoring takes a while
         "train.num_workers": 2,

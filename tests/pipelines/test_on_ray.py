@@ -7,6 +7,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +23,49 @@ from tests.pipelines.toy import Toy, config, metrics, nats_by_row, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
-CASES: dict[str, dict[str, Any]] = {
-    "two ranks, two workers": {"train.num_workers": 2, "reference.num_workers": 2, "train.zero_stage": 2},
-    "moving reference": {"reference.sync_every": 2},
-}
+
+@dataclass
+class Both:
+    """One training on each runtime, in `folder`/ray and `folder`/local.
+
+    changes: to the toy's config.
+    summaries: by runtime.
+    local_processes: names of the processes that the local one started.
+    """
+
+    folder: Path
+    changes: Mapping[str, Any]
+    summaries: dict[str, dict[str, Any]]
+    local_processes: set[str]
+
+    def settings(self, toy: Toy, kind: str) -> Any:
+        cache = str(self.folder / f"cache-{kind}")
+        return config(toy, self.folder / kind, {**self.changes, "run.runtime": kind, "reference.cache_dir": cache})
+
+    def run(self, toy: Toy) -> None:
+        self.summaries["ray"] = train(self.settings(toy, "ray"))
+        before = {child.pid for child in psutil.Process().children(recursive=True)}  # Ray's own
+
+        def look(_: Event) -> None:
+            now = [child for child in psutil.Process().children(recursive=True) if child.pid not in before]
+            self.local_processes.update(child.name() for child in now)
+
+        self.summaries["local"] = train(self.settings(toy, "local"), look)
+
+    def assert_same(self, toy: Toy) -> None:
+        ray, local = self.folder / "ray", self.folder / "local"
+        assert names_in(ray) == names_in(local)
+        assert weights(ray / "model") == weights(local / "model") != weights(toy.model)
+        assert metrics(ray) == metrics(local)
+        caches = [sorted(path.name for path in (self.folder / f"cache-{kind}").iterdir()) for kind in ("ray", "local")]
+        assert caches[0] == caches[1]
+        for name in caches[0]:
+            assert nats_by_row(self.folder / "cache-ray" / name) == nats_by_row(self.folder / "cache-local" / name)
+        numbers = [
+            {part: {k: v for k, v in self.summaries[kind][part].items() if k != "model"} for part in ("train", "eval")}
+            for kind in ("ray", "local")
+        ]
+        assert numbers[0] == numbers[1]
 
 
 def names_in(folder: Path) -> set[str]:
@@ -34,46 +74,45 @@ def names_in(folder: Path) -> set[str]:
     return {name for name in found if not name.startswith("tensorboard/")}
 
 
-def run_both(toy: Toy, folder: Path, changes: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    found = {}
-    for kind in ("ray", "local"):
-        cache = {"run.runtime": kind, "reference.cache_dir": str(folder / f"cache-{kind}")}
-        found[kind] = train(config(toy, folder / kind, {**changes, **cache}))
+@pytest.fixture(scope="module")
+def both(toy: Toy, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Both:
+    """Two ranks of ZeRO 2 and two reference workers."""
+    changes = {"train.num_workers": 2, "reference.num_workers": 2, "train.zero_stage": 2}
+    found = Both(tmp_path_factory.mktemp("both"), changes, {}, set())
+    found.run(toy)
     return found
 
 
-@pytest.mark.parametrize("case", CASES)
-def test_training_leaves_the_same_files_with_the_same_numbers(toy: Toy, tmp_path: Path, case: str) -> None:
-    found = run_both(toy, tmp_path, CASES[case])
-    ray, local = tmp_path / "ray", tmp_path / "local"
-    assert names_in(ray) == names_in(local)
-    assert weights(ray / "model") == weights(local / "model") != weights(toy.model)
-    assert metrics(ray) == metrics(local)
-    caches = sorted(path.name for path in (tmp_path / "cache-ray").iterdir())
-    assert caches == sorted(path.name for path in (tmp_path / "cache-local").iterdir())
-    for name in caches:
-        assert nats_by_row(tmp_path / "cache-ray" / name) == nats_by_row(tmp_path / "cache-local" / name)
-    for part in ("eval", "train"):
-        assert {k: v for k, v in found["ray"][part].items() if k != "model"} == {
-            k: v for k, v in found["local"][part].items() if k != "model"
-        }
+def test_training_leaves_the_same_files_with_the_same_numbers(toy: Toy, both: Both) -> None:
+    both.assert_same(toy)
 
 
-def test_evaluation_and_resume_do_not_care_which_runtime_went_before(toy: Toy, tmp_path: Path) -> None:
-    trained = train(config(toy, tmp_path / "run", {"run.runtime": "ray"}))
-    again = train(config(toy, tmp_path / "run", {"run.runtime": "local"}))
-    assert (again["train"]["resumed_from_step"], again["eval"]) == (4, trained["eval"])
-    measured = [evaluate(config(toy, tmp_path / "run", {"run.runtime": kind}))["eval"] for kind in ("ray", "local")]
+def test_nothing_of_ray_is_started_for_a_local_run(both: Both) -> None:
+    assert both.local_processes, "two ranks are processes"
+    assert not [name for name in both.local_processes if name.startswith("ray::") or name in ("raylet", "gcs_server")]
+
+
+def test_a_moving_reference_is_the_same(toy: Toy, tmp_path: Path) -> None:
+    moving = Both(tmp_path, {"reference.sync_every": 2}, {}, set())
+    moving.run(toy)
+    moving.assert_same(toy)
+
+
+def test_evaluation_and_resume_do_not_care_which_runtime_went_before(toy: Toy, both: Both) -> None:
+    settings = both.settings(toy, "ray")
+    other = settings.model_copy(update={"run": settings.run.model_copy(update={"runtime": "local"})})
+    again = train(other)
+    assert (again["train"]["resumed_from_step"], again["eval"]) == (4, both.summaries["ray"]["eval"])
+    measured = [evaluate(each)["eval"] for each in (settings, other)]
     assert measured[0] == measured[1]
-    assert measured[0]["last"] == pytest.approx(trained["eval"]["last"], abs=1e-6)
+    assert measured[0]["last"] == pytest.approx(again["eval"]["last"], abs=1e-6)
 
 
-@pytest.mark.parametrize("placement", ["colocated", "split"])
-def test_rounds_make_the_same_pairs_and_policies(toy: Toy, tmp_path: Path, placement: str) -> None:
-    changes = {"rounds.placement": placement, "generate.num_workers": 2}
+def test_rounds_make_the_same_pairs_and_policies(toy: Toy, tmp_path: Path) -> None:
+    """With split placement, where roles work side by side. Colocated ones: the next test."""
     done = {}
     for kind in ("ray", "local"):
-        settings = rounds_config(toy, tmp_path / kind, {**changes, "run.runtime": kind})
+        settings = rounds_config(toy, tmp_path / kind, {"rounds.placement": "split", "run.runtime": kind})
         done[kind] = [dict(found.metrics) for found in iterate(settings)]
     assert done["ray"] == done["local"]
     for index in range(2):
@@ -93,12 +132,11 @@ def test_a_generator_that_dies_on_ray_costs_nothing(toy: Toy, tmp_path: Path) ->
     killed: list[int] = []
     changes = {"generate.num_workers": 2, "rounds.num_rounds": 1, "rounds.eval_prompts": []}
     for kind, observer in (("local", ignore), ("ray", kill)):
-        assert (
-            len(list(iterate(rounds_config(toy, tmp_path / kind, {**changes, "run.runtime": kind}), observer=observer)))
-            == 1
-        )
+        settings = rounds_config(toy, tmp_path / kind, {**changes, "run.runtime": kind})
+        assert len(list(iterate(settings, observer=observer))) == 1
     assert killed
     assert pairs(tmp_path / "ray", 0) == pairs(tmp_path / "local", 0)
+    assert weights(tmp_path / "ray/rounds/000/train/model") == weights(tmp_path / "local/rounds/000/train/model")
 
 
 @pytest.mark.parametrize("kind", ["ray", "local"])
@@ -107,17 +145,3 @@ def test_an_error_in_a_worker_is_the_same_error(toy: Toy, tmp_path: Path, kind: 
     with pytest.raises(ConfigError, match=r"train\.lora\.target_modules: .* fits no module") as caught:
         train(config(toy, tmp_path / "run", settings))
     assert any("Raised in train by rank 0" in note for note in caught.value.__notes__)
-
-
-def test_nothing_of_ray_is_started_for_a_local_run(toy: Toy, tmp_path: Path) -> None:
-    """Beside the Ray of this module, whose processes were there before."""
-    before = {child.pid for child in psutil.Process().children(recursive=True)}
-    seen: set[str] = set()
-
-    def look(_: object) -> None:
-        seen.update(child.name() for child in psutil.Process().children(recursive=True) if child.pid not in before)
-
-    changes = {"run.runtime": "local", "train.num_workers": 2, "reference.num_workers": 2}
-    train(config(toy, tmp_path / "run", {**changes, "reference.cache_dir": str(tmp_path / "cache")}), look)
-    assert seen, "two ranks are processes"
-    assert not [name for name in seen if name.startswith("ray::") or name in ("raylet", "gcs_server")], seen
