@@ -1,10 +1,12 @@
 """Order: every example once an epoch, whatever the rank or restart. Pack: nothing lost, budget kept, ranks level."""
 
 import numpy as np
+import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from raydpo.batches import Order, pack
+from raydpo.config import Config
 
 
 @settings(max_examples=60, deadline=None)
@@ -75,3 +77,47 @@ def test_pack_balances_ranks():
     rows = generator.lognormal(5, 0.6, size=(256, 2)).astype(np.int64) + 2
     work = [rows[[p for micro in rank for p in micro]].sum() for rank in pack(rows, 4, 4096)]
     assert max(work) / np.mean(work) < 1.03
+
+
+def test_the_order_is_the_one_that_runs_were_made_with():
+    """By value: a resumed run reads on where it was, and the seed and the epoch both count."""
+    order = Order(num_examples=8, batch_size=3, epochs=2, seed=5)
+    by_hand = [np.random.Generator(np.random.Philox(key=[5, epoch])).permutation(8) for epoch in (0, 1)]
+    assert [order.epoch(epoch).tolist() for epoch in (0, 1)] == [each.tolist() for each in by_hand]
+    assert order.examples(0).tolist() == by_hand[0][:3].tolist()
+    assert order.examples(2).tolist() == by_hand[0][6:].tolist()
+    assert order.examples(4).tolist() == by_hand[1][3:6].tolist()
+    assert order.epoch_at(0) == 0
+    assert order.epoch_at(4) == pytest.approx(4 / 3)
+
+
+def test_an_order_takes_its_bounds_from_the_config():
+    config = Config.model_validate(
+        {
+            "run": {"dir": "a", "seed": 3},
+            "model": {"path": "b"},
+            "train": {"global_batch_pairs": 4, "epochs": 1.5, "max_steps": 2},
+        }
+    )
+    assert Order.of(config, 10) == Order(10, 4, 1.5, 3, 2)
+
+
+def test_ties_go_by_position_and_rank():
+    rows = np.array([[3, 1], [1, 3], [2, 2], [3, 3]])
+    assert pack(rows, 2, 12) == [[[3, 2]], [[0, 1]]], "6 to the first, 4 and 4 to the second, which then has more"
+    assert pack(rows, 1, 6) == [[[0], [1], [3], [2]]], "longest answer first, then by place; one a budget of 6 holds"
+    assert pack(rows, 1, 12) == [[[0, 1], [3, 2]]]
+    assert pack(rows[:1], 3, 6) == [[[0]], [[]], [[]]]
+
+
+def test_a_budget_is_used_to_its_last_token():
+    assert pack(np.array([[3, 3], [3, 3]]), 1, 12) == [[[0, 1]]]
+    assert pack(np.array([[3, 3], [3, 3]]), 1, 11) == [[[0], [1]]]
+    assert pack(np.array([[5], [5]]), 1, 10, is_padded=False) == [[[0, 1]]]
+    assert pack(np.array([[5], [5]]), 1, 9, is_padded=False) == [[[0], [1]]]
+
+
+def test_work_decides_who_gets_what():
+    rows = np.array([[4, 4], [1, 1], [1, 1]])
+    by_work = pack(rows, 2, 100, work=np.array([1.0, 5.0, 4.0]))
+    assert [sorted(p for micro in rank for p in micro) for rank in by_work] == [[1], [0, 2]]
