@@ -41,6 +41,7 @@ def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None 
         "training data": examples_digest(workspace.data, "train"),
         "evaluation data": examples_digest(workspace.data, "eval"),
         **outside_sources(workspace.config),
+        "model.dtype": workspace.dtype,
         "optimizer state": "none" if optimizer is None else digest_of(read_commit(optimizer)["files"]),
     }
     newest, skipped = newest_checkpoint(workspace.checkpoints)

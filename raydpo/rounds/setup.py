@@ -50,6 +50,7 @@ class Setup:
         check_room(self.config)
         digests = {
             "model weights": weights_digest(self.layout.initial.folder),
+            "model.dtype": self.engine.dtype,
             "prompts": digest_of([asdict(prompt) for prompt in self.prompts]),
             "held-out prompts": digest_of([asdict(prompt) for prompt in self.eval_prompts]),
             **{f"judge.{key}": value for key, value in self.judging.inputs.items()},
