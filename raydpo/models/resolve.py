@@ -7,6 +7,7 @@ the middle of a run changes nothing.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -61,6 +62,22 @@ def local_folder(key: str, name: str, *, allow_adapter: bool = False) -> Resolve
             "nothing was loaded. Check the path, and that it is relative to where the command runs."
         )
     return None
+
+
+def adapter_base(folder: Path) -> ResolvedModel:
+    """The model that the LoRA adapter in `folder` was trained on, at the revision it names. Raises ConfigError."""
+    file = folder / "adapter_config.json"
+    try:
+        described = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}. Nothing was loaded. Is the adapter whole?") from error
+    name, revision = described.get("base_model_name_or_path"), described.get("revision")
+    if not name:
+        raise ConfigError(
+            f"{file} names no base model (base_model_name_or_path is {name!r}); an adapter alone is no model, and nothing was "
+            "loaded. Write the folder or hub id of its base there, or merge it into its base first."
+        )
+    return resolve_model(f"base of the adapter {folder}", name, revision)
 
 
 def _download(name: str, revision: str | None, key: str = "model.path") -> Path:

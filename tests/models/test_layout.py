@@ -19,8 +19,8 @@ OTHERS = {
 }
 
 
-def model_of(family, dtype=torch.float32):
-    torch.manual_seed(0)
+def model_of(family, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
     shape = {**FAMILIES, **OTHERS}[family]
     config = AutoConfig.for_model(family, **shape, pad_token_id=0, bos_token_id=1, eos_token_id=2)
     attention = "eager" if family in ("gemma2", "mamba") else "sdpa"
