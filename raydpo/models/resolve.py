@@ -28,6 +28,10 @@ class ResolvedModel:
         """The folder on the calling node: a local path as it is, a hub id from this node's hub cache."""
         return self.folder if self.commit is None else _download(self.name, self.commit)
 
+    def whole(self) -> ResolvedModel:
+        """The model itself, or the base of an adapter."""
+        return adapter_base(self.folder) if (self.folder / "adapter_config.json").is_file() else self
+
 
 def resolve_model(key: str, name: str, revision: str | None = None, *, allow_adapter: bool = False) -> ResolvedModel:
     """Find the model that `key` of the config names. Raises ConfigError when there is none.

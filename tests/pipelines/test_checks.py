@@ -1,14 +1,19 @@
 """Options that would do nothing, and models that do not fit, are refused before anything is started."""
 
 import json
+import shutil
 
 import pytest
+from transformers import AutoTokenizer
 
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
-from raydpo.errors import ConfigError, StorageError
+from raydpo.errors import ConfigError, DataError, StorageError
+from raydpo.models.config_file import num_embeddings
+from raydpo.pipelines import check, train
 from raydpo.rundir.positions import fit_to_model
 from raydpo.rundir.workspace import find_workspace, open_workspace
+from tests.pipelines.toy import Notes, Toy, config, read_pairs, write_pairs
 
 
 def make(folder, **sections):
@@ -96,3 +101,52 @@ def test_a_run_dir_below_a_file_is_a_clear_error(model):
         open_workspace(make(model, run={"dir": str(model / "file/run")}), "train"),
     ):
         pass
+
+
+@pytest.fixture
+def grown(toy: Toy, tmp_path):
+    """The toy model with a tokenizer that has two more tokens than the embedding has rows. The weights are garbage."""
+    folder = shutil.copytree(toy.model, tmp_path / "grown")
+    tokenizer = AutoTokenizer.from_pretrained(folder)
+    tokenizer.add_tokens(["@one@", "@two@"])
+    tokenizer.save_pretrained(folder)
+    (folder / "model.safetensors").write_bytes(b"not a model")
+    return folder
+
+
+@pytest.mark.parametrize("verb", [check, train])
+def test_tokens_beyond_the_embedding_are_named_before_any_worker(toy: Toy, machine: None, grown, tmp_path, verb):
+    pairs = read_pairs(toy.train)
+    pairs[4]["chosen"] += "@two@"
+    data = write_pairs(tmp_path / "pairs.jsonl", pairs)
+    changes = {"model.path": str(grown), "data.train": [str(data)]}
+    with pytest.raises(DataError, match=r"pairs\.jsonl:5: token '@two@' \(id \d+\) .* embedding of model\.path"):
+        verb(config(toy, tmp_path / "run", changes))
+
+
+def test_extra_tokens_that_do_not_occur_are_a_note(toy: Toy, grown, tmp_path):
+    notes = Notes()
+    check(config(toy, tmp_path / "run", {"model.path": str(grown)}), notes)
+    assert [text for text in notes.info if "none of the ids beyond occurs" in text]
+
+
+def test_a_smaller_embedding_of_the_reference_counts(toy: Toy, tmp_path):
+    smaller = shutil.copytree(toy.other, tmp_path / "smaller")
+    described = json.loads((smaller / "config.json").read_text())
+    (smaller / "config.json").write_text(json.dumps({**described, "vocab_size": 100}))
+    with pytest.raises(DataError, match=r"beyond the embedding of reference\.model"):
+        check(config(toy, tmp_path / "run", {"reference.model": str(smaller)}))
+
+
+@pytest.mark.parametrize(
+    ("described", "rows"),
+    [
+        ({"vocab_size": 7}, 7),
+        ({"vocab_size": 9, "text_config": {"vocab_size": 7}}, 7),
+        ({"vocab_size": 9, "text_config": {"hidden_size": 7}}, 9),
+        ({"hidden_size": 4}, None),
+    ],
+)
+def test_rows_of_the_embedding_by_the_config(tmp_path, described, rows):
+    (tmp_path / "config.json").write_text(json.dumps(described))
+    assert num_embeddings("model.path", tmp_path) == rows
