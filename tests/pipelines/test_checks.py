@@ -10,7 +10,7 @@ from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
 from raydpo.errors import ConfigError, DataError, StorageError
 from raydpo.models.config_file import num_embeddings
-from raydpo.pipelines import check, train
+from raydpo.pipelines import check, evaluate, train
 from raydpo.rundir.positions import fit_to_model
 from raydpo.rundir.workspace import find_workspace, open_workspace
 from tests.pipelines.toy import Notes, Toy, config, read_pairs, write_pairs
@@ -150,3 +150,69 @@ def test_a_smaller_embedding_of_the_reference_counts(toy: Toy, tmp_path):
 def test_rows_of_the_embedding_by_the_config(tmp_path, described, rows):
     (tmp_path / "config.json").write_text(json.dumps(described))
     assert num_embeddings("model.path", tmp_path) == rows
+
+
+NF4 = {"quant_method": "bitsandbytes", "load_in_4bit": True, "bnb_4bit_quant_type": "nf4"}
+QUANTISED = {
+    "nf4": ({"quantization_config": NF4}, "bitsandbytes, 4 bit"),
+    "int8": ({"quantization_config": {"load_in_8bit": True}}, "8 bit"),
+    "gptq": ({"quantization_config": {"quant_method": "gptq", "bits": 4}}, "gptq, 4 bit"),
+    "awq": ({"quantization_config": {"quant_method": "awq", "bits": 4}}, "awq, 4 bit"),
+    "fp8": ({"quantization_config": {"quant_method": "fp8"}}, "fp8: quantization_config"),
+    "mxfp4": ({"quantization_config": {"quant_method": "mxfp4"}}, "mxfp4: quantization_config"),
+    "in its text part": ({"text_config": {"quantization_config": NF4}}, "bitsandbytes, 4 bit"),
+    "compressed": (
+        {"compression_config": {"quant_method": "compressed-tensors"}},
+        "compressed-tensors: compression_config",
+    ),
+}
+
+
+def quantised(folder, model, settings):
+    shutil.copytree(model, folder)
+    described = json.loads((folder / "config.json").read_text())
+    (folder / "config.json").write_text(json.dumps({**described, **settings}))
+    return str(folder)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 4}], ids=["full", "lora"])
+@pytest.mark.parametrize("kind", QUANTISED)
+def test_a_quantised_model_is_refused_by_check(toy: Toy, tmp_path, kind, lora):
+    settings, words = QUANTISED[kind]
+    changes = {"model.path": quantised(tmp_path / "model", toy.model, settings), "train.lora": lora}
+    with pytest.raises(ConfigError, match=r"model\.path: .* is quantised .*dequantize\(\)") as caught:
+        check(config(toy, tmp_path / "run", changes))
+    assert words in str(caught.value)
+    assert "embedding, norms and head alone" in str(caught.value)
+
+
+def test_a_quantised_reference_and_a_quantised_model_to_evaluate_are_refused(toy: Toy, tmp_path):
+    folder = quantised(tmp_path / "model", toy.other, QUANTISED["nf4"][0])
+    with pytest.raises(ConfigError, match=r"reference\.model: .* is quantised"):
+        check(config(toy, tmp_path / "run", {"reference.model": folder}))
+    with pytest.raises(ConfigError, match=r"evaluate\.model: .* is quantised"):
+        evaluate(config(toy, tmp_path / "run", {"evaluate.model": folder}))
+    (tmp_path / "adapter").mkdir()
+    (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": folder}))
+    with pytest.raises(ConfigError, match=r"evaluate\.model: .* is quantised"):
+        evaluate(config(toy, tmp_path / "run", {"evaluate.model": str(tmp_path / "adapter")}))
+
+
+def test_a_quantised_reference_of_rounds_is_refused(toy: Toy, tmp_path):
+    folder = quantised(tmp_path / "model", toy.other, QUANTISED["awq"][0])
+    changes = {"rounds.prompts": [str(toy.train)], "rounds.reference": folder}
+    with pytest.raises(ConfigError, match=r"rounds\.reference: .* is quantised"):
+        check(config(toy, tmp_path / "run", changes))
+
+
+@pytest.mark.parametrize("name", ["quantize_config.json", "quant_config.json", "hf_quant_config.json"])
+def test_a_quantised_model_is_told_by_the_files_of_older_tools(toy: Toy, tmp_path, name):
+    folder = shutil.copytree(toy.model, tmp_path / "model")
+    (folder / name).write_text(json.dumps({"quantization": {"quant_algo": "FP8"}, "bits": 4}))
+    with pytest.raises(ConfigError, match=rf"is quantised \(.*{name}\)"):
+        check(config(toy, tmp_path / "run", {"model.path": str(folder)}))
+
+
+@pytest.mark.parametrize("settings", [{"quantization_config": None}, {"quantization_config": {}}])
+def test_a_config_that_mentions_no_quantisation_is_whole(toy: Toy, tmp_path, settings):
+    assert check(config(toy, tmp_path / "run", {"model.path": quantised(tmp_path / "model", toy.model, settings)}))
