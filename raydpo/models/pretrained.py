@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from raydpo.errors import ConfigError
+from raydpo.models.lora import merge_adapter
 from raydpo.models.resolve import adapter_base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -56,9 +57,7 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
             "*.safetensors whose architecture transformers knows without remote code."
         ) from error
     if is_adapter:
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+        model = merge_adapter(model, folder)
     return switch_dropout_off(model).eval()
 
 

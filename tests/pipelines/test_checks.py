@@ -168,6 +168,17 @@ QUANTISED = {
 }
 
 
+@pytest.mark.parametrize(
+    "lora", [{"target_modules": ["q_proj", "lm_head"]}, {"target_modules": ["embed_tokens"], "merge": True}]
+)
+def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_scored(toy: Toy, machine: None, tmp_path, lora):
+    assert json.loads((toy.model / "config.json").read_text())["tie_word_embeddings"]
+    changes = {"train.lora": lora, "reference.cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(ConfigError, match=r"train\.lora\.target_modules: .*a tied module .*all-linear"):
+        train(config(toy, tmp_path / "run", changes))
+    assert not (tmp_path / "cache").exists()
+
+
 def quantised(folder, model, settings):
     shutil.copytree(model, folder)
     described = json.loads((folder / "config.json").read_text())
