@@ -4,7 +4,8 @@ import json
 import shutil
 
 import pytest
-from transformers import AutoTokenizer
+import torch
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
@@ -177,6 +178,27 @@ def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_scored(toy: Toy
     with pytest.raises(ConfigError, match=r"train\.lora\.target_modules: .*a tied module .*all-linear"):
         train(config(toy, tmp_path / "run", changes))
     assert not (tmp_path / "cache").exists()
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_a_forward_that_is_random_in_training_mode_is_refused_with_the_cause(toy: Toy, machine: None, tmp_path, lora):
+    folder = model_like(toy, tmp_path / "model", "phimoe", num_local_experts=4, num_key_value_heads=4)
+    changes = {"model.path": str(folder), "train.lora": lora, "reference.cache_dir": str(tmp_path / "cache")}
+    with pytest.raises(ConfigError, match=r"draws random numbers in training mode: .*PhimoeTopKRouter"):
+        train(config(toy, tmp_path / "run", changes))
+
+
+def model_like(toy: Toy, folder, family, **settings):
+    """A random model of another family with the toy's tokenizer."""
+    shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
+    rows = num_embeddings("model.path", toy.model)
+    tokens = {"vocab_size": rows, "bos_token_id": 0, "eos_token_id": 1, "pad_token_id": 2}
+    torch.manual_seed(0)
+    AutoModelForCausalLM.from_config(AutoConfig.for_model(family, **{**shape, **tokens, **settings})).save_pretrained(
+        folder
+    )
+    AutoTokenizer.from_pretrained(toy.model).save_pretrained(folder)
+    return folder
 
 
 def quantised(folder, model, settings):
