@@ -70,13 +70,12 @@ def _adapted_ties(adapted: Any) -> Iterator[tuple[str, Any, list[str]]]:
     """(name, adapted module, names of others with the same matrix) of each adapted module that does not own it alone."""
     owners: dict[int, list[str]] = {}
     for name, module in adapted.named_modules(remove_duplicate=False):
-        for parameter in module._parameters.values():
-            if parameter is not None:
-                owners.setdefault(id(parameter), []).append(_plain(name))
+        for _, parameter in module.named_parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(_plain(name))
     for name, module in adapted.named_modules():
         if hasattr(module, "get_base_layer"):
-            base = module.get_base_layer()
-            others = {owner for p in base._parameters.values() if p is not None for owner in owners[id(p)]}
+            own = module.get_base_layer().named_parameters(recurse=False)
+            others = {owner for _, parameter in own for owner in owners[id(parameter)]}
             if rest := sorted(others - {_plain(name)}):
                 yield _plain(name), module, rest
 
