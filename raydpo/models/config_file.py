@@ -12,6 +12,16 @@ from typing import Any
 
 from raydpo.errors import ConfigError
 
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""Names under which models say how many positions they have. Those that carry a state along or use ALiBi say nothing."""
+
+
+def num_positions(config: Any) -> int | None:
+    """Tokens of a sequence at most, by a transformers config or that of its part that reads text; None: no limit."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in POSITIONS)
+    return next((positions for positions in found if isinstance(positions, int)), None)
+
 
 def config_of(key: str, folder: Path) -> dict[str, Any]:
     """config.json of the model that `key` names. Raises ConfigError when it cannot be read."""

@@ -10,9 +10,7 @@ from pathlib import Path
 
 from raydpo.config import Config
 from raydpo.errors import ConfigError
-from raydpo.models.config_file import config_of, of_text
-
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+from raydpo.models.config_file import POSITIONS, config_of, of_text
 
 
 def fit_to_model(config: Config, folder: Path) -> tuple[Config, tuple[str, ...]]:

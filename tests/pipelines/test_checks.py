@@ -1,6 +1,7 @@
 """Options that would do nothing, and models that do not fit, are refused before anything is started."""
 
 import json
+import math
 import shutil
 
 import pytest
@@ -186,6 +187,25 @@ def test_a_forward_that_is_random_in_training_mode_is_refused_with_the_cause(toy
     changes = {"model.path": str(folder), "train.lora": lora, "reference.cache_dir": str(tmp_path / "cache")}
     with pytest.raises(ConfigError, match=r"draws random numbers in training mode: .*PhimoeTopKRouter"):
         train(config(toy, tmp_path / "run", changes))
+
+
+NO_POSITIONS = {
+    "mamba2": {"state_size": 8, "num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 16},
+    "bloom": {},
+    "mpt": {"max_seq_len": 64},
+}
+
+
+@pytest.mark.parametrize("family", NO_POSITIONS)
+def test_a_model_without_a_limit_of_positions_trains_in_padded_rows(toy: Toy, machine: None, tmp_path, family):
+    folder = model_like(toy, tmp_path / "model", family, **NO_POSITIONS[family])
+    own = {"model.path": str(folder), "reference.cache_dir": str(tmp_path / "cache")}
+    notes = Notes()
+    summary = train(config(toy, tmp_path / "run", {**own, "train.max_steps": 1, "train.eval_every": 1}), notes)
+    assert [text for text in notes.info if "rows are padded" in text]
+    assert summary["train"]["probe"]["max_difference_nats"] < 1e-4
+    assert summary["eval"]["first"]["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert summary["eval"]["last"]["eval/loss"] < summary["eval"]["first"]["eval/loss"]
 
 
 def model_like(toy: Toy, folder, family, **settings):
