@@ -14,6 +14,7 @@ from typing import Any
 import torch
 
 from raydpo.errors import ConfigError
+from raydpo.models.carried_files import carry_config, carry_files
 
 
 def add_lora(model: Any, *, rank: int, alpha: float, target_modules: str | tuple[str, ...], seed: int) -> Any:
@@ -102,9 +103,11 @@ def merge_adapter(model: Any, adapter: Path) -> Any:
 
 
 def merge_lora(base: Path, adapter: Path, out: Path, dtype: str) -> None:
-    """Write base + adapter to `out` as a plain transformers folder."""
-    from raydpo.models.pretrained import load_model, load_tokenizer
+    """Write base + adapter to `out` as a plain transformers folder, with the adapter's tokenizer where it has one."""
+    from raydpo.models.pretrained import load_model
 
     merged = merge_adapter(load_model(base, dtype, "auto"), adapter)
     merged.save_pretrained(out, safe_serialization=True)
-    load_tokenizer(base).save_pretrained(out)
+    carry_config(base, out)
+    carry_files(base, out)
+    carry_files(adapter, out)
