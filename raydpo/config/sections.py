@@ -125,7 +125,7 @@ class LoraSection(Section):
     alpha: float = Field(default=32, gt=0)
     """Scale: the update is multiplied by alpha / rank."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Module names, or all-linear (every linear layer but the head)."""
+    """Module names, or all-linear (every linear layer but the head). A head that is tied to the embedding is refused."""
     merge: bool = False
     """Also write the merged model to `model_merged/`."""
 

@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
 from raydpo.data.bad_rows import BadRow
+from raydpo.data.embedding_rows import Beyond
 from raydpo.data.encode import Encoded, encode
 from raydpo.data.messages import Row
 from raydpo.data.read import Line
@@ -33,6 +34,7 @@ def encode_lines(
     write: Write[T],
     tokenizer: TextTokenizer,
     tally: Tally,
+    beyond: Beyond,
     *,
     max_length: int,
     overlong: Literal["drop", "truncate_prompt", "error"],
@@ -40,8 +42,8 @@ def encode_lines(
 ) -> Iterator[tuple[str, Encoded, T]]:
     """Good lines of the source `name`; everything else is counted in the tally.
 
-    write(place, row): text and what belongs to it. It raises BadRow when the row cannot be used, DataError when the whole
-    file cannot.
+    beyond: is shown every good line. write(place, row): text and what belongs to it. It raises BadRow when the row cannot
+    be used, DataError when the whole file cannot.
     """
     while batch := list(itertools.islice(lines, _BATCH_ROWS)):
         tally.lines_read += len(batch)
@@ -60,7 +62,9 @@ def encode_lines(
                 continue
             tally.counts["truncated_prompts"] += example.truncated
             tally.counts["boundary_merges"] += example.merged
-            yield f"{name}:{line.number}", example, beside
+            place = f"{name}:{line.number}"
+            beyond.look(place, example)
+            yield place, example, beside
         observer(Advanced("data", tally.lines_read))
 
 

@@ -18,6 +18,7 @@ from raydpo.artifacts import digest, durable
 from raydpo.config import Config
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.data.bad_rows import BadRow, confidence, weight
+from raydpo.data.embedding_rows import Beyond, Embedding
 from raydpo.data.encode import Encoded
 from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format, detect, format_named
@@ -40,18 +41,33 @@ _HASHES = 1 << 64
 
 
 def prepare(
-    config: Config, tokenizer_path: str, folder: Path, *, write: bool = True, observer: Observer = ignore
+    config: Config,
+    tokenizer_path: str,
+    folder: Path,
+    *,
+    write: bool = True,
+    observer: Observer = ignore,
+    embedding: Embedding | None = None,
 ) -> DataReport:
     """Read, check and encode all data of a run. write=False does everything but writing.
 
-    A finished preparation in `folder` is taken as it is when files, data section, tokenizer and number of answers are
-    the same. Raises DataError with all problems: missing files, no chat template, too many bad lines.
+    embedding: what the ids have to fit into; None: unknown. A finished preparation in `folder` is taken as it is when files,
+    data section, tokenizer and number of answers are the same. Raises DataError with all problems: missing files, no chat
+    template, too many bad lines, tokens beyond the embedding.
     """
-    return _Preparation(config, tokenizer_path, Path(folder), write, observer).run()
+    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding).run()
 
 
 class _Preparation:
-    def __init__(self, config: Config, tokenizer_path: str, folder: Path, write: bool, observer: Observer) -> None:
+    def __init__(
+        self,
+        config: Config,
+        tokenizer_path: str,
+        folder: Path,
+        write: bool,
+        observer: Observer,
+        embedding: Embedding | None,
+    ) -> None:
         self.config, self.settings = config, config.data
         self.objective = config.objective.row
         self.is_unpaired = self.settings.unpair and self.objective.data == "labels"
@@ -72,6 +88,7 @@ class _Preparation:
         if problems:
             raise DataError(problems)
         self.tokenizer = open_tokenizer(tokenizer_path, self.settings.chat_template)
+        self.beyond = Beyond(self.tokenizer, embedding)
 
     def run(self) -> DataReport:
         self.observer(StageStarted("data", None, "lines"))
@@ -82,6 +99,7 @@ class _Preparation:
             return report
         threshold = self._threshold()
         tally = self._pass(store, threshold)
+        self.beyond.refuse()
         if threshold and not tally.pairs["eval"] and len(tally.prompt_hashes) > 1:
             # So few prompts that the share came out empty: the one with the smallest hash is held out.
             tally = self._pass(store, min(tally.prompt_hashes) + 1)
@@ -95,6 +113,8 @@ class _Preparation:
                 store.add_mismatched(self.settings.max_length)
             store.finish(report.to_json())
         tell(report, self.config, self.observer)
+        if note := self.beyond.note():
+            self.observer(Note("info", note))
         return report
 
     def _input_digest(self) -> str:
@@ -107,6 +127,7 @@ class _Preparation:
                 "num_answers": self.num_answers,
                 "data": self.objective.data,
                 "with_mismatched": self.with_mismatched,
+                **({"num_embeddings": self.beyond.num_rows} if self.beyond.is_needed else {}),
                 **({"format_sha256": source_sha256(layout)} if is_outside(layout := self.settings.format) else {}),
             }
         )
@@ -175,6 +196,7 @@ class _Preparation:
             partial(self._text_of, source.name, layout),
             self.tokenizer,
             tally,
+            self.beyond,
             max_length=self.settings.max_length,
             overlong=self.settings.overlong,
             observer=self.observer,

@@ -17,6 +17,7 @@ from typing import Any
 
 from raydpo.data.bad_rows import BadRow, field_of, text
 from raydpo.data.chat_rows import conversation_of
+from raydpo.data.embedding_rows import Beyond, Embedding
 from raydpo.data.encode import encode
 from raydpo.data.lines import encode_lines
 from raydpo.data.messages import Example, Row, is_messages, messages, tools_of
@@ -68,25 +69,29 @@ def read_prompts(
     max_length: int,
     control_tokens: ControlTokens,
     max_bad_fraction: float,
+    embedding: Embedding | None = None,
 ) -> tuple[list[Prompt], PromptReport]:
     """Prompts of all `sources` (the value of config key `key`), in the order of files and lines; none for no sources.
 
-    max_length: tokens of prompt + answer; a prompt must leave room for one. Raises DataError with all problems: missing
-    files, no chat template, more than `max_bad_fraction` bad lines, no prompt left.
+    max_length: tokens of prompt + answer; a prompt must leave room for one. embedding: what the ids have to fit into; None:
+    unknown. Raises DataError with all problems: missing files, no chat template, more than `max_bad_fraction` bad lines, no
+    prompt left, tokens beyond the embedding.
     """
     found, problems = find(key, sources)
     if problems:
         raise DataError(problems)
     tally, prompts, num_used = Tally(), dict[str, Prompt](), 0
+    beyond = Beyond(tokenizer, embedding)
     for source in found:
         try:
-            for prompt in _prompts(source, tokenizer, max_length, control_tokens, tally):
+            for prompt in _prompts(source, tokenizer, max_length, control_tokens, tally, beyond):
                 prompts.setdefault(prompt.key, prompt)
                 num_used += 1
         except DataError as error:
             problems += error.problems
     if problems:
         raise DataError(problems)
+    beyond.refuse()
     quarantined = tally.by_reason()
     report = PromptReport(
         lines_read=tally.lines_read,
@@ -129,11 +134,18 @@ def chosen_ids(
 
 
 def _prompts(
-    source: Source, tokenizer: TextTokenizer, max_length: int, control_tokens: ControlTokens, tally: Tally
+    source: Source,
+    tokenizer: TextTokenizer,
+    max_length: int,
+    control_tokens: ControlTokens,
+    tally: Tally,
+    beyond: Beyond,
 ) -> Iterator[Prompt]:
     """Good prompts of one source; everything else is counted in the tally."""
     write = partial(_text_of, source.name, tokenizer, control_tokens)
-    lines = encode_lines(source.name, source.rows(), write, tokenizer, tally, max_length=max_length, overlong="drop")
+    lines = encode_lines(
+        source.name, source.rows(), write, tokenizer, tally, beyond, max_length=max_length, overlong="drop"
+    )
     for _, ids, example in lines:
         found = tuple(ids.prompt_ids)
         yield Prompt(row_key(ids.prompt_ids, []), _for_judge(example), found, _record(example))

@@ -10,20 +10,36 @@ from raydpo.batches.order import Order
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.data import DataReport, prepare
+from raydpo.data.embedding_rows import smallest
 from raydpo.errors import DataError
+from raydpo.models.config_file import num_embeddings
+from raydpo.models.resolve import ResolvedModel
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
 
 
-def data_stage(workspace: Workspace, observer: Observer, *, write: bool = True) -> DataReport:
+def data_stage(
+    workspace: Workspace, observer: Observer, *, write: bool = True, evaluated: ResolvedModel | None = None
+) -> DataReport:
     """Read, check and encode into `<run>/data`; reuses a finished preparation of the same inputs.
 
-    write=False: everything but writing.
+    write=False: everything but writing. evaluated: a model that reads the data, too.
     """
     for text in workspace.notes:
         observer(Note("warning", text))
     folder = str(workspace.model.folder)
-    return prepare(workspace.config, folder, workspace.data, write=write, observer=observer)
+    embedding = smallest(_embeddings(workspace, evaluated))
+    return prepare(workspace.config, folder, workspace.data, write=write, observer=observer, embedding=embedding)
+
+
+def _embeddings(workspace: Workspace, evaluated: ResolvedModel | None) -> list[tuple[str, int | None]]:
+    """(key of the config, rows of the embedding) of every model that reads the data."""
+    models = {"model.path": workspace.model}
+    if workspace.needs_reference and workspace.reference != workspace.model:
+        models["reference.model"] = workspace.reference
+    if evaluated is not None:
+        models["evaluate.model"] = evaluated.whole()
+    return [(key, num_embeddings(key, model.folder)) for key, model in models.items()]
 
 
 def planned_steps(config: Config, report: DataReport) -> dict[str, int]:

@@ -13,6 +13,7 @@ from pathlib import Path
 from raydpo.driver.actors import actor_session, trainer_ranks
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import means
+from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.objectives.loss import Loss
 from raydpo.rundir.checkpoints import newest_checkpoint
@@ -32,7 +33,9 @@ def model_to_evaluate(workspace: Workspace) -> ResolvedModel:
         name = str(newest.folder if newest and not published.is_dir() else published)
     inside = Path(name).expanduser() / "model"
     path = str(inside) if (inside.parent / "COMMIT.json").is_file() else name
-    return replace(resolve_model("evaluate.model", path, allow_adapter=True), name=name)
+    model = resolve_model("evaluate.model", path, allow_adapter=True)
+    refuse_quantised("evaluate.model", model.whole().folder)
+    return replace(model, name=name)
 
 
 def evaluation_stage(

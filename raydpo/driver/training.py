@@ -14,6 +14,7 @@ from typing import Any
 
 from raydpo import runtime
 from raydpo.artifacts import digest_of, examples_digest, read_commit
+from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
 from raydpo.driver.actors import actor_session, trainer_ranks
 from raydpo.driver.moving_reference import References
@@ -21,6 +22,7 @@ from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.driver.train_events import Driver, Receive, TrainingReport
 from raydpo.errors import OutOfMemoryError
 from raydpo.metrics import Sinks, keep_lines
+from raydpo.models.lora import check_lora
 from raydpo.rundir.checkpoints import newest_checkpoint, set_damaged_aside
 from raydpo.rundir.resume import Plan, plan_training, trajectory
 from raydpo.rundir.workspace import Workspace
@@ -31,16 +33,25 @@ _UNREAD = 4
 """Events that a rank may be ahead of the driver when they carry weights."""
 
 
+def check_adapter(config: Config, folder: Path) -> None:
+    """Raise ConfigError when the adapter that `train.lora` asks for cannot be put on the model in `folder`."""
+    if (lora := config.train.lora) is not None:
+        check_lora(folder, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules)
+
+
 def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None = None) -> Plan:
-    """What is to do, decided before anything is scored. Raises ResumeError for what cannot be continued.
+    """What is to do, decided before anything is scored. Raises ResumeError for what cannot be continued, and ConfigError for
+    an adapter that does not fit.
 
     optimizer: checkpoint of another run whose optimizer state a start goes on with.
     """
+    check_adapter(workspace.config, workspace.model.folder)
     digests = {
         "model weights": workspace.model_digest,
         "training data": examples_digest(workspace.data, "train"),
         "evaluation data": examples_digest(workspace.data, "eval"),
         **outside_sources(workspace.config),
+        "model.dtype": workspace.dtype,
         "optimizer state": "none" if optimizer is None else digest_of(read_commit(optimizer)["files"]),
     }
     newest, skipped = newest_checkpoint(workspace.checkpoints)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from raydpo.errors import DataError
+from raydpo.models.config_file import num_positions
 
 Ids = Sequence[int]
 
@@ -25,10 +26,8 @@ class Limits:
     @classmethod
     def of(cls, config: Any, max_length: int | None = None) -> Limits:
         """Of a transformers config, and of `max_length` where that is less."""
-        text = config.get_text_config()
-        positions = getattr(text, "max_position_embeddings", None)
-        given = [limit for limit in (positions, max_length) if limit is not None]
-        return cls(text.vocab_size, min(given, default=None))
+        given = [limit for limit in (num_positions(config), max_length) if limit is not None]
+        return cls(config.get_text_config().vocab_size, min(given, default=None))
 
     def check_prompts(self, prompts: Sequence[Ids], max_new_tokens: int) -> None:
         """Raises DataError that names every prompt that cannot be continued by `max_new_tokens`."""

@@ -20,6 +20,7 @@ from raydpo.errors import ConfigError
 from raydpo.judge.judge_inputs import Given, find_models
 from raydpo.judge.reward_config import ALLOWED, UNREADABLE, check_reward_model, no_classifier
 from raydpo.judge.verdict import Row, Verdict, scores_of_one, verdict_of
+from raydpo.models.config_file import num_positions
 from raydpo.models.layout import longest_exact
 from raydpo.models.pretrained import DTYPES, load_tokenizer, switch_dropout_off
 from raydpo.schema.samples import Conversation
@@ -142,10 +143,8 @@ def _load(folder: Path, dtype: str) -> Any:
 
 def _longest(model: Any, tokenizer: Any) -> int | None:
     """Tokens that a score may rest on: positions, what the tokenizer says, and where rotary positions are rescaled."""
-    config = model.config.get_text_config()
-    positions = getattr(config, "max_position_embeddings", None)
-    limits = [positions, tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT_TOKENS else None]
-    limits.append(longest_exact(model) if positions is not None else None)
+    limits = [num_positions(model.config), longest_exact(model)]
+    limits.append(tokenizer.model_max_length if tokenizer.model_max_length < _NO_LIMIT_TOKENS else None)
     return min((limit for limit in limits if limit is not None), default=None)
 
 

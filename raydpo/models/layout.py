@@ -14,6 +14,7 @@ import torch
 
 from raydpo.errors import ConfigError
 from raydpo.models.attention import register, windows_passed
+from raydpo.models.config_file import num_positions
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
 
 Layout = Literal["packed", "padded"]
@@ -76,8 +77,9 @@ def longest_exact(model: Any) -> int | None:
     found = getattr(config, "rope_parameters", None) or getattr(config, "rope_scaling", None) or {}
     several = [found] if "rope_type" in found else [part for part in found.values() if isinstance(part, dict)]
     scaled = [part for part in several if part.get("rope_type") in ("dynamic", "longrope")]
-    original = getattr(config, "original_max_position_embeddings", None) or config.max_position_embeddings
-    return min((part.get("original_max_position_embeddings") or original for part in scaled), default=None)
+    name = "original_max_position_embeddings"
+    original = getattr(config, name, None) or num_positions(config)
+    return min((limit for part in scaled if (limit := part.get(name) or original) is not None), default=None)
 
 
 def check_lengths(model: Any, longest: int) -> None:

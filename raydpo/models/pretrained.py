@@ -7,7 +7,6 @@ model. It cannot be trained from or be a reference: "the adapter off" would then
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,7 +15,8 @@ import torch
 from torch import nn
 
 from raydpo.errors import ConfigError
-from raydpo.models.resolve import resolve_model
+from raydpo.models.lora import merge_adapter
+from raydpo.models.resolve import adapter_base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -33,10 +33,8 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # the driver shows progress; a bar a process would tear it apart
-    adapter = folder / "adapter_config.json"
-    base = folder
-    if adapter.is_file():
-        base = resolve_model("base of the adapter", json.loads(adapter.read_text())["base_model_name_or_path"]).folder
+    is_adapter = (folder / "adapter_config.json").is_file()
+    base = adapter_base(folder).folder if is_adapter else folder
 
     def read(implementation: str) -> Any:
         model, found = AutoModelForCausalLM.from_pretrained(
@@ -58,10 +56,8 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
             f"{base} could not be loaded as a causal language model: {error}. Allowed: a transformers folder or hub id with "
             "*.safetensors whose architecture transformers knows without remote code."
         ) from error
-    if adapter.is_file():
-        from peft import PeftModel
-
-        model = PeftModel.from_pretrained(model, str(folder)).merge_and_unload()
+    if is_adapter:
+        model = merge_adapter(model, folder)
     return switch_dropout_off(model).eval()
 
 

@@ -7,6 +7,7 @@ the middle of a run changes nothing.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,10 @@ class ResolvedModel:
     def here(self) -> Path:
         """The folder on the calling node: a local path as it is, a hub id from this node's hub cache."""
         return self.folder if self.commit is None else _download(self.name, self.commit)
+
+    def whole(self) -> ResolvedModel:
+        """The model itself, or the base of an adapter."""
+        return adapter_base(self.folder) if (self.folder / "adapter_config.json").is_file() else self
 
 
 def resolve_model(key: str, name: str, revision: str | None = None, *, allow_adapter: bool = False) -> ResolvedModel:
@@ -66,6 +71,22 @@ def local_folder(key: str, name: str, *, allow_adapter: bool = False) -> Resolve
             "nothing was loaded. Check the path, and that it is relative to where the command runs."
         )
     return None
+
+
+def adapter_base(folder: Path) -> ResolvedModel:
+    """The model that the LoRA adapter in `folder` was trained on, at the revision it names. Raises ConfigError."""
+    file = folder / "adapter_config.json"
+    try:
+        described = json.loads(file.read_text())
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{file} cannot be read: {error}. Nothing was loaded. Is the adapter whole?") from error
+    name, revision = described.get("base_model_name_or_path"), described.get("revision")
+    if not name:
+        raise ConfigError(
+            f"{file} names no base model (base_model_name_or_path is {name!r}); an adapter alone is no model, and nothing was "
+            "loaded. Write the folder or hub id of its base there, or merge it into its base first."
+        )
+    return resolve_model(f"base of the adapter {folder}", name, revision)
 
 
 def _download(name: str, revision: str | None, key: str = "model.path") -> Path:

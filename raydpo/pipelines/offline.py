@@ -73,7 +73,7 @@ def evaluate(config: Config, observer: Observer = ignore) -> dict[str, Any]:
     with open_workspace(config, "evaluate") as workspace:
         workspace.write_config(replace=False)
         model = model_to_evaluate(workspace)
-        data = data_stage(workspace, observer)
+        data = data_stage(workspace, observer, evaluated=model)
         check_held_out_data(data)
         reference = reference_stage(workspace, ("eval",), observer)
         metrics = evaluation_stage(workspace, model, reference, data.eval_pairs, observer)

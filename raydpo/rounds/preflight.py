@@ -24,6 +24,7 @@ from raydpo.errors import ConfigError, ResourceError, ResumeError
 from raydpo.generate.make_engine import engine_problems
 from raydpo.judge.judge_inputs import loads_model, may_use_gpu
 from raydpo.judge.judge_problems import problems_of
+from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import local_folder, resolve_model
 from raydpo.rundir.named_models import problems_on_disk
 from raydpo.rundir.resume import differences, trajectory
@@ -91,7 +92,9 @@ def _reference(config: Config, asks_hub: bool) -> Iterable[str]:
     if config.rounds is None or config.rounds.reference in OF_THE_RUN:
         return []
     try:
-        (resolve_model if asks_hub else local_folder)("rounds.reference", config.rounds.reference)
+        found = (resolve_model if asks_hub else local_folder)("rounds.reference", config.rounds.reference)
+        if found is not None:
+            refuse_quantised("rounds.reference", found.folder)
     except ConfigError as error:
         return error.problems
     return []

@@ -20,6 +20,7 @@ from raydpo.driver.actors import session_of
 from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.roles import Roles
+from raydpo.driver.training import check_adapter
 from raydpo.driver.weight_sync import Push
 from raydpo.errors import NonFiniteError
 from raydpo.judge.verdict import Judge as Judge
@@ -75,6 +76,7 @@ class TrainingJob:
 def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterator[RoundsRun]:
     """Check everything, lock the run directory, connect, and end all actors at the end."""
     setup = set_up(config, judge, observer)
+    check_adapter(setup.config, setup.layout.initial.folder)
     # Roles that work at the same time cannot share one process.
     with (
         RunLock(setup.layout.dir),

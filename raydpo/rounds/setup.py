@@ -13,6 +13,7 @@ from raydpo.config.cross_checks import outside_sources
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import RoundsSection
 from raydpo.config.rounds_checks import awaits_function
+from raydpo.data.embedding_rows import smallest
 from raydpo.data.offline_share import sources_digest
 from raydpo.data.prompts import PromptReport, read_prompts
 from raydpo.data.template import open_tokenizer
@@ -21,6 +22,7 @@ from raydpo.driver.judges import Judging
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.verdict import Judge
+from raydpo.models.config_file import num_embeddings
 from raydpo.rounds.preflight import check_room, check_rounds, check_same_run
 from raydpo.rundir.rounds_folder import RoundsFolder
 from raydpo.rundir.workspace import Workspace, find_workspace
@@ -59,6 +61,7 @@ class Setup:
         check_room(self.config)
         digests = {
             "model weights": weights_digest(self.layout.initial.folder),
+            "model.dtype": self.engine.dtype,
             "prompts": digest_of([asdict(prompt) for prompt in self.prompts]),
             "held-out prompts": digest_of([asdict(prompt) for prompt in self.eval_prompts]),
             **{f"judge.{key}": value for key, value in self.judging.inputs.items()},
@@ -84,7 +87,7 @@ def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
     config = workspace.config
     engine = _engine(workspace)
     tokenizer = open_tokenizer(engine.model, config.data.chat_template)
-    prompts, eval_prompts = _read(config, tokenizer, observer)
+    prompts, eval_prompts = _read(workspace, tokenizer, observer)
     layout = RoundsFolder(config, workspace.dir, workspace.model)
     judging = Judging(judge, config.judge, engine, is_colocated=layout.rounds.placement == "colocated")
     return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
@@ -125,8 +128,9 @@ def _engine(workspace: Workspace) -> EngineSpec:
     )
 
 
-def _read(config: Config, tokenizer: TextTokenizer, observer: Observer) -> tuple[list[Prompt], list[Prompt]]:
+def _read(workspace: Workspace, tokenizer: TextTokenizer, observer: Observer) -> tuple[list[Prompt], list[Prompt]]:
     """Prompts and held-out prompts that leave room for the longest answer; reports what became of the lines."""
+    config = workspace.config
     rounds, generate, found = config.rounds, config.generate, dict[str, list[Prompt]]()
     assert rounds is not None
     room = config.data.max_length - max(generate.max_new_tokens, rounds.eval_max_new_tokens or 0)
@@ -143,6 +147,7 @@ def _read(config: Config, tokenizer: TextTokenizer, observer: Observer) -> tuple
             max_length=room + 1,
             control_tokens=config.data.control_tokens,
             max_bad_fraction=config.data.max_bad_fraction,
+            embedding=smallest([("model.path", num_embeddings("model.path", workspace.model.folder))]),
         )
         if names:
             observer(Note("info", f"{key}: {_said(report)}"))

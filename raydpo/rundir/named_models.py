@@ -13,6 +13,7 @@ from pathlib import Path
 from raydpo.config import Config
 from raydpo.config.section_base import say_what_is_known
 from raydpo.errors import ConfigError
+from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import ResolvedModel, local_folder
 from raydpo.rundir.positions import fit_to_model
 from raydpo.runtime.job import check_paths
@@ -32,7 +33,8 @@ class NamedModels:
 
     def problems(self) -> list[str]:
         """Every reason why a run could not start from what the config names."""
-        return say_what_is_known((self._folders, self._revision, self._model, self._fit, self._reference))
+        checks = (self._folders, self._revision, self._model, self._fit, self._reference)
+        return list(dict.fromkeys(say_what_is_known(checks)))
 
     def _folders(self) -> Iterable[str]:
         config = self._config
@@ -59,6 +61,7 @@ class NamedModels:
     def _look_up(self, key: str, name: str, revision: str | None) -> None:
         if (found := self._find(key, name, revision)) is not None:
             self.found[key] = found
+            refuse_quantised(key, found.folder)
 
     def _fit_to_model(self) -> None:
         self.fitted, self.notes = fit_to_model(self._config, self.found["model.path"].folder)

@@ -6,13 +6,11 @@ model is read, no weights, so that `raydpo check` can ask too.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 
 from raydpo.config import Config
 from raydpo.errors import ConfigError
-
-POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+from raydpo.models.config_file import POSITIONS, config_of, of_text
 
 
 def fit_to_model(config: Config, folder: Path) -> tuple[Config, tuple[str, ...]]:
@@ -20,14 +18,7 @@ def fit_to_model(config: Config, folder: Path) -> tuple[Config, tuple[str, ...]]
 
     A max_length that nobody set is lowered to them; one that was set is never changed.
     """
-    try:
-        described = json.loads((folder / "config.json").read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"model.path: {folder / 'config.json'} cannot be read: {error}. Is the model whole?"
-        ) from error
-    described = described.get("text_config") or described
-    positions = next((described[key] for key in POSITIONS if isinstance(described.get(key), int)), None)
+    positions = of_text(config_of("model.path", folder), *POSITIONS)
     if positions is None or config.data.max_length <= positions:
         return config, ()
     if "max_length" in config.data.model_fields_set:

@@ -53,7 +53,10 @@ class Plan:
 
 
 def trajectory(config: Config, digests: Mapping[str, Any], free: Set[str] = FREE) -> dict[str, Any]:
-    """Everything that decides the numbers of a run, flat: config values but those of `free`, and digests of what it reads."""
+    """Everything that decides the numbers of a run, flat: config values but those of `free`, and digests of what it reads.
+
+    digests: also stand for config values of the same name, where those say less.
+    """
     flat: dict[str, Any] = {}
     for section, values in config.model_dump(mode="json").items():
         if section not in free and values is not None:
@@ -86,6 +89,14 @@ def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     """A sentence for every key of two trajectories that has another value."""
-    # A key that only one of them has came or went with another version of the program.
-    keys = [key for key in new if key in old and old[key] != new[key]]
-    return [f"{key}: {old[key]!r} then, {new[key]!r} now." for key in keys]
+    # A key that only one of them has came or went with another version of the program, which also wrote auto itself, not
+    # the dtype that it had become.
+    unknown = {"model.dtype"} if old.get("model.dtype") == "auto" else set()
+    keys = [key for key in new if key in old and key not in unknown and old[key] != new[key]]
+    return [f"{key}: {old[key]!r} then, {new[key]!r} now.{_advice(key, old[key])}" for key in keys]
+
+
+def _advice(key: str, then: object) -> str:
+    if key != "model.dtype":
+        return ""
+    return f" auto follows gpus_per_worker of train and reference; model.dtype: {then} goes on."

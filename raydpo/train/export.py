@@ -7,16 +7,13 @@ LoRA only the adapter is written.
 from __future__ import annotations
 
 import contextlib
-import shutil
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from raydpo.models.carried_files import carry_config, carry_files
 from raydpo.models.logprobs import AnswerLogProbs
-from raydpo.models.pretrained import load_tokenizer
-
-COPIED = ("generation_config.json", "chat_template.jinja")
 
 
 def gather_weights(scoring: AnswerLogProbs, stage: int, is_writer: bool) -> dict[str, Tensor]:
@@ -53,22 +50,18 @@ def write_model(
 ) -> None:
     """Write gathered weights to `folder` as a transformers folder. Reads nothing that training changes.
 
-    source: folder of the start model, for its tokenizer and generation config. chat_template: replaces the tokenizer's.
+    source: folder of the start model, whose config keys, tokenizer, processors and generation config are carried over.
+    chat_template: replaces the tokenizer's.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
-    for name in COPIED:
-        if (source / name).is_file():
-            shutil.copyfile(source / name, folder / name)
-    with contextlib.suppress(OSError, ValueError):  # a model folder without a tokenizer stays one
-        tokenizer = load_tokenizer(source)
-        tokenizer.chat_template = chat_template or tokenizer.chat_template
-        tokenizer.save_pretrained(str(folder))
+    carry_config(source, folder)
+    carry_files(source, folder, chat_template)
     _make_readable(folder)
 
 
 def _make_readable(folder: Path) -> None:
     # PEFT and safetensors may create files that only the owner can read; a model folder is meant to be shared.
-    for path in folder.iterdir():
+    for path in folder.rglob("*"):
         if path.is_file():
             path.chmod(path.stat().st_mode | 0o044)

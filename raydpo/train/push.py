@@ -62,12 +62,12 @@ def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
         return
     prefix = "base_model.model."
     for name, module in model.named_modules():
-        if not hasattr(module, "get_delta_weight") or not getattr(module, "lora_A", None):
+        if not hasattr(module, "get_delta_weight"):
             continue
         for adapter in module.active_adapters:
             kind = getattr(module, "parameter_name", "weight")
             base = getattr(module.get_base_layer(), kind)
-            weights = [base, module.lora_A[adapter].weight, module.lora_B[adapter].weight]
+            weights = [base, *_factors(module, adapter)]
             plain = name.removeprefix(prefix).replace(".base_layer", "")
             yield f"{plain}.{kind}", weights, partial(_merged, module, adapter, base)
 
@@ -76,10 +76,18 @@ def _merged(module: Any, adapter: str, base: Tensor) -> Tensor:
     if hasattr(module, "parameter_name"):  # experts, one tensor of all: PEFT knows which factors are whose
         merged: Tensor = base + module.get_delta_weight(adapter).to(base.dtype)
         return merged  # in the adapter's dtype: bfloat16 rounds here
+    down, up = (factor.float() for factor in _factors(module, adapter))
     # In float32 whatever the adapter is in, as `merge_lora` does: what is sent is what is published.
-    down, up = module.lora_A[adapter].weight.float(), module.lora_B[adapter].weight.float()
     delta: Tensor = module.scaling[adapter] * (up @ down)
-    return base + (delta.T if module.fan_in_fan_out else delta).to(base.dtype)
+    is_turned = module.fan_in_fan_out or adapter in module.lora_embedding_A
+    return base + (delta.T if is_turned else delta).to(base.dtype)
+
+
+def _factors(module: Any, adapter: str) -> tuple[Tensor, Tensor]:
+    """(A [rank, in], B [out, rank]) of a matrix; of an embedding its ids are in."""
+    if adapter in module.lora_embedding_A:
+        return module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
+    return module.lora_A[adapter].weight, module.lora_B[adapter].weight
 
 
 def _probe(trainer: Trainer) -> PolicyProbe:

@@ -25,6 +25,7 @@ from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
 from raydpo.models.pretrained import load_model
+from raydpo.models.training_mode import check_training_mode
 from raydpo.models.work import TOKENS, Work, work_of
 from raydpo.objectives.loss import Loss
 from raydpo.schema.rank_events import Alive, Evaluated, Staged
@@ -182,6 +183,7 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     model = load_model(spec.model.here(), spec.dtype, config.model.attention)
     if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
         check_head(AnswerLogProbs(model))
+    check_training_mode(model)
     layout, why = choose_layout(model, config.model.attention)
     work = work_of(model)
     notes = [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []

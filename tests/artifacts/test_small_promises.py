@@ -127,7 +127,7 @@ def test_a_committed_folder_names_files_in_folders(tmp_path: Path) -> None:
 def test_a_shard_is_described_by_what_is_returned(tmp_path: Path) -> None:
     identity = CacheIdentity("w", "none", "t", "float32", "auto-cpu", "1")
     cache = ReferenceCache(tmp_path, identity)
-    keys = [f"{number:064d}" for number in range(3)]
+    keys = [f"{number:032d}" for number in range(3)]
     values = [np.array([-1.0, -2.0]), np.array([-0.5]), np.array([-0.25, -0.125, -3.0])]
     record = cache.write_shard("one", keys, values)
     assert record.rows == 3
@@ -136,14 +136,14 @@ def test_a_shard_is_described_by_what_is_returned(tmp_path: Path) -> None:
     found = cache.lookup([keys[2], keys[0], keys[1], keys[2]])
     assert [each.tolist() for each in found] == [[-0.25, -0.125, -3.0], [-1.0, -2.0], [-0.5], [-0.25, -0.125, -3.0]]
     assert {each.dtype for each in found} == {np.dtype(np.float32)}
-    assert cache.missing([keys[1], "f" * 64, keys[0], "e" * 64, "f" * 64]) == ["f" * 64, "e" * 64]
+    assert cache.missing([keys[1], "f" * 32, keys[0], "e" * 32, "f" * 32]) == ["f" * 32, "e" * 32]
 
 
 def test_leftovers_are_a_day_old(tmp_path: Path) -> None:
     assert LEFTOVER_AGE_S == 24 * 60 * 60
     identity = CacheIdentity("w", "none", "t", "float32", "auto-cpu", "1")
     cache = ReferenceCache(tmp_path, identity)
-    cache.write_shard("one", ["a" * 64], [np.array([-1.0])])
+    cache.write_shard("one", ["a" * 32], [np.array([-1.0])])
     young, old = cache.folder / "shards/.tmp-young", cache.folder / "shards/.tmp-old"
     for path, age_s in ((young, LEFTOVER_AGE_S - 600), (old, LEFTOVER_AGE_S + 600)):
         path.write_text("x")

@@ -8,6 +8,8 @@ from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.batches import collate_rows, lay_out
 from raydpo.errors import ConfigError
+from raydpo.generate.limits import Limits
+from raydpo.models.config_file import num_positions
 from raydpo.models.layout import check_lengths, choose_layout, longest_exact
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.pretrained import load_model
@@ -15,15 +17,21 @@ from tests.models.test_attention import FAMILIES, ROWS, SMALL, plain_nats
 
 OTHERS = {
     "mamba": {"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 61, "state_size": 4},
+    "mamba2": {
+        **{"hidden_size": 32, "num_hidden_layers": 2, "vocab_size": 61, "state_size": 8},
+        **{"num_heads": 4, "head_dim": 16, "n_groups": 2, "chunk_size": 8},
+    },
+    "bloom": {"hidden_size": 32, "n_layer": 2, "n_head": 4, "vocab_size": 61},
+    "mpt": {"d_model": 32, "n_layers": 2, "n_heads": 4, "expansion_ratio": 2, "max_seq_len": 64, "vocab_size": 61},
     "lfm2": {**SMALL, "num_key_value_heads": 2, "layer_types": ["conv", "full_attention"]},
 }
 
 
-def model_of(family, dtype=torch.float32):
-    torch.manual_seed(0)
+def model_of(family, dtype=torch.float32, seed=0):
+    torch.manual_seed(seed)
     shape = {**FAMILIES, **OTHERS}[family]
     config = AutoConfig.for_model(family, **shape, pad_token_id=0, bos_token_id=1, eos_token_id=2)
-    attention = "eager" if family in ("gemma2", "mamba") else "sdpa"
+    attention = "eager" if family in ("gemma2", "mamba", "mamba2", "bloom", "mpt") else "sdpa"
     return AutoModelForCausalLM.from_config(config, attn_implementation=attention).to(dtype).eval()
 
 
@@ -33,8 +41,8 @@ def test_models_of_these_families_share_prompts(family):
 
 
 @pytest.mark.parametrize("family", OTHERS)
-def test_models_that_carry_a_state_along_are_padded_and_right(family):
-    """A state runs through the stream where an attention does not: answers would see each other."""
+def test_models_that_carry_a_state_along_or_have_no_positions_are_padded_and_right(family):
+    """A state or a bias by distance runs through the stream where an attention does not: answers would see each other."""
     model = model_of(family)
     layout, why = choose_layout(model, "auto")
     assert layout == "padded"
@@ -80,6 +88,17 @@ def test_positions_that_depend_on_the_batch_are_refused(rope_type):
     with pytest.raises(ConfigError, match=r"beyond 32 tokens.*Set data.max_length: 32"):
         check_lengths(model, 33)
     assert longest_exact(model_of("llama")) is None
+
+
+@pytest.mark.parametrize(
+    ("family", "positions"), [("mamba2", None), ("mamba", None), ("bloom", None), ("mpt", 64), ("gpt2", 64)]
+)
+def test_a_model_without_a_limit_of_positions_takes_any_length(family, positions):
+    model = model_of(family)
+    assert num_positions(model.config) == positions
+    assert Limits.of(model.config) == Limits(61, positions)
+    assert longest_exact(model) is None
+    check_lengths(model, 10**6)
 
 
 def test_gemma2_is_loaded_and_shares_prompts(tmp_path):

@@ -12,6 +12,7 @@ import yaml
 
 from raydpo.errors import ResourceError, ResumeError
 from raydpo.pipelines import train
+from raydpo.rundir.resume import differences
 from tests.pipelines.conftest import Finished
 from tests.pipelines.toy import (
     Notes,
@@ -111,6 +112,27 @@ def test_other_settings_are_refused_one_by_one(toy: Toy, finished: Finished, cop
     assert "log_every" not in problems
     assert "run.dir" in problems
     assert (copy / "config.yaml").read_bytes() == written, "config.yaml is that of the run, not of the refused one"
+
+
+def test_auto_that_becomes_another_dtype_is_refused_and_its_own_dtype_goes_on(
+    toy: Toy, machine: None, tmp_path: Path
+) -> None:
+    """Without a reference its workers are not started, and its GPUs alone decide what auto is."""
+    changes = {"model.dtype": "auto", "train.max_steps": 1, "train.eval_every": None}
+    simpo = {"name": "simpo"}
+    train(config(toy, tmp_path, changes, simpo))
+    with pytest.raises(
+        ResumeError, match=r"model\.dtype: 'float32' then, 'bfloat16' now\. .* model\.dtype: float32 goes on"
+    ):
+        train(config(toy, tmp_path, {**changes, "reference.gpus_per_worker": 1}, simpo))
+    summary = train(config(toy, tmp_path, {**changes, "reference.gpus_per_worker": 1, "model.dtype": "float32"}, simpo))
+    assert summary["train"]["resumed_from_step"] == 1
+
+
+def test_directories_that_were_written_before_the_dtype_was_still_go_on() -> None:
+    assert differences({"model.dtype": "auto"}, {"model.dtype": "bfloat16"}) == []
+    assert differences({}, {"model.dtype": "bfloat16"}) == []
+    assert len(differences({"model.dtype": "float32"}, {"model.dtype": "bfloat16"})) == 1
 
 
 def test_other_data_is_refused_before_anything_is_scored(toy: Toy, finished: Finished, copy: Path) -> None:

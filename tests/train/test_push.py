@@ -47,13 +47,26 @@ def test_every_weight_comes_once_as_it_is_in_memory(model: Any) -> None:
 @pytest.mark.filterwarnings("ignore")
 def test_of_an_adapter_comes_what_merging_changes_and_nothing_else(model: Any) -> None:
     """Experts are one tensor with adapters in one another; GPT-2's matrices stand the other way round."""
+    check_adapter(model, "all-linear")
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_an_adapted_embedding_and_an_adapted_head_come_too() -> None:
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE, **HEADS, tie_word_embeddings=False))
+    found = check_adapter(model, ("embed_tokens", "lm_head", "q_proj"))
+    assert {"model.embed_tokens.weight", "lm_head.weight"} <= found.keys()
+
+
+def check_adapter(model: Any, targets: str | tuple[str, ...]) -> dict[str, torch.Tensor]:
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    adapted = add_lora(model, rank=2, alpha=4, target_modules="all-linear", seed=0)
+    adapted = add_lora(model, rank=2, alpha=4, target_modules=targets, seed=0)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "lora_B" in name:
+            if "lora_" in name:
                 parameter.normal_()
     found, merged = whole(adapted), adapted.merge_and_unload().state_dict()
     assert found.keys() == {name for name, weight in merged.items() if not torch.equal(weight, before[name])}
     for name, weight in found.items():
-        torch.testing.assert_close(weight, merged[name], rtol=0, atol=1e-6)
+        torch.testing.assert_close(weight, merged[name], rtol=0, atol=1e-5)
+    return found

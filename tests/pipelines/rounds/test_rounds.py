@@ -133,6 +133,30 @@ def test_other_settings_are_refused(run: Any, toy: Toy, machine: None) -> None:
         list(iterate(rounds_config(toy, folder, {"generate.temperature": 0.5})))
 
 
+def test_another_dtype_is_refused_and_auto_that_is_the_same_goes_on(run: Any, toy: Toy, machine: None) -> None:
+    from raydpo.errors import ResumeError
+
+    folder, found, _ = run
+    with pytest.raises(
+        ResumeError, match=r"model\.dtype: 'float32' then, 'bfloat16' now.*model\.dtype: float32 goes on"
+    ):
+        list(iterate(rounds_config(toy, folder, {**TWO, "model.dtype": "bfloat16"})))
+    assert list(iterate(rounds_config(toy, folder, {**TWO, "model.dtype": "auto"})))[:2] == found
+
+
+def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_sampled(
+    toy: Toy, machine: None, tmp_path: Path
+) -> None:
+    from raydpo.errors import ConfigError
+
+    lora = {"train.lora": {"target_modules": ["q_proj", "lm_head"]}}
+    with pytest.raises(
+        ConfigError, match=r"train\.lora\.target_modules: .*lm_head is one matrix with model\.embed_tokens"
+    ):
+        next(iterate(rounds_config(toy, tmp_path / "run", lora)))
+    assert not (tmp_path / "run").exists()
+
+
 def test_a_function_judges_in_this_process(toy: Toy, machine: None) -> None:
     asked = []
 

@@ -1,0 +1,47 @@
+"""What the config.json of a model folder says, read as it stands: without transformers, torch or the weights.
+
+Comes in: a folder. Goes out: values, None for what it does not say. Decision: of a model with several parts (vision, audio)
+the part that reads text is meant, and what that part leaves out is looked up around it.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from raydpo.errors import ConfigError
+
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
+"""Names under which models say how many positions they have. Those that carry a state along or use ALiBi say nothing."""
+
+
+def num_positions(config: Any) -> int | None:
+    """Tokens of a sequence at most, by a transformers config or that of its part that reads text; None: no limit."""
+    text = config.get_text_config()
+    found = (getattr(text, name, None) for name in POSITIONS)
+    return next((positions for positions in found if isinstance(positions, int)), None)
+
+
+def config_of(key: str, folder: Path) -> dict[str, Any]:
+    """config.json of the model that `key` names. Raises ConfigError when it cannot be read."""
+    try:
+        found = json.loads((folder / "config.json").read_text())
+        if not isinstance(found, dict):
+            raise ValueError(f"it holds {type(found).__name__}, not an object")
+    except (OSError, ValueError) as error:
+        raise ConfigError(f"{key}: {folder / 'config.json'} cannot be read: {error}. Is the model whole?") from error
+    return found
+
+
+def of_text(described: dict[str, Any], *names: str) -> int | None:
+    """The first of `names` that has a whole number in the part that reads text, or else around it."""
+    part = described.get("text_config")
+    places = [part, described] if isinstance(part, dict) else [described]
+    found = (place[name] for place in places for name in names if isinstance(place.get(name), int))
+    return next(found, None)
+
+
+def num_embeddings(key: str, folder: Path) -> int | None:
+    """Rows of the embedding: ids from there on have none. None where the config does not say."""
+    return of_text(config_of(key, folder), "vocab_size")
