@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from raydpo.data.bad_rows import APART, REASONS, BadRow
+from raydpo.data.column_use import ColumnUse
 from raydpo.data.read import Line
 
 _SAMPLES_PER_REASON = 3
@@ -43,7 +44,9 @@ class DataReport:
     control_tokens_found: control tokens spelled out in the data. boundary_merges: examples whose prompt and answer
     were tokenised apart. duplicates: examples that were there before (they are used). eval_prompts_in_train: eval
     examples whose prompt is also trained on. desirable: examples of each split whose label is true. examples_per_line: 2
-    when pairs are read as two answers each (data.unpair). reused: an earlier preparation of the same input was taken.
+    when pairs are read as two answers each (data.unpair). columns_not_read: columns of each source that held something and
+    were not read. contradicted_pairs: pairs whose ratings say that the rejected answer is better (they are used). reused: an
+    earlier preparation of the same input was taken.
     """
 
     lines_read: int
@@ -61,6 +64,8 @@ class DataReport:
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     desirable: dict[str, int] = field(default_factory=dict)
     examples_per_line: int = 1
+    columns_not_read: dict[str, list[str]] = field(default_factory=dict)
+    contradicted_pairs: int = 0
     reused: bool = False
 
     def __post_init__(self) -> None:
@@ -90,6 +95,7 @@ class Tally:
         self.entries: list[str] = []
         self.formats: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
+        self.uses: list[ColumnUse] = []
         self._prompt_tokens, self._answer_tokens = array("q"), array("q")
         self._seen: set[tuple[str, ...]] = set()
         self._prompts: dict[str, set[int]] = {"train": set(), "eval": set()}
@@ -147,6 +153,8 @@ class Tally:
             lengths=self._lengths(),
             desirable=dict(self.desirable),
             examples_per_line=self.examples_per_line,
+            columns_not_read={use.source: sorted(use.unread) for use in self.uses if use.unread},
+            contradicted_pairs=sum(use.contradicted for use in self.uses),
         )
 
     def _lengths(self) -> dict[str, dict[str, float]]:
