@@ -203,17 +203,10 @@ OTHERS: dict[str, tuple[str, ...]] = {
 }
 """Meaning -> names that stand for it."""
 
-_MESSAGE_NAMES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations", "context")
+_MESSAGE_NAMES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations", "context", *PROMPTS)
 _LIST_NAMES = (
-    "answers",
-    "responses",
-    "completions",
-    "candidates",
-    "outputs",
-    "generations",
-    "scores",
-    "ratings",
-    "rewards",
+    *("answers", "responses", "completions", "candidates", "outputs", "generations"),
+    *("scores", "ratings", "rewards", "score", "rating", "reward"),
 )
 
 
@@ -305,10 +298,15 @@ def _pair(values: Values, origin: Origin) -> None:
 
 def _rename(values: Values, origin: Origin) -> None:
     is_pair = not is_absent(values.get("chosen")) and not is_absent(values.get("rejected"))
-    if is_absent(values.get("prompt")) and not any(
-        is_messages(values.get(name)) for name in ("messages", "conversations")
-    ):
-        _name_prompt(values, origin, is_pair)
+    if not any(is_messages(values.get(name)) for name in ("messages", "conversations")):
+        if is_absent(values.get("prompt")):
+            _name_prompt(values, origin, is_pair)
+        elif all(is_absent(values.get(name)) for name in ("chosen", "completion", "text")):
+            _name_answer(values, origin)
+    if is_messages(values.get("prompt")):
+        for side in ("chosen", "rejected"):
+            if isinstance(values.get(side), str):
+                values[side] = [{"role": "assistant", "content": values[side]}]
     for meaning, names in OTHERS.items():
         if not is_absent(values.get(meaning)) or (meaning == "label" and is_pair):
             continue
@@ -327,13 +325,18 @@ def _name_prompt(values: Values, origin: Origin, is_pair: bool) -> None:
     if name is None:
         return
     if all(is_absent(values.get(side)) for side in ("chosen", "completion")):
-        answer = next((one for one in ANSWERS if isinstance(values.get(one), str) and values[one]), None)
-        if answer is None or isinstance(values.get("text"), str):
+        if isinstance(values.get("text"), str) or not _name_answer(values, origin):
             return
-        values["completion"], origin["completion"] = values.pop(answer), origin.pop(answer, (answer,))
     elif is_pair and _is_said_again(values, name):
         return
     values["prompt"], origin["prompt"] = values.pop(name), origin.pop(name, (name,))
+
+
+def _name_answer(values: Values, origin: Origin) -> bool:
+    answer = next((one for one in ANSWERS if isinstance(values.get(one), str) and values[one]), None)
+    if answer is not None:
+        values["completion"], origin["completion"] = values.pop(answer), origin.pop(answer, (answer,))
+    return answer is not None
 
 
 def _is_prompt(value: Any) -> bool:

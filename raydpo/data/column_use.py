@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from typing import Any
 
 from raydpo.config.sections import DataSection
 from raydpo.data.beside import contradicts, is_said, texts_of
@@ -41,8 +40,9 @@ class ColumnUse:
 
     def add(self, place: str, row: Row, view: RowView, example: Example, *, stops: bool) -> None:
         """Count the columns of a row that was used. stops: whether one that is not read may stop the run."""
-        is_pair = not is_absent(dict.get(view, "chosen")) and not is_absent(dict.get(view, "rejected"))
-        self.contradicted += is_pair and len(example.answers) > 1 and contradicts(row)
+        values = {name: dict.get(view, name) for name in dict.keys(view)}
+        is_pair = not is_absent(values.get("chosen")) and not is_absent(values.get("rejected"))
+        self.contradicted += is_pair and len(example.answers) > 1 and contradicts(values)
         dropped = _dropped_prompt(view, example)
         said: dict[bool, str] = {}
         for name, value in row.items():
@@ -54,7 +54,7 @@ class ColumnUse:
             kind = kind_of_column(name)
             if kind is None or not kind.stops or not stops or name.lower() in self.ignored or name in self._stopping:
                 continue
-            if kind.title == "rating" and is_pair and _rates_a_list(row, value):
+            if kind.title == "rating" and is_pair and _rates_a_list(values, name):
                 continue
             if kind.title in ("prompt", "system text", "conversation"):
                 said = said or {whole: "\n".join(texts) for whole, texts in _said(example)}
@@ -96,8 +96,11 @@ def _said(example: Example) -> Iterator[tuple[bool, list[str]]]:
     yield True, texts_of(example.prompt) + texts_of(example.answers)
 
 
-def _rates_a_list(row: Row, value: Any) -> bool:
-    return isinstance(value, list) and any(isinstance(other, list) and other is not value for other in row.values())
+def _rates_a_list(values: Row, name: str) -> bool:
+    """Whether a column has a list of ratings beside another list, of answers."""
+    return isinstance(values.get(name), list) and any(
+        isinstance(other, list) for column, other in values.items() if column != name
+    )
 
 
 def _dropped_prompt(view: RowView, example: Example) -> tuple[str, ...]:

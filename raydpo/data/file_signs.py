@@ -30,8 +30,9 @@ def check_beginning(path: Path) -> None:
 
 def check_encoding(path: Path, beginning: bytes) -> None:
     """Raise DataError when the first bytes of a text file are those of UTF-16 or UTF-32."""
-    wide = "UTF-32" if beginning[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") else None
-    if wide is None and (beginning[:2] in (b"\xff\xfe", b"\xfe\xff") or _every_other_is_nul(beginning)):
+    wide = "UTF-32" if beginning[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") and len(beginning) > 8 else None
+    has_mark = beginning[:2] in (b"\xff\xfe", b"\xfe\xff") and beginning.count(0) * 4 > len(beginning) > 4
+    if wide is None and (has_mark or _every_other_is_nul(beginning)):
         wide = "UTF-16"
     if wide is not None:
         raise DataError(
