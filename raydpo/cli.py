@@ -113,6 +113,12 @@ def _parser() -> argparse.ArgumentParser:
     listed.add_argument("--markdown", action="store_true", help="as the page docs/objectives.md")
     listed.set_defaults(act=_objectives)
 
+    shown = verbs.add_parser(
+        "formats", parents=[machine], help="layouts of rows, and names of columns that mean something"
+    )
+    shown.add_argument("--markdown", action="store_true", help="as the page docs/data.md")
+    shown.set_defaults(act=_formats)
+
     config = verbs.add_parser("config", help="look at the configuration without running anything")
     actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("schema", help="JSON schema of the YAML file, for editors").set_defaults(act=_config_schema)
@@ -258,6 +264,19 @@ def _objectives(args: argparse.Namespace) -> int:
         _print_json({"objectives": [dataclasses.asdict(row) for row in rows]})
     else:
         print(page() + declared.page() if args.markdown else "\n".join([*table(rows), *notes(), ""]), end="")
+    return 0
+
+
+def _formats(args: argparse.Namespace) -> int:
+    from raydpo.data.column_names import KINDS
+    from raydpo.data.formats import FORMATS
+    from raydpo.data.names_page import page, terminal_tables
+
+    if args.json:
+        layouts = {layout.name: layout.title for layout in FORMATS.values()}
+        _print_json({"formats": layouts, "columns": [dataclasses.asdict(kind) for kind in KINDS]})
+    else:
+        print(page() if args.markdown else "\n".join([*terminal_tables(), ""]), end="")
     return 0
 
 

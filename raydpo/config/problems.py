@@ -63,7 +63,8 @@ def allowed(field: FieldInfo) -> str:
         elif typing.get_origin(member) is tuple:
             words.append(f"a list of {'texts' if typing.get_args(member)[0] is str else 'sections'}")
         elif typing.get_origin(member) is dict:
-            words.append("a mapping")
+            keys = typing.get_args(typing.get_args(member)[0])
+            words.append(f"a mapping of {_choices(list(keys))} to names of columns" if keys else "a mapping")
         elif section_of(member) is not None:
             words.append(f"a section with the keys {', '.join(section_of(member).model_fields)}")  # type: ignore[union-attr]
         else:

@@ -17,6 +17,7 @@ from raydpo.config.cross_checks import cross_checks
 from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.key_facts import FREE, FREE_IN_TRAINING
 from raydpo.config.load_as import load_as
+from raydpo.config.meanings import Meaning
 from raydpo.config.objective_section import ObjectiveSection
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import OneOrMany, Section, one_or_many
@@ -61,6 +62,13 @@ class DataSection(Section):
     alone) sft and nll. tokenized (prompt_ids, chosen_ids, rejected_ids, tokenizer), which rounds write: the ids are used
     as they are; standard or conversational reads the text of such a file instead. package.module:name is a format of your
     own (docs/extend.md)."""
+    columns: dict[Meaning, str] = Field(default={})
+    """What columns of other names mean: {prompt: question, system: instructions}; dots reach into nested fields. Meanings:
+    prompt, system, messages, chosen, rejected, completion, label, answers, scores, text, tools. docs/data.md has the names
+    that are known without it."""
+    ignore: OneOrMany = ()
+    """Columns that are not read, whatever their names say. A column whose name says that it matters, and which no layout
+    reads, stops the run otherwise."""
     eval_fraction: float = Field(default=0.0, ge=0.0, lt=1.0)
     """Share of prompts moved from train to eval when `eval` is empty. Rows of one prompt stay together."""
     max_length: int = Field(default=2048, ge=2)
@@ -89,6 +97,10 @@ class DataSection(Section):
     def clashes(self) -> Iterator[str]:
         if (self.confidence_column is None) != (self.min_confidence is None):
             yield "confidence_column and min_confidence go together: set both or neither"
+        if empty := [meaning for meaning, column in self.columns.items() if not column.strip(". ")]:
+            yield f"columns: no column is named for {', '.join(empty)}"
+        if twice := sorted({column for column in self.columns.values() if column in self.ignore}):
+            yield f"columns and ignore both name {', '.join(twice)}, which can be read or left out"
 
 
 class ReferenceSection(Section):

@@ -14,6 +14,7 @@ from typing import Any
 
 REASONS: dict[str, str] = {
     "malformed_json": "not valid JSON",
+    "malformed_csv": "more or fewer cells than the header names",
     "duplicate_key": "an object names a key twice",
     "not_an_object": "valid JSON, but not an object",
     "invalid_utf8": "bytes that are not UTF-8",
@@ -38,6 +39,9 @@ REASONS: dict[str, str] = {
     "control_tokens": "control tokens inside the text that may not or cannot be read as plain text",
     "template_error": "the chat template refuses the conversation",
     "prefix_mismatch": "the prompt is not the beginning of prompt + answer after the chat template or tokenizer",
+    "two_systems": "a system text beside a conversation that begins with another one",
+    "no_place_for_system": "a system text beside token ids, a transcript or a text without a prompt",
+    "unsupported_media": "images, video or sound, which are not supported",
     "format_error": "the format, of another package, could not read the row",
     "blank_line": "nothing but white space",
     "overlong": "longer than data.max_length",
@@ -127,9 +131,11 @@ def weight(row: Mapping[str, Any], column: str) -> float:
 
 
 def label(value: Any) -> bool:
-    """`value` as a label: true or false, or 1 or 0. BadRow: missing_field, not_a_label."""
+    """`value` as a label: true or false, or 1 or 0, also as text. BadRow: missing_field, not_a_label."""
     if value is None:
         raise BadRow("missing_field", "label is missing")
+    if isinstance(value, str):
+        value = {"true": 1, "1": 1, "1.0": 1, "false": 0, "0": 0, "0.0": 0}.get(value.strip().lower(), value)
     if not isinstance(value, bool | int | float) or value not in (0, 1):
         raise BadRow("not_a_label", f"label is {str(value)[:40]!r}")
     return bool(value)

@@ -12,6 +12,7 @@ from raydpo.data.bad_rows import BadRow, field_of, text
 from raydpo.data.format import Format
 from raydpo.data.messages import Example, Message, Row, is_message, is_messages, messages, tools_of
 from raydpo.data.plain_rows import fits_standard, sides_of
+from raydpo.data.row_view import is_absent
 
 
 def whole(sides: Sequence[list[Message]], row: Row) -> Example:
@@ -82,7 +83,7 @@ def fits_sharegpt(row: Row) -> bool:
 def sharegpt(row: Row, num_answers: int) -> Example:
     """A conversation that the user ends, and the two answers to it."""
     name = "conversations" if row.get("conversations") is not None else "messages"
-    prompt = _with_system(messages(field_of(row, name), name), row)
+    prompt = with_system(messages(field_of(row, name), name), row)
     if prompt[-1]["role"] == "assistant":
         raise BadRow("bad_turn_order", f"{name} ends with an assistant turn, where the user should have spoken last")
     answers = []
@@ -93,10 +94,16 @@ def sharegpt(row: Row, num_answers: int) -> Example:
     return Example(prompt, answers, tools=tools_of(row))
 
 
-def _with_system(turns: list[Message], row: Row) -> list[Message]:
-    if not row.get("system") or turns[0]["role"] == "system":
+def with_system(turns: list[Message], row: Row) -> list[Message]:
+    """`turns` behind the system text of the row. BadRow two_systems when they begin with another one."""
+    if is_absent(row.get("system")):
         return turns
-    return [{"role": "system", "content": text(row["system"], "system")}, *turns]
+    said = text(row["system"], "system")
+    if turns[0]["role"] in ("system", "developer"):
+        if turns[0]["content"].strip() != said.strip():
+            raise BadRow("two_systems", f"system says {said[:60]!r}, and the conversation {turns[0]['content'][:60]!r}")
+        return turns
+    return [{"role": "system", "content": said}, *turns]
 
 
 def fits_alpaca(row: Row) -> bool:
@@ -119,7 +126,7 @@ def alpaca(row: Row, num_answers: int) -> Example:
         if len(given) < num_answers:
             raise BadRow("too_few_answers", f"output holds {len(given)} answers, {num_answers} are needed")
         answers = [text(answer, "output") for answer in given[:num_answers]]
-    prompt = _with_system([*_history(row), {"role": "user", "content": request}], row)
+    prompt = with_system([*_history(row), {"role": "user", "content": request}], row)
     plain = request + "\n\n" if len(prompt) == 1 else None
     return Example(prompt, [[{"role": "assistant", "content": answer}] for answer in answers], plain=plain)
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from raydpo.config import Config
+from raydpo.data.column_use import missing_columns
 from raydpo.data.formats import FORMATS
 from raydpo.data.report import DataReport, Tally, num_bad, table
 from raydpo.errors import DataError
@@ -35,6 +36,8 @@ def refuse(report: DataReport, tally: Tally, config: Config, quarantine: Path | 
             f"and data.overlong is error; first: {'; '.join(report.samples['overlong'])}. Raise data.max_length, or set "
             "data.overlong to drop or truncate_prompt."
         )
+    problems += missing_columns(settings, tally.uses)
+    problems += [text for use in tally.uses if (text := use.problem(report.formats[use.source])) is not None]
     if not problems and report.eval_pairs and not report.train_pairs and not settings.eval:
         problems.append(
             f"data.eval_fraction = {settings.eval_fraction:g} leaves nothing to train on: all {report.eval_pairs:,} "
@@ -67,6 +70,14 @@ def tell(report: DataReport, config: Config, observer: Observer) -> None:
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in report.quarantined.items())
     text = f"{report.lines_read:,} lines: {report.train_pairs:,} train, {report.eval_pairs:,} eval"
     observer(StageDone("data", f"{text}; left out: {left_out}" if left_out else text))
+    for source, columns in report.columns_not_read.items():
+        observer(Note("info", f"{source}: columns that are not read: {', '.join(columns)}"))
+    for source, layout in report.formats.items():
+        if "; also " in layout:
+            observer(Note("warning", f"{source}: rows of several layouts, each read by its own: {layout}"))
+    if report.contradicted_pairs:
+        text = f"{report.contradicted_pairs:,} pairs have ratings that say the rejected answer is the better one"
+        observer(Note("warning", f"{text}; chosen and rejected count"))
     if report.eval_prompts_in_train:
         shared = f"{report.eval_prompts_in_train:,} eval examples have a prompt that is also trained on"
         observer(Note("warning", shared))

@@ -1,7 +1,7 @@
 """Row layouts that people publish, and the one that fits the rows of a file.
 
-Detection looks at the shape of the first good rows of a file and takes the layout that most of them fit; every
-row of the file is then read that way. One row with token ids is enough for all to need them: text next to ids must never
+Detection looks at the shape of the first good rows of a file and takes the layout that most of them fit; a row that fits
+another one is read by that. One row with token ids is enough for all to need them: text next to ids must never
 be tokenised a second time without a word. To add a layout: a `Format` in a `*_rows.py`, a line in `raydpo.config.doors`.
 """
 
@@ -52,14 +52,19 @@ def _checked(layout: Format, row: Row, num_answers: int) -> Example:
     return example
 
 
+def fitting(row: Row) -> Format | None:
+    """The first layout of ours that a row fits."""
+    return next((layout for layout in FORMATS.values() if layout.fits(row)), None)
+
+
 def detect(rows: Sequence[Row]) -> str | None:
     """Name of the layout that most of `rows` fit (tokenized: any of them), or None when no row fits any."""
     if any(map(fits_tokenized, rows)):
         return "tokenized"
     votes = dict.fromkeys(FORMATS, 0)
     for row in rows:
-        name = next((layout.name for layout in FORMATS.values() if layout.fits(row)), None)
-        if name is not None:
-            votes[name] += 1
+        layout = fitting(row)
+        if layout is not None:
+            votes[layout.name] += 1
     best = max(votes, key=lambda name: votes[name])
     return best if votes[best] else None

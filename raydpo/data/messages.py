@@ -74,7 +74,8 @@ class Example:
 def is_message(value: Any) -> bool:
     """Whether `value` has the shape of one message."""
     return isinstance(value, Mapping) and (
-        ("role" in value and "content" in value) or ("from" in value and "value" in value)
+        ("role" in value and ("content" in value or bool(value.get("tool_calls"))))
+        or ("from" in value and "value" in value)
     )
 
 
@@ -129,9 +130,16 @@ def _message(value: Any, name: str) -> Message:
 
 
 def _part(part: Any, name: str) -> str:
-    if isinstance(part, Mapping) and part.get("type", "text") == "text":
-        return text(part.get("text"), name)
-    raise BadRow("not_a_string", f"{name} holds a part that is not text")
+    if not isinstance(part, Mapping):
+        raise BadRow(
+            "not_a_string", f"{name} holds a part that is {type(part).__name__}, not an object with type and text"
+        )
+    if part.get("type", "text") != "text":
+        raise BadRow("not_a_string", f"{name} holds a part of type {str(part['type'])[:40]!r}; only text is supported")
+    if part.get("text") is None:
+        keys = ", ".join(str(key)[:40] for key in part)
+        raise BadRow("missing_field", f"{name} holds a text part with the keys {keys}; its text belongs under text")
+    return text(part["text"], name)
 
 
 def _check_deep(value: Any, name: str) -> None:

@@ -9,7 +9,7 @@ takes is a property of the prompt alone (its hash), so that adding rows moves no
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -21,18 +21,19 @@ from raydpo.data.bad_rows import BadRow, confidence, weight
 from raydpo.data.embedding_rows import Beyond, Embedding
 from raydpo.data.encode import Encoded
 from raydpo.data.findings import refuse, tell
-from raydpo.data.formats import FORMATS, Format, detect, format_named
+from raydpo.data.formats import FORMATS, Format
 from raydpo.data.lines import encode_lines
 from raydpo.data.messages import Row
 from raydpo.data.report import DataReport, Tally
+from raydpo.data.row_reader import RowReader
 from raydpo.data.sources import Source, find
 from raydpo.data.store import Store
 from raydpo.data.template import Rendered, no_template, open_tokenizer, read_template, render
-from raydpo.data.token_rows import fits_tokenized, late_ids, other_tokenizer
+from raydpo.data.token_rows import other_tokenizer
 from raydpo.errors import DataError
 from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
 
-VERSION = "data-3"
+VERSION = "data-4"
 """Version of reading and encoding: raise it when the same input may give other ids."""
 
 _DETECT_ROWS = 64
@@ -184,16 +185,24 @@ class _Preparation:
                 break
             seen += more
         good = [line.row for line in seen if line.row is not None]
-        name = self.settings.format if self.settings.format != "auto" else detect(good)
-        layout = format_named(name) if name is not None else None
-        tally.formats[source.name] = _described(layout, good)
+        reader = RowReader(
+            source.name,
+            self.settings,
+            good,
+            num_answers=self.num_answers,
+            needs=self.objective.data,
+            is_unpaired=self.is_unpaired,
+        )
+        layout = reader.layout
+        tally.formats[source.name] = described = _described(layout, reader.first)
         title = f", {layout.title}" if layout is not None else f"; none of {', '.join(FORMATS)} fits"
-        self.observer(Note("info", f"{source.name}: format {tally.formats[source.name]}{title}"))
+        self.observer(Note("info", f"{source.name}: format {described}{title}"))
         self._check_labels(source, layout)
+        tally.uses.append(reader.use)
         yield from encode_lines(
             source.name,
             itertools.chain(seen, rows),
-            partial(self._text_of, source.name, layout),
+            partial(self._text_of, reader),
             self.tokenizer,
             tally,
             self.beyond,
@@ -201,6 +210,9 @@ class _Preparation:
             overlong=self.settings.overlong,
             observer=self.observer,
         )
+        if reader.others:
+            others = ", ".join(f"{name} ({count:,} rows)" for name, count in reader.others.items())
+            tally.formats[source.name] = f"{described}; also {others}"
 
     def _check_labels(self, source: Source, layout: Format | None) -> None:
         """Raise DataError for a file of pairs where labels are needed, or of labels where pairs are to be split."""
@@ -218,17 +230,13 @@ class _Preparation:
                 "Leave data.unpair out, or name files of pairs."
             )
 
-    def _text_of(self, name: str, layout: Format | None, place: str, row: Row) -> tuple[Rendered, tuple[bool, float]]:
-        """Text, label and weight of a row of source `name`. Raises DataError when the whole file cannot be written down."""
-        if layout is None:
-            raise BadRow("unknown_format", f"fields: {', '.join(map(str, row))[:160] or 'none'}")
+    def _text_of(self, reader: RowReader, place: str, row: Row) -> tuple[Rendered, tuple[bool, float]]:
+        """Text, label and weight of a row. Raises DataError when the whole file cannot be written down."""
         if self.settings.confidence_column is not None and self.settings.min_confidence is not None:
             confidence(row, self.settings.confidence_column, self.settings.min_confidence)
         column = self.settings.weight_column
         factor = 1.0 if column is None else weight(row, column)
-        if self.settings.format == "auto" and layout.name != "tokenized" and fits_tokenized(row):
-            raise late_ids(place, layout.name)
-        example = layout.convert(row, self.num_answers)
+        example, layout = reader.read(place, row)
         if self.objective.data == "labels" and layout.data == "answers":
             raise BadRow("missing_field", "label is missing")
         if self.objective.data == "answers" and not example.label:
@@ -236,11 +244,11 @@ class _Preparation:
         if example.tokens is not None and example.tokens.tokenizer != self.tokenizer.ids_digest:
             raise other_tokenizer(example.tokens, self.tokenizer, place)
         if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
-            raise no_template(self.tokenizer, name)
+            raise no_template(self.tokenizer, reader.use.source)
         return render(example, self.tokenizer, self.settings.control_tokens), (example.label, factor)
 
 
-def _described(layout: Format | None, rows: list[dict[str, object]]) -> str:
+def _described(layout: Format | None, rows: Sequence[Row]) -> str:
     if layout is None:
         return "unknown"
     if layout.name not in ("standard", "conversational"):

@@ -8,27 +8,20 @@ one. Price: about a third slower than a columnar JSON reader, which would lose t
 
 from __future__ import annotations
 
-import gzip
 import json
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any
 
 from raydpo.data.bad_rows import BadRow
-from raydpo.errors import DataError
+from raydpo.data.cells import DELIMITERS, cell_rows
+from raydpo.data.file_bytes import DAMAGE, Truncated, byte_lines, chunks, unreadable
+from raydpo.data.file_signs import check_beginning
 
-_CHUNK_BYTES = 1 << 20
 _ROWS_PER_BATCH = 1024
 _SAMPLE_CHARS = 200
-
-
-class _Truncated(Exception):
-    """A file ends before its end mark."""
-
-
-_DAMAGE = (OSError, EOFError, zlib.error, _Truncated)
+_TEXT_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
 
 @dataclass(frozen=True)
@@ -62,18 +55,19 @@ def file_rows(path: Path) -> Iterator[Line]:
         return _columnar(path, _arrow_batches(path))
     if kind == "json":
         return _json_rows(path)
-    return (parse_line(number, raw) for number, raw in enumerate(_byte_lines(path), start=1))
+    if kind in DELIMITERS:
+        return (Line(*found) for found in cell_rows(path, DELIMITERS[kind]))
+    return _json_lines(path)
 
 
 def kind_of(path: Path) -> str | None:
-    """jsonl, json, parquet or arrow; None when the ending says nothing."""
+    """jsonl, json, csv, tsv, parquet or arrow; None when the ending says nothing."""
     name = path.name.lower()
     for packed in (".gz", ".zst"):
         if name.endswith(packed):
             plain = name.removesuffix(packed)
-            return {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json"}.get(Path(plain).suffix)
-    endings = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".parquet": "parquet", ".arrow": "arrow"}
-    return endings.get(path.suffix.lower())
+            return _TEXT_ENDINGS.get(Path(plain).suffix)
+    return {**_TEXT_ENDINGS, ".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix.lower())
 
 
 def dataset_rows(dataset: Any, name: str) -> Iterator[Line]:
@@ -89,9 +83,15 @@ def dataset_rows(dataset: Any, name: str) -> Iterator[Line]:
 def parse_line(number: int, raw: bytes) -> Line:
     """One line of JSONL. Never raises."""
     try:
-        return Line(number, _parse(raw.removeprefix(b"\xef\xbb\xbf") if number == 1 else raw), None, raw)
+        return Line(number, _parse(raw.removeprefix(b"\xef\xbb\xbf")), None, raw)
     except BadRow as bad:
         return Line(number, None, bad, raw)
+
+
+def _json_lines(path: Path) -> Iterator[Line]:
+    check_beginning(path)
+    for number, raw in enumerate(byte_lines(path), start=1):
+        yield parse_line(number, raw)
 
 
 def _parse(raw: bytes) -> dict[str, Any]:
@@ -121,64 +121,19 @@ def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def _byte_lines(path: Path) -> Iterator[bytes]:
-    """Lines without their line feed; the last one counts also without it."""
-    rest, num_lines = b"", 0
-    try:
-        for chunk in _chunks(path):
-            *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else (rest + chunk,)
-            num_lines += len(lines)
-            yield from lines
-    except _DAMAGE as error:
-        _unreadable(path, f"after line {num_lines}", error)
-    if rest:
-        yield rest
-
-
-def _chunks(path: Path) -> Iterator[bytes]:
-    if path.suffix.lower() == ".zst":
-        yield from _zstd_chunks(path)
-        return
-    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
-        while chunk := stream.read(_CHUNK_BYTES):
-            yield chunk
-
-
-def _zstd_chunks(path: Path) -> Iterator[bytes]:
-    import zstandard
-
-    with path.open("rb") as stream:
-        frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
-        while data := stream.read(_CHUNK_BYTES):
-            while data:
-                try:
-                    begun = True
-                    chunk = frame.decompress(data)
-                except zstandard.ZstdError as error:
-                    raise _Truncated(str(error)) from error
-                if chunk:
-                    yield chunk
-                data = b""
-                if frame.eof:
-                    data, frame, begun = frame.unused_data, zstandard.ZstdDecompressor().decompressobj(), False
-        if begun:
-            raise _Truncated("the compressed data end before their end mark")
-
-
 def _json_rows(path: Path) -> Iterator[Line]:
     """A .json file: one list of rows, or lines of JSON under that name."""
     try:
-        is_list = next(_chunks(path), b"").removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
-    except _DAMAGE as error:
-        _unreadable(path, "at its beginning", error)
+        is_list = next(chunks(path), b"").removeprefix(b"\xef\xbb\xbf").lstrip().startswith(b"[")
+    except DAMAGE as error:
+        unreadable(path, "at its beginning", error)
     if not is_list:
-        for number, line in enumerate(_byte_lines(path), start=1):
-            yield parse_line(number, line)
+        yield from _json_lines(path)
         return
     try:
-        rows = json.loads(b"".join(_chunks(path)).decode("utf-8-sig"))
-    except (*_DAMAGE, ValueError, RecursionError) as error:
-        _unreadable(path, "which holds one JSON list", error)
+        rows = json.loads(b"".join(chunks(path)).decode("utf-8-sig"))
+    except (*DAMAGE, ValueError, RecursionError) as error:
+        unreadable(path, "which holds one JSON list", error)
     for number, row in enumerate(rows, start=1):
         if isinstance(row, dict):
             yield Line(number, row, None)
@@ -208,7 +163,7 @@ def _arrow_batches(path: Path) -> Iterator[Any]:
             return
         stream.seek(max(0, stream.size() - 8))
         if stream.read(8) != b"\xff\xff\xff\xff\0\0\0\0":
-            raise _Truncated("this Arrow stream has no end mark, so rows may be missing")
+            raise Truncated("this Arrow stream has no end mark, so rows may be missing")
         stream.seek(0)
         yield from pa.ipc.open_stream(stream)
 
@@ -221,8 +176,8 @@ def _columnar(path: Path, batches: Iterator[Any]) -> Iterator[Line]:
         for batch in batches:
             yield from _table_rows(batch, done + 1)
             done += batch.num_rows
-    except (pa.ArrowException, OSError, _Truncated) as error:
-        _unreadable(path, f"after row {done}", error)
+    except (pa.ArrowException, OSError, Truncated) as error:
+        unreadable(path, f"after row {done}", error)
 
 
 def _table_rows(table: Any, first: int) -> Iterator[Line]:
@@ -238,10 +193,3 @@ def _table_rows(table: Any, first: int) -> Iterator[Line]:
             yield Line(first + index, table.slice(index, 1).to_pylist()[0], None)
         except UnicodeDecodeError as error:
             yield Line(first + index, None, BadRow("invalid_utf8", f"a field of the row: {error.reason}"))
-
-
-def _unreadable(path: Path, where: str, error: Exception) -> NoReturn:
-    raise DataError(
-        f"{path} cannot be read {where}: {str(error) or repr(error)}. The file is damaged or cut short, and training "
-        "would silently use a part of it; fetch or write it again."
-    ) from error

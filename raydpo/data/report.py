@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 
 from raydpo.data.bad_rows import APART, REASONS, BadRow
+from raydpo.data.column_use import ColumnUse
 from raydpo.data.read import Line
 
 _SAMPLES_PER_REASON = 3
@@ -53,6 +54,8 @@ class DataReport:
     lengths: mean, percentiles and maximum of prompt_tokens, answer_tokens and total_tokens.
     desirable: examples of each split whose label is true.
     examples_per_line: 2 when pairs are read as two answers each (data.unpair).
+    columns_not_read: columns of each source that held something and were not read.
+    contradicted_pairs: pairs whose ratings say that the rejected answer is better (they are used).
     reused: an earlier preparation of the same input was taken.
     """
 
@@ -71,6 +74,8 @@ class DataReport:
     lengths: dict[str, dict[str, float]] = field(default_factory=dict)
     desirable: dict[str, int] = field(default_factory=dict)
     examples_per_line: int = 1
+    columns_not_read: dict[str, list[str]] = field(default_factory=dict)
+    contradicted_pairs: int = 0
     reused: bool = False
 
     def __post_init__(self) -> None:
@@ -100,6 +105,7 @@ class Tally:
         self.entries: list[str] = []
         self.formats: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
+        self.uses: list[ColumnUse] = []
         self._prompt_tokens, self._answer_tokens = array("q"), array("q")
         self._seen: set[tuple[str, ...]] = set()
         self._prompts: dict[str, set[int]] = {"train": set(), "eval": set()}
@@ -157,6 +163,8 @@ class Tally:
             lengths=self._lengths(),
             desirable=dict(self.desirable),
             examples_per_line=self.examples_per_line,
+            columns_not_read={use.source: sorted(use.unread) for use in self.uses if use.unread},
+            contradicted_pairs=sum(use.contradicted for use in self.uses),
         )
 
     def _lengths(self) -> dict[str, dict[str, float]]:

@@ -14,6 +14,7 @@ from raydpo.data.chat_rows import message_pair
 from raydpo.data.format import Format
 from raydpo.data.messages import Example, Row, is_message
 from raydpo.data.plain_rows import standard
+from raydpo.data.row_view import is_absent, peek
 
 _PROMPT_NAMES = ("prompt", "instruction", "question", "query", "input")
 _ANSWERS_NAMES = ("answers", "responses", "completions", "candidates", "outputs", "generations")
@@ -23,11 +24,13 @@ _SCORE_NAMES = ("overall_score", "score", "rating", "reward")
 
 
 def _first_name(row: Row, names: Sequence[str], kind: type) -> str | None:
-    return next((name for name in names if isinstance(row.get(name), kind)), None)
+    return next((name for name in names if isinstance(peek(row, name), kind)), None)
 
 
 def fits_scored(row: Row) -> bool:
-    """A prompt and a list of answers with scores, inside the answers or in a list of their own."""
+    """A prompt and a list of answers with scores, inside the answers or in a list of their own; no chosen and rejected."""
+    if not is_absent(row.get("chosen")) and not is_absent(row.get("rejected")):
+        return False
     name = _first_name(row, _ANSWERS_NAMES, list)
     if name is None or not row[name] or not any(row.get(prompt) for prompt in _PROMPT_NAMES):
         return False

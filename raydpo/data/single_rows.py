@@ -8,9 +8,10 @@ from __future__ import annotations
 from dataclasses import replace
 
 from raydpo.data.bad_rows import BadRow, field_of, label, text
-from raydpo.data.chat_rows import conversation_of, whole
+from raydpo.data.chat_rows import alpaca, conversation_of, whole
 from raydpo.data.format import Format
 from raydpo.data.messages import Example, Row, is_messages, messages
+from raydpo.data.row_view import is_absent, peek
 
 
 def fits_text(row: Row) -> bool:
@@ -43,14 +44,24 @@ def single(row: Row, num_answers: int) -> Example:
 
 
 def fits_labelled(row: Row) -> bool:
-    """prompt, completion and label."""
-    return row.get("label") is not None and row.get("completion") is not None and fits_text(row)
+    """A label beside prompt and completion, a whole conversation, or an instruction and its output; no pair."""
+    if row.get("label") is None or not (is_absent(row.get("chosen")) or is_absent(row.get("rejected"))):
+        return False
+    if row.get("completion") is not None:
+        return fits_text(row)
+    return any(is_messages(row.get(name)) for name in ("messages", "conversations")) or _is_instruction(row)
+
+
+def _is_instruction(row: Row) -> bool:
+    return all(isinstance(peek(row, name), str) for name in ("instruction", "output"))
 
 
 def labelled(row: Row, num_answers: int) -> Example:
     """A single answer and whether it is desirable."""
-    return replace(single(row, num_answers), label=label(row.get("label")))
+    is_instruction = num_answers == 1 and is_absent(peek(row, "completion")) and _is_instruction(row)
+    example = alpaca(row, 1) if is_instruction else single(row, num_answers)
+    return replace(example, label=label(row.get("label")))
 
 
-LABELLED = Format("labelled", "single answers, each desirable or not", fits_labelled, labelled, data="labels", place=80)
+LABELLED = Format("labelled", "single answers, each desirable or not", fits_labelled, labelled, data="labels", place=15)
 TEXT = Format("text", "single answers", fits_text, single, data="answers", place=90)

@@ -158,7 +158,7 @@ def _local(name: str) -> list[Source]:
     return sources
 
 
-_ENDINGS = "allowed are .jsonl, .ndjson, .json (each also .gz or .zst), .parquet, .arrow, and save_to_disk folders."
+_ENDINGS = "allowed are .jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst), .parquet, .arrow, and save_to_disk folders."
 
 
 def _known(path: Path) -> list[Source]:

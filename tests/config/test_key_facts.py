@@ -26,7 +26,8 @@ FREE_IN_ROUNDS = """
     generate.gpus_per_worker generate.max_retries
 """
 DECIDE = """
-    run.seed model.dtype model.attention data.format data.eval_fraction data.max_length data.overlong data.max_bad_fraction
+    run.seed model.dtype model.attention data.format data.columns data.ignore
+    data.eval_fraction data.max_length data.overlong data.max_bad_fraction
     data.control_tokens data.confidence_column data.min_confidence data.unpair data.weight_column objective.name
     reference.sync_every reference.sync_alpha train.num_workers train.gpus_per_worker train.learning_rate train.schedule
     train.warmup_fraction train.global_batch_pairs train.epochs train.max_steps train.weight_decay train.adam_beta1

@@ -1,0 +1,78 @@
+"""The bytes of a file, unpacked, in pieces or in lines; a file that cannot be read any further raises DataError.
+
+Decision: lines end at byte 0x0A and nowhere else, since JSON strings may hold other line breaks; a packed file that ends
+before its end mark is damaged, since a part of it would be used as if it were all.
+"""
+
+from __future__ import annotations
+
+import gzip
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from raydpo.errors import DataError
+
+_CHUNK_BYTES = 1 << 20
+
+
+class Truncated(Exception):
+    """A file ends before its end mark."""
+
+
+DAMAGE = (OSError, EOFError, zlib.error, Truncated)
+"""What reading a damaged file raises."""
+
+
+def byte_lines(path: Path) -> Iterator[bytes]:
+    """Lines without their line feed; the last one counts also without it."""
+    rest, num_lines = b"", 0
+    try:
+        for chunk in chunks(path):
+            *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else (rest + chunk,)
+            num_lines += len(lines)
+            yield from lines
+    except DAMAGE as error:
+        unreadable(path, f"after line {num_lines}", error)
+    if rest:
+        yield rest
+
+
+def chunks(path: Path) -> Iterator[bytes]:
+    """The content of a file, unpacked by its ending."""
+    if path.suffix.lower() == ".zst":
+        yield from _zstd_chunks(path)
+        return
+    with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _zstd_chunks(path: Path) -> Iterator[bytes]:
+    import zstandard
+
+    with path.open("rb") as stream:
+        frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
+        while data := stream.read(_CHUNK_BYTES):
+            while data:
+                try:
+                    begun = True
+                    chunk = frame.decompress(data)
+                except zstandard.ZstdError as error:
+                    raise Truncated(str(error)) from error
+                if chunk:
+                    yield chunk
+                data = b""
+                if frame.eof:
+                    data, frame, begun = frame.unused_data, zstandard.ZstdDecompressor().decompressobj(), False
+        if begun:
+            raise Truncated("the compressed data end before their end mark")
+
+
+def unreadable(path: Path, where: str, error: Exception) -> NoReturn:
+    """Raise the error for a file that cannot be read at `where`."""
+    raise DataError(
+        f"{path} cannot be read {where}: {str(error) or repr(error)}. The file is damaged or cut short, and training "
+        "would silently use a part of it; fetch or write it again."
+    ) from error
