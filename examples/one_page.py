@@ -63,7 +63,7 @@ def encode(tokenizer: Any, prompt: str, chosen: str, rejected: str) -> Pair:
 
 # --- 2. How probable the model finds an answer ----------------------------------------------------------------------
 # raydpo/models/logprobs.py is the one function that reference, policy and evaluation share: the head runs on answer
-# tokens only. raydpo/batches/collate.py packs many answers into one stream in which those to one prompt share it.
+# tokens only. raydpo/batches/micro_batches.py packs many answers into one stream in which those to one prompt share it.
 
 
 def answer_nats(model: Any, prompt: list[int], answer: list[int]) -> Tensor:
@@ -142,7 +142,7 @@ def train(
         optimizer.zero_grad()
 
         # Forward and backward, pair by pair: gradients add up. raydpo/train/step.py does this with micro-batches, which
-        # raydpo/batches/pack.py cuts by tokens; it too divides by the pairs of the *whole* batch, so that it makes no
+        # raydpo/batches/packing.py cuts by tokens; it too divides by the pairs of the *whole* batch, so that it makes no
         # difference to the update how the batch was cut or over how many ranks it was spread.
         for place in batch:
             pair = pairs[place]
