@@ -62,9 +62,9 @@ def check_lora(folder: Path, *, rank: int, alpha: float, target_modules: str | t
         try:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
             model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
-        except (OSError, ValueError, KeyError, ImportError, RuntimeError, NotImplementedError):
-            return  # whoever loads it says why, or can do without this check: `add_lora` makes it again
-        add_lora(model, rank=rank, alpha=alpha, target_modules=target_modules, seed=0)
+            add_lora(model, rank=rank, alpha=alpha, target_modules=target_modules, seed=0)
+        except (OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
+            return  # a model that cannot be made without weights: `add_lora` looks again where it is loaded
 
 
 def _adapted_ties(adapted: Any) -> Iterator[tuple[str, Any, list[str]]]:
