@@ -17,6 +17,9 @@ from raydpo.data.column_names import ColumnKind, kind_of_column
 from raydpo.data.messages import Example, Row
 from raydpo.data.row_view import RowView, dig, is_absent
 
+_FEWEST_WORDS = 3
+_UNKNOWN = ColumnKind("text, where the answers share no beginning that could be the prompt", (), "", meaning="prompt")
+
 
 class ColumnUse:
     """Columns of one source. unread: column -> rows in which it held something that was not read. contradicted: pairs whose
@@ -29,6 +32,8 @@ class ColumnUse:
         self.contradicted = 0
         self.mapped: set[str] = set()
         self._stopping: dict[str, tuple[str, bool]] = {}
+        self._implicit, self._bare = 0, 0
+        self._sentences: dict[str, str] = {}
         named = [name for name in (settings.weight_column, settings.confidence_column) if name is not None]
         self._of_settings = {*named, *(name.partition(".")[0] for name in named)}
 
@@ -45,6 +50,9 @@ class ColumnUse:
         self.contradicted += is_pair and len(example.answers) > 1 and contradicts(values)
         dropped = _dropped_prompt(view, example)
         said: dict[bool, str] = {}
+        is_implicit = is_pair and isinstance(example.prompt, str) and is_absent(values.get("prompt"))
+        self._implicit += is_implicit
+        self._bare += is_implicit and len(str(example.prompt).split()) < _FEWEST_WORDS
         for name, value in row.items():
             if (name in view.used and name not in dropped) or is_absent(value):
                 continue
@@ -52,6 +60,8 @@ class ColumnUse:
                 continue
             self.unread[name] += 1
             kind = kind_of_column(name)
+            if is_implicit and kind is None and stops and name.lower() not in self.ignored and _is_sentence(value):
+                self._sentences.setdefault(name, place)
             if kind is None or not kind.stops or not stops or name.lower() in self.ignored or name in self._stopping:
                 continue
             if kind.title == "rating" and is_pair and _rates_a_list(values, name):
@@ -65,9 +75,12 @@ class ColumnUse:
 
     def problem(self, layout: str) -> str | None:
         """Why the source cannot be used as it is, and the line to write; None when nothing stops it."""
+        if 2 * self._bare >= self._implicit:  # where the answers share their beginning, that is the prompt
+            for name, place in self._sentences.items():
+                self._stopping.setdefault(name, (place, True))
         if not self._stopping:
             return None
-        kinds = {name: kind for name in self._stopping if (kind := kind_of_column(name)) is not None}
+        kinds = {name: kind_of_column(name) or _UNKNOWN for name in self._stopping}
         listed = ", ".join(f"{name} ({kind.title}, {self.unread[name]:,} rows)" for name, kind in kinds.items())
         first = next(iter(self._stopping.values()))[0]
         return (
@@ -88,6 +101,10 @@ class ColumnUse:
         pairs = ", ".join(f"{meaning}: {name}" for meaning, name in mapped.items())
         more = f" with data.ignore: [{', '.join(rest)}]" if rest else ""
         return f"data.columns: {{{pairs}}}{more} to read them, or {ignore}"
+
+
+def _is_sentence(value: object) -> bool:
+    return isinstance(value, str) and len(value.split()) >= _FEWEST_WORDS
 
 
 def _said(example: Example) -> Iterator[tuple[bool, list[str]]]:

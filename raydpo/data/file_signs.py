@@ -14,6 +14,7 @@ from raydpo.errors import DataError
 
 _BEGINNING_BYTES = 64
 _MOST_LINES = 2000
+_WIDE = {"UTF-32": ("utf-32-le", "utf-32-be"), "UTF-16": ("utf-16-le", "utf-16-be")}
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -30,10 +31,7 @@ def check_beginning(path: Path) -> None:
 
 def check_encoding(path: Path, beginning: bytes) -> None:
     """Raise DataError when the first bytes of a text file are those of UTF-16 or UTF-32."""
-    wide = "UTF-32" if beginning[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") and len(beginning) > 8 else None
-    has_mark = beginning[:2] in (b"\xff\xfe", b"\xfe\xff") and beginning.count(0) * 4 > len(beginning) > 4
-    if wide is None and (has_mark or _every_other_is_nul(beginning)):
-        wide = "UTF-16"
+    wide = next((name for name, spelled in _WIDE.items() if any(_reads_as(beginning, one) for one in spelled)), None)
     if wide is not None:
         raise DataError(
             f"{path} is {wide} text, and files of rows are read as UTF-8; no line could have been read. Write it again as "
@@ -41,9 +39,16 @@ def check_encoding(path: Path, beginning: bytes) -> None:
         )
 
 
-def _every_other_is_nul(beginning: bytes) -> bool:
-    even, odd = beginning[::2], beginning[1::2]
-    return len(odd) >= 4 and max(even.count(0) / len(even), odd.count(0) / len(odd)) > 0.9
+def _reads_as(beginning: bytes, encoding: str) -> bool:
+    """Whether the bytes are a few printable characters of `encoding`, the first one of ASCII, which has NUL bytes there."""
+    width = 4 if "32" in encoding else 2
+    text = beginning[: len(beginning) // width * width].decode(encoding, "replace").removeprefix("\ufeff").lstrip()
+    begins_well = text[:1].isascii() and (text[:1].isalnum() or text[:1] in ("{", "[", '"'))
+    return len(text) >= 4 and begins_well and "\ufffd" not in text and all(map(_is_written, text))
+
+
+def _is_written(char: str) -> bool:
+    return char.isprintable() or char.isspace()
 
 
 def _check_one_object_a_line(path: Path) -> None:

@@ -15,7 +15,9 @@ from dataclasses import asdict, dataclass
 from functools import partial
 from typing import Any
 
+from raydpo.data.aliases import canonical
 from raydpo.data.bad_rows import BadRow, field_of, text
+from raydpo.data.beside import refuse_media, with_system_turn
 from raydpo.data.chat_rows import conversation_of
 from raydpo.data.embedding_rows import Beyond, Embedding
 from raydpo.data.encode import encode
@@ -162,7 +164,14 @@ def _text_of(
 
 
 def _example(row: Row) -> Example:
-    """Prompt and own answer (if any) of a row, split and spelled as `prepare` would."""
+    """Prompt and own answer (if any) of a row, split, named and spelled as `prepare` would, behind its system text."""
+    values, _ = canonical(row, {}, frozenset(), is_ours=True)
+    example = with_system_turn(_split(values), values)
+    refuse_media(row, frozenset(), example)
+    return example
+
+
+def _split(row: Row) -> Example:
     if fits_hh(row):
         return hh(row, 1)
     side = "chosen" if row.get("chosen") is not None else "completion"

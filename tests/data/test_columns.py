@@ -120,6 +120,17 @@ def test_layouts_that_people_have_go_on_as_before(case: str) -> None:
     assert not (set(reader.use.unread) - {"prompt_id", "messages", "score_chosen", "score_rejected"})
 
 
+def test_a_prompt_of_an_unknown_name_is_not_taken_for_none(run: Run, chat_tokenizer: Path) -> None:
+    rows = [{"ask_me": f"What is {i} plus one?", "chosen": f"{i + 1}", "rejected": f"{i + 12}"} for i in range(4, 8)]
+    with pytest.raises(DataError, match=r"ask_me \(text, where.*data\.columns: {prompt: ask_me} to read them"):
+        run(rows, chat_tokenizer)
+    ((prompt, answers),) = [read(rows[0], columns={"prompt": "ask_me"})]
+    assert (prompt, answers) == ("What is 4 plus one?", ["5", "16"])
+    shared = {"chosen": "The sky by day is blue.", "rejected": "The sky by day is red.", "why": "I have seen it"}
+    assert problem_of(shared) is None
+    assert problem_of({**rows[0], "prompt": "q"}) is None
+
+
 def test_ratings_beside_a_pair_are_named_and_a_contradiction_is_said(run: Run, plain_tokenizer: Path) -> None:
     lists = {"generations": [" green", " blue"], "rating": [9.0, 8.0]}
     rows = [

@@ -61,6 +61,14 @@ TRAINED: dict[str, dict[str, Any]] = {
     },
     "messages, implicit prompt": {"chosen": [user("q?"), said("blue")], "rejected": [user("q?"), said("green")]},
     "ultrafeedback": {"prompt": "q?", "chosen": [user("q?"), said("blue")], "rejected": [user("q?"), said("green")]},
+    "a system text beside text": {"system": "be kind", "prompt": "q?", "chosen": "blue", "rejected": "green"},
+    "another name": {"question": "q?", "chosen": "blue", "rejected": "green"},
+    "another name of a system text": {
+        "system_prompt": "be kind",
+        "input": [user("q?")],
+        "chosen": [said("blue")],
+        "rejected": [said("green")],
+    },
     "hh": {
         "chosen": "\n\nHuman: q?\n\nAssistant: blue",
         "rejected": "\n\nHuman: q?\n\nAssistant: green",
@@ -87,7 +95,7 @@ def test_ids_are_those_that_training_sees(run: Run, tmp_path: Path, case: str, t
     assert chosen_ids(tokenizer, prompt) == (tuple(answers[0]), "")
     assert (report.lines_read, report.num_prompts, report.quarantined) == (1, 1, {})
     # Without its answers a row gives the same prompt.
-    if "prompt" in row and case != "ultrafeedback":
+    if "prompt" in row and "system" not in row and case != "ultrafeedback":
         (alone,), _ = read([{"prompt": row["prompt"]}], tokenizer, tmp_path)
         assert (alone.ids, alone.key, alone.text) == (prompt.ids, prompt.key, prompt.text)
         assert alone.record == {"prompt": row["prompt"]}
@@ -126,6 +134,14 @@ def test_what_a_judge_reads_and_what_a_record_repeats(chat_tokenizer: Path, tmp_
     ]
     assert len({prompt.key for prompt in prompts}) == 5
     assert all(len(prompt.key) == 32 and int(prompt.key, 16) for prompt in prompts)
+
+
+def test_prompts_alone_have_system_texts_and_no_images(chat_tokenizer: Path, tmp_path: Path) -> None:
+    rows = [{"system": "be kind", "prompt": "q?"}, {"prompt": "q", "images": ["a.png"]}]
+    prompts, report = read(rows, chat_tokenizer, tmp_path)
+    expected, _ = read([{"prompt": [SYSTEM, user("q?")]}], chat_tokenizer, tmp_path)
+    assert [prompt.ids for prompt in prompts] == [prompt.ids for prompt in expected]
+    assert report.quarantined == {"unsupported_media": 1}
 
 
 def test_equal_prompts_are_kept_once_and_overlong_ones_left_out(plain_tokenizer: Path, tmp_path: Path) -> None:
