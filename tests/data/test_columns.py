@@ -205,14 +205,14 @@ def test_a_mapped_column_wins_and_the_other_is_not_silent() -> None:
 
 def test_a_column_that_no_row_has_is_an_error(run: Run, plain_tokenizer: Path) -> None:
     rows = [{**PAIR, "q": 1}, {**PAIR, "chosen": " red"}]
-    with pytest.raises(DataError, match=r"data\.columns: system: sytem: no row has such a column"):
-        run(rows, plain_tokenizer, columns={"system": "sytem"})
+    with pytest.raises(DataError, match=r"data\.columns: system: systems_text: no row has such a column"):
+        run(rows, plain_tokenizer, columns={"system": "systems_text"})
 
 
 @pytest.mark.parametrize(
     ("word", "said_of_it"),
     [
-        ("data.columns={promt: question}", "a mapping of prompt, system, messages"),
+        ("data.columns={asked: question}", "a mapping of prompt, system, messages"),
         ("data.columns=question", "a mapping of prompt, system, messages"),
         ("data.columns={prompt: 5}", "data.columns"),
         ("data.columns={prompt: ''}", "no column is named for prompt"),
