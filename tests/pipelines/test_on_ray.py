@@ -5,6 +5,7 @@ runtime then holds on Ray.
 from __future__ import annotations
 
 import os
+import shutil
 import signal
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from typing import Any
 import psutil
 import pytest
 
-from raydpo.errors import ConfigError
+from raydpo.errors import RaydpoError
 from raydpo.pipelines import evaluate, iterate, train
 from raydpo.schema.events import Advanced, Event, ignore
 from tests.pipelines import driver
@@ -141,7 +142,12 @@ def test_a_generator_that_dies_on_ray_costs_nothing(toy: Toy, tmp_path: Path) ->
 
 @pytest.mark.parametrize("kind", ["ray", "local"])
 def test_an_error_in_a_worker_is_the_same_error(toy: Toy, tmp_path: Path, kind: str) -> None:
-    settings = {"run.runtime": kind, "train.lora": {"rank": 2, "alpha": 4, "target_modules": ["no_such_layer"]}}
-    with pytest.raises(ConfigError, match=r"train\.lora\.target_modules: .* fits no module") as caught:
+    """Weights that are none, which nobody sees before a worker loads them."""
+    model = shutil.copytree(toy.model, tmp_path / "model")
+    (model / "model.safetensors").write_bytes(b"not a model")
+    settings = {"run.runtime": kind, "model.path": str(model)}
+    with pytest.raises(RaydpoError) as caught:
         train(config(toy, tmp_path / "run", settings))
-    assert any("Raised in train by rank 0" in note for note in caught.value.__notes__)
+    said = "\n".join([str(caught.value), *getattr(caught.value, "__notes__", [])])
+    assert "reference worker 0" in said
+    assert "load_model" in said, "the traceback of the worker comes along"
