@@ -47,7 +47,7 @@ class Beyond:
         return self.embedding is not None and self.tokenizer.num_ids > self.embedding.num_rows
 
     def look(self, place: str, example: Encoded) -> None:
-        """Put down what `example`, read at `place`, has beyond the embedding."""
+        """Note what `example`, read at `place`, has beyond the embedding."""
         if not self.is_needed:
             return
         assert self.embedding is not None
@@ -60,7 +60,7 @@ class Beyond:
             self.tokens |= {one: self.tokenizer.decode([one]) for one in ids - self.tokens.keys()}
 
     def refuse(self) -> None:
-        """Raise DataError when something was put down."""
+        """Raise DataError when something was noted."""
         if not self.tokens:
             return
         assert self.embedding is not None
