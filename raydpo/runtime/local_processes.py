@@ -58,13 +58,6 @@ class _Pending:
     is_bounded: bool = False
 
 
-@dataclass(frozen=True)
-class _Shared:
-    """A value that was pickled once."""
-
-    payload: bytes
-
-
 class LocalProcesses:
     """See `raydpo.runtime.backend.Actors`. Places are not reserved: the session has checked that all fit."""
 
@@ -112,8 +105,8 @@ class LocalProcesses:
     ) -> _Pending:
         return self._ask(actor, method, arguments, max_unread)
 
-    def share(self, value: Any) -> _Shared:
-        return _Shared(cloudpickle.dumps(value))
+    def share(self, value: Any) -> Any:
+        return value  # each actor has a connection of its own, and gets its own bytes
 
     def wait(self, pending: Sequence[_Pending], timeout_s: float) -> list[_Pending]:
         deadline_s = time.monotonic() + timeout_s
@@ -176,9 +169,8 @@ class LocalProcesses:
     def _send(
         self, actor: _Process, number: int, method: str, arguments: tuple[Any, ...], max_unread: int | None = None
     ) -> None:
-        found = tuple(pickle.loads(a.payload) if isinstance(a, _Shared) else a for a in arguments)
         try:
-            actor.connection.send_bytes(cloudpickle.dumps((number, method, found, max_unread)))
+            actor.connection.send_bytes(cloudpickle.dumps((number, method, arguments, max_unread)))
         except OSError:  # it is dead, and whoever waits for the answer gets an error
             _hear(actor)
 
