@@ -15,6 +15,7 @@ from typing import Literal
 
 import numpy as np
 
+from raydpo.data.answer_mask import answer_masks
 from raydpo.data.bad_rows import BadRow
 from raydpo.data.messages import Tokens
 from raydpo.data.template import Rendered
@@ -102,7 +103,8 @@ def _assemble(tokenizer: TextTokenizer, text: Rendered, prompt_ids: list[int], f
         raise BadRow("empty_answer", "an answer has no tokens but EOS")
     if len(answers) > 1 and answers[0] == answers[1]:
         raise BadRow("identical_answers", "chosen and rejected have the same token ids")
-    return Encoded(prompt_ids, answers, _prompt_hash(prompt_ids), merged=merged)
+    masks = answer_masks(tokenizer, text, answers)
+    return Encoded(prompt_ids, answers, _prompt_hash(prompt_ids), merged=merged, answer_masks=masks)
 
 
 def _as_given(tokenizer: TextTokenizer, tokens: Tokens) -> Encoded:
