@@ -19,7 +19,6 @@ from raydpo.errors import DataError
 from raydpo.schema import row_key
 from tests.data.conftest import CHATML, Run, save_tokenizer
 
-
 SIDES = ("chosen", "rejected")
 
 
