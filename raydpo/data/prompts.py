@@ -20,7 +20,7 @@ from raydpo.data.bad_rows import BadRow, field_of, text
 from raydpo.data.beside import refuse_media, with_system_turn
 from raydpo.data.chat_rows import conversation_of
 from raydpo.data.embedding_rows import Beyond, Embedding
-from raydpo.data.encode import encode
+from raydpo.data.encode import Encoded, encode
 from raydpo.data.lines import encode_lines
 from raydpo.data.messages import Example, Row, is_messages, messages, tools_of
 from raydpo.data.plain_rows import fits_hh, hh
@@ -116,13 +116,22 @@ def chosen_ids(
 
     tokenizer and control_tokens must be those that the prompt was read with.
     """
+    found, why = own_answer(tokenizer, prompt, control_tokens=control_tokens)
+    return None if found is None else tuple(found.answer_ids[0]), why
+
+
+def own_answer(
+    tokenizer: TextTokenizer, prompt: Prompt, *, control_tokens: ControlTokens = "plain"
+) -> tuple[Encoded | None, str]:
+    """As `chosen_ids`, with the mask of the answer where it has several turns."""
     record = prompt.record
     try:
-        answer = text(record.get("chosen"), "chosen")
+        given = record.get("chosen")
+        answer = given if isinstance(given, list) else text(given, "chosen")
         if isinstance(record["prompt"], str):
-            example = Example(record["prompt"], [answer])
+            example = Example(record["prompt"], [answer])  # type: ignore[arg-type]
         else:
-            turns = [{"role": "assistant", "content": answer}]
+            turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
             example = Example(record["prompt"], [turns], tools=record.get("tools"))
         rendered = render(example, tokenizer, control_tokens)
         (encoded,) = encode(tokenizer, [rendered], max_length=sys.maxsize, overlong="drop")
@@ -132,7 +141,7 @@ def chosen_ids(
             raise BadRow("prefix_mismatch", "the prompt has other ids when this answer follows")
     except BadRow as bad:
         return None, f"{bad.reason}: {bad.detail}"
-    return tuple(encoded.answer_ids[0]), ""
+    return encoded, ""
 
 
 def _prompts(
@@ -200,13 +209,17 @@ def _for_judge(example: Example) -> str:
 
 
 def _record(example: Example) -> dict[str, Any]:
-    """What a preference record repeats: prompt, tools if there are any, and the data's own answer as text."""
+    """What a preference record repeats: prompt, tools if there are any, and the data's own answer.
+
+    That is text, or messages where there are several or one says more than its content (a call of a tool).
+    """
     record: dict[str, Any] = {"prompt": example.prompt}
     if example.tools is not None:
         record["tools"] = example.tools
     if example.answers:
         answer = example.answers[0]
-        record["chosen"] = answer if isinstance(answer, str) else answer[-1]["content"]
+        is_text = isinstance(answer, list) and len(answer) == 1 and answer[0].keys() == {"role", "content"}
+        record["chosen"] = answer[0]["content"] if is_text else answer  # type: ignore[index]
     return record
 
 

@@ -14,8 +14,9 @@ from typing import Any
 
 from raydpo.config import Config
 from raydpo.config.outside import is_outside, source_sha256
+from raydpo.data.encode import Encoded
 from raydpo.data.offline_share import offline_rows
-from raydpo.data.prompts import chosen_ids
+from raydpo.data.prompts import own_answer
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.driver.generators import Policy
 from raydpo.driver.judges import texts
@@ -172,13 +173,13 @@ class Producer:
     ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
         digest, extra = self._tokenizer.ids_digest, {"round": index}
         if self._rounds.pairs == "spin":
-            answer, _ = chosen_ids(self._tokenizer, prompt, control_tokens=self._config.data.control_tokens)
+            answer, _ = own_answer(self._tokenizer, prompt, control_tokens=self._config.data.control_tokens)
             if answer is None:
                 return [], {"no_answer": 1}
-            own = Sample(answer, str(prompt.record["chosen"]), "eos")
+            own, beside = own_sample(prompt, answer)
             spun = spin_pairs(own, samples, self._rule)
             return [
-                record_of(prompt, own, samples[rejected], tokenizer_digest=digest, extra=extra)
+                {**record_of(prompt, own, samples[rejected], tokenizer_digest=digest, extra=extra), **beside}
                 for rejected in spun.rejected
             ], spun.counts
         if scores is None:
@@ -195,6 +196,16 @@ class Producer:
             for chosen, rejected, _ in made.pairs
         ]
         return records, made.counts
+
+
+def own_sample(prompt: Prompt, answer: Encoded) -> tuple[Sample, dict[str, Any]]:
+    """The data's own answer as a sample, and what its record has in addition: its turns, and which tokens count."""
+    said, (mask,) = prompt.record["chosen"], answer.masks
+    beside: dict[str, Any] = {} if mask is None else {"chosen_mask": [int(one) for one in mask]}
+    if isinstance(said, list):
+        beside["chosen"] = said
+        said = "\n\n".join(turn["content"] for turn in said)
+    return Sample(tuple(answer.answer_ids[0]), str(said), "eos"), beside
 
 
 def sampling_of(config: Config) -> Sampling:

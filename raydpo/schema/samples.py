@@ -33,7 +33,7 @@ class Prompt:
     text: what a judge reads (of messages: a Conversation).
     ids: token ids that the policy reads.
     record: fields of the row that a preference record repeats ("prompt": text or messages; for spin "chosen" of the
-        data).
+        data, text or, where it has several turns, messages).
     """
 
     key: str

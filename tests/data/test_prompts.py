@@ -9,9 +9,15 @@ from typing import Any
 import pytest
 
 from raydpo.data import PromptReport, chosen_ids, read_prompts
+from raydpo.data.encode import Encoded
+from raydpo.data.messages import Tokens
+from raydpo.data.prompts import own_answer
+from raydpo.data.token_rows import tokenized
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import DataError
-from raydpo.schema.samples import Prompt
+from raydpo.judge.pairs import record_of
+from raydpo.rounds.produce import own_sample
+from raydpo.schema.samples import Prompt, Sample
 from tests.data.conftest import CHATML, Run, save_tokenizer, write_jsonl
 
 # Opens a reasoning block for generation that a finished answer does not have, and drops what is before its end.
@@ -134,6 +140,32 @@ def test_what_a_judge_reads_and_what_a_record_repeats(chat_tokenizer: Path, tmp_
     ]
     assert len({prompt.key for prompt in prompts}) == 5
     assert all(len(prompt.key) == 32 and int(prompt.key, 16) for prompt in prompts)
+
+
+def test_an_answer_of_several_turns_keeps_them(chat_tokenizer: Path, tmp_path: Path) -> None:
+    turns = [said("one"), said("two")]
+    call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
+    rows = [{"prompt": [user(f"{one}?")], "chosen": answer} for one, answer in enumerate([turns, [call], [said("c")]])]
+    prompts, _ = read(rows, chat_tokenizer, tmp_path)
+    assert [prompt.record["chosen"] for prompt in prompts] == [turns, [call], "c"]
+    tokenizer = TextTokenizer(str(chat_tokenizer))
+    found, why = own_answer(tokenizer, prompts[0])
+    assert found is not None, why
+    assert tokenizer.decode(found.answer_ids[0]) == "one<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>"
+
+
+def test_the_record_of_an_own_answer_of_several_turns_has_its_mask(chat_tokenizer: Path) -> None:
+    """As a round of spin writes it, and as training reads it."""
+    turns = [said("one"), {"role": "tool", "content": "1"}, said("two")]
+    prompt = Prompt("k", "q", (5,), {"prompt": [user("q")], "chosen": turns})
+    answer = Encoded([5], [[6, 7, 8]], 0, answer_masks=[[True, False, True]])
+    own, beside = own_sample(prompt, answer)
+    assert (own.ids, own.text, own.ending) == ((6, 7, 8), "one\n\n1\n\ntwo", "eos")
+    record = {**record_of(prompt, own, Sample((9,), "x", "eos"), tokenizer_digest="d", extra={}), **beside}
+    assert (record["chosen"], record["rejected"]) == (turns, [said("x")])
+    assert tokenized(record, 2).tokens == Tokens([5], [[6, 7, 8], [9]], "d", ([True, False, True], None))
+    bare = own_sample(Prompt("k", "q", (5,), {"prompt": "q", "chosen": "c"}), Encoded([5], [[6]], 0))
+    assert bare == (Sample((6,), "c", "eos"), {})
 
 
 def test_prompts_alone_have_system_texts_and_no_images(chat_tokenizer: Path, tmp_path: Path) -> None:
