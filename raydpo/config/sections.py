@@ -8,6 +8,7 @@ Imports nothing heavier than pydantic: a config check starts at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -21,6 +22,11 @@ from raydpo.config.meanings import Meaning
 from raydpo.config.objective_section import ObjectiveSection
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import OneOrMany, Section, one_or_many
+
+
+def _off(value: Any) -> Any:
+    """A coefficient of 0 is off."""
+    return "off" if value == 0 and not isinstance(value, bool) else value
 
 
 class RunSection(Section):
@@ -191,6 +197,10 @@ class TrainSection(Section):
     faster later ones; log-probs change in their last digits."""
     lora: LoraSection | None = None
     """Train a LoRA adapter instead of all weights. The reference is then the model with the adapter off."""
+    router_aux_loss: Annotated[Literal["auto", "off"] | float, BeforeValidator(_off)] = "auto"
+    """Balancing loss of a mixture of experts, added to the objective's. auto: on with the coefficient of the model's config
+    (`router_aux_loss_coef`) where transformers computes it for the family; the log says which. off, or a coefficient. Token
+    shares are those of the global batch, counted as in padded rows, so it costs a second forward."""
     eval_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Steps between evaluations; there is always one before the first and one after the last step."""
     save_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
@@ -230,6 +240,8 @@ class TrainSection(Section):
             yield "offload_optimizer needs zero_stage: 1, 2 or 3"
         if self.compile and self.zero_stage == 3:
             yield "compile needs zero_stage: 0, 1 or 2: ZeRO 3 gathers weights where a compiled graph would break"
+        if isinstance(self.router_aux_loss, float) and not 0 < self.router_aux_loss < math.inf:
+            yield f"router_aux_loss is auto, off or a coefficient above 0, not {self.router_aux_loss:g}"
         if self.gradient_checkpointing and self.activation_memory_gb is not None:
             yield "gradient_checkpointing recomputes every layer, activation_memory_gb chooses how many: set one of the two"
 

@@ -22,6 +22,7 @@ from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.driver.train_events import Driver, Receive, TrainingReport
 from raydpo.errors import OutOfMemoryError
 from raydpo.metrics import Sinks, keep_lines
+from raydpo.models.balancing import KEY, balancing_in
 from raydpo.models.lora import check_lora
 from raydpo.rundir.checkpoints import newest_checkpoint, set_damaged_aside
 from raydpo.rundir.resume import Plan, plan_training, trajectory
@@ -52,6 +53,7 @@ def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None 
         "evaluation data": examples_digest(workspace.data, "eval"),
         **outside_sources(workspace.config),
         "model.dtype": workspace.dtype,
+        KEY: balancing_in(workspace.model.folder, workspace.config.train.router_aux_loss).coefficient,
         "optimizer state": "none" if optimizer is None else digest_of(read_commit(optimizer)["files"]),
     }
     newest, skipped = newest_checkpoint(workspace.checkpoints)

@@ -22,6 +22,8 @@ from raydpo.driver.judges import Judging
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.verdict import Judge
+from raydpo.models.balancing import KEY as BALANCING
+from raydpo.models.balancing import balancing_in
 from raydpo.models.config_file import num_embeddings
 from raydpo.rounds.preflight import check_room, check_rounds, check_same_run
 from raydpo.rundir.rounds_folder import RoundsFolder
@@ -61,6 +63,7 @@ class Setup:
         check_room(self.config)
         digests = {
             "model weights": weights_digest(self.layout.initial.folder),
+            BALANCING: balancing_in(self.layout.initial.folder, self.config.train.router_aux_loss).coefficient,
             "model.dtype": self.engine.dtype,
             "prompts": digest_of([asdict(prompt) for prompt in self.prompts]),
             "held-out prompts": digest_of([asdict(prompt) for prompt in self.eval_prompts]),

@@ -10,27 +10,31 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
-from raydpo.batches import Order
+from raydpo.batches import MicroBatch, Order
 from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means, names_for
+from raydpo.models.balancing import balancing_in
 from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
 from raydpo.models.pretrained import load_model
+from raydpo.models.router_probe import check_routing
+from raydpo.models.routing import experts_per_token
 from raydpo.models.training_mode import check_training_mode
 from raydpo.models.work import TOKENS, Work, work_of
 from raydpo.objectives.loss import Loss
 from raydpo.schema.rank_events import Alive, Evaluated, Staged
 from raydpo.train.activations import fit_activations
 from raydpo.train.ahead import Ahead
+from raydpo.train.balance import Balance, Experts, observe_experts
 from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
@@ -64,6 +68,7 @@ class Trainer:
     train: the training split.
     eval: the held-out split, None when there are no held-out examples.
     order: which examples each step reads.
+    experts: how the routers' balance enters the loss; None: it does not.
     notes: what a person should know of this start.
     """
 
@@ -74,6 +79,7 @@ class Trainer:
     train: Feed
     eval: Feed | None
     order: Order
+    experts: Experts | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,7 +95,8 @@ class Trainer:
         train, examples = self.spec.config.train, self.order.examples(step)
         with named(WAITING):
             micro_batches = self._batches.take(step)
-        sums = accumulate(self.engine, self.batch_loss(examples), micro_batches)
+        balance = self._balance(micro_batches)
+        sums = accumulate(self.engine, replace(self.batch_loss(examples), balance=balance), micro_batches)
         rate = learning_rate(
             step,
             self.order.num_steps,
@@ -99,6 +106,8 @@ class Trainer:
         )
         applied, grad_norm = self.engine.step(rate)
         metrics = self._means(sums) if is_logged or not applied else {}
+        if balance is not None and metrics:
+            metrics["router_aux_loss"] = float(balance.loss)
         return applied, {
             **metrics,
             "grad_norm": grad_norm,
@@ -115,6 +124,14 @@ class Trainer:
             observe(self.engine.forward, self.loss, kind, batches, seen[kind])
             torch.distributed.all_reduce(seen[kind])
         return BatchLoss(self.loss, self.train.counts(examples, self.loss), seen, self.spec.tie_tolerance_nats)
+
+    def _balance(self, micro_batches: list[MicroBatch]) -> Balance | None:
+        """What the global batch does with the experts, None without a balancing loss. Collective."""
+        if self.experts is None:
+            return None
+        sums = observe_experts(self.engine.routed, self.experts, micro_batches, self.engine.device)
+        torch.distributed.all_reduce(sums)
+        return Balance(self.experts, sums)
 
     def evaluate(self, step: int) -> Iterator[Alive | Evaluated]:
         """Metrics of the held-out split after `step` steps, after an `Alive` for each block of it. Collective.
@@ -184,9 +201,10 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
         check_head(AnswerLogProbs(model))
     check_training_mode(model)
+    experts, notes = find_experts(model, spec)
     layout, why = choose_layout(model, config.model.attention)
     work = work_of(model)
-    notes = [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
+    notes += [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
     if (lora := train.lora) is not None:
         targets = lora.target_modules
         model = add_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=targets, seed=config.run.seed)
@@ -208,7 +226,17 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     order = Order.of(config, len(training.table))
     loss = Loss(config.objective.terms)
     notes.append(activations)
-    return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order, tuple(notes))
+    eval_feed = held_out if len(held_out.table) else None
+    return Trainer(spec, rank, engine, loss, training, eval_feed, order, experts, tuple(notes))
+
+
+def find_experts(model: Any, spec: TrainSpec) -> tuple[Experts | None, list[str]]:
+    """(how the balance of the experts enters the loss, what to say of it). Raises ConfigError."""
+    found = balancing_in(spec.model.here(), spec.config.train.router_aux_loss)
+    experts = Experts(found.coefficient, experts_per_token(model)) if found.coefficient else None
+    if experts is not None and spec.config.model.attention != "flash_attention_2":
+        check_routing(AnswerLogProbs(model), experts.top_k)
+    return experts, [found.said] if found.said else []
 
 
 def _check_equal(device: torch.device, what: str, mine: int) -> None:

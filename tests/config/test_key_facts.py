@@ -33,7 +33,7 @@ DECIDE = """
     train.warmup_fraction train.global_batch_pairs train.epochs train.max_steps train.weight_decay train.adam_beta1
     train.adam_beta2 train.max_grad_norm train.zero_stage train.offload_optimizer train.offload_parameters
     train.gradient_checkpointing train.compile train.lora.rank train.lora.alpha train.lora.target_modules train.lora.merge
-    train.early_stopping_patience
+    train.router_aux_loss train.early_stopping_patience
 """
 
 
