@@ -27,7 +27,7 @@ def data_stage(
     """
     for text in workspace.notes:
         observer(Note("warning", text))
-    folder = str(workspace.model.folder)
+    folder = str(workspace.model.tokenizer)
     embedding = smallest(_embeddings(workspace, evaluated))
     return prepare(workspace.config, folder, workspace.data, write=write, observer=observer, embedding=embedding)
 
@@ -38,7 +38,7 @@ def _embeddings(workspace: Workspace, evaluated: ResolvedModel | None) -> list[t
     if workspace.needs_reference and workspace.reference != workspace.model:
         models["reference.model"] = workspace.reference
     if evaluated is not None:
-        models["evaluate.model"] = evaluated.whole()
+        models["evaluate.model"] = evaluated
     return [(key, num_embeddings(key, model.folder)) for key, model in models.items()]
 
 

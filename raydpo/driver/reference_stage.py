@@ -53,7 +53,7 @@ class ReferenceReport:
 def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
     section = workspace.config.reference
     return ScorerSpec(
-        model=workspace.reference,
+        model=workspace.measured_by,
         dtype=workspace.dtype,
         attention=workspace.config.model.attention,
         data=workspace.data,

@@ -19,7 +19,7 @@ from raydpo.config.cross_checks import best_metric
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import Sinks, Watch
-from raydpo.models.lora import merge_lora
+from raydpo.models.merging import merge_lora
 from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain
 from raydpo.rundir.resume import Checkpoint, Plan
 from raydpo.rundir.workspace import Workspace
@@ -121,7 +121,7 @@ class Driver:
         template = config.data.chat_template
         return TrainSpec(
             config=config,
-            model=workspace.model,
+            model=workspace.trained_from,
             dtype=workspace.dtype,
             data=workspace.data,
             staging=workspace.staging(),
@@ -226,7 +226,7 @@ class Driver:
         lora = self.workspace.config.train.lora
         if lora is not None and lora.merge:
             merged = self.workspace.unpublished("model_merged")
-            merge_lora(self.workspace.model.folder, model, merged, self.workspace.dtype)
+            merge_lora(self.workspace.trained_from.folder, model, merged, self.workspace.dtype)
             report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))
         return report, {"first": self.eval_first, "last": self.eval_last}, self.syncs
 

@@ -46,7 +46,7 @@ def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None 
 
     optimizer: checkpoint of another run whose optimizer state a start goes on with.
     """
-    check_adapter(workspace.config, workspace.model.folder)
+    check_adapter(workspace.config, workspace.trained_from.folder)
     digests = {
         "model weights": workspace.model_digest,
         "training data": examples_digest(workspace.data, "train"),

@@ -7,14 +7,13 @@ change one of them, and its merge both. An adapter of others that does so is mer
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from raydpo.errors import ConfigError
-from raydpo.models.carried_files import carry_config, carry_files
+from raydpo.models.merging import tied_modules
 
 
 def add_lora(model: Any, *, rank: int, alpha: float, target_modules: str | tuple[str, ...], seed: int) -> Any:
@@ -42,7 +41,7 @@ def add_lora(model: Any, *, rank: int, alpha: float, target_modules: str | tuple
             f"train.lora.target_modules: {target_modules!r} fits no module of {type(model).__name__} ({error}). Nothing was "
             "trained. Give names of its linear modules, or all-linear."
         ) from error
-    if tied := list(_adapted_ties(adapted)):
+    if tied := list(tied_modules(adapted)):
         names = "; ".join(f"{name} is one matrix with {', '.join(others)}" for name, _, others in tied)
         raise ConfigError(
             f"train.lora.target_modules: {target_modules!r} adapts a tied module of {type(model).__name__}: {names} "
@@ -65,49 +64,3 @@ def check_lora(folder: Path, *, rank: int, alpha: float, target_modules: str | t
             add_lora(model, rank=rank, alpha=alpha, target_modules=target_modules, seed=0)
         except (OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
             return  # a model that cannot be made without weights: `add_lora` looks again where it is loaded
-
-
-def _adapted_ties(adapted: Any) -> Iterator[tuple[str, Any, list[str]]]:
-    """(name, adapted module, names of others with the same matrix) of each adapted module that does not own it alone."""
-    owners: dict[int, list[str]] = {}
-    for name, module in adapted.named_modules(remove_duplicate=False):
-        for _, parameter in module.named_parameters(recurse=False):
-            owners.setdefault(id(parameter), []).append(_plain(name))
-    for name, module in adapted.named_modules():
-        if hasattr(module, "get_base_layer"):
-            own = module.get_base_layer().named_parameters(recurse=False)
-            others = {owner for _, parameter in own for owner in owners[id(parameter)]}
-            if rest := sorted(others - {_plain(name)}):
-                yield _plain(name), module, rest
-
-
-def _plain(name: str) -> str:
-    """Name of a module without what PEFT puts around it."""
-    return name.removeprefix("base_model.model.").replace(".base_layer", "")
-
-
-def merge_adapter(model: Any, adapter: Path) -> Any:
-    """`model` with the adapter in its weights; a tied matrix that the adapter changes in one place is untied."""
-    from peft import PeftModel
-
-    adapted = PeftModel.from_pretrained(model, str(adapter))
-    ties = list(_adapted_ties(adapted))
-    for _, module, _ in ties:
-        base = module.get_base_layer()
-        base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
-    merged = adapted.merge_and_unload()
-    if ties:
-        merged.config.get_text_config().tie_word_embeddings = False
-        merged.config.tie_word_embeddings = False
-    return merged
-
-
-def merge_lora(base: Path, adapter: Path, out: Path, dtype: str) -> None:
-    """Write base + adapter to `out` as a plain transformers folder, with the adapter's tokenizer where it has one."""
-    from raydpo.models.pretrained import load_model
-
-    merged = merge_adapter(load_model(base, dtype, "auto"), adapter)
-    merged.save_pretrained(out, safe_serialization=True)
-    carry_config(base, out)
-    carry_files(base, out)
-    carry_files(adapter, out)

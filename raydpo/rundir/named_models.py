@@ -61,7 +61,7 @@ class NamedModels:
     def _look_up(self, key: str, name: str, revision: str | None) -> None:
         if (found := self._find(key, name, revision)) is not None:
             self.found[key] = found
-            refuse_quantised(key, found.folder)
+            refuse_quantised(key, found.whole().folder)
 
     def _fit_to_model(self) -> None:
         self.fitted, self.notes = fit_to_model(self._config, self.found["model.path"].folder)

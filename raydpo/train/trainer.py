@@ -197,7 +197,7 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     config, train = spec.config, spec.config.train
     torch.set_flush_denormal(True)
     torch.manual_seed(config.run.seed)
-    model = load_model(spec.model.here(), spec.dtype, config.model.attention)
+    model = load_model(spec.model, spec.dtype, config.model.attention)
     if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
         check_head(AnswerLogProbs(model))
     check_training_mode(model)

@@ -1,0 +1,112 @@
+"""A PEFT adapter is a model like any other: eight kinds are trained on, measured from, evaluated and exported."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from raydpo.artifacts import ExampleTable
+from raydpo.errors import ConfigError
+from raydpo.models.pretrained import load_model
+from raydpo.pipelines import check, train
+from tests.adapter_kinds import KINDS, Kind, Made, make_adapter, make_base
+from tests.pipelines.toy import Toy, config
+
+pytestmark = pytest.mark.filterwarnings("ignore")
+COMMIT = "c" * 40
+STEPS = {"train.max_steps": 2, "train.learning_rate": 1e-2}
+
+
+@pytest.fixture(scope="module")
+def made(toy: Toy, machine: None, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Made]:
+    """The adapters by kind; a base per family."""
+    root = tmp_path_factory.mktemp("adapters")
+    found = {}
+    for name, kind in KINDS.items():
+        base = root / kind.family
+        if not base.exists():
+            make_base(base, kind.family, toy.model)
+        if kind.on_hub:
+            repo = root / "hub/models--owner--base"
+            shutil.copytree(base, repo / "snapshots" / COMMIT)
+            make_base(repo / "snapshots" / ("d" * 40), kind.family, toy.model, seed=5)
+            (repo / "refs").mkdir()
+            (repo / "refs/main").write_text("d" * 40)
+            (repo / "refs/tagged").write_text(COMMIT)
+            found[name] = make_adapter(root / name, kind, base, "owner/base", "tagged")
+        else:
+            found[name] = make_adapter(root / name, kind, base, str(base))
+    return found
+
+
+@pytest.fixture(autouse=True)
+def hub(made: dict[str, Made], monkeypatch: pytest.MonkeyPatch) -> None:
+    """The hub cache that the base of one of them lies in; nothing is asked of the network."""
+    root = made["revision"].folder.parent.parent
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_CACHE", str(root / "hub"))
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_an_adapter_loads_as_what_it_is_beside_its_base(made: dict[str, Made], name: str) -> None:
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        found = load_model(made[name].folder, "float32", "auto")(input_ids=ids).logits.double().log_softmax(-1)
+        base = load_model(made[name].base, "float32", "auto")(input_ids=ids).logits.double().log_softmax(-1)
+    torch.testing.assert_close(found, made[name].nats(ids), rtol=0, atol=1e-5)
+    assert (found[..., : base.shape[-1]] - base).abs().max() > 0.1
+
+
+@pytest.mark.parametrize("name", KINDS)
+def test_training_on_an_adapter_starts_at_it_and_goes_on_from_a_checkpoint(
+    toy: Toy, made: dict[str, Made], name: str, tmp_path: Path
+) -> None:
+    wanted = config(toy, tmp_path / "run", {**STEPS, "model.path": str(made[name].folder)})
+    assert check(wanted)["plan"]["steps"] == 2
+    summary = train(wanted)
+    first = summary["eval"]["first"]
+    assert first["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert abs(first["eval/logps/chosen"] - expected_chosen(tmp_path / "run/data", made[name])) < 1e-3
+    assert summary["eval"]["last"]["eval/loss"] < math.log(2) - 1e-3
+    whole = load_file(tmp_path / "run/model/model.safetensors")
+    assert next(iter(whole.values())).dtype == torch.float32
+    for gone in ("checkpoints/step-000002", "model"):
+        shutil.rmtree(tmp_path / "run" / gone)
+    again = train(wanted)
+    assert again["train"]["resumed_from_step"] == 1
+    found = load_file(tmp_path / "run/model/model.safetensors")
+    assert found.keys() == whole.keys()
+    assert all(torch.equal(value, whole[key]) for key, value in found.items())
+
+
+def expected_chosen(data: Path, made: Made) -> float:
+    """Mean log-prob of the chosen held-out answers by the adapter beside its base."""
+    table, sums = ExampleTable.open(data, "eval"), []
+    for example in range(len(table)):
+        prompt, answer = table.prompt_ids(example).tolist(), table.answer_ids(example)[0].tolist()
+        nats = made.nats(torch.tensor([[*prompt, *answer]]))[0, len(prompt) - 1 : -1]
+        sums.append(float(nats.gather(1, torch.tensor(answer)[:, None]).sum()))
+    return sum(sums) / len(sums)
+
+
+def test_a_resized_embedding_without_the_rows_of_its_head_is_refused(made: dict[str, Made], tmp_path: Path) -> None:
+    """PEFT leaves them out when the embedding is adapted and the head is not; they would be drawn at random."""
+    kind = Kind("llama", {"r": 2, "target_modules": ["embed_tokens"]}, ("<think>",))
+    adapter = make_adapter(tmp_path, kind, made["lora"].base, str(made["lora"].base))
+    with pytest.raises(ConfigError, match="no head of as many"):
+        load_model(adapter.folder, "float32", "auto")
+
+
+def test_an_adapter_that_lacks_tensors_is_refused(made: dict[str, Made], tmp_path: Path) -> None:
+    folder = shutil.copytree(made["lora"].folder, tmp_path / "adapter")
+    weights = load_file(folder / "adapter_model.safetensors")
+    del weights[next(name for name in weights if "q_proj.lora_B" in name)]
+    save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ConfigError, match=r"is not whole: .*q_proj"):
+        load_model(folder, "float32", "auto")
