@@ -44,6 +44,7 @@ class Table:
         self._pairs = pairs
         self.prompt_lengths = np.array([len(pair.prompt) for pair in pairs])
         self.answer_lengths = np.array([[len(answer) for answer in pair.answers] for pair in pairs])
+        self.loss_lengths = self.answer_lengths
         self.labels, self.weights = np.ones(len(pairs), bool), np.ones(len(pairs), np.float32)
 
     def __len__(self) -> int:
@@ -54,6 +55,9 @@ class Table:
 
     def answer_ids(self, example: int) -> list[np.ndarray]:
         return list(self._pairs[example].answers)
+
+    def answer_masks(self, example: int) -> list[np.ndarray | None]:
+        return [None, None]
 
     def row_keys(self, example: int) -> list[str]:
         return [f"{example}/{answer}" for answer in range(2)]

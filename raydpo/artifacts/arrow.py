@@ -48,8 +48,11 @@ def hashed_name(stem: str, sha256: str) -> str:
     return f"{stem}-{sha256[:12]}.arrow"
 
 
-def read_shard(path: Path, record: ShardRecord, schema: pa.Schema) -> pa.Table:
-    """Memory-map `path`, check it against `record` and parse it. Raises IntegrityError naming file and fault."""
+def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema) -> pa.Table:
+    """Memory-map `path`, check it against `record` and parse it; it has one of `schemas`.
+
+    Raises IntegrityError naming file and fault.
+    """
     try:
         with pa.memory_map(str(path)) as source:
             buffer = source.read_buffer()
@@ -60,6 +63,6 @@ def read_shard(path: Path, record: ShardRecord, schema: pa.Schema) -> pa.Table:
     if hashlib.sha256(buffer).hexdigest() != record.sha256:
         raise IntegrityError(f"{path} differs from what was committed (sha256)")
     table = pa.ipc.open_file(buffer).read_all()
-    if table.num_rows != record.rows or not table.schema.equals(schema):
+    if table.num_rows != record.rows or not any(map(table.schema.equals, schemas)):
         raise IntegrityError(f"{path} holds {table.num_rows} rows of another layout than was committed")
     return table

@@ -19,7 +19,10 @@ from raydpo.artifacts.arrow import ShardRecord, read_shard, write_shard
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import write_json
 from raydpo.errors import IntegrityError
-from raydpo.schema import EXAMPLES
+from raydpo.schema import EXAMPLES, MASKED_EXAMPLES
+
+Masks = Sequence[np.ndarray | Sequence[bool] | None]
+"""Of each answer: which of its tokens the loss covers, None for all."""
 
 
 class ExampleWriter:
@@ -40,8 +43,9 @@ class ExampleWriter:
         source: str,
         label: bool = True,
         weight: float = 1.0,
+        answer_masks: Masks = (),
     ) -> None:
-        """Append one example; `answer_ids` and `row_keys` have one entry an answer."""
+        """Append one example; `answer_ids`, `row_keys` and `answer_masks`, if there are any, have one entry an answer."""
         row: dict[str, object] = {
             "prompt_ids": prompt_ids,
             "answer_ids": answer_ids,
@@ -49,6 +53,7 @@ class ExampleWriter:
             "source": source,
             "label": label,
             "weight": weight,
+            "answer_masks": [[] if mask is None else mask for mask in answer_masks or [None] * len(answer_ids)],
         }
         self._rows.append(row)
         if len(self._rows) == self.examples_per_shard:
@@ -61,7 +66,8 @@ class ExampleWriter:
         write_json(_manifest(self.folder, self.split), {"shards": [asdict(record) for record in self._records]})
 
     def _flush(self) -> None:
-        table = pa.Table.from_pylist(self._rows, schema=EXAMPLES)
+        is_masked = any(len(mask) for row in self._rows for mask in row["answer_masks"])  # type: ignore[attr-defined]
+        table = pa.Table.from_pylist(self._rows, schema=MASKED_EXAMPLES if is_masked else EXAMPLES)
         self._records.append(write_shard(self.folder / f"{self.split}-{len(self._records):05d}.arrow", table))
         self._rows = []
 
@@ -71,6 +77,7 @@ class ExampleTable:
 
     prompt_lengths: [n] int64, tokens.
     answer_lengths: [n, answers] int64, tokens.
+    loss_lengths: [n, answers] int64, tokens that the loss covers; those of the answer where it has no mask.
     labels: [n] bool, whether the answer is desirable.
     weights: [n] float32, factors of the loss.
     is_weighted: whether any weight is not 1.
@@ -92,11 +99,15 @@ class ExampleTable:
         self.is_weighted = bool((self.weights != 1).any())
         self.prompt_lengths = self._prompts.lengths
         self.answer_lengths = self._answers.lengths.reshape(-1, num_answers)
+        self._masks = _Lists(_combined(table["answer_masks"]).values) if "answer_masks" in table.column_names else None
+        self.loss_lengths = self.answer_lengths if self._masks is None else self._count_covered(self._masks)
 
     @classmethod
     def open(cls, folder: Path, split: str) -> ExampleTable:
         """Verify and map every shard of `split`. Raises IntegrityError when one is not what was committed."""
-        tables = [read_shard(folder / r.name, r, EXAMPLES) for r in _records(folder, split)]
+        tables = [read_shard(folder / r.name, r, EXAMPLES, MASKED_EXAMPLES) for r in _records(folder, split)]
+        if any(table.schema.equals(MASKED_EXAMPLES) for table in tables):
+            tables = [_with_masks(table) for table in tables]
         return cls(pa.concat_tables(tables) if tables else EXAMPLES.empty_table())
 
     def __len__(self) -> int:
@@ -110,6 +121,21 @@ class ExampleTable:
         """Token ids of each answer, int32; read-only views."""
         first = example * self.num_answers
         return [self._answers[first + answer] for answer in range(self.num_answers)]
+
+    def answer_masks(self, example: int) -> list[np.ndarray | None]:
+        """Which tokens of each answer the loss covers, bool; None: all of them."""
+        if self._masks is None:
+            return [None] * self.num_answers
+        first = example * self.num_answers
+        found = [self._masks[first + answer] for answer in range(self.num_answers)]
+        return [mask if len(mask) else None for mask in found]
+
+    def _count_covered(self, masks: _Lists) -> np.ndarray:
+        lengths = masks.lengths.reshape(self.answer_lengths.shape)
+        if not ((lengths == 0) | (lengths == self.answer_lengths)).all():
+            raise IntegrityError("token shards hold an answer mask of another length than its answer")
+        covered = masks.sums().reshape(lengths.shape)
+        return np.where(lengths == 0, self.answer_lengths, covered)
 
     def row_keys(self, example: int) -> list[str]:
         """Key of each row (prompt with answer)."""
@@ -137,9 +163,24 @@ class _Lists:
         self._values = lists.values.to_numpy(zero_copy_only=False)
         self.lengths = np.diff(self._offsets)
 
+    def sums(self) -> np.ndarray:
+        """Sum of each list: [n] int64."""
+        totals = np.concatenate([[0], np.cumsum(self._values, dtype=np.int64)])
+        found: np.ndarray = totals[self._offsets[1:]] - totals[self._offsets[:-1]]
+        return found
+
     def __getitem__(self, index: int) -> np.ndarray:
         found: np.ndarray = self._values[self._offsets[index] : self._offsets[index + 1]]
         return found
+
+
+def _with_masks(table: pa.Table) -> pa.Table:
+    """A table without masks as one where every answer has none."""
+    if "answer_masks" in table.column_names:
+        return table
+    field = MASKED_EXAMPLES.field("answer_masks")
+    none = pa.array([[[]] * len(keys) for keys in table["row_keys"].to_pylist()], field.type)
+    return table.append_column(field, none)
 
 
 def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:

@@ -2,7 +2,8 @@
 
 Packed, all rows are one stream, and rows of one prompt that follow each other share their common beginning; padded,
 every architecture sees an ordinary batch, right-padded with plain position ids.
-Decision: where answers start is an index, not a mask, so that only answer positions reach the head.
+Decision: where answers start is an index, not a mask, so that only answer positions reach the head. A mask of an answer
+takes positions out of that index and nothing else: what the model reads, and what rows share, does not depend on it.
 """
 
 from __future__ import annotations
@@ -20,8 +21,10 @@ from raydpo.models.logprobs import SequenceBatch
 
 Rows = Sequence[tuple[np.ndarray, np.ndarray]]
 """(prompt ids, answer ids) of each row."""
+Masks = Sequence[np.ndarray | None]
+"""Of each row, which tokens of its answer the loss covers, bool; None: all of them."""
 Lookup = Callable[[list[str]], list[np.ndarray]]
-"""Row keys -> reference log-probs of their answer tokens, float32 nats."""
+"""Row keys -> reference log-probs of their answer tokens in the loss, float32 nats."""
 
 
 class Examples(Protocol):
@@ -29,6 +32,7 @@ class Examples(Protocol):
 
     prompt_lengths: np.ndarray
     answer_lengths: np.ndarray
+    loss_lengths: np.ndarray
     labels: np.ndarray
     weights: np.ndarray
     is_weighted: bool
@@ -36,6 +40,7 @@ class Examples(Protocol):
     def __len__(self) -> int: ...
     def prompt_ids(self, example: int) -> np.ndarray: ...
     def answer_ids(self, example: int) -> list[np.ndarray]: ...
+    def answer_masks(self, example: int) -> list[np.ndarray | None]: ...
     def row_keys(self, example: int) -> list[str]: ...
     def source(self, example: int) -> str: ...
 
@@ -92,9 +97,25 @@ def collate_rows(rows: Rows, pad_id: int = 0) -> SequenceBatch:
     )
 
 
-def lay_out(rows: Rows, layout: Layout) -> SequenceBatch:
-    """Rows as the model reads them."""
-    return pack_rows(rows) if layout == "packed" else collate_rows(rows)
+def lay_out(rows: Rows, layout: Layout, masks: Masks = ()) -> SequenceBatch:
+    """Rows as the model reads them; no masks: all answer tokens are scored."""
+    batch = pack_rows(rows) if layout == "packed" else collate_rows(rows)
+    if all(mask is None for mask in masks):
+        return batch
+    covered = [
+        np.ones(len(answer), bool) if mask is None else mask for (_, answer), mask in zip(rows, masks, strict=True)
+    ]
+    kept = torch.from_numpy(np.concatenate(covered))
+    return replace(
+        batch, predictors=batch.predictors[kept], targets=batch.targets[kept], sequences=batch.sequences[kept]
+    )
+
+
+def loss_ends(rows: Rows, masks: Masks = ()) -> np.ndarray:
+    """Where the scored tokens of each row but the last end among those of all rows, for `np.split`: [rows - 1] int64."""
+    masks = masks or [None] * len(rows)
+    counts = [len(answer) if mask is None else mask.sum() for (_, answer), mask in zip(rows, masks, strict=True)]
+    return np.cumsum(counts, dtype=np.int64)[:-1]
 
 
 def pack_rows(rows: Rows) -> SequenceBatch:
@@ -184,12 +205,16 @@ def collate(
         dummy = replace(lay_out([(np.zeros(1, np.int32), np.zeros(1, np.int32))], layout), num_chunks=num_chunks)
         nats = None if lookup is None else torch.zeros(1)
         return MicroBatch(dummy, torch.zeros((0, len(columns)), dtype=torch.int64), nats, **marks)
-    rows, keys = [], []
+    rows: list[tuple[np.ndarray, np.ndarray]] = []
+    masks: list[np.ndarray | None] = []
+    keys = []
     for example in examples:
         prompt, answers, row_keys = table.prompt_ids(example), table.answer_ids(example), table.row_keys(example)
         rows += [(prompt, answers[column]) for column in columns]
         keys += [row_keys[column] for column in columns]
+        marks_of = table.answer_masks(example)
+        masks += [marks_of[column] for column in columns]
     reference = None if lookup is None else torch.from_numpy(np.concatenate(lookup(keys)).astype(np.float32))
     answers_EA = torch.arange(len(rows), dtype=torch.int64).reshape(-1, len(columns))
-    batch = replace(lay_out(rows, layout), num_chunks=num_chunks)
+    batch = replace(lay_out(rows, layout, masks), num_chunks=num_chunks)
     return MicroBatch(batch, answers_EA, reference, **marks)

@@ -32,6 +32,8 @@ REASONS: dict[str, str] = {
     "no_assistant_turn": "there is no assistant turn where the answer should be",
     "bad_turn_order": "the answer holds turns of somebody else",
     "bad_ids": "token ids are not a list of whole numbers in the vocabulary",
+    "bad_mask": "an answer mask is not one 0 or 1 for each token of its answer",
+    "split_token": "one token holds text of the assistant and of somebody else",
     "empty_prompt": "no prompt, and the tokenizer has no BOS to start from",
     "empty_answer": "an answer without text",
     "identical_answers": "chosen and rejected are the same",

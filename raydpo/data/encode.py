@@ -10,11 +10,12 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 import numpy as np
 
+from raydpo.data.answer_mask import answer_masks
 from raydpo.data.bad_rows import BadRow
 from raydpo.data.messages import Tokens
 from raydpo.data.template import Rendered
@@ -31,6 +32,7 @@ class Encoded:
     prompt_hash: of the uncut prompt, for the split.
     merged: prompt and answer were tokenised separately, because the tokenizer would merge them at the boundary.
     truncated: the prompt was cut.
+    answer_masks: of each answer, which of its tokens the loss covers, None for all; empty: None for every answer.
     """
 
     prompt_ids: list[int]
@@ -38,6 +40,12 @@ class Encoded:
     prompt_hash: int
     merged: bool = False
     truncated: bool = False
+    answer_masks: Sequence[list[bool] | None] = ()
+
+    @property
+    def masks(self) -> Sequence[list[bool] | None]:
+        """`answer_masks` with an entry for every answer."""
+        return self.answer_masks or [None] * len(self.answer_ids)
 
 
 def encode(
@@ -95,12 +103,13 @@ def _assemble(tokenizer: TextTokenizer, text: Rendered, prompt_ids: list[int], f
         raise BadRow("empty_answer", "an answer has no tokens but EOS")
     if len(answers) > 1 and answers[0] == answers[1]:
         raise BadRow("identical_answers", "chosen and rejected have the same token ids")
-    return Encoded(prompt_ids, answers, _prompt_hash(prompt_ids), merged=merged)
+    masks = answer_masks(tokenizer, text, answers)
+    return Encoded(prompt_ids, answers, _prompt_hash(prompt_ids), merged=merged, answer_masks=masks)
 
 
 def _as_given(tokenizer: TextTokenizer, tokens: Tokens) -> Encoded:
     check_vocabulary(tokens, tokenizer.num_ids)
-    return Encoded(tokens.prompt, tokens.answers, _prompt_hash(tokens.prompt))
+    return Encoded(tokens.prompt, tokens.answers, _prompt_hash(tokens.prompt), answer_masks=tokens.masks)
 
 
 def _prompt_hash(prompt_ids: list[int]) -> int:
@@ -169,4 +178,4 @@ def _limited(example: Encoded, bos_id: int | None, max_length: int, overlong: st
             what = f"the longest answer alone, which is never cut, takes {longest}"
         raise BadRow("overlong", f"{what} tokens of {max_length}")
     prompt_ids = head + example.prompt_ids[len(example.prompt_ids) - (kept - len(head)) :]
-    return Encoded(prompt_ids, example.answer_ids, example.prompt_hash, example.merged, truncated=True)
+    return replace(example, prompt_ids=prompt_ids, truncated=True)

@@ -40,11 +40,13 @@ class Tokens:
     prompt: of the prompt.
     answers: of each answer, chosen first.
     tokenizer: digest of what gives the ids their meaning.
+    masks: of each answer, which of its tokens the loss covers, None for all; empty: None for every answer.
     """
 
     prompt: list[int]
     answers: list[list[int]]
     tokenizer: str
+    masks: tuple[list[bool] | None, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,7 @@ prompt (after the last comes the first).
 Decision: a fixed function of the data set, so that the reference log-probs of these rows are cached like any others, and
 the estimate depends neither on batches nor on ranks; an added example changes the rows of the prompt before it and no
 others. Where prompt and answer together are longer than max_length the answer is cut, which is still a sample of its
-first tokens.
+first tokens. It keeps its mask, cut likewise; where no token of the loss is left, its log-ratio is 0.
 """
 
 from __future__ import annotations
@@ -51,11 +51,14 @@ def add_mismatched(table: ExampleTable, writer: ExampleWriter, split: str, max_l
     for example, partner in enumerate(chosen.tolist()):
         prompt = table.prompt_ids(example)
         other = table.answer_ids(partner)[0][: max_length - len(prompt)]
+        mask = table.answer_masks(partner)[0]
+        mask = None if mask is None or mask[: len(other)].all() else mask[: len(other)]
         writer.add(
             prompt,
             [*table.answer_ids(example), other],
-            [*table.row_keys(example), row_key(prompt, other)],
+            [*table.row_keys(example), row_key(prompt, other, mask)],
             table.source(example),
             bool(table.labels[example]),
             float(table.weights[example]),
+            [*table.answer_masks(example), mask],
         )

@@ -33,7 +33,7 @@ from raydpo.data.token_rows import other_tokenizer
 from raydpo.errors import DataError
 from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
 
-VERSION = "data-4"
+VERSION = "data-5"
 """Version of reading and encoding: raise it when the same input may give other ids."""
 
 _DETECT_ROWS = 64
@@ -172,8 +172,10 @@ class _Preparation:
         """What becomes of one line: itself, or its two answers as a desirable and an undesirable one."""
         if not self.is_unpaired:
             return [(example, keys, label)]
-        answers = zip(example.answer_ids, keys, (True, False), strict=True)
-        return [(replace(example, answer_ids=[ids]), (key,), side) for ids, key, side in answers]
+        answers = zip(example.answer_ids, example.masks, keys, (True, False), strict=True)
+        return [
+            (replace(example, answer_ids=[ids], answer_masks=[mask]), (key,), side) for ids, mask, key, side in answers
+        ]
 
     def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, tuple[bool, float]]]:
         """Good examples of one source with place, label and weight; everything else is counted in the tally."""

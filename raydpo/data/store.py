@@ -35,7 +35,7 @@ class Store:
     def keys(example: Encoded) -> tuple[str, ...]:
         """Row keys of the answers, in order."""
         prompt = np.asarray(example.prompt_ids, dtype="<i4")
-        return tuple(row_key(prompt, ids) for ids in example.answer_ids)
+        return tuple(row_key(prompt, *row) for row in zip(example.answer_ids, example.masks, strict=True))
 
     def finished(self) -> dict[str, Any] | None:
         """The report of a finished preparation of the same input whose shards are intact, or None."""
@@ -64,7 +64,8 @@ class Store:
         self, split: str, example: Encoded, keys: Sequence[str], place: str, label: bool = True, weight: float = 1.0
     ) -> None:
         """Append one example with the `keys` of its rows."""
-        self._writers[split].add(example.prompt_ids, example.answer_ids, list(keys), place, label, weight)
+        ids, masks = example.answer_ids, example.masks
+        self._writers[split].add(example.prompt_ids, ids, list(keys), place, label, weight, masks)
 
     def add_mismatched(self, max_length: int) -> None:
         """Write both splits again, each example with the answer to another prompt as its last."""

@@ -9,7 +9,7 @@ every cached reference value would be lost. Price: models are trained on that on
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,6 +41,7 @@ class Rendered:
     templated: came from a template.
     found: how many control tokens the data holds.
     tokens: ids that are used as they are; there is no text then.
+    spans: of each answer, the ranges of its characters that are the assistant's, None for all; empty: None for every answer.
     """
 
     prompt: str
@@ -49,6 +50,7 @@ class Rendered:
     templated: bool = False
     found: int = 0
     tokens: Tokens | None = None
+    spans: list[list[tuple[int, int]] | None] = field(default_factory=list)
 
     @property
     def num_aliases(self) -> list[int]:

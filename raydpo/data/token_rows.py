@@ -4,6 +4,7 @@ What comes in: rows with prompt_ids, chosen_ids, rejected_ids and the digest of 
 goes out: an `Example` with `Tokens` and no text.
 Decision: the ids are the truth and the text next to them is not read: nothing is tokenised again, no BOS or EOS is added,
 so that an answer that was cut off keeps having no end. Price: text that somebody edits in such a file changes nothing.
+chosen_mask and rejected_mask, 0 or 1 for each id of an answer, say which of its tokens the loss covers; absent: all.
 """
 
 from __future__ import annotations
@@ -26,7 +27,10 @@ def fits_tokenized(row: Row) -> bool:
 
 
 def tokenized(row: Row, num_answers: int) -> Example:
-    """The ids of a row. BadRow: missing_field, not_a_string, bad_ids, empty_prompt, empty_answer, identical_answers."""
+    """The ids of a row, with the masks of its answers.
+
+    BadRow: missing_field, not_a_string, bad_ids, bad_mask, empty_prompt, empty_answer, identical_answers.
+    """
     prompt = _ids(row, "prompt_ids")
     answers = {side: _ids(row, f"{side}_ids") for side in sides_of(num_answers)}
     digest = text(row.get("tokenizer"), "tokenizer")
@@ -38,7 +42,8 @@ def tokenized(row: Row, num_answers: int) -> Example:
     found = list(answers.values())
     if len(found) > 1 and found[0] == found[1]:
         raise BadRow("identical_answers", "chosen and rejected have the same token ids")
-    return Example("", [], tokens=Tokens(prompt, found, digest))
+    masks = tuple(_mask(row, f"{side}_mask", len(ids)) for side, ids in answers.items())
+    return Example("", [], tokens=Tokens(prompt, found, digest, masks if any(masks) else ()))
 
 
 def _ids(row: Row, name: str) -> list[int]:
@@ -49,6 +54,22 @@ def _ids(row: Row, name: str) -> list[int]:
     if place is not None:
         raise BadRow("bad_ids", f"{name}[{place}] is {str(ids[place])[:40]!r}, not a whole number")
     return ids
+
+
+def _mask(row: Row, name: str, length: int) -> list[bool] | None:
+    """The marks of an answer of `length` tokens; None where the loss covers all of them."""
+    marks: Any = row.get(name)
+    if marks is None:
+        return None
+    if not isinstance(marks, list) or any(type(one) not in (int, bool) or one not in (0, 1) for one in marks):
+        raise BadRow("bad_mask", f"{name} is not a list of 0 and 1")
+    if len(marks) != length:
+        raise BadRow(
+            "bad_mask", f"{name} has {len(marks)} marks for {length} tokens; each token of the answer needs one"
+        )
+    if not any(marks):
+        raise BadRow("empty_answer", f"{name} is 0 everywhere, so that the loss would cover no token of the answer")
+    return None if all(marks) else [bool(one) for one in marks]
 
 
 def check_vocabulary(tokens: Tokens, num_ids: int) -> None:

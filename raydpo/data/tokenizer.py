@@ -138,6 +138,12 @@ class TextTokenizer:
             raise Unreadable("the vocabulary holds a control token as an ordinary piece")
         return ids
 
+    def offsets(self, text: str, *, plain: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids of a text as `encode` or `encode_plain` reads it, and the characters (first, behind the last) of each."""
+        backend, real = self._aliased[:2] if plain else (self._allowing, {})
+        found = backend.encode(text, add_special_tokens=False)
+        return [real.get(one, one) for one in found.ids], found.offsets
+
     def decode(self, ids: Sequence[int]) -> str:
         """Text of `ids`, control tokens included."""
         found: str = self._allowing.decode(list(ids), skip_special_tokens=False)

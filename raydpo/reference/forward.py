@@ -12,23 +12,28 @@ import numpy as np
 import torch
 
 from raydpo.batches import lay_out
-from raydpo.batches.micro_batches import Rows
+from raydpo.batches.micro_batches import Masks, Rows, loss_ends
 from raydpo.models.layout import Layout
 from raydpo.models.logprobs import AnswerLogProbs
 
 
 @torch.no_grad()
 def score_rows(
-    scoring: AnswerLogProbs, rows: Rows, tokens_per_batch: int, layout: Layout, device: torch.device | str
+    scoring: AnswerLogProbs,
+    rows: Rows,
+    tokens_per_batch: int,
+    layout: Layout,
+    device: torch.device | str,
+    masks: Masks = (),
 ) -> tuple[list[np.ndarray], int]:
-    """Log-probs of the answer tokens of every row, [answer tokens] float32 nats each, and the number of forwards."""
+    """Log-probs of the answer tokens of every row that the loss covers, float32 nats, and the number of forwards."""
     values: list[np.ndarray] = []
     forwards = 0
     for start, stop in (cut_stream if layout == "packed" else cut_padded)(rows, tokens_per_batch):
-        batch = rows[start:stop]
-        nats = scoring(lay_out(batch, layout).to(device)).float().cpu().numpy()
+        batch, of_batch = rows[start:stop], masks[start:stop]
+        nats = scoring(lay_out(batch, layout, of_batch).to(device)).float().cpu().numpy()
         forwards += 1
-        values += np.split(nats, np.cumsum([len(answer) for _, answer in batch])[:-1])
+        values += np.split(nats, loss_ends(batch, of_batch))
     return values, forwards
 
 

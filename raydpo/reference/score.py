@@ -49,7 +49,7 @@ class ShardDone:
     """A shard was scored.
 
     name: of the shard.
-    rows, tokens: rows and answer tokens that were scored.
+    rows, tokens: rows and answer tokens in the loss that were scored.
     forwards: forwards of the model for them.
     nats: values of a probe's rows, which are not written.
     """
@@ -87,7 +87,8 @@ class Scorer:
         """Per-token log-probs of every row, float32 nats, and the number of forwards. Commits nothing."""
         check_lengths(self.scoring.model, max(work.lengths, default=0))
         rows = [self._row(place) for place in work.places]
-        values, forwards = score_rows(self.scoring, rows, self.spec.tokens_per_batch, self.layout, self.device)
+        masks = [self._table(split).answer_masks(example)[answer] for split, example, answer in work.places]
+        values, forwards = score_rows(self.scoring, rows, self.spec.tokens_per_batch, self.layout, self.device, masks)
         for place, nats in zip(work.places, values, strict=True):
             if not (np.isfinite(nats).all() and (nats <= 0).all()):
                 raise IntegrityError(

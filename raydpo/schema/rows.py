@@ -2,7 +2,8 @@
 
 An *example* is one prompt with its answers: a pair has two (chosen first, rejected second), labelled and sft data one; the
 answer to another prompt may stand after them (raydpo.data.mismatched).
-A *row* is one prompt with one answer; its key is the digest of its token ids and of where the answer starts.
+A *row* is one prompt with one answer; its key is the digest of its token ids, of where the answer starts, and of the
+answer mask where it has one: which tokens of the answer the loss covers.
 Decision: a key holds nothing else, so that order, objective, learning rate and file names never change it.
 """
 
@@ -25,11 +26,17 @@ EXAMPLES = pa.schema(
 )
 """Token shards: one example a row. Ids include BOS in the prompt and EOS in the answers."""
 
+MASKED_EXAMPLES = EXAMPLES.append(pa.field("answer_masks", pa.list_(pa.list_(pa.bool_())), nullable=False))
+"""Token shards with a mask of each answer, true where the loss covers a token; an empty list: all of them. A shard without
+a mask is written as `EXAMPLES`, byte for byte as before there were masks."""
+
 LOGPROBS = pa.schema(
     [
         pa.field("row_key", pa.string(), nullable=False),
-        pa.field("token_nats", pa.list_(pa.float32()), nullable=False),  # log-prob of each answer token, <= 0
-        pa.field("num_tokens", pa.int32(), nullable=False),  # answer tokens
+        pa.field(
+            "token_nats", pa.list_(pa.float32()), nullable=False
+        ),  # log-prob of each answer token in the loss, <= 0
+        pa.field("num_tokens", pa.int32(), nullable=False),  # answer tokens in the loss
     ]
 )
 """Reference shards: one row a row key."""
@@ -40,12 +47,21 @@ LOGPROB_VERSION = "answer-logprobs-2"
 KEY_LENGTH = 32
 
 
-def row_key(prompt_ids: np.ndarray | list[int], answer_ids: np.ndarray | list[int]) -> str:
-    """Key of one row: 32 hex digits over (answer start, token ids). Equal ids with another split differ."""
+def row_key(
+    prompt_ids: np.ndarray | list[int], answer_ids: np.ndarray | list[int], mask: np.ndarray | list[bool] | None = None
+) -> str:
+    """Key of one row: 32 hex digits over (answer start, token ids, mask). Equal ids with another split differ.
+
+    mask: which answer tokens the loss covers; None, or all of them, gives the key of a row without a mask.
+    """
     prompt = np.asarray(prompt_ids, dtype="<i4")
     answer = np.asarray(answer_ids, dtype="<i4")
-    digest = hashlib.sha256(b"raydpo-row-1")
+    covered = np.ones(len(answer), bool) if mask is None else np.asarray(mask, dtype=bool)
+    assert covered.shape == answer.shape, f"{len(covered)} marks for {len(answer)} tokens"
+    digest = hashlib.sha256(b"raydpo-row-1" if covered.all() else b"raydpo-row-masked-1")
     digest.update(len(prompt).to_bytes(8, "little"))
     digest.update(prompt.tobytes())
     digest.update(answer.tobytes())
+    if not covered.all():
+        digest.update(covered.tobytes())
     return digest.hexdigest()[:KEY_LENGTH]

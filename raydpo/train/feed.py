@@ -85,7 +85,7 @@ class Feed:
         is_padded = self.layout == "padded"
         packed = pack(rows, self.num_ranks, self.tokens_per_microbatch, is_padded=is_padded, work=work)
         layout = [[[position for unit in micro for position in units[unit]] for micro in rank] for rank in packed]
-        tokens = answers.sum(axis=1)
+        tokens = self.table.loss_lengths[examples][:, list(self.answers if columns is None else columns)].sum(axis=1)
         least = count_chunks(self.tokens_per_microbatch, self.chunk_tokens) if self.is_sharded else 1
         calls = [
             max(least, *(count_chunks(int(tokens[m].sum()), self.chunk_tokens) for m in ms))
@@ -143,5 +143,5 @@ class Feed:
             yield self.batches(np.arange(start, min(start + EVAL_EXAMPLES, len(self.table))), columns, start)
 
     def counts(self, examples: np.ndarray, loss: Loss) -> list[int]:
-        """The denominator of each term of the loss for a global batch."""
-        return loss.counts(len(examples), int(self.table.answer_lengths[examples][:, 0].sum()))
+        """The denominator of each term of the loss for a global batch: examples, or tokens that the loss covers."""
+        return loss.counts(len(examples), int(self.table.loss_lengths[examples][:, 0].sum()))

@@ -27,7 +27,7 @@ def probe(engine: DeepSpeedEngine, feed: Feed, dtype: str) -> Probed:
         batch = collate(feed.table, [example], feed.answers, feed.lookup, layout=feed.layout)
         assert batch.reference_nats is not None
         nats = engine.forward(batch.sequences.to(engine.device)).float().cpu().numpy()
-        ends = np.cumsum([len(answer) for answer in feed.table.answer_ids(example)[: feed.num_answers]])[:-1]
+        ends = np.cumsum(feed.table.loss_lengths[example, : feed.num_answers])[:-1]
         ours += np.split(nats, ends)
         cached += np.split(batch.reference_nats.numpy(), ends)
     found = compare(ours, cached, dtype)

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydpo.batches import collate
+from raydpo.batches import lay_out
 from raydpo.models.agreement import probe_examples
 from raydpo.schema.rank_events import Alive, PolicyProbe, WeightsPart
 from raydpo.schema.samples import Score
@@ -96,8 +96,9 @@ def _probe(trainer: Trainer) -> PolicyProbe:
     sequences, found = [], []
     for example in probe_examples(feed.table.prompt_lengths + feed.table.answer_lengths.sum(axis=1)):
         answers = feed.table.answer_ids(example)[: feed.num_answers]
-        batch = collate(feed.table, [example], feed.answers, None, layout=feed.layout)
-        scores = trainer.engine.forward(batch.sequences.to(trainer.engine.device), "likeliest").float().cpu().numpy()
+        # Whole answers, whatever the loss covers: the copy of the policy scores them likewise.
+        batch = lay_out([(feed.table.prompt_ids(example), answer) for answer in answers], feed.layout)
+        scores = trainer.engine.forward(batch.to(trainer.engine.device), "likeliest").float().cpu().numpy()
         found += np.split(scores, np.cumsum([len(answer) for answer in answers])[:-1], axis=1)
         prompt = tuple(feed.table.prompt_ids(example).tolist())
         sequences += [(prompt, tuple(answer.tolist())) for answer in answers]

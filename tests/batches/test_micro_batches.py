@@ -83,6 +83,7 @@ class Table:
     is_weighted: bool = True
     prompt_lengths: np.ndarray = field(default_factory=lambda: np.array([1, 2, 1]))
     answer_lengths: np.ndarray = field(default_factory=lambda: np.array([[1, 2], [1, 1], [2, 1]]))
+    loss_lengths: np.ndarray = field(default_factory=lambda: np.array([[1, 2], [1, 1], [2, 1]]))
     labels: np.ndarray = field(default_factory=lambda: np.array([True, False, True]))
     weights: np.ndarray = field(default_factory=lambda: np.array([1.0, 0.5, 2.0], dtype=np.float32))
 
@@ -94,6 +95,9 @@ class Table:
 
     def answer_ids(self, example: int) -> list[np.ndarray]:
         return [np.full(n, 100 * (example + 1) + a, dtype=np.int32) for a, n in enumerate(self.answer_lengths[example])]
+
+    def answer_masks(self, example: int) -> list[np.ndarray | None]:
+        return [None, None]
 
     def row_keys(self, example: int) -> list[str]:
         return [f"{example}-{answer}" for answer in range(2)]
