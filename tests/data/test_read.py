@@ -155,6 +155,20 @@ def test_globs_and_folders_are_sorted_and_skip_other_files(tmp_path: Path) -> No
         assert [Path(source.name).name for source in sources] == ["a.jsonl", "b.jsonl"]
 
 
+def test_sources_with_one_schema_for_all_rows_say_so(tmp_path: Path) -> None:
+    """Such a schema fills a nested field that a row lacks with null; lines of JSON and cells do not."""
+    rows = [{"call": {"city": "Paris"}}, {"call": {"zone": "UTC"}}]
+    (tmp_path / "lines.jsonl").write_bytes(lines_of(rows))
+    (tmp_path / "cells.csv").write_text("call\nParis\n")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "one.parquet")
+    names = [str(tmp_path / name) for name in ("lines.jsonl", "cells.csv", "one.parquet")]
+    sources, problems = find("data.train", [*names, "hub:org/set"])
+    assert not problems
+    assert [source.is_columnar for source in sources] == [False, False, True, True]
+    (line, *_) = sources[2].rows()
+    assert line.row == {"call": {"city": "Paris", "zone": None}}
+
+
 def test_all_names_that_find_nothing_are_reported_together(tmp_path: Path) -> None:
     (tmp_path / "x.txt").write_text("x")
     (tmp_path / "empty").mkdir()
