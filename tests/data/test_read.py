@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from raydpo.data.read import file_rows, parse_line
-from raydpo.data.sources import find
+from raydpo.data.sources import find, find_parts
 from raydpo.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
@@ -79,9 +79,9 @@ def test_save_to_disk_folders_give_the_same_rows(tmp_path: Path) -> None:
     Dataset.from_list(ROWS[:-1]).save_to_disk(tmp_path / "one")
     assert source.digest() != before
     DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "two")
-    sources, problems = find("data.train", [str(tmp_path / "two")])
-    assert not sources
-    assert str(tmp_path / "two" / "train") in problems[0]
+    found = find_parts("data.train", [str(tmp_path / "two")])
+    assert [Path(one.name).name for one in found.sources] == ["train"]
+    assert [Path(one.name).name for one in found.held_out] == ["test"]
     assert len(find("data.train", [str(tmp_path / "two" / "train")])[0]) == 1
 
 
