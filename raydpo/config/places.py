@@ -18,6 +18,7 @@ PLACES = (
     *("judge.model", "judge.answers"),
 )
 """Every key that names a file, a folder or a model. `judge.endpoint` is an address and stays one."""
+_DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.gz|\.zst)?$", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -32,6 +33,13 @@ def unread_scheme(key: str, value: str) -> Iterator[str]:
         f"named {found[0].removesuffix('//')!r}. Give a path that every node sees (storage that is mounted counts)"
         + (f", here /{rest.lstrip('/')}." if found[0] == "file://" else ", or copy the files there first.")
     )
+
+
+def may_hold_out(name: str) -> bool:
+    """Whether a text of data.train may name a data set with a held-out part: anything but one file or one split."""
+    if name.startswith("hub:"):
+        return ":" not in name.removeprefix("hub:")
+    return any(mark in name for mark in "*?[") or not _DATA_FILE.search(name)
 
 
 def check_places(places: Mapping[str, str]) -> None:

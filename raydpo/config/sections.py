@@ -59,9 +59,12 @@ class ModelSection(Section):
 
 class DataSection(Section):
     train: Annotated[OneOrMany, FREE] = ()
-    """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples."""
+    """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples. A folder, glob or hub id
+    without a split is split by name where files or splits are called train, validation (valid, val, dev, eval) or test:
+    the training part is trained on, the validation part (without one the test part) is held out unless `eval` or
+    `eval_fraction` is set, and the log says so. A test part is trained on only where it is named itself."""
     eval: Annotated[OneOrMany, FREE] = ()
-    """The same for held-out examples."""
+    """The same for held-out examples. Of a folder, glob or hub id with a training part, the held-out part alone is read."""
     format: Annotated[str, FORMATS] = "auto"
     """Layout of the rows. auto: detected from the first good rows of each file, and named in the log.
     labelled (prompt, completion, label) serves objectives on labels, text (a prompt and one completion, or chosen

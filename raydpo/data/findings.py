@@ -38,7 +38,7 @@ def refuse(report: DataReport, tally: Tally, config: Config, quarantine: Path | 
         )
     problems += missing_columns(settings, tally.uses)
     problems += [text for use in tally.uses if (text := use.problem(report.formats[use.source])) is not None]
-    if not problems and report.eval_pairs and not report.train_pairs and not settings.eval:
+    if not problems and settings.eval_fraction and report.eval_pairs and not report.train_pairs and not settings.eval:
         problems.append(
             f"data.eval_fraction = {settings.eval_fraction:g} leaves nothing to train on: all {report.eval_pairs:,} "
             "examples have prompts that go to eval. Use a smaller share, or name held-out data in data.eval."

@@ -26,7 +26,7 @@ from raydpo.data.lines import encode_lines
 from raydpo.data.messages import Row
 from raydpo.data.report import DataReport, Tally
 from raydpo.data.row_reader import RowReader
-from raydpo.data.sources import Source, find
+from raydpo.data.sources import Source, find_parts
 from raydpo.data.store import Store
 from raydpo.data.template import Rendered, no_template, open_tokenizer, read_template, render
 from raydpo.data.token_rows import other_tokenizer
@@ -75,11 +75,19 @@ class _Preparation:
         self.num_answers = 2 if self.is_unpaired else self.objective.num_answers
         self.with_mismatched = "mismatched" in config.objective.batch_kinds
         self.folder, self.write, self.observer = folder, write, observer
-        self.splits: dict[str, list[Source]] = {}
-        problems: list[str] = []
-        for split, names in (("train", self.settings.train), ("eval", self.settings.eval)):
-            self.splits[split], found = find(f"data.{split}", names)
-            problems += found
+        names_held_out = bool(self.settings.eval or self.settings.eval_fraction)
+        training = find_parts("data.train", self.settings.train, asks_hub=not names_held_out)
+        held_out = find_parts("data.eval", self.settings.eval, asks_hub=True)
+        self.splits: dict[str, list[Source]] = {
+            "train": training.sources,
+            "eval": held_out.sources if names_held_out else training.held_out,
+        }
+        self.split_notes = [*training.notes, *held_out.notes]
+        if names_held_out and training.held_out:
+            why = "data.eval" if self.settings.eval else "data.eval_fraction"
+            unread = ", ".join(source.name for source in training.held_out)
+            self.split_notes.append(f"data.train: held-out parts are not read, since {why} is set: {unread}")
+        problems = training.problems + held_out.problems
         if not problems and not any(self.splits.values()):
             problems.append("data.train names no data; give at least one file, folder or hub data set.")
         try:
@@ -98,13 +106,15 @@ class _Preparation:
             report = replace(DataReport.from_json(earlier), reused=True)
             self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
             return report
+        for note in self.split_notes:
+            self.observer(Note("info", note))
         threshold = self._threshold()
         tally = self._pass(store, threshold)
         self.beyond.refuse()
         if threshold and not tally.pairs["eval"] and len(tally.prompt_hashes) > 1:
             # So few prompts that the share came out empty: the one with the smallest hash is held out.
             tally = self._pass(store, min(tally.prompt_hashes) + 1)
-        report = tally.report()
+        report = replace(tally.report(), splits_by_name=self.split_notes)
         quarantine = self.folder.parent / "quarantine.jsonl" if self.write else None
         if quarantine is not None:
             durable.write_text(quarantine, "".join(f"{entry}\n" for entry in tally.entries))

@@ -56,6 +56,7 @@ class DataReport:
     examples_per_line: 2 when pairs are read as two answers each (data.unpair).
     columns_not_read: columns of each source that held something and were not read.
     contradicted_pairs: pairs whose ratings say that the rejected answer is better (they are used).
+    splits_by_name: what was decided on data sets with training and held-out parts, a sentence each.
     reused: an earlier preparation of the same input was taken.
     """
 
@@ -76,6 +77,7 @@ class DataReport:
     examples_per_line: int = 1
     columns_not_read: dict[str, list[str]] = field(default_factory=dict)
     contradicted_pairs: int = 0
+    splits_by_name: list[str] = field(default_factory=list)
     reused: bool = False
 
     def __post_init__(self) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from raydpo.batches.order import Order
 from raydpo.config import Config
-from raydpo.config.cross_checks import best_metric
+from raydpo.config.cross_checks import best_metric, chosen_by_evaluations
 from raydpo.data import DataReport, prepare
 from raydpo.data.embedding_rows import smallest
 from raydpo.errors import DataError
@@ -54,6 +54,11 @@ def check_training_data(config: Config, report: DataReport) -> None:
     """Raise DataError when there is nothing to train on, or the held-out data cannot answer what training asks of them."""
     if not report.train_pairs:
         raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
+    if not report.eval_pairs and (wanting := chosen_by_evaluations(config)):
+        raise DataError(
+            f"{', '.join(wanting)} looks at held-out data, and data.train has no held-out part by name; nothing was trained. "
+            "Set data.eval or data.eval_fraction."
+        )
     _check_labels(config, report)
 
 

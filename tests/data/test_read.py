@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from raydpo.data.read import file_rows, parse_line
-from raydpo.data.sources import find
+from raydpo.data.sources import find, find_parts
 from raydpo.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
@@ -79,9 +79,9 @@ def test_save_to_disk_folders_give_the_same_rows(tmp_path: Path) -> None:
     Dataset.from_list(ROWS[:-1]).save_to_disk(tmp_path / "one")
     assert source.digest() != before
     DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "two")
-    sources, problems = find("data.train", [str(tmp_path / "two")])
-    assert not sources
-    assert str(tmp_path / "two" / "train") in problems[0]
+    found = find_parts("data.train", [str(tmp_path / "two")])
+    assert [Path(one.name).name for one in found.sources] == ["train"]
+    assert [Path(one.name).name for one in found.held_out] == ["test"]
     assert len(find("data.train", [str(tmp_path / "two" / "train")])[0]) == 1
 
 
@@ -153,6 +153,20 @@ def test_globs_and_folders_are_sorted_and_skip_other_files(tmp_path: Path) -> No
         sources, problems = find("data.train", [spec])
         assert not problems
         assert [Path(source.name).name for source in sources] == ["a.jsonl", "b.jsonl"]
+
+
+def test_sources_with_one_schema_for_all_rows_say_so(tmp_path: Path) -> None:
+    """Such a schema fills a nested field that a row lacks with null; lines of JSON and cells do not."""
+    rows = [{"call": {"city": "Paris"}}, {"call": {"zone": "UTC"}}]
+    (tmp_path / "lines.jsonl").write_bytes(lines_of(rows))
+    (tmp_path / "cells.csv").write_text("call\nParis\n")
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "one.parquet")
+    names = [str(tmp_path / name) for name in ("lines.jsonl", "cells.csv", "one.parquet")]
+    sources, problems = find("data.train", [*names, "hub:org/set"])
+    assert not problems
+    assert [source.is_columnar for source in sources] == [False, False, True, True]
+    (line, *_) = sources[2].rows()
+    assert line.row == {"call": {"city": "Paris", "zone": None}}
 
 
 def test_all_names_that_find_nothing_are_reported_together(tmp_path: Path) -> None:
