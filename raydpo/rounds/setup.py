@@ -10,6 +10,7 @@ from raydpo import runtime
 from raydpo.artifacts import digest_of, weights_digest, write_json
 from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
+from raydpo.config.mixture_entry import paths_of
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import RoundsSection
 from raydpo.config.rounds_checks import awaits_function
@@ -71,7 +72,7 @@ class Setup:
                 digests[f"source of {key} {name}"] = source_sha256(name)
         digests |= outside_sources(self.config)
         if self.rounds.offline_share:
-            digests["offline pairs"] = sources_digest("data.train", self.config.data.train)
+            digests["offline pairs"] = sources_digest("data.train", paths_of(self.config.data.train))
         check_same_run(self.layout, digests)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
