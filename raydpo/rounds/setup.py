@@ -149,7 +149,10 @@ def _read(workspace: Workspace, tokenizer: TextTokenizer, observer: Observer) ->
             control_tokens=config.data.control_tokens,
             max_bad_fraction=config.data.max_bad_fraction,
             embedding=smallest([("model.path", num_embeddings("model.path", workspace.model.folder))]),
+            settings=config.data,
         )
+        for source, columns in report.columns_not_read.items():
+            observer(Note("info", f"{key}: {source}: columns that are not read: {', '.join(columns)}"))
         if names:
             observer(Note("info", f"{key}: {_said(report)}"))
     prompts, eval_prompts = found.values()
