@@ -38,7 +38,7 @@ class MixtureEntry(Section):
 
 
 def _entries(value: Any) -> Any:
-    return (value,) if isinstance(value, str | dict) else value
+    return (value,) if isinstance(value, str) else value
 
 
 Entries = Annotated[
