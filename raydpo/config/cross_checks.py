@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
+from raydpo.config.mixture_entry import paths_of
 from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.places import PLACES, may_hold_out, texts_under, unread_scheme
@@ -150,7 +151,7 @@ def chosen_by_evaluations(config: Config) -> list[str]:
 
 def _has_held_out(data: DataSection) -> bool:
     """Whether there is, or may turn out to be, held-out data: a folder or hub data set may hold some by name."""
-    return bool(data.eval or data.eval_fraction) or any(may_hold_out(name) for name in data.train)
+    return bool(data.eval or data.eval_fraction) or any(may_hold_out(path) for path in paths_of(data.train))
 
 
 def _held_out_data(config: Config) -> Iterator[str]:

@@ -54,4 +54,6 @@ def texts_under(config: Any, key: str) -> Iterator[str]:
     section, _, name = key.partition(".")
     found = getattr(config, section)
     value = None if found is None else getattr(found, name)
-    yield from (value,) if isinstance(value, str) else (value or ())
+    for each in (value,) if isinstance(value, str) else (value or ()):
+        path = each.get("path") if isinstance(each, dict) else each
+        yield from (path,) if isinstance(path, str) else ()

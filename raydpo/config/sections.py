@@ -19,6 +19,7 @@ from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.key_facts import FREE, FREE_IN_TRAINING
 from raydpo.config.load_as import load_as
 from raydpo.config.meanings import Meaning
+from raydpo.config.mixture_entry import Entries, entry_problems
 from raydpo.config.objective_section import ObjectiveSection
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import OneOrMany, Section, one_or_many
@@ -58,13 +59,21 @@ class ModelSection(Section):
 
 
 class DataSection(Section):
-    train: Annotated[OneOrMany, FREE] = ()
+    train: Annotated[Entries, FREE] = ()
     """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples. A folder, glob or hub id
     without a split is split by name where files or splits are called train, validation (valid, val, dev, eval) or test:
     the training part is trained on, the validation part (without one the test part) is held out unless `eval` or
-    `eval_fraction` is set, and the log says so. A test part is trained on only where it is named itself."""
-    eval: Annotated[OneOrMany, FREE] = ()
-    """The same for held-out examples. Of a folder, glob or hub id with a training part, the held-out part alone is read."""
+    `eval_fraction` is set, and the log says so. A test part is trained on only where it is named itself.
+    A mixture: an entry may be {path: ..., passes: 2, count: 5000, seed: 1, name: chat}. count: at most so many examples, a
+    seeded sample (all where there are fewer). passes: how often each of them is used in an epoch (2.5: twice, and a third
+    time with a chance of a half). seed: default run.seed. name: in reports and metrics, default the path's own."""
+    eval: Annotated[Entries, FREE] = ()
+    """The same for held-out examples. Of a folder, glob or hub id with a training part, the held-out part alone is read.
+    An entry may have path, count, seed and name."""
+    deduplicate: Literal["none", "prompt", "pair"] = "none"
+    """Leave out examples that were there before in the same split, in the order of the entries, and count them. prompt: of
+    equal prompts the first. pair: of examples with equal prompt, answers and label the first. Before anything is drawn or
+    repeated."""
     format: Annotated[str, FORMATS] = "auto"
     """Layout of the rows. auto: detected from the first good rows of each file, and named in the log.
     labelled (prompt, completion, label) serves objectives on labels, text (a prompt and one completion, or chosen
@@ -106,6 +115,7 @@ class DataSection(Section):
     def clashes(self) -> Iterator[str]:
         if (self.confidence_column is None) != (self.min_confidence is None):
             yield "confidence_column and min_confidence go together: set both or neither"
+        yield from (*entry_problems("train", self.train), *entry_problems("eval", self.eval))
         if empty := [meaning for meaning, column in self.columns.items() if not column.strip(". ")]:
             yield f"columns: no column is named for {', '.join(empty)}"
         if twice := sorted({column for column in self.columns.values() if column in self.ignore}):

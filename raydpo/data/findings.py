@@ -70,6 +70,11 @@ def tell(report: DataReport, config: Config, observer: Observer) -> None:
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in report.quarantined.items())
     text = f"{report.lines_read:,} lines: {report.train_pairs:,} train, {report.eval_pairs:,} eval"
     observer(StageDone("data", f"{text}; left out: {left_out}" if left_out else text))
+    if sum(map(len, report.entries.values())) > 1 or report.not_drawn or report.repeated or report.deduplicated:
+        for key, entries in report.entries.items():
+            for name, counts in entries.items():
+                said = ", ".join(f"{what.replace('_', ' ')} {count:,}" for what, count in counts.items())
+                observer(Note("info", f"data.{key}, {name}: {said}"))
     for source, columns in report.columns_not_read.items():
         observer(Note("info", f"{source}: columns that are not read: {', '.join(columns)}"))
     for source, layout in report.formats.items():

@@ -54,7 +54,7 @@ def encode_lines(
             if isinstance(outcome, BadRow):
                 tally.leave_out(name, line, outcome)
                 continue
-            text, beside = outcome
+            text, rest = outcome
             tally.counts["control_tokens_found"] += text.found
             example = next(encoded)
             if isinstance(example, BadRow):
@@ -64,7 +64,7 @@ def encode_lines(
             tally.counts["boundary_merges"] += example.merged
             place = f"{name}:{line.number}"
             beyond.look(place, example)
-            yield place, example, beside
+            yield place, example, rest
         observer(Advanced("data", tally.lines_read))
 
 

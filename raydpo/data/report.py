@@ -1,7 +1,7 @@
 """What became of every line: the tally while reading, and the report at the end.
 
 Decision: `lines_read == pairs_used + sum(quarantined.values())` is checked when the report is made, so that a line can
-neither vanish nor be counted twice.
+neither vanish nor be counted twice; a mixture adds lines that are not drawn, or used again.
 """
 
 from __future__ import annotations
@@ -57,6 +57,10 @@ class DataReport:
     columns_not_read: columns of each source that held something and were not read.
     contradicted_pairs: pairs whose ratings say that the rejected answer is better (they are used).
     splits_by_name: what was decided on data sets with training and held-out parts, a sentence each.
+    entries: key of the config ("train", "eval") -> name of an entry -> counts: lines and quarantined; deduplicated, not_drawn
+        and repeated (lines); train and eval (examples that it gave to each split).
+    not_drawn, repeated, deduplicated: good lines that a mixture did not draw, further uses of lines, and lines left out by
+        data.deduplicate.
     reused: an earlier preparation of the same input was taken.
     """
 
@@ -78,10 +82,15 @@ class DataReport:
     columns_not_read: dict[str, list[str]] = field(default_factory=dict)
     contradicted_pairs: int = 0
     splits_by_name: list[str] = field(default_factory=list)
+    entries: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    not_drawn: int = 0
+    repeated: int = 0
+    deduplicated: int = 0
     reused: bool = False
 
     def __post_init__(self) -> None:
-        accounted = self.pairs_used // self.examples_per_line + sum(self.quarantined.values())
+        used = self.pairs_used // self.examples_per_line - self.repeated
+        accounted = used + sum(self.quarantined.values()) + self.not_drawn + self.deduplicated
         assert self.lines_read == accounted, f"{self.lines_read} lines read, {accounted} accounted for"
         assert self.pairs_used == self.train_pairs + self.eval_pairs
 
@@ -109,6 +118,7 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.uses: list[ColumnUse] = []
         self._prompt_tokens, self._answer_tokens = array("q"), array("q")
+        self.entries_of_key: dict[str, dict[str, Counter[str]]] = {"train": {}, "eval": {}}
         self._seen: set[tuple[str, ...]] = set()
         self._prompts: dict[str, set[int]] = {"train": set(), "eval": set()}
         self._eval_prompts = array("Q")
@@ -133,6 +143,14 @@ class Tally:
         if split == "eval":
             self._eval_prompts.append(prompt_hash)
 
+    def repeat(self, split: str) -> None:
+        """Count the examples of a line that was used before, once more."""
+        self.pairs[split] += self.examples_per_line
+
+    def of_entry(self, key: str, name: str) -> Counter[str]:
+        """Counts of one entry of data.train or data.eval."""
+        return self.entries_of_key[key].setdefault(name, Counter())
+
     def num_prompts(self, split: str) -> int:
         """Different prompts of a split so far."""
         return len(self._prompts[split])
@@ -149,6 +167,7 @@ class Tally:
     def report(self) -> DataReport:
         """The report of everything counted."""
         quarantined = self.by_reason()
+        counts = [entry for entries in self.entries_of_key.values() for entry in entries.values()]
         return DataReport(
             lines_read=self.lines_read,
             pairs_used=sum(self.pairs.values()),
@@ -167,6 +186,14 @@ class Tally:
             examples_per_line=self.examples_per_line,
             columns_not_read={use.source: sorted(use.unread) for use in self.uses if use.unread},
             contradicted_pairs=sum(use.contradicted for use in self.uses),
+            entries={
+                key: {name: {what: int(n) for what, n in entry.items() if n} for name, entry in entries.items()}
+                for key, entries in self.entries_of_key.items()
+                if entries
+            },
+            not_drawn=sum(entry["not_drawn"] for entry in counts),
+            repeated=sum(entry["repeated"] for entry in counts),
+            deduplicated=sum(entry["deduplicated"] for entry in counts),
         )
 
     def _lengths(self) -> dict[str, dict[str, float]]:

@@ -1,7 +1,7 @@
-"""Reads one row of a source: its columns under the names of layouts, the layout that fits it, what stands beside.
+"""Reads one row of a source: its columns under the names of layouts, the layout that fits it, what else it holds.
 
-Comes in: a row as it is in the file. Goes out: its `Example`, label and all, or BadRow; the columns that were read are put
-down in `ColumnUse`.
+Comes in: a row as it is in the file. Goes out: its `Example`, label and all, or BadRow; the columns that were read are
+recorded in `ColumnUse`.
 Decision: with `data.format: auto` every row is read by the layout that fits it, and the layout of most rows of the file
 reads those that fit none, so that their reason is told in its words. Price: about a microsecond a layout and row.
 """
@@ -16,11 +16,11 @@ from raydpo.config.outside import is_outside
 from raydpo.config.sections import DataSection
 from raydpo.data.aliases import canonical
 from raydpo.data.bad_rows import BadRow
-from raydpo.data.beside import refuse_media, with_system_turn
 from raydpo.data.column_use import ColumnUse
 from raydpo.data.format import Format
 from raydpo.data.formats import detect, fitting, format_named
 from raydpo.data.messages import Example, Row
+from raydpo.data.row_extras import refuse_media, with_system_turn
 from raydpo.data.row_view import RowView
 from raydpo.data.token_rows import fits_tokenized, late_ids
 

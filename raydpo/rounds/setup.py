@@ -10,6 +10,7 @@ from raydpo import runtime
 from raydpo.artifacts import digest_of, weights_digest, write_json
 from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
+from raydpo.config.mixture_entry import paths_of
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import RoundsSection
 from raydpo.config.rounds_checks import awaits_function
@@ -74,7 +75,7 @@ class Setup:
                 digests[f"source of {key} {name}"] = source_sha256(name)
         digests |= outside_sources(self.config)
         if self.rounds.offline_share:
-            digests["offline pairs"] = sources_digest("data.train", self.config.data.train)
+            digests["offline pairs"] = sources_digest("data.train", paths_of(self.config.data.train))
         check_same_run(self.layout, digests)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
@@ -151,7 +152,10 @@ def _read(workspace: Workspace, tokenizer: TextTokenizer, observer: Observer) ->
             control_tokens=config.data.control_tokens,
             max_bad_fraction=config.data.max_bad_fraction,
             embedding=smallest([("model.path", num_embeddings("model.path", workspace.model.folder))]),
+            settings=config.data,
         )
+        for source, columns in report.columns_not_read.items():
+            observer(Note("info", f"{key}: {source}: columns that are not read: {', '.join(columns)}"))
         if names:
             observer(Note("info", f"{key}: {_said(report)}"))
     prompts, eval_prompts = found.values()
