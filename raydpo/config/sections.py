@@ -58,6 +58,9 @@ class ModelSection(Section):
     padded rows with sdpa. The others: padded rows with that backend."""
 
 
+_OURS = {"messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template"}
+
+
 class DataSection(Section):
     train: Annotated[Entries, FREE] = ()
     """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples. A folder, glob or hub id
@@ -111,6 +114,8 @@ class DataSection(Section):
     denominator stays the number of examples."""
     chat_template: Annotated[str | None, FREE] = None
     """Path of a Jinja chat template that replaces the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] = Field(default={})
+    """Settings of the chat template: {enable_thinking: false}. A column chat_template_kwargs of a row wins over them."""
 
     def clashes(self) -> Iterator[str]:
         if (self.confidence_column is None) != (self.min_confidence is None):
@@ -118,6 +123,8 @@ class DataSection(Section):
         yield from (*entry_problems("train", self.train), *entry_problems("eval", self.eval))
         if empty := [meaning for meaning, column in self.columns.items() if not column.strip(". ")]:
             yield f"columns: no column is named for {', '.join(empty)}"
+        if taken := sorted(_OURS & self.chat_template_kwargs.keys()):
+            yield f"chat_template_kwargs names {', '.join(taken)}, which the program sets itself"
         if twice := sorted({column for column in self.columns.values() if column in self.ignore}):
             yield f"columns and ignore both name {', '.join(twice)}, which can be read or left out"
 

@@ -88,6 +88,11 @@ def tell(report: DataReport, config: Config, observer: Observer) -> None:
         observer(Note("warning", shared))
     if config.objective.row.data == "labels":
         _tell_labels(report, config, observer)
+    if report.reasoning_dropped:
+        text = (
+            f"the chat template leaves {report.reasoning_dropped:,} pieces of reasoning out of earlier turns of prompts"
+        )
+        observer(Note("info", f"{text}; the model does not read them there when it answers either"))
     if report.control_tokens_found:
         how = {"plain": "read as plain text", "allow": "read as control tokens", "quarantine": "left out"}
         text = f"{report.control_tokens_found:,} control tokens in the data, {how[config.data.control_tokens]}"

@@ -56,6 +56,7 @@ def encode_lines(
                 continue
             text, rest = outcome
             tally.counts["control_tokens_found"] += text.found
+            tally.counts["reasoning_dropped"] += text.reasoning_dropped
             example = next(encoded)
             if isinstance(example, BadRow):
                 tally.leave_out(name, line, example)

@@ -2,16 +2,15 @@
 
 What comes in: files with rows of `prompt`; pairs with a prompt and HH transcripts will do. What goes out: each different
 prompt once, as a `Prompt`, and a `PromptReport`; and the data's own answer to a prompt as ids.
-Decision: rows are read, written and tokenised by the functions that `prepare` uses. A prompt of messages is written with
-a trial answer behind it, so that a reasoning block that a template opens for generation, and that finished answers lack,
-is left out here as it is in training. Price: two renderings a prompt, and such a policy is not asked to think.
+Decision: rows are read, written and tokenised by the functions that `prepare` uses, and a prompt ends where it ends in
+training: a reasoning block that a template opens for generation, and that some answers lack, is the policy's to open.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +18,7 @@ from raydpo.config.sections import DataSection
 from raydpo.data.aliases import canonical
 from raydpo.data.bad_rows import BadRow, field_of, text
 from raydpo.data.chat_rows import conversation_of
+from raydpo.data.chat_template import SETTINGS, template_settings
 from raydpo.data.column_use import ColumnUse
 from raydpo.data.embedding_rows import Beyond, Embedding
 from raydpo.data.encode import encode
@@ -137,7 +137,8 @@ def chosen_ids(
             example = Example(record["prompt"], [answer])
         else:
             turns = [{"role": "assistant", "content": answer}]
-            example = Example(record["prompt"], [turns], tools=record.get("tools"))
+            own = record.get(SETTINGS, {})
+            example = Example(record["prompt"], [turns], tools=record.get("tools"), template_settings=own)
         rendered = render(example, tokenizer, control_tokens)
         (encoded,) = encode(tokenizer, [rendered], max_length=sys.maxsize, overlong="drop")
         if isinstance(encoded, BadRow):
@@ -187,6 +188,8 @@ def _example(use: ColumnUse, place: str, row: Row) -> Example:
         view.mark(name)
     example = with_system_turn(_split(view), view)
     refuse_media(row, use.ignored, example)
+    settings = template_settings(view, use.settings.chat_template_kwargs)
+    example = replace(example, template_settings=settings)
     use.add_prompt(place, row, view, example)
     return example
 
@@ -204,8 +207,10 @@ def _split(row: Row) -> Example:
     else:
         return Example(text(row["prompt"], "prompt"), [] if answer is None else [text(answer, side)])
     last = example.prompt[-1]["role"]  # type: ignore[index]
-    if last != "user":
-        raise BadRow("bad_turn_order", f"the prompt ends with a turn of {last}, where the user should have spoken last")
+    if last not in ("user", "tool"):
+        raise BadRow(
+            "bad_turn_order", f"the prompt ends with a turn of {last}, where a user or a tool should have spoken last"
+        )
     return example
 
 
@@ -224,6 +229,8 @@ def _record(example: Example) -> dict[str, Any]:
     record: dict[str, Any] = {"prompt": example.prompt}
     if example.tools is not None:
         record["tools"] = example.tools
+    if example.template_settings:
+        record[SETTINGS] = dict(example.template_settings)
     if example.answers:
         answer = example.answers[0]
         record["chosen"] = answer if isinstance(answer, str) else answer[-1]["content"]

@@ -47,6 +47,7 @@ class DataReport:
     formats: layout of each file.
     samples: the first places of each reason.
     control_tokens_found: control tokens spelled out in the data.
+    reasoning_dropped: pieces of reasoning in earlier turns of prompts that the chat template leaves out.
     truncated_prompts: examples whose prompt was cut.
     boundary_merges: examples whose prompt and answer were tokenised separately.
     duplicates: examples that were there before (they are used).
@@ -72,6 +73,7 @@ class DataReport:
     formats: dict[str, str]
     samples: dict[str, list[str]] = field(default_factory=dict)
     control_tokens_found: int = 0
+    reasoning_dropped: int = 0
     truncated_prompts: int = 0
     boundary_merges: int = 0
     duplicates: int = 0
@@ -177,6 +179,7 @@ class Tally:
             formats=self.formats,
             samples={reason: self.samples[reason] for reason in quarantined},
             control_tokens_found=self.counts["control_tokens_found"],
+            reasoning_dropped=self.counts["reasoning_dropped"],
             truncated_prompts=self.counts["truncated_prompts"],
             boundary_merges=self.counts["boundary_merges"],
             duplicates=self.counts["duplicates"],

@@ -10,12 +10,14 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from raydpo.config.outside import is_outside
 from raydpo.config.sections import DataSection
 from raydpo.data.aliases import canonical
 from raydpo.data.bad_rows import BadRow
+from raydpo.data.chat_template import template_settings
 from raydpo.data.column_use import ColumnUse
 from raydpo.data.format import Format
 from raydpo.data.formats import detect, fitting, format_named
@@ -71,6 +73,7 @@ class RowReader:
         if self._is_ours:
             example = with_system_turn(example, view)
             refuse_media(row, self.use.ignored, example)
+        example = replace(example, template_settings=template_settings(view, self.settings.chat_template_kwargs))
         if layout is not self.layout:
             self.others[layout.name] += 1
         self.use.add(place, row, view, example, stops=self._is_ours and layout.name != "tokenized")

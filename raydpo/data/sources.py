@@ -15,7 +15,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from raydpo.artifacts.digest import file_sha256
 from raydpo.data.read import Line, dataset_rows, file_rows, kind_of
@@ -42,11 +42,6 @@ class FileSource:
     def name(self) -> str:
         return printable(self.path)
 
-    @property
-    def is_columnar(self) -> bool:
-        """Whether its rows have one schema, which fills nested fields that a row lacks with nulls."""
-        return kind_of(self.path) in ("parquet", "arrow")
-
     def digest(self) -> str:
         """sha256 of the bytes."""
         return file_sha256(self.path)
@@ -60,7 +55,6 @@ class FolderSource:
     """A folder that `Dataset.save_to_disk` wrote."""
 
     path: Path
-    is_columnar: ClassVar[bool] = True
 
     @property
     def name(self) -> str:
@@ -100,7 +94,6 @@ class HubSource:
     revision: str | None
     split: str
     is_split_given: bool = True
-    is_columnar: ClassVar[bool] = True
 
     @property
     def name(self) -> str:

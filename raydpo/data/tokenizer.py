@@ -100,6 +100,11 @@ class TextTokenizer:
         found: int = 1 + max(self._allowing.get_vocab(with_added_tokens=True).values())
         return found
 
+    @cached_property
+    def added_tokens(self) -> list[str]:
+        """Tokens that are read in one piece wherever they stand: control tokens, and words such as <think>."""
+        return [token["content"] for token in self._state["added_tokens"]]
+
     @property
     def has_template(self) -> bool:
         """Whether conversations can be written down."""

@@ -109,7 +109,11 @@ def test_a_reasoning_block_for_generation_is_not_in_the_prompt(tmp_path: Path) -
     assert tokenizer.decode(prompt.ids) == "<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_what_a_judge_reads_and_what_a_record_repeats(chat_tokenizer: Path, tmp_path: Path) -> None:
+def test_what_a_judge_reads_and_what_a_record_repeats(tmp_path: Path) -> None:
+    template = (
+        "{{ tools | tojson if tools }}{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}"
+    )
+    chat_tokenizer = save_tokenizer(tmp_path / "t", bos=None, eos="</s>", template=template, specials=[])
     several = [SYSTEM, user("q?"), said("a"), user("r?")]
     rows: list[dict[str, Any]] = [
         {"prompt": " plain\n", "completion": " c", "score": 3},

@@ -155,18 +155,15 @@ def test_globs_and_folders_are_sorted_and_skip_other_files(tmp_path: Path) -> No
         assert [Path(source.name).name for source in sources] == ["a.jsonl", "b.jsonl"]
 
 
-def test_sources_with_one_schema_for_all_rows_say_so(tmp_path: Path) -> None:
-    """Such a schema fills a nested field that a row lacks with null; lines of JSON and cells do not."""
-    rows = [{"call": {"city": "Paris"}}, {"call": {"zone": "UTC"}}]
+def test_nulls_that_a_schema_makes_are_no_values(tmp_path: Path) -> None:
+    """A schema fills a nested field that a row lacks with null; a line of JSON may mean the one it has."""
+    rows = [{"call": [{"city": "Paris", "more": {"a": 1}}]}, {"call": [{"zone": None, "more": {"b": [None, 2]}}]}]
     (tmp_path / "lines.jsonl").write_bytes(lines_of(rows))
-    (tmp_path / "cells.csv").write_text("call\nParis\n")
     pq.write_table(pa.Table.from_pylist(rows), tmp_path / "one.parquet")
-    names = [str(tmp_path / name) for name in ("lines.jsonl", "cells.csv", "one.parquet")]
-    sources, problems = find("data.train", [*names, "hub:org/set"])
+    sources, problems = find("data.train", [str(tmp_path / name) for name in ("lines.jsonl", "one.parquet")])
     assert not problems
-    assert [source.is_columnar for source in sources] == [False, False, True, True]
-    (line, *_) = sources[2].rows()
-    assert line.row == {"call": {"city": "Paris", "zone": None}}
+    assert [line.row for line in sources[0].rows()] == rows
+    assert [line.row for line in sources[1].rows()] == [rows[0], {"call": [{"more": {"b": [None, 2]}}]}]
 
 
 def test_all_names_that_find_nothing_are_reported_together(tmp_path: Path) -> None:
