@@ -91,7 +91,7 @@ class ReferenceCache:
         return [key for key, is_present in zip(distinct, present, strict=True) if not is_present]
 
     def lookup(self, keys: Sequence[str]) -> list[np.ndarray]:
-        """Log-probs of each row's answer tokens, float32 nats. Raises IntegrityError when rows are missing."""
+        """Log-probs of each row's answer tokens in the loss, float32 nats. Raises IntegrityError when rows are missing."""
         places = self._index.find(keys)
         if (places < 0).any():
             absent = [key for key, place in zip(keys, places, strict=True) if place < 0]
@@ -245,7 +245,7 @@ def set_aside(folder: Path, name: str) -> None:
 
 
 def open_reference(path: str | Path) -> pa.Table:
-    """Reference log-probs as a table of row_key, token_nats (per-token float32 nats of the answer), num_tokens.
+    """Reference log-probs as a table of row_key, token_nats (float32 nats of each answer token in the loss), num_tokens.
 
     path: a cache folder, a run directory, or a cache directory that holds exactly one cache. Raises UserError when it is
     none of these, IntegrityError naming the file when a shard is damaged.

@@ -40,6 +40,9 @@ data: {ignore: [rating, images]}                            # may be left out
   it holds a placeholder such as `<image>`.
 - A format of your own (`package.module:name`) gets the columns as they are, after `data.columns` and `data.ignore`; what it
   does not read is named and stops nothing.
+- `tokenized` rows may have `chosen_mask` and `rejected_mask`, a 0 or 1 for each id of the answer: the loss covers the tokens
+  with 1. Without such a column, or with null, it covers all of them. Losses by length divide by covered tokens; `ld_alpha`
+  counts covered tokens. A mask is part of a row's key; rows without one, or with 1 everywhere, keep theirs.
 - Message lists may be JSON text in a cell, and so may lists of answers and of scores.
 """
 

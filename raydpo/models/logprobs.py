@@ -1,6 +1,7 @@
 """The one implementation of answer log-probs: reference workers, trainers, evaluation and tests all call this.
 
-Comes in: S right-padded sequences of T tokens and the N answer tokens to score. Goes out: N log-probs in nats, float32.
+Comes in: S right-padded sequences of T tokens and the N answer tokens to score, of a masked answer those that the loss
+covers. Goes out: N log-probs in nats, float32.
 Decision: the head runs on answer positions only, in chunks of tokens that the backward pass recomputes, so the
 peak memory of the logits does not depend on the batch; the price is 2hV more FLOPs an answer token.
 

@@ -3,7 +3,8 @@
 Matrix products only, 2 FLOPs a multiply-add: 2 N_b a token for the decoder's weights, 2 hV an answer token for the head,
 4 L a for each (query, key) pair of attention, L layers of a = heads x head size. Decision: a training step is 3, 4 and 3.5
 times that: chunks of the head are recomputed in the backward pass, and so are attention's scores. A mixture of experts
-is counted with all its experts, which shifts the balance of ranks a little and no number.
+is counted with all its experts, and an answer with a mask with all its tokens, which shifts the balance of ranks a little and
+no number.
 """
 
 from __future__ import annotations

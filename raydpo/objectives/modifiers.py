@@ -7,6 +7,8 @@ length would not start at 0.
 WPO (Zhou et al. 2024, arXiv 2406.11827, equation 2 with sampled alignment): the loss of a pair is multiplied by w(y_w)
 w(y_l), w(y) = exp((1 / |y|) sum_t [log pi(y_t) - log sum_v pi(v)^2]), no gradient. An answer as likely as one that the
 policy samples itself has weight 1. Weights are not clamped; the metric `weights` is their mean.
+
+Of an answer with a mask both count the tokens that the loss covers: P is the smaller number of them, |y| is it too.
 """
 
 from __future__ import annotations

@@ -5,7 +5,8 @@ and says in which unit it counts; the step divides by the count of the whole glo
 ranks and accumulation change nothing. Objectives share code through this file only: what differs between two of them
 is a function of two scores, everything around it (sums, means, metrics, ties) is here once.
 
-Shapes: E examples, A answers an example (2 for pairs: chosen, rejected), S sequences, N answer tokens.
+Shapes: E examples, A answers an example (2 for pairs: chosen, rejected), S sequences, N answer tokens. Of an answer with a
+mask, N has the tokens that the loss covers and no others: sums, lengths and places within an answer are of these.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class ObjectiveInput:
     labels: [E] bool, whether the answer is desirable.
     example_weights: [E], factors of the loss of each example, None for 1.
     token_weights: [N], factors of log-probs in sums over an answer, None for 1.
-    length_normalized: log-ratios are divided by the tokens of their answer.
+    length_normalized: log-ratios are divided by the tokens of their answer in the loss.
     log_collisions: [N] log sum_v pi(v)^2 at each answer token, no gradient.
     batch: [B, k] float64, what `observe` saw of every example of the global batch, in its order, no gradient.
     positions: [E] int64, where the examples here stand in it.
@@ -58,7 +59,7 @@ class ObjectiveInput:
         return sums.index_add(0, self.sequences, token_values)[self.answers]
 
     def answer_lengths(self) -> Tensor:
-        """Tokens of each answer, as numbers that divide: [E, A] in the dtype of `policy_nats`."""
+        """Tokens of each answer in the loss, as numbers that divide: [E, A] in the dtype of `policy_nats`."""
         return self.answer_sums(torch.ones_like(self.policy_nats))
 
     def log_ratios(self) -> Tensor:

@@ -16,7 +16,10 @@ from raydpo.data.formats import FORMATS, detect
 from raydpo.data.messages import Tokens
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import DataError
+from raydpo.schema import row_key
 from tests.data.conftest import CHATML, Run, save_tokenizer
+
+SIDES = ("chosen", "rejected")
 
 
 def spelled(tokenizer: TextTokenizer, text: str) -> list[int]:
@@ -182,6 +185,14 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"chosen_ids": []}, "empty_answer"),
     ({"rejected_ids": []}, "empty_answer"),
     ({"chosen_ids": [5, 6], "rejected_ids": [5, 6]}, "identical_answers"),
+    ({"chosen_ids": [5, 6], "chosen_mask": [1]}, "bad_mask"),
+    ({"chosen_ids": [5, 6], "chosen_mask": []}, "bad_mask"),
+    ({"rejected_ids": [5, 6], "rejected_mask": [1, 0, 1]}, "bad_mask"),
+    ({"chosen_ids": [5, 6], "chosen_mask": [1, 2]}, "bad_mask"),
+    ({"chosen_ids": [5, 6], "chosen_mask": [1.0, 0.0]}, "bad_mask"),
+    ({"chosen_ids": [5, 6], "chosen_mask": "10"}, "bad_mask"),
+    ({"chosen_ids": [5, 6], "chosen_mask": [0, 0]}, "empty_answer"),
+    ({"chosen_ids": [5, 6], "rejected_ids": [5, 6], "chosen_mask": [0, 1]}, "identical_answers"),
 ]
 
 
@@ -191,6 +202,49 @@ def test_bad_rows_are_left_out_with_their_reason(run: Run, chat_tokenizer: Path,
     found = {entry["line"]: entry["reason"] for entry in prepared.quarantine()}
     assert found == {number: reason for number, (_, reason) in enumerate(BAD, start=4)}
     assert prepared.report.pairs_used == 3
+
+
+def masked_row(tokenizer: TextTokenizer, index: int = 0, **changes: Any) -> dict[str, Any]:
+    """A pair whose chosen answer has a mask of its first and last token."""
+    row = token_row(tokenizer, index)
+    inside = [0] * (len(row["chosen_ids"]) - 2)
+    return {**row, "chosen_mask": [1, *inside, 1], "rejected_mask": [1] * len(row["rejected_ids"]), **changes}
+
+
+def test_masks_of_the_file_are_the_masks_of_the_shards(run: Run, plain_tokenizer: Path, plain: TextTokenizer) -> None:
+    marked = masked_row(plain)
+    as_bools = masked_row(plain, 1, chosen_mask=[bool(one) for one in marked["chosen_mask"]], rejected_mask=None)
+    rows = [marked, as_bools, token_row(plain, 2)]
+    prepared = run(rows, plain_tokenizer)
+    table = ExampleTable.open(prepared.folder, "train")
+    found = [[None if mask is None else mask.tolist() for mask in table.answer_masks(example)] for example in range(3)]
+    mask = [bool(one) for one in marked["chosen_mask"]]
+    assert found == [[mask, None], [mask, None], [None, None]], "a mask of ones is none"
+    for example, row in enumerate(rows):
+        keys = [row_key(row["prompt_ids"], row[f"{side}_ids"], row.get(f"{side}_mask")) for side in SIDES]
+        assert table.row_keys(example) == keys
+    assert table.loss_lengths[:, 0].tolist() == [2, 2, len(rows[2]["chosen_ids"])]
+    (unread,) = prepared.report.columns_not_read.values()
+    assert unread == ["chosen", "prompt", "rejected"], "masks are read"
+
+
+def test_masks_of_split_pairs_and_mismatched_answers(run: Run, plain_tokenizer: Path, plain: TextTokenizer) -> None:
+    rows = [masked_row(plain, index) for index in range(2)]
+    mask = [bool(one) for one in rows[0]["chosen_mask"]]
+    for objective, expected in (("bco", [[mask], [None]] * 2), ("kto", [[mask, mask], [None, None]] * 2)):
+        prepared = run(rows, plain_tokenizer, objective=objective, unpair=True)
+        table = ExampleTable.open(prepared.folder, "train")
+        found = [[None if one is None else one.tolist() for one in table.answer_masks(place)] for place in range(4)]
+        assert found == expected
+
+
+def test_a_mask_stays_when_the_prompt_is_cut(run: Run, plain_tokenizer: Path, plain: TextTokenizer) -> None:
+    row = masked_row(plain, prompt_ids=[60] * 30)
+    prepared = run([row], plain_tokenizer, max_length=30, overlong="truncate_prompt")
+    assert prepared.report.truncated_prompts == 1
+    (mask, _) = ExampleTable.open(prepared.folder, "train").answer_masks(0)
+    assert mask is not None
+    assert mask.tolist() == [bool(one) for one in row["chosen_mask"]]
 
 
 def test_the_last_id_of_the_vocabulary_is_in_it(run: Run, chat_tokenizer: Path, chat: TextTokenizer) -> None:
