@@ -20,6 +20,7 @@ from raydpo.batches import Order
 from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means, names_for
+from raydpo.models.adapted import said
 from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
@@ -188,8 +189,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     work = work_of(model)
     notes = [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
     if (lora := train.lora) is not None:
-        targets = lora.target_modules
-        model = add_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=targets, seed=config.run.seed)
+        model = add_lora(model, seed=config.run.seed, **lora.placed())
+        notes.append(said(model))
     model.train()  # every dropout is 0; gradient checkpointing works in training mode only
     lookup = open_lookup(spec)
     training, held_out = (

@@ -33,6 +33,7 @@ DECIDE = """
     train.warmup_fraction train.global_batch_pairs train.epochs train.max_steps train.weight_decay train.adam_beta1
     train.adam_beta2 train.max_grad_norm train.zero_stage train.offload_optimizer train.offload_parameters
     train.gradient_checkpointing train.compile train.lora.rank train.lora.alpha train.lora.target_modules train.lora.merge
+    train.lora.rslora train.lora.dora train.lora.init train.lora.experts train.lora.modules_to_save train.lora.dropout
     train.early_stopping_patience
 """
 
