@@ -235,6 +235,9 @@ class TrainSection(Section):
     objectives with pairs, else `eval/loss`. Higher is better, except for `eval/loss`."""
     export: Annotated[Literal["last", "best"], FREE] = "last"
     """Which checkpoint becomes `model/`. best: a checkpoint is written at every evaluation."""
+    verify_export: Annotated[bool, FREE] = True
+    """Load `model/` and `model_merged/` again with plain transformers before they are published, and compare log-probs of a few
+    rows with the trainers'. A model that does not fit into the memory of one worker needs false."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better `eval/rewards/margins`."""
     max_nonfinite_steps: Annotated[int, FREE] = Field(default=3, ge=1)

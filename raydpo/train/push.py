@@ -12,16 +12,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from raydpo.batches import collate
-from raydpo.models.agreement import probe_examples
 from raydpo.models.merged_matrix import adapted_matrices, copied_tensors, factors, merged_matrix
 from raydpo.schema.rank_events import Alive, PolicyProbe, WeightsPart
-from raydpo.schema.samples import Score
 from raydpo.train.export import gathered
+from raydpo.train.policy_probe import policy_probe
 from raydpo.train.trainer import Trainer
 
 PART_BYTES = 32 * 2**20
@@ -30,7 +27,7 @@ PART_BYTES = 32 * 2**20
 @torch.no_grad()
 def push(trainer: Trainer) -> Iterator[PolicyProbe | WeightsPart | Alive]:
     """Events for rank 0; the others take part. Collective."""
-    yield _probe(trainer)
+    yield policy_probe(trainer.engine, trainer.train)
     yield from parts(trainer.engine.engine.module.model, trainer.engine.stage, trainer.rank.rank == 0)
 
 
@@ -65,18 +62,3 @@ def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
         yield name, [base, *factors(module, adapter)], partial(merged_matrix, module, adapter, base)
     for name, parameter in copied_tensors(model):
         yield name, [parameter], parameter.detach
-
-
-def _probe(trainer: Trainer) -> PolicyProbe:
-    """Every rank scores the same examples (under ZeRO-3 forwards are collective)."""
-    feed = trainer.train
-    sequences, found = [], []
-    for example in probe_examples(feed.table.prompt_lengths + feed.table.answer_lengths.sum(axis=1)):
-        answers = feed.table.answer_ids(example)[: feed.num_answers]
-        batch = collate(feed.table, [example], feed.answers, None, layout=feed.layout)
-        scores = trainer.engine.forward(batch.sequences.to(trainer.engine.device), "likeliest").float().cpu().numpy()
-        found += np.split(scores, np.cumsum([len(answer) for answer in answers])[:-1], axis=1)
-        prompt = tuple(feed.table.prompt_ids(example).tolist())
-        sequences += [(prompt, tuple(answer.tolist())) for answer in answers]
-    nats, top_nats, top_ids = (tuple(tuple(scores[row].tolist()) for scores in found) for row in range(3))
-    return PolicyProbe(Score(tuple(sequences)), nats, tuple(tuple(map(int, ids)) for ids in top_ids), top_nats)

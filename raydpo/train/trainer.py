@@ -35,6 +35,7 @@ from raydpo.train.ahead import Ahead
 from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
+from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
 from raydpo.train.spec import TrainSpec
@@ -153,9 +154,15 @@ class Trainer:
         scoring = self.engine.engine.module
         source, is_writer = self.spec.model.here(), self.rank.rank == 0
         state = gather_weights(scoring, self.engine.stage, is_writer)
+        if self.spec.config.train.verify_export:
+            probe = policy_probe(self.engine, self.train)
+            if is_writer:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_probe_rows(folder / "probe.json", probe)
         written: Future[Staged] = Future()
         if is_writer:
-            task = partial(write_model, scoring.model, state, source, folder / "model", self.spec.chat_template)
+            base = (self.spec.model.name, self.spec.model.commit) if self.spec.model.commit else (str(source), None)
+            task = partial(write_model, scoring.model, state, source, folder / "model", self.spec.chat_template, base)
             written = self._writer.submit(lambda: task() or Staged(step, str(folder), metrics, reason))
         else:
             written.set_result(Staged(step, str(folder), metrics, reason))

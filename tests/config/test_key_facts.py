@@ -17,6 +17,7 @@ FREE_IN_TRAINING = """
     reference.cache_dir reference.num_workers reference.cpus_per_worker reference.gpus_per_worker reference.rows_per_shard
     reference.tokens_per_batch reference.max_retries train.cpus_per_worker train.tokens_per_microbatch
     train.activation_memory_gb train.eval_every train.save_every train.keep_checkpoints train.best_metric train.export
+    train.verify_export
     train.log_every train.sinks train.hang_timeout_s train.max_nonfinite_steps evaluate.model evaluate.tie_tolerance_nats
     profile generate judge rounds
 """

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import shutil
 from pathlib import Path
@@ -12,11 +13,14 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from raydpo.artifacts import ExampleTable
-from raydpo.errors import ConfigError
+from raydpo.errors import ConfigError, IntegrityError
 from raydpo.models.pretrained import load_model
-from raydpo.pipelines import check, train
+from raydpo.pipelines import check, evaluate, precompute, train
+from raydpo.rundir.workspace import find_workspace
+from raydpo.train import trainer
+from raydpo.train.export import write_model
 from tests.adapter_kinds import KINDS, Kind, Made, make_adapter, make_base
-from tests.pipelines.toy import Toy, config
+from tests.pipelines.toy import Notes, Toy, config
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 COMMIT = "c" * 40
@@ -110,3 +114,73 @@ def test_an_adapter_that_lacks_tensors_is_refused(made: dict[str, Made], tmp_pat
     save_file(weights, folder / "adapter_model.safetensors", metadata={"format": "pt"})
     with pytest.raises(ConfigError, match=r"is not whole: .*q_proj"):
         load_model(folder, "float32", "auto")
+
+
+@pytest.mark.parametrize("name", ["lora", "dora", "resized", "tied head", "experts"])
+def test_an_adapter_on_an_adapter_is_exported_with_a_base_that_anybody_loads(
+    toy: Toy, made: dict[str, Made], name: str, tmp_path: Path
+) -> None:
+    lora = {"rank": 2, "alpha": 4, "rslora": True, "merge": True}
+    changes = {**STEPS, "model.path": str(made[name].folder), "train.lora": lora}
+    wanted, notes = config(toy, tmp_path / "run", changes), Notes()
+    summary = train(wanted, notes)
+    assert summary["eval"]["first"]["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
+    assert summary["eval"]["last"]["eval/loss"] < math.log(2) - 1e-3
+    exports = summary["train"]["exports"]
+    assert all(exports[folder]["max_difference_nats"] < 1e-4 for folder in ("model", "model_merged"))
+    assert [text for text in notes.info if text.startswith("LoRA adapts 8 attention")]
+    described = json.loads((tmp_path / "run/model/adapter_config.json").read_text())
+    assert Path(described["base_model_name_or_path"]).parent == tmp_path / "run/merged"
+    ids = torch.arange(3, 40)[None]
+    with torch.no_grad():
+        merged, beside = (
+            load_model(tmp_path / "run" / folder, "float32", "auto")(input_ids=ids).logits.log_softmax(-1)
+            for folder in ("model_merged", "model")
+        )
+    torch.testing.assert_close(merged, beside, rtol=0, atol=1e-5)
+    evaluated = evaluate(wanted)["eval"]["last"]
+    assert evaluated["eval/loss"] == pytest.approx(summary["eval"]["last"]["eval/loss"], abs=1e-5)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-000002")
+    whole = (tmp_path / "run/model/adapter_model.safetensors").read_bytes()
+    assert train(wanted)["train"]["resumed_from_step"] == 1
+    assert (tmp_path / "run/model/adapter_model.safetensors").read_bytes() == whole
+
+
+def test_an_adapter_is_a_reference_and_keeps_its_cache(toy: Toy, made: dict[str, Made], tmp_path: Path) -> None:
+    """Measured from the adapter by each verb; the base alone is another reference."""
+    changes = {**STEPS, "model.path": str(made["lora"].base), "reference.model": str(made["dora"].folder)}
+    wanted = config(toy, tmp_path / "run", {**changes, "reference.cache_dir": str(tmp_path / "cache")})
+    assert precompute(wanted)["reference"]["rows_scored"] > 0
+    summary = train(wanted)
+    assert summary["reference"]["rows_scored"] == 0
+    assert abs(summary["eval"]["first"]["eval/rewards/margins"]) > 1e-4
+    found = find_workspace(wanted, "train")
+    assert found.identity is not None
+    assert found.identity.adapter != "none"
+    assert found.identity.weights == found.model_digest, "its base is the model that training starts from"
+    assert not found.starts_at_reference
+
+
+def test_an_adapter_names_the_hub_id_and_commit_of_its_base(toy: Toy, made: dict[str, Made], tmp_path: Path) -> None:
+    changes = {**STEPS, "model.path": "owner/base", "model.revision": "tagged", "train.lora": {"rank": 2}}
+    train(config(toy, tmp_path / "run", changes))
+    described = json.loads((tmp_path / "run/model/adapter_config.json").read_text())
+    assert (described["base_model_name_or_path"], described["revision"]) == ("owner/base", COMMIT)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "merge": True}], ids=["full", "lora"])
+def test_an_export_that_is_another_model_is_not_published(
+    toy: Toy, machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: object
+) -> None:
+    def negated(model: object, state: dict[str, torch.Tensor], *rest: object) -> None:
+        name = next(name for name in state if "q_proj" in name and "lora_A" not in name)
+        write_model(model, {**state, name: -state[name]}, *rest)
+
+    monkeypatch.setattr(trainer, "write_model", negated)
+    wanted = config(toy, tmp_path / "run", {**STEPS, "train.lora": lora})
+    with pytest.raises(IntegrityError, match=r"model/ would be another model .* they differ by"):
+        train(wanted)
+    assert not list((tmp_path / "run").glob("model*"))
+    notes = Notes()
+    assert train(config(toy, tmp_path / "run", {**STEPS, "train.lora": lora, "train.verify_export": False}), notes)
+    assert [text for text in notes.warning if "verify_export is off" in text]
