@@ -47,8 +47,8 @@ def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, obser
         return {}
     request, theirs = read_probe(checkpoint / PROBE)
     job = ProofJob(folder, request, workspace.dtype, "cuda" if train.gpus_per_worker else "cpu")
-    sizes = {"cpus": train.cpus_per_worker, "gpus": train.gpus_per_worker}
-    ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, **sizes)
+    cpus, gpus = train.cpus_per_worker, train.gpus_per_worker
+    ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, cpus=cpus, gpus=gpus)
     found = compare(ours, theirs, workspace.dtype)
     if found.problem is not None:
         row, now, then, difference, allowed = found.problem

@@ -158,8 +158,11 @@ def _ids(adapted: Any) -> Tensor:
 
 @torch.no_grad()
 def _nats(model: Any, ids: Tensor) -> Tensor:
-    """Log-probs of the ids by one forward: [L - 1], float64."""
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].double()
+    """Log-probs of the ids by one forward: [L - 1], float64; of a classifier its outputs."""
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0].double()
+    if logits.ndim == 1:
+        return logits
+    logits = logits[:-1]
     found: Tensor = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
     return found
 
