@@ -161,11 +161,44 @@ class LoraSection(Section):
     rank: int = Field(default=16, ge=1)
     """Rank of the adapter matrices."""
     alpha: float = Field(default=32, gt=0)
-    """Scale: the update is multiplied by alpha / rank."""
+    """Scale: the update is multiplied by alpha / rank, with `rslora` by alpha / sqrt(rank)."""
+    rslora: bool = False
+    """Rank-stabilised scale (arXiv 2312.03732): alpha / sqrt(rank)."""
+    dora: bool = False
+    """DoRA (arXiv 2402.09353): magnitudes of the outputs are trained beside their directions. Not for experts."""
+    init: str = "default"
+    """How the first matrix is drawn: default (uniform) or gaussian. The second one is 0, so that the policy starts at the
+    reference; initialisations that change the base are refused."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Module names, or all-linear (every linear layer but the head). A head that is tied to the embedding is refused."""
+    """Module names, or all-linear: every linear layer but the head, routers of experts and towers of images and sound. A head
+    that is tied to the embedding is refused."""
+    experts: bool = True
+    """With all-linear, adapt also the matrices of experts, each with factors of its own. With module names: never."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names of modules that are trained whole beside the adapter and stored with it, such as embed_tokens and lm_head of an
+    untied model."""
+    dropout: float = 0.0
+    """0 alone is allowed: log-ratios compare a policy with its reference, and one that is random has no log-probs."""
     merge: bool = False
     """Also write the merged model to `model_merged/`."""
+
+    def clashes(self) -> Iterator[str]:
+        if self.dropout:
+            yield (
+                f"dropout: {self.dropout:g}; 0 is allowed. Log-ratios compare policy and reference token by token, and "
+                "with dropout the policy would be another at every forward: step 0 would not be at ln 2, and no export "
+                "would say what was trained. Leave it out; weight_decay or fewer epochs work against overfitting"
+            )
+        if self.init not in ("default", "gaussian"):
+            yield (
+                f"init: {self.init}; default and gaussian are allowed. An initialisation that changes the base or starts with "
+                "an update (pissa, olora, loftq, corda, eva, orthogonal) would start the policy away from its reference. "
+                "Leave it out"
+            )
+
+    def placed(self) -> dict[str, Any]:
+        """What decides the adapter, by the names that `raydpo.models.lora` has for it."""
+        return self.model_dump(exclude={"merge", "dropout"})
 
 
 class TrainSection(Section):
@@ -232,6 +265,9 @@ class TrainSection(Section):
     objectives with pairs, else `eval/loss`. Higher is better, except for `eval/loss`."""
     export: Annotated[Literal["last", "best"], FREE] = "last"
     """Which checkpoint becomes `model/`. best: a checkpoint is written at every evaluation."""
+    verify_export: Annotated[bool, FREE] = True
+    """Load `model/` and `model_merged/` again with plain transformers before they are published, and compare log-probs of a few
+    rows with the trainers'. A model that does not fit into the memory of one worker needs false."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better `eval/rewards/margins`."""
     max_nonfinite_steps: Annotated[int, FREE] = Field(default=3, ge=1)

@@ -16,6 +16,7 @@ from pathlib import Path
 from raydpo import runtime
 from raydpo.artifacts import commit_folder, digest_of, verify_folder
 from raydpo.artifacts.durable import full_disk
+from raydpo.config import Config
 from raydpo.models.resolve import ResolvedModel
 from raydpo.reference.identity import model_digest
 from raydpo.rundir.workspace import Workspace
@@ -41,6 +42,13 @@ def with_start(workspace: Workspace, observer: Observer) -> Workspace:
     return replace(workspace, start=start, baseline=baseline)
 
 
+def initial_policy(
+    config: Config, run_dir: Path, found: ResolvedModel, dtype: str, observer: Observer
+) -> ResolvedModel:
+    """The model that rounds start from, merged into a folder of the run where it is an adapter. Needs a session."""
+    return _merged_into(run_dir, found, dtype, config.train.cpus_per_worker, observer)
+
+
 def merged_folder(run_dir: Path, found: ResolvedModel, dtype: str) -> Path:
     """Where the adapter `found` lies merged in `dtype`."""
     return run_dir / "merged" / digest_of([model_digest(found), dtype])[:16]
@@ -49,23 +57,25 @@ def merged_folder(run_dir: Path, found: ResolvedModel, dtype: str) -> Path:
 def _plain(workspace: Workspace, found: ResolvedModel, observer: Observer) -> ResolvedModel | None:
     if found.base is None:
         return None
-    folder = merged_folder(workspace.dir, found, workspace.dtype)
+    cpus = workspace.config.train.cpus_per_worker
+    return _merged_into(workspace.dir, found, workspace.dtype, cpus, observer)
+
+
+def _merged_into(run_dir: Path, found: ResolvedModel, dtype: str, cpus: float, observer: Observer) -> ResolvedModel:
+    if found.base is None:
+        return found
+    folder = merged_folder(run_dir, found, dtype)
     if verify_folder(folder):
-        _merge(workspace, found, folder)
+        runtime.check_storage(run_dir)
+        staging = folder.with_name(f".{folder.name}-work")
+        for leftover in (staging, folder):
+            shutil.rmtree(leftover, ignore_errors=True)
+        staging.parent.mkdir(parents=True, exist_ok=True)
+        with full_disk(folder):
+            list(runtime.run_pool("merge", merger, [MergeJob(found, staging, dtype)], num_workers=1, cpus=cpus))
+        commit_folder(staging, folder, {"adapter": found.name, "base": found.whole().name, "dtype": dtype})
         observer(Note("info", f"the adapter {found.name} and its base {found.whole().name} were merged into {folder}"))
     return ResolvedModel(found.name, None, folder)
-
-
-def _merge(workspace: Workspace, found: ResolvedModel, folder: Path) -> None:
-    staging = folder.with_name(f".{folder.name}-work")
-    for leftover in (staging, folder):
-        shutil.rmtree(leftover, ignore_errors=True)
-    staging.parent.mkdir(parents=True, exist_ok=True)
-    runtime.check_storage(workspace.dir)
-    job = MergeJob(found, staging, workspace.dtype)
-    with full_disk(folder):
-        list(runtime.run_pool("merge", merger, [job], num_workers=1, cpus=workspace.config.train.cpus_per_worker))
-    commit_folder(staging, folder, {"adapter": found.name, "base": found.whole().name, "dtype": workspace.dtype})
 
 
 def merger() -> Callable[[MergeJob], None]:

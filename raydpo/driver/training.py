@@ -37,7 +37,7 @@ _UNREAD = 4
 def check_adapter(config: Config, folder: Path) -> None:
     """Raise ConfigError when the adapter that `train.lora` asks for cannot be put on the model in `folder`."""
     if (lora := config.train.lora) is not None:
-        check_lora(folder, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules)
+        check_lora(folder, **lora.placed())
 
 
 def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None = None) -> Plan:

@@ -91,11 +91,18 @@ def tied_modules(adapted: Any) -> Iterator[tuple[str, Any, list[str]]]:
         for _, parameter in module.named_parameters(recurse=False):
             owners.setdefault(id(parameter), []).append(plain_name(name))
     for name, module in adapted.named_modules():
-        if hasattr(module, "get_base_layer"):
-            own = module.get_base_layer().named_parameters(recurse=False)
+        below = module.original_module if is_copied(module) else module
+        below = module.get_base_layer() if hasattr(module, "get_base_layer") else below
+        if below is not module:
+            own = below.named_parameters(recurse=False)
             others = {owner for _, parameter in own for owner in owners[id(parameter)]}
             if rest := sorted(others - {plain_name(name)}):
                 yield plain_name(name), module, rest
+
+
+def is_copied(module: Any) -> bool:
+    """Whether PEFT trains a copy of the module that stands here (modules_to_save)."""
+    return "original_module" in getattr(module, "_modules", {})
 
 
 def plain_name(name: str) -> str:
@@ -107,6 +114,8 @@ def plain_name(name: str) -> str:
 def _untie(adapted: Any) -> None:
     """Give adapted modules that share a matrix one of their own."""
     for _, module, _ in list(tied_modules(adapted)):
+        if is_copied(module):  # its original goes when it is merged
+            continue
         base = module.get_base_layer()
         base.weight = torch.nn.Parameter(base.weight.detach().clone(), requires_grad=False)
 
@@ -149,8 +158,11 @@ def _ids(adapted: Any) -> Tensor:
 
 @torch.no_grad()
 def _nats(model: Any, ids: Tensor) -> Tensor:
-    """Log-probs of the ids by one forward: [L - 1], float64."""
-    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].double()
+    """Log-probs of the ids by one forward: [L - 1], float64; of a classifier its outputs."""
+    logits: Tensor = model(input_ids=ids, use_cache=False).logits[0].double()
+    if logits.ndim == 1:
+        return logits
+    logits = logits[:-1]
     found: Tensor = logits.log_softmax(-1).gather(1, ids[0, 1:, None])[:, 0]
     return found
 

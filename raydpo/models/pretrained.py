@@ -100,7 +100,8 @@ def switch_dropout_off(model: nn.Module) -> nn.Module:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a model folder."""
+    """The fast tokenizer of a model folder; of an adapter without one, its base's."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    found = with_base(ResolvedModel(str(folder), None, folder))
+    return AutoTokenizer.from_pretrained(str(found.tokenizer), trust_remote_code=False)

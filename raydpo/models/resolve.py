@@ -40,6 +40,11 @@ class ResolvedModel:
         return self if self.base is None else self.base.whole()
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folder of the model, then those of the adapters on it, each on the one before."""
+        return (self.folder,) if self.base is None else (*self.base.folders, self.folder)
+
+    @property
     def tokenizer(self) -> Path:
         """Folder of the tokenizer: the adapter's own where it brings one, else its base's."""
         return self.folder if self.base is None or holds_tokenizer(self.folder) else self.base.tokenizer

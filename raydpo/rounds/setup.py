@@ -90,7 +90,7 @@ def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
         observer(Note("warning", text))
     config = workspace.config
     engine = _engine(workspace)
-    tokenizer = open_tokenizer(engine.model, config.data.chat_template)
+    tokenizer = open_tokenizer(str(workspace.model.tokenizer), config.data.chat_template)
     prompts, eval_prompts = _read(workspace, tokenizer, observer)
     layout = RoundsFolder(config, workspace.dir, workspace.model)
     judging = Judging(judge, config.judge, engine, is_colocated=layout.rounds.placement == "colocated")

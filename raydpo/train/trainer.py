@@ -20,6 +20,7 @@ from raydpo.batches import MicroBatch, Order
 from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means, names_for
+from raydpo.models.adapted import said
 from raydpo.models.balancing import balancing_in
 from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths, choose_layout
@@ -38,6 +39,7 @@ from raydpo.train.balance import Balance, Experts, observe_experts
 from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
+from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
 from raydpo.train.spec import TrainSpec
@@ -169,9 +171,15 @@ class Trainer:
         scoring = self.engine.engine.module
         source, is_writer = self.spec.model.here(), self.rank.rank == 0
         state = gather_weights(scoring, self.engine.stage, is_writer)
+        if self.spec.config.train.verify_export:
+            probe = policy_probe(self.engine, self.train)
+            if is_writer:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_probe_rows(folder / "probe.json", probe)
         written: Future[Staged] = Future()
         if is_writer:
-            task = partial(write_model, scoring.model, state, source, folder / "model", self.spec.chat_template)
+            base = (self.spec.model.name, self.spec.model.commit) if self.spec.model.commit else (str(source), None)
+            task = partial(write_model, scoring.model, state, source, folder / "model", self.spec.chat_template, base)
             written = self._writer.submit(lambda: task() or Staged(step, str(folder), metrics, reason))
         else:
             written.set_result(Staged(step, str(folder), metrics, reason))
@@ -206,8 +214,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     work = work_of(model)
     notes += [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
     if (lora := train.lora) is not None:
-        targets = lora.target_modules
-        model = add_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=targets, seed=config.run.seed)
+        model = add_lora(model, seed=config.run.seed, **lora.placed())
+        notes.append(said(model))
     model.train()  # every dropout is 0; gradient checkpointing works in training mode only
     lookup = open_lookup(spec)
     training, held_out = (
