@@ -28,6 +28,7 @@ from raydpo.models.lora import add_lora
 from raydpo.models.pretrained import load_model
 from raydpo.models.router_probe import check_routing
 from raydpo.models.routing import experts_per_token
+from raydpo.models.text_part import freeze_what_text_does_not_reach
 from raydpo.models.training_mode import check_training_mode
 from raydpo.models.work import TOKENS, Work, work_of
 from raydpo.objectives.loss import Loss
@@ -205,6 +206,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     layout, why = choose_layout(model, config.model.attention)
     work = work_of(model)
     notes += [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
+    if towers := freeze_what_text_does_not_reach(model):
+        notes.append(towers)
     if (lora := train.lora) is not None:
         targets = lora.target_modules
         model = add_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=targets, seed=config.run.seed)
