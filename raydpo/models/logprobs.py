@@ -169,7 +169,7 @@ def logits_adjustment(config: Any) -> Callable[[Tensor], Tensor]:
     """What the architecture does to its logits after the head: soft-capping or scaling, by its config's fields."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1.0
+    scale = (getattr(config, "logit_scale", None) or 1.0) * (getattr(config, "lm_head_multiplier", None) or 1.0)
     divisor = getattr(config, "logits_scaling", None) or 1.0
 
     def adjust(logits: Tensor) -> Tensor:
