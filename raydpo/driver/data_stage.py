@@ -12,6 +12,7 @@ from raydpo.config.cross_checks import best_metric, chosen_by_evaluations
 from raydpo.data import DataReport, prepare
 from raydpo.data.embedding_rows import smallest
 from raydpo.errors import DataError
+from raydpo.models.before_loading import facts
 from raydpo.models.config_file import num_embeddings
 from raydpo.models.resolve import ResolvedModel
 from raydpo.rundir.workspace import Workspace
@@ -27,6 +28,12 @@ def data_stage(
     """
     for text in workspace.notes:
         observer(Note("warning", text))
+    config = workspace.config
+    if evaluated is None:
+        for text in facts(
+            workspace.model.folder, config.train.router_aux_loss, has_adapter=config.train.lora is not None
+        ):
+            observer(Note("info", text))
     folder = str(workspace.model.tokenizer)
     embedding = smallest(_embeddings(workspace, evaluated))
     return prepare(workspace.config, folder, workspace.data, write=write, observer=observer, embedding=embedding)

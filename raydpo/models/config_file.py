@@ -28,7 +28,7 @@ def num_positions(config: Any) -> int | None:
 def config_of(key: str, folder: Path) -> dict[str, Any]:
     """config.json of the model that `key` names, of an adapter that of its base. Raises ConfigError when it cannot be read."""
     if is_adapter(folder):
-        return config_of(key, adapter_base(folder).folder)
+        return config_of(key, adapter_base(folder, weights=False).folder)
     try:
         found = json.loads((folder / "config.json").read_text())
         if not isinstance(found, dict):
@@ -49,5 +49,5 @@ def of_text(described: dict[str, Any], *names: str) -> int | None:
 def num_embeddings(key: str, folder: Path) -> int | None:
     """Rows of the embedding: ids from there on have none. None where the config does not say."""
     if is_adapter(folder):
-        return num_rows(folder) or num_embeddings(key, adapter_base(folder).folder)
+        return num_rows(folder) or num_embeddings(key, adapter_base(folder, weights=False).folder)
     return of_text(config_of(key, folder), "vocab_size")

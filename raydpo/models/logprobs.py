@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from raydpo.errors import ConfigError
 from raydpo.models.attention import Segment, Stream
 from raydpo.models.routing import row_counts, tally
+from raydpo.models.text_part import text_body, text_head
 
 Extra = Literal["nothing", "collisions", "likeliest"]
 """What is computed in addition to log-probs, see `AnswerLogProbs`."""
@@ -91,7 +92,7 @@ class AnswerLogProbs(nn.Module):
         return found
 
     def _read(self, batch: SequenceBatch, **more: Any) -> Any:
-        return self._inner.get_decoder()(input_ids=batch.input_ids, use_cache=False, **_layout(batch), **more)
+        return text_body(self._inner)(input_ids=batch.input_ids, use_cache=False, **_layout(batch), **more)
 
     def score(self, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int = 1, extra: Extra = "nothing") -> Tensor:
         """Log-probs of `targets_N` from hidden states, in `num_chunks` calls of the head; as `forward` returns them."""
@@ -109,7 +110,7 @@ class AnswerLogProbs(nn.Module):
     @property
     def head(self) -> Any:
         """The linear layer from hidden states to logits."""
-        return self._inner.get_output_embeddings()
+        return text_head(self._inner)
 
     @property
     def _inner(self) -> Any:
@@ -169,7 +170,7 @@ def logits_adjustment(config: Any) -> Callable[[Tensor], Tensor]:
     """What the architecture does to its logits after the head: soft-capping or scaling, by its config's fields."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1.0
+    scale = (getattr(config, "logit_scale", None) or 1.0) * (getattr(config, "lm_head_multiplier", None) or 1.0)
     divisor = getattr(config, "logits_scaling", None) or 1.0
 
     def adjust(logits: Tensor) -> Tensor:

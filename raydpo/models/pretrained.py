@@ -16,6 +16,8 @@ import torch
 from torch import nn
 
 from raydpo.errors import ConfigError
+from raydpo.models.auto_class import auto_class
+from raydpo.models.config_file import config_of
 from raydpo.models.merging import merge_adapter
 from raydpo.models.resolve import ResolvedModel, with_base
 
@@ -43,10 +45,8 @@ def load_model(found: ResolvedModel | Path, dtype: str, attention: str) -> Any:
 
 
 def _read(folder: Path, dtype: str, attention: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
     def read(implementation: str) -> Any:
-        model, found = AutoModelForCausalLM.from_pretrained(
+        model, found = auto_class(config_of("the model", folder)).from_pretrained(
             str(folder),
             dtype=DTYPES[dtype],
             attn_implementation=implementation,

@@ -13,7 +13,8 @@ from pathlib import Path
 from raydpo.errors import ConfigError
 from raydpo.models.adapter_files import DESCRIBED, described, holds_tokenizer, is_adapter
 
-WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
+WEIGHTS = ("*.safetensors", *DESCRIPTION)
 
 
 @dataclass(frozen=True)
@@ -50,12 +51,20 @@ class ResolvedModel:
         return self.folder if self.base is None or holds_tokenizer(self.folder) else self.base.tokenizer
 
 
-def resolve_model(key: str, name: str, revision: str | None = None) -> ResolvedModel:
-    """Find the model or the adapter, with its base, that `key` of the config names. Raises ConfigError when there is none."""
+def resolve_model(key: str, name: str, revision: str | None = None, *, weights: bool = True) -> ResolvedModel:
+    """Find the model or the adapter, with its base, that `key` of the config names. Raises ConfigError when there is none.
+
+    weights: of a hub id, whether they are downloaded, too; configs and tokenizers always are.
+    """
     if (found := _folder(key, name)) is None:
-        path = _download(name, revision, key)
+        path = _download(name, revision, key, weights)
         found = ResolvedModel(name, path.name, path)
-    return with_base(found)
+    return with_base(found, weights=weights)
+
+
+def describe_model(key: str, name: str, revision: str | None = None) -> ResolvedModel:
+    """`resolve_model` that downloads no weights: for what reads configs and tokenizers alone."""
+    return resolve_model(key, name, revision, weights=False)
 
 
 def local_folder(key: str, name: str) -> ResolvedModel | None:
@@ -67,17 +76,17 @@ def local_folder(key: str, name: str) -> ResolvedModel | None:
     return None if found is None else _with_local_base(found)
 
 
-def with_base(model: ResolvedModel) -> ResolvedModel:
+def with_base(model: ResolvedModel, *, weights: bool = True) -> ResolvedModel:
     """`model` with its base, where it is an adapter whose base is not known yet. Raises ConfigError."""
     if model.base is not None or not is_adapter(model.folder):
         return model
-    return replace(model, base=adapter_base(model.folder))
+    return replace(model, base=adapter_base(model.folder, weights=weights))
 
 
-def adapter_base(folder: Path) -> ResolvedModel:
+def adapter_base(folder: Path, *, weights: bool = True) -> ResolvedModel:
     """The model that the adapter in `folder` was trained on, at the revision it names. Raises ConfigError."""
     name, revision = _base_name(folder)
-    return resolve_model(f"base of the adapter {folder}", name, revision)
+    return resolve_model(f"base of the adapter {folder}", name, revision, weights=weights)
 
 
 def _with_local_base(model: ResolvedModel) -> ResolvedModel | None:
@@ -124,12 +133,14 @@ def _folder(key: str, name: str) -> ResolvedModel | None:
     return None
 
 
-def _download(name: str, revision: str | None, key: str = "model.path") -> Path:
+def _download(name: str, revision: str | None, key: str = "model.path", weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(WEIGHTS)))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(WEIGHTS if weights else DESCRIPTION))
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ConfigError(
             f"{key}: {name} is not a folder, and the hub gave no snapshot of it (revision {revision or 'main'}): "

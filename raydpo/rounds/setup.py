@@ -82,10 +82,11 @@ class Setup:
         write_json(self.layout.dir / "summary.json", summary)
 
 
-def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
-    """Raises ConfigError and DataError with every problem, before Ray is started."""
+def set_up(config: Config, judge: Judge | None, observer: Observer, *, weights: bool = True) -> Setup:
+    """Raises ConfigError and DataError with every problem, before Ray is started. weights: whether those of a hub id are
+    downloaded."""
     check_rounds(config, judge is not None)
-    workspace = find_workspace(config, "iterate")
+    workspace = find_workspace(config, "iterate", weights=weights)
     for text in workspace.notes:
         observer(Note("warning", text))
     config = workspace.config
@@ -106,7 +107,7 @@ def examine(config: Config, observer: Observer) -> dict[str, Any]:
     if awaits_function(config):
         observer(Note("info", "the config names no judge: raydpo.iterate(config, judge=function) has to bring one"))
         judge = _not_asked
-    setup = set_up(config, judge, observer)
+    setup = set_up(config, judge, observer, weights=False)
     counts = {"prompts": len(setup.prompts), "eval_prompts": len(setup.eval_prompts)}
     return {
         "run_dir": str(setup.layout.dir),

@@ -20,7 +20,7 @@ from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
 from raydpo.errors import ConfigError, StorageError
-from raydpo.models.resolve import ResolvedModel, resolve_model
+from raydpo.models.resolve import ResolvedModel, describe_model, resolve_model
 from raydpo.reference.identity import NO_ADAPTER, digests, reference_identity
 from raydpo.rundir.named_models import NamedModels
 
@@ -187,10 +187,10 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
         yield workspace
 
 
-def find_workspace(config: Config, verb: str) -> Workspace:
+def find_workspace(config: Config, verb: str, *, weights: bool = True) -> Workspace:
     """The workspace of `config`, touching nothing. Every problem at once as ConfigError."""
-    named = NamedModels(config, resolve_model)
-    problems = [*cross_checks(config, verb), *named.problems()]
+    named = NamedModels(config, describe_model if verb == "check" or not weights else resolve_model)
+    problems = [*cross_checks(config, verb), *named.problems(), *named.training_problems(verb)]
     model = named.found.get("model.path")
     if problems or model is None or named.fitted is None:
         raise ConfigError(problems)

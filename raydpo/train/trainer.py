@@ -29,6 +29,7 @@ from raydpo.models.lora import add_lora
 from raydpo.models.pretrained import load_model
 from raydpo.models.router_probe import check_routing
 from raydpo.models.routing import experts_per_token
+from raydpo.models.text_part import freeze_what_text_does_not_reach
 from raydpo.models.training_mode import check_training_mode
 from raydpo.models.work import TOKENS, Work, work_of
 from raydpo.objectives.loss import Loss
@@ -209,10 +210,12 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
         check_head(AnswerLogProbs(model))
     check_training_mode(model)
-    experts, notes = find_experts(model, spec)
+    experts = find_experts(model, spec)
     layout, why = choose_layout(model, config.model.attention)
     work = work_of(model)
-    notes += [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
+    notes = [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
+    if towers := freeze_what_text_does_not_reach(model):
+        notes.append(towers)
     if (lora := train.lora) is not None:
         model = add_lora(model, seed=config.run.seed, **lora.placed())
         notes.append(said(model))
@@ -238,13 +241,13 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     return Trainer(spec, rank, engine, loss, training, eval_feed, order, experts, tuple(notes))
 
 
-def find_experts(model: Any, spec: TrainSpec) -> tuple[Experts | None, list[str]]:
-    """(how the balance of the experts enters the loss, what to say of it). Raises ConfigError."""
+def find_experts(model: Any, spec: TrainSpec) -> Experts | None:
+    """How the balance of the experts enters the loss, None: it does not. Raises ConfigError."""
     found = balancing_in(spec.model.here(), spec.config.train.router_aux_loss)
     experts = Experts(found.coefficient, experts_per_token(model)) if found.coefficient else None
     if experts is not None and spec.config.model.attention != "flash_attention_2":
         check_routing(AnswerLogProbs(model), experts.top_k)
-    return experts, [found.said] if found.said else []
+    return experts
 
 
 def _check_equal(device: torch.device, what: str, mine: int) -> None:
