@@ -57,6 +57,8 @@ class DataReport:
     columns_not_read: columns of each source that held something and were not read.
     contradicted_pairs: pairs whose ratings say that the rejected answer is better (they are used).
     splits_by_name: what was decided on data sets with training and held-out parts, a sentence each.
+    ends: how rows begin and end, and what says so.
+    empty_prompts: examples whose prompt is a BOS alone, which the tokenizer would not have written.
     reused: an earlier preparation of the same input was taken.
     """
 
@@ -78,6 +80,8 @@ class DataReport:
     columns_not_read: dict[str, list[str]] = field(default_factory=dict)
     contradicted_pairs: int = 0
     splits_by_name: list[str] = field(default_factory=list)
+    ends: str = ""
+    empty_prompts: int = 0
     reused: bool = False
 
     def __post_init__(self) -> None:
@@ -161,6 +165,7 @@ class Tally:
             truncated_prompts=self.counts["truncated_prompts"],
             boundary_merges=self.counts["boundary_merges"],
             duplicates=self.counts["duplicates"],
+            empty_prompts=self.counts["empty_prompts"],
             eval_prompts_in_train=sum(prompt in self._prompts["train"] for prompt in self._eval_prompts),
             lengths=self._lengths(),
             desirable=dict(self.desirable),

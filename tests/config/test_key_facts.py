@@ -28,7 +28,8 @@ FREE_IN_ROUNDS = """
 DECIDE = """
     run.seed model.dtype model.attention data.format data.columns data.ignore
     data.eval_fraction data.max_length data.overlong data.max_bad_fraction
-    data.control_tokens data.confidence_column data.min_confidence data.unpair data.weight_column objective.name
+    data.control_tokens data.bos data.eos data.confidence_column data.min_confidence data.unpair data.weight_column
+    objective.name
     reference.sync_every reference.sync_alpha train.num_workers train.gpus_per_worker train.learning_rate train.schedule
     train.warmup_fraction train.global_batch_pairs train.epochs train.max_steps train.weight_decay train.adam_beta1
     train.adam_beta2 train.max_grad_norm train.zero_stage train.offload_optimizer train.offload_parameters
