@@ -40,6 +40,11 @@ class ResolvedModel:
         return self if self.base is None else self.base.whole()
 
     @property
+    def folders(self) -> tuple[Path, ...]:
+        """Its own folder, and of an adapter those under it, the nearest first."""
+        return (self.folder, *(self.base.folders if self.base is not None else ()))
+
+    @property
     def tokenizer(self) -> Path:
         """Folder of the tokenizer: the adapter's own where it brings one, else its base's."""
         return self.folder if self.base is None or holds_tokenizer(self.folder) else self.base.tokenizer
