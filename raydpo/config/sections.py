@@ -103,6 +103,13 @@ class DataSection(Section):
     control_tokens: Literal["plain", "quarantine", "allow"] = "plain"
     """The tokenizer's control tokens inside the text. plain: read as ordinary text. quarantine: leave the row out.
     allow: read as control tokens (for text that is already templated)."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """BOS in front of a row. auto: as the tokenizer itself writes one, in conversations as the chat template does. always:
+    one in every row. never: none. An empty prompt gets one with auto, since something has to predict its answer."""
+    eos: str = Field(default="auto", min_length=1)
+    """The token that ends an answer. auto: in conversations the first behind the answer that the chat template writes and
+    that the model's generation_config.json (or config.json) or its tokenizer names as an end; in plain text, and where a
+    template writes none, the tokenizer's EOS. Otherwise the text of one token, which then ends every answer."""
     confidence_column: str | None = None
     """Column with annotator confidence or agreement; dots reach into nested fields."""
     min_confidence: float | None = None

@@ -34,7 +34,7 @@ REASONS: dict[str, str] = {
     "bad_ids": "token ids are not a list of whole numbers in the vocabulary",
     "bad_mask": "an answer mask is not one 0 or 1 for each token of its answer",
     "split_token": "one token holds text of the assistant and of somebody else",
-    "empty_prompt": "no prompt, and the tokenizer has no BOS to start from",
+    "empty_prompt": "no prompt, and no BOS to start from",
     "empty_answer": "an answer without text",
     "identical_answers": "chosen and rejected are the same",
     "differing_prompts": "chosen and rejected answer different prompts",

@@ -80,6 +80,9 @@ def tell(report: DataReport, config: Config, observer: Observer) -> None:
     for source, layout in report.formats.items():
         if "; also " in layout:
             observer(Note("warning", f"{source}: rows of several layouts, each read by its own: {layout}"))
+    if report.empty_prompts:
+        text = f"{report.empty_prompts:,} examples have an empty prompt and begin with a BOS, which the model has to start from"
+        observer(Note("info", text))
     if report.contradicted_pairs:
         text = f"{report.contradicted_pairs:,} pairs have ratings that say the rejected answer is the better one"
         observer(Note("warning", f"{text}; chosen and rejected count"))

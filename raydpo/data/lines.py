@@ -63,6 +63,7 @@ def encode_lines(
                 continue
             tally.counts["truncated_prompts"] += example.truncated
             tally.counts["boundary_merges"] += example.merged
+            tally.counts["empty_prompts"] += example.is_bos_added
             place = f"{name}:{line.number}"
             beyond.look(place, example)
             yield place, example, rest

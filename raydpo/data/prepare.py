@@ -22,12 +22,14 @@ from raydpo.config.outside import is_outside, source_sha256
 from raydpo.data.bad_rows import BadRow, confidence, weight
 from raydpo.data.embedding_rows import Beyond, Embedding
 from raydpo.data.encode import Encoded
+from raydpo.data.ends_said import ends_said
 from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format
 from raydpo.data.lines import encode_lines
 from raydpo.data.messages import Row
 from raydpo.data.mixture import Portion, find_mixture
 from raydpo.data.report import DataReport, Tally
+from raydpo.data.row_ends import decided
 from raydpo.data.row_reader import RowReader
 from raydpo.data.sources import Source
 from raydpo.data.store import Store
@@ -36,7 +38,7 @@ from raydpo.data.token_rows import other_tokenizer
 from raydpo.errors import DataError
 from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
 
-VERSION = "data-5"
+VERSION = "data-6"
 """Version of reading and encoding: raise it when the same input may give other ids."""
 
 _DETECT_ROWS = 64
@@ -52,14 +54,16 @@ def prepare(
     write: bool = True,
     observer: Observer = ignore,
     embedding: Embedding | None = None,
+    model_folders: Sequence[Path] = (),
 ) -> DataReport:
     """Read, check and encode all data of a run. write=False does everything but writing.
 
-    embedding: what the ids have to fit into; None: unknown. A finished preparation in `folder` is taken as it is when files,
+    embedding: what the ids have to fit into; None: unknown. model_folders: asked in order for the model's end tokens; none:
+    the tokenizer's folder is. A finished preparation in `folder` is taken as it is when files,
     data section, tokenizer and number of answers are the same. Raises DataError with all problems: missing files, no chat
     template, too many bad lines, tokens beyond the embedding.
     """
-    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding).run()
+    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding, model_folders).run()
 
 
 class _Preparation:
@@ -71,6 +75,7 @@ class _Preparation:
         write: bool,
         observer: Observer,
         embedding: Embedding | None,
+        model_folders: Sequence[Path],
     ) -> None:
         self.config, self.settings = config, config.data
         self.objective = config.objective.row
@@ -92,6 +97,7 @@ class _Preparation:
         if problems:
             raise DataError(problems)
         self.tokenizer = open_tokenizer(tokenizer_path, self.settings.chat_template)
+        self.tokenizer.ends = decided(self.tokenizer, self.settings.bos, self.settings.eos, model_folders)
         self.beyond = Beyond(self.tokenizer, embedding)
 
     def run(self) -> DataReport:
@@ -101,15 +107,18 @@ class _Preparation:
             report = replace(DataReport.from_json(earlier), reused=True)
             self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
             return report
-        for note in self.mixture.notes:
+        ends = ends_said(self.tokenizer)
+        for note in [*self.mixture.notes, ends.text]:
             self.observer(Note("info", note))
+        if ends.warning:
+            self.observer(Note("warning", ends.warning))
         threshold = self._threshold()
         tally = self._pass(store, threshold)
         self.beyond.refuse()
         if threshold and not tally.pairs["eval"] and len(tally.prompt_hashes) > 1:
             # So few prompts that the share came out empty: the one with the smallest hash is held out.
             tally = self._pass(store, min(tally.prompt_hashes) + 1)
-        report = replace(tally.report(), splits_by_name=self.mixture.notes)
+        report = replace(tally.report(), splits_by_name=self.mixture.notes, ends=ends.text)
         quarantine = self.folder.parent / "quarantine.jsonl" if self.write else None
         if quarantine is not None:
             durable.write_text(quarantine, "".join(f"{entry}\n" for entry in tally.entries))
@@ -136,6 +145,7 @@ class _Preparation:
                 ],
                 "settings": self.settings.model_dump(mode="json"),
                 "tokenizer": self.tokenizer.digest,
+                "ends": self.tokenizer.ends.facts(),
                 "num_answers": self.num_answers,
                 "data": self.objective.data,
                 "with_mismatched": self.with_mismatched,

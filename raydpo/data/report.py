@@ -62,6 +62,8 @@ class DataReport:
         and repeated (lines); train and eval (examples that it gave to each split).
     not_drawn, repeated, deduplicated: good lines that a mixture did not draw, further uses of lines, and lines left out by
         data.deduplicate.
+    ends: how rows begin and end, and what says so.
+    empty_prompts: examples whose prompt is a BOS alone, which the tokenizer would not have written.
     reused: an earlier preparation of the same input was taken.
     """
 
@@ -88,6 +90,8 @@ class DataReport:
     not_drawn: int = 0
     repeated: int = 0
     deduplicated: int = 0
+    ends: str = ""
+    empty_prompts: int = 0
     reused: bool = False
 
     def __post_init__(self) -> None:
@@ -183,6 +187,7 @@ class Tally:
             truncated_prompts=self.counts["truncated_prompts"],
             boundary_merges=self.counts["boundary_merges"],
             duplicates=self.counts["duplicates"],
+            empty_prompts=self.counts["empty_prompts"],
             eval_prompts_in_train=sum(prompt in self._prompts["train"] for prompt in self._eval_prompts),
             lengths=self._lengths(),
             desirable=dict(self.desirable),

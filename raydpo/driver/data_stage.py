@@ -36,7 +36,15 @@ def data_stage(
             observer(Note("info", text))
     folder = str(workspace.model.tokenizer)
     embedding = smallest(_embeddings(workspace, evaluated))
-    return prepare(workspace.config, folder, workspace.data, write=write, observer=observer, embedding=embedding)
+    return prepare(
+        workspace.config,
+        folder,
+        workspace.data,
+        write=write,
+        observer=observer,
+        embedding=embedding,
+        model_folders=tuple(reversed(workspace.model.folders)),
+    )
 
 
 def _embeddings(workspace: Workspace, evaluated: ResolvedModel | None) -> list[tuple[str, int | None]]:

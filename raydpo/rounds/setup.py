@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raydpo import runtime
@@ -15,8 +15,10 @@ from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import RoundsSection
 from raydpo.config.rounds_checks import awaits_function
 from raydpo.data.embedding_rows import smallest
+from raydpo.data.ends_said import ends_said
 from raydpo.data.offline_share import sources_digest
 from raydpo.data.prompts import PromptReport, read_prompts
+from raydpo.data.row_ends import decided
 from raydpo.data.template import open_tokenizer
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.driver.judges import Judging
@@ -92,10 +94,15 @@ def set_up(config: Config, judge: Judge | None, observer: Observer, *, weights: 
     config = workspace.config
     engine = _engine(workspace)
     tokenizer = open_tokenizer(str(workspace.model.tokenizer), config.data.chat_template)
+    tokenizer.ends = decided(tokenizer, config.data.bos, config.data.eos, tuple(reversed(workspace.model.folders)))
+    ends = ends_said(tokenizer)
+    if not (config.data.train or config.data.eval):
+        observer(Note("info", ends.text))
     prompts, eval_prompts = _read(workspace, tokenizer, observer)
     layout = RoundsFolder(config, workspace.dir, workspace.model)
     judging = Judging(judge, config.judge, engine, is_colocated=layout.rounds.placement == "colocated")
-    return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
+    policy = replace(engine, end_ids=ends.ids)
+    return Setup(config, layout, policy, tokenizer, prompts, eval_prompts, judging, _demands(config))
 
 
 def examine(config: Config, observer: Observer) -> dict[str, Any]:

@@ -29,7 +29,7 @@ FREE_IN_ROUNDS = """
 DECIDE = """
     run.seed model.dtype model.attention data.format data.columns data.ignore
     data.eval_fraction data.max_length data.overlong data.max_bad_fraction
-    data.control_tokens data.confidence_column data.min_confidence data.unpair data.weight_column
+    data.control_tokens data.bos data.eos data.confidence_column data.min_confidence data.unpair data.weight_column
     data.deduplicate data.chat_template_kwargs objective.name
     reference.sync_every reference.sync_alpha train.num_workers train.gpus_per_worker train.learning_rate train.schedule
     train.warmup_fraction train.global_batch_pairs train.epochs train.max_steps train.weight_decay train.adam_beta1
