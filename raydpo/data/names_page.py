@@ -37,7 +37,8 @@ data: {ignore: [rating, images]}                            # may be left out
   Beside token ids, transcripts and prompts that are no column of their own the row is left out (`no_place_for_system`), and so
   is one whose conversation begins with another system text (`two_systems`).
 - Rows with images, video or sound are left out (`unsupported_media`). With `data.ignore: [images]` their text is read, unless
-  it holds a placeholder such as `<image>`.
+  it holds a placeholder such as `<image>`. Without such a column a placeholder counts where it is a control token of the
+  tokenizer.
 - A format of your own (`package.module:name`) gets the columns as they are, after `data.columns` and `data.ignore`; what it
   does not read is named and stops nothing.
 - `tokenized` rows may have `chosen_mask` and `rejected_mask`, a 0 or 1 for each id of the answer: the loss covers the tokens

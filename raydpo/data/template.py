@@ -15,6 +15,7 @@ from typing import Any, Literal
 from raydpo.data.bad_rows import BadRow, answer_texts
 from raydpo.data.chat_template import Template
 from raydpo.data.conversation import write_conversation
+from raydpo.data.media_tokens import refuse_media_tokens
 from raydpo.data.messages import Example, Message, Tokens
 from raydpo.data.spellings import REASONING
 from raydpo.data.tokenizer import TextTokenizer, count_aliases, holds_private_marks
@@ -101,6 +102,7 @@ def render(example: Example, tokenizer: TextTokenizer, policy: ControlTokens) ->
     """Text of one example. BadRow when it cannot be written or read."""
     if example.tokens is not None:
         return Rendered("", [], tokens=example.tokens)
+    refuse_media_tokens(_strings([example.prompt, example.answers]), tokenizer.control_tokens)
     if isinstance(example.prompt, list) and (tokenizer.has_template or example.plain is None):
         return _render_conversation(example, tokenizer, policy)
     if isinstance(example.prompt, list):
