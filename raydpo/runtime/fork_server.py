@@ -113,8 +113,10 @@ def _become_actor(request: ForkRequest) -> None:
         os.dup2(request.log, stream)
     os.close(request.log)
     os.environ["CUDA_VISIBLE_DEVICES"] = request.devices
-    if "numpy.random" in sys.modules:
-        sys.modules["numpy.random"].seed()  # Python's own does so by itself; torch starts from the same seed everywhere
+    if "numpy.random" in sys.modules:  # Python's own generator is seeded at every fork
+        sys.modules["numpy.random"].seed()
+    if hasattr(torch := sys.modules.get("torch"), "default_generator"):
+        torch.default_generator.seed()
     _name(request.kind)
     if sys.platform == "linux":  # the kernel ends it with its guard
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
