@@ -115,8 +115,8 @@ def _become_actor(request: ForkRequest) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = request.devices
     if "numpy.random" in sys.modules:  # Python's own generator is seeded at every fork
         sys.modules["numpy.random"].seed()
-    if hasattr(torch := sys.modules.get("torch"), "default_generator"):
-        torch.default_generator.seed()
+    if "torch" in sys.modules:
+        sys.modules["torch"].default_generator.seed()
     _name(request.kind)
     if sys.platform == "linux":  # the kernel ends it with its guard
         ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
