@@ -34,4 +34,5 @@ def served(folder: Path) -> str:
     said = [line for line in (found.stdout + found.stderr).splitlines() if "Error" in line and ": " in line]
     causes = [line for line in said if "engine core" not in line.lower()] or said or ["it ended without a word"]
     line = causes[0][max(causes[0].find(word) for word in ("ValidationError", "Error:", "[E]")) :] or causes[0]
-    return "no: " + first_sentence(causes[0].rpartition("] ")[2] if "] " in causes[0] else line)
+    text = causes[0].rpartition("] ")[2] if "] " in causes[0] else line
+    return "no: " + first_sentence(text.replace(sys.executable, "python"))

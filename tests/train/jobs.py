@@ -233,10 +233,9 @@ def _sharding_all(honest: Callable[..., dict[str, Any]]) -> Callable[..., dict[s
     return config
 
 
-def balanced_step(place: Place, spec: TrainSpec, num_steps: int) -> tuple[list[dict[str, float]], list[str]]:
-    """(metrics of the first steps, notes) of a training, as `update` gives them."""
+def balanced_step(place: Place, spec: TrainSpec, num_steps: int) -> list[dict[str, float]]:
+    """Metrics of the first steps of a training, as `update` gives them."""
     trainer = build_trainer(place, spec)
     found = [trainer.update(step)[1] for step in range(num_steps)]
-    notes = list(trainer.notes)
     trainer.close()
-    return found, notes
+    return found
