@@ -8,6 +8,7 @@ once (`train.verify_export: false` where it does not). Price: one load for each 
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -51,6 +52,7 @@ def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, obser
     ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, cpus=cpus, gpus=gpus)
     found = compare(ours, theirs, workspace.dtype)
     if found.problem is not None:
+        shutil.rmtree(folder, ignore_errors=True)
         row, now, then, difference, allowed = found.problem
         raise _other_model(
             name,
