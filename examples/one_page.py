@@ -43,7 +43,7 @@ def read_pairs(tokenizer: Any, file: Path) -> list[Pair]:
 
 
 def encode(tokenizer: Any, prompt: str, chosen: str, rejected: str) -> Pair:
-    """The prompt begins with the BOS token, if the tokenizer has one, and each answer ends with the EOS token."""
+    """The prompt begins with the BOS token, if the tokenizer writes one, and each answer ends with the EOS token."""
 
     def ids_of(text: str) -> list[int]:
         return tokenizer(text, add_special_tokens=False).input_ids
@@ -57,8 +57,8 @@ def encode(tokenizer: Any, prompt: str, chosen: str, rejected: str) -> Pair:
         begins_with_prompt = whole[: len(prompt_ids)] == prompt_ids
         answer_ids = whole[len(prompt_ids) :] if begins_with_prompt else ids_of(answer)
         answers.append([*answer_ids, tokenizer.eos_token_id])
-    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
-    return Pair(bos + prompt_ids, *answers)
+    begins_with_bos = tokenizer("x").input_ids[0] == tokenizer.bos_token_id
+    return Pair([tokenizer.bos_token_id] * begins_with_bos + prompt_ids, *answers)
 
 
 # --- 2. How probable the model finds an answer ----------------------------------------------------------------------

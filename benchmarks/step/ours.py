@@ -78,6 +78,10 @@ class PlainEngine:
         nats: Tensor = self.scoring(batch, extra)
         return nats
 
+    def routed(self, batch: SequenceBatch, extra: Extra, top_k: int) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] = self.scoring(batch, extra, top_k)
+        return found
+
     def backward(self, loss: Tensor) -> None:
         torch.autograd.backward(loss)
 

@@ -34,7 +34,7 @@ class CacheIdentity:
     """Everything that decides a reference value in addition to the row itself.
 
     weights: digest of the weight files.
-    adapter: "none"; an adapter is no reference so far.
+    adapter: digest of the adapter on them; "none" of a full model.
     tokenizer: digest of the tokenizer.
     dtype: compute dtype.
     attention: class of attention kernels, with the kind of device.

@@ -124,7 +124,7 @@ def pack_rows(rows: Rows) -> SequenceBatch:
     Equal rows among them are read once: their answers are the same places of the stream. A row's prompt must hold at least
     one token, which predicts the first answer token.
     """
-    ids, positions, segments = [], [], []
+    ids, positions, segments, readers = [], [], [], []
     predictors, targets, sequences = [], [], []
     length = 0
     for first, group in _groups(rows):
@@ -136,6 +136,7 @@ def pack_rows(rows: Rows) -> SequenceBatch:
             skipped = shared if places else 0
             segments.append((length, length + len(sequence) - skipped, start, start + skipped))
             within = np.arange(len(sequence))
+            readers.append(sum(other.tobytes() == key for other in whole))
             places[key] = np.where(within < skipped, start + within, length + within - skipped)
             ids.append(sequence[skipped:])
             positions.append(within[skipped:])
@@ -149,6 +150,7 @@ def pack_rows(rows: Rows) -> SequenceBatch:
         attention_mask=None,
         position_ids=_tensor(positions)[None],
         segments=tuple(segments),
+        readers=tuple(readers),
         predictors=_tensor(predictors),
         targets=_tensor(targets),
         sequences=_tensor(sequences),

@@ -12,13 +12,14 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
+from raydpo.config.mixture_entry import paths_of
 from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.outside import is_outside, source_sha256
-from raydpo.config.places import PLACES, texts_under, unread_scheme
+from raydpo.config.places import PLACES, may_hold_out, texts_under, unread_scheme
 from raydpo.config.section_base import say_what_is_known
 
 if TYPE_CHECKING:
-    from raydpo.config.sections import Config
+    from raydpo.config.sections import Config, DataSection
 
 
 _TRAINING = ("train", "check", "iterate")
@@ -69,7 +70,7 @@ def _files(config: Config, verb: str | None) -> Iterator[str]:
         yield "data.train and data.eval are both empty: there is nothing to read. Name at least one file."
     elif verb == "train" and not data.train:
         yield "data.train is empty: train needs at least one file, folder, glob or hub id of examples."
-    elif verb == "evaluate" and not data.eval and not data.eval_fraction:
+    elif verb == "evaluate" and not _has_held_out(data):
         yield "data.eval is empty: evaluate needs held-out examples, or data.eval_fraction above 0."
 
 
@@ -141,20 +142,25 @@ def _moving_adapter(config: Config) -> Iterator[str]:
         )
 
 
-def _wanting(config: Config) -> list[str]:
-    """What is set and chooses by evaluations."""
+def chosen_by_evaluations(config: Config) -> list[str]:
+    """What is set and chooses by evaluations: "train.key: value"."""
     train = config.train
     keys = ("early_stopping_patience", "export")
     return [f"train.{key}: {getattr(train, key)}" for key in keys if train.is_changed(key)]
 
 
+def _has_held_out(data: DataSection) -> bool:
+    """Whether there is, or may turn out to be, held-out data: a folder or hub data set may hold some by name."""
+    return bool(data.eval or data.eval_fraction) or any(may_hold_out(path) for path in paths_of(data.train))
+
+
 def _held_out_data(config: Config) -> Iterator[str]:
-    if (wanting := _wanting(config)) and not config.data.eval and not config.data.eval_fraction:
+    if (wanting := chosen_by_evaluations(config)) and not _has_held_out(config.data):
         yield f"{', '.join(wanting)} looks at held-out data, and there is none; set data.eval."
 
 
 def _evaluations(config: Config) -> Iterator[str]:
-    if (wanting := _wanting(config)) and config.train.eval_every is None:
+    if (wanting := chosen_by_evaluations(config)) and config.train.eval_every is None:
         yield f"{', '.join(wanting)} looks at evaluations during training; set train.eval_every."
 
 

@@ -18,6 +18,7 @@ PLACES = (
     *("judge.model", "judge.answers"),
 )
 """Every key that names a file, a folder or a model. `judge.endpoint` is an address and stays one."""
+_DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.gz|\.zst)?$", re.IGNORECASE)
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -34,6 +35,13 @@ def unread_scheme(key: str, value: str) -> Iterator[str]:
     )
 
 
+def may_hold_out(name: str) -> bool:
+    """Whether a text of data.train may name a data set with a held-out part: anything but one file or one split."""
+    if name.startswith("hub:"):
+        return ":" not in name.removeprefix("hub:")
+    return any(mark in name for mark in "*?[") or not _DATA_FILE.search(name)
+
+
 def check_places(places: Mapping[str, str]) -> None:
     """Raise ConfigError for every value that is an address."""
     problems = [text for key, value in places.items() for text in unread_scheme(key, value)]
@@ -46,4 +54,6 @@ def texts_under(config: Any, key: str) -> Iterator[str]:
     section, _, name = key.partition(".")
     found = getattr(config, section)
     value = None if found is None else getattr(found, name)
-    yield from (value,) if isinstance(value, str) else (value or ())
+    for each in (value,) if isinstance(value, str) else (value or ()):
+        path = each.get("path") if isinstance(each, dict) else each
+        yield from (path,) if isinstance(path, str) else ()

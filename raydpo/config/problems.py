@@ -17,6 +17,7 @@ from pydantic.fields import FieldInfo
 from raydpo.config.outside import Door
 from raydpo.config.section_base import SectionBase
 
+_ITEMS = {str: "texts", str | dict[str, Any]: "texts or mappings with a path"}
 _BOUNDS = (("ge", ">="), ("gt", ">"), ("le", "<="), ("lt", "<"))
 
 
@@ -61,7 +62,7 @@ def allowed(field: FieldInfo) -> str:
         elif typing.get_origin(member) is Literal:
             words.extend(str(choice) for choice in typing.get_args(member))
         elif typing.get_origin(member) is tuple:
-            words.append(f"a list of {'texts' if typing.get_args(member)[0] is str else 'sections'}")
+            words.append(f"a list of {_ITEMS.get(typing.get_args(member)[0], 'sections')}")
         elif typing.get_origin(member) is dict:
             keys = typing.get_args(typing.get_args(member)[0])
             words.append(f"a mapping of {_choices(list(keys))} to names of columns" if keys else "a mapping")

@@ -127,6 +127,8 @@ def _labels(config: Config, rounds: RoundsSection) -> Iterator[str]:
 def _offline_share(config: Config, rounds: RoundsSection) -> Iterator[str]:
     if rounds.offline_share and not config.data.train:
         yield "rounds.offline_share needs data.train, from which the share is drawn."
+    if rounds.offline_share and any(isinstance(entry, dict) for entry in config.data.train):
+        yield "rounds.offline_share draws evenly from all rows of data.train; leave out passes, count, seed and name there."
 
 
 def _mismatched(config: Config, rounds: RoundsSection) -> Iterator[str]:

@@ -8,6 +8,7 @@ Imports nothing heavier than pydantic: a config check starts at once.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 from typing import Annotated, Any, Literal, Self
 
@@ -18,9 +19,15 @@ from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.key_facts import FREE, FREE_IN_TRAINING
 from raydpo.config.load_as import load_as
 from raydpo.config.meanings import Meaning
+from raydpo.config.mixture_entry import Entries, entry_problems
 from raydpo.config.objective_section import ObjectiveSection
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import OneOrMany, Section, one_or_many
+
+
+def _off(value: Any) -> Any:
+    """A coefficient of 0 is off."""
+    return "off" if value == 0 and not isinstance(value, bool) else value
 
 
 class RunSection(Section):
@@ -51,11 +58,25 @@ class ModelSection(Section):
     padded rows with sdpa. The others: padded rows with that backend."""
 
 
+_OURS = {"messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template"}
+
+
 class DataSection(Section):
-    train: Annotated[OneOrMany, FREE] = ()
-    """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples."""
-    eval: Annotated[OneOrMany, FREE] = ()
-    """The same for held-out examples."""
+    train: Annotated[Entries, FREE] = ()
+    """Files, folders, globs, or hub ids (`hub:owner/name@revision:split`) of training examples. A folder, glob or hub id
+    without a split is split by name where files or splits are called train, validation (valid, val, dev, eval) or test:
+    the training part is trained on, the validation part (without one the test part) is held out unless `eval` or
+    `eval_fraction` is set, and the log says so. A test part is trained on only where it is named itself.
+    A mixture: an entry may be {path: ..., passes: 2, count: 5000, seed: 1, name: chat}. count: at most so many examples, a
+    seeded sample (all where there are fewer). passes: how often each of them is used in an epoch (2.5: twice, and a third
+    time with a chance of a half). seed: default run.seed. name: in reports and metrics, default the path's own."""
+    eval: Annotated[Entries, FREE] = ()
+    """The same for held-out examples. Of a folder, glob or hub id with a training part, the held-out part alone is read.
+    An entry may have path, count, seed and name."""
+    deduplicate: Literal["none", "prompt", "pair"] = "none"
+    """Leave out examples that were there before in the same split, in the order of the entries, and count them. prompt: of
+    equal prompts the first. pair: of examples with equal prompt, answers and label the first. Before anything is drawn or
+    repeated."""
     format: Annotated[str, FORMATS] = "auto"
     """Layout of the rows. auto: detected from the first good rows of each file, and named in the log.
     labelled (prompt, completion, label) serves objectives on labels, text (a prompt and one completion, or chosen
@@ -82,6 +103,13 @@ class DataSection(Section):
     control_tokens: Literal["plain", "quarantine", "allow"] = "plain"
     """The tokenizer's control tokens inside the text. plain: read as ordinary text. quarantine: leave the row out.
     allow: read as control tokens (for text that is already templated)."""
+    bos: Literal["auto", "always", "never"] = "auto"
+    """BOS in front of a row. auto: as the tokenizer itself writes one, in conversations as the chat template does. always:
+    one in every row. never: none. An empty prompt gets one with auto, since something has to predict its answer."""
+    eos: str = Field(default="auto", min_length=1)
+    """The token that ends an answer. auto: in conversations the first behind the answer that the chat template writes and
+    that the model's generation_config.json (or config.json) or its tokenizer names as an end; in plain text, and where a
+    template writes none, the tokenizer's EOS. Otherwise the text of one token, which then ends every answer."""
     confidence_column: str | None = None
     """Column with annotator confidence or agreement; dots reach into nested fields."""
     min_confidence: float | None = None
@@ -93,12 +121,17 @@ class DataSection(Section):
     denominator stays the number of examples."""
     chat_template: Annotated[str | None, FREE] = None
     """Path of a Jinja chat template that replaces the tokenizer's own."""
+    chat_template_kwargs: dict[str, Any] = Field(default={})
+    """Settings of the chat template: {enable_thinking: false}. A column chat_template_kwargs of a row wins over them."""
 
     def clashes(self) -> Iterator[str]:
         if (self.confidence_column is None) != (self.min_confidence is None):
             yield "confidence_column and min_confidence go together: set both or neither"
+        yield from (*entry_problems("train", self.train), *entry_problems("eval", self.eval))
         if empty := [meaning for meaning, column in self.columns.items() if not column.strip(". ")]:
             yield f"columns: no column is named for {', '.join(empty)}"
+        if taken := sorted(_OURS & self.chat_template_kwargs.keys()):
+            yield f"chat_template_kwargs names {', '.join(taken)}, which the program sets itself"
         if twice := sorted({column for column in self.columns.values() if column in self.ignore}):
             yield f"columns and ignore both name {', '.join(twice)}, which can be read or left out"
 
@@ -135,11 +168,44 @@ class LoraSection(Section):
     rank: int = Field(default=16, ge=1)
     """Rank of the adapter matrices."""
     alpha: float = Field(default=32, gt=0)
-    """Scale: the update is multiplied by alpha / rank."""
+    """Scale: the update is multiplied by alpha / rank, with `rslora` by alpha / sqrt(rank)."""
+    rslora: bool = False
+    """Rank-stabilised scale (arXiv 2312.03732): alpha / sqrt(rank)."""
+    dora: bool = False
+    """DoRA (arXiv 2402.09353): magnitudes of the outputs are trained beside their directions. Not for experts."""
+    init: str = "default"
+    """How the first matrix is drawn: default (uniform) or gaussian. The second one is 0, so that the policy starts at the
+    reference; initialisations that change the base are refused."""
     target_modules: str | tuple[str, ...] = "all-linear"
-    """Module names, or all-linear (every linear layer but the head). A head that is tied to the embedding is refused."""
+    """Module names, or all-linear: every linear layer but the head, routers of experts and towers of images and sound. A head
+    that is tied to the embedding is refused."""
+    experts: bool = True
+    """With all-linear, adapt also the matrices of experts, each with factors of its own. With module names: never."""
+    modules_to_save: tuple[str, ...] = ()
+    """Names of modules that are trained whole beside the adapter and stored with it, such as embed_tokens and lm_head of an
+    untied model."""
+    dropout: float = 0.0
+    """0 alone is allowed: log-ratios compare a policy with its reference, and one that is random has no log-probs."""
     merge: bool = False
     """Also write the merged model to `model_merged/`."""
+
+    def clashes(self) -> Iterator[str]:
+        if self.dropout:
+            yield (
+                f"dropout: {self.dropout:g}; 0 is allowed. Log-ratios compare policy and reference token by token, and "
+                "with dropout the policy would be another at every forward: step 0 would not be at ln 2, and no export "
+                "would say what was trained. Leave it out; weight_decay or fewer epochs work against overfitting"
+            )
+        if self.init not in ("default", "gaussian"):
+            yield (
+                f"init: {self.init}; default and gaussian are allowed. An initialisation that changes the base or starts with "
+                "an update (pissa, olora, loftq, corda, eva, orthogonal) would start the policy away from its reference. "
+                "Leave it out"
+            )
+
+    def placed(self) -> dict[str, Any]:
+        """What decides the adapter, by the names that `raydpo.models.lora` has for it."""
+        return self.model_dump(exclude={"merge", "dropout"})
 
 
 class TrainSection(Section):
@@ -191,6 +257,10 @@ class TrainSection(Section):
     faster later ones; log-probs change in their last digits."""
     lora: LoraSection | None = None
     """Train a LoRA adapter instead of all weights. The reference is then the model with the adapter off."""
+    router_aux_loss: Annotated[Literal["auto", "off"] | float, BeforeValidator(_off)] = "auto"
+    """Balancing loss of a mixture of experts, added to the objective's. auto: on with the coefficient of the model's config
+    (`router_aux_loss_coef`) where transformers computes it for the family; the log says which. off, or a coefficient. Token
+    shares are those of the global batch, counted as in padded rows, so it costs a second forward."""
     eval_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Steps between evaluations; there is always one before the first and one after the last step."""
     save_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
@@ -202,6 +272,9 @@ class TrainSection(Section):
     objectives with pairs, else `eval/loss`. Higher is better, except for `eval/loss`."""
     export: Annotated[Literal["last", "best"], FREE] = "last"
     """Which checkpoint becomes `model/`. best: a checkpoint is written at every evaluation."""
+    verify_export: Annotated[bool, FREE] = True
+    """Load `model/` and `model_merged/` again with plain transformers before they are published, and compare log-probs of a few
+    rows with the trainers'. A model that does not fit into the memory of one worker needs false."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better `eval/rewards/margins`."""
     max_nonfinite_steps: Annotated[int, FREE] = Field(default=3, ge=1)
@@ -230,6 +303,8 @@ class TrainSection(Section):
             yield "offload_optimizer needs zero_stage: 1, 2 or 3"
         if self.compile and self.zero_stage == 3:
             yield "compile needs zero_stage: 0, 1 or 2: ZeRO 3 gathers weights where a compiled graph would break"
+        if isinstance(self.router_aux_loss, float) and not 0 < self.router_aux_loss < math.inf:
+            yield f"router_aux_loss is auto, off or a coefficient above 0, not {self.router_aux_loss:g}"
         if self.gradient_checkpointing and self.activation_memory_gb is not None:
             yield "gradient_checkpointing recomputes every layer, activation_memory_gb chooses how many: set one of the two"
 

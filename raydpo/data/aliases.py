@@ -195,7 +195,7 @@ PROMPTS = (
 )
 """Names of a prompt, where there is no `prompt`; the first that holds text or messages. (context: messages alone.)"""
 ANSWERS = ("response", "answer", "output")
-"""Names of the one answer beside a prompt, where there is no `completion`."""
+"""Names of the one answer next to a prompt, where there is no `completion`."""
 OTHERS: dict[str, tuple[str, ...]] = {
     "system": ("system_prompt", "system_message", "system_text", "system_instruction", "sys_prompt"),
     "label": ("kto_tag", "is_chosen", "is_desirable", "desirable"),

@@ -35,7 +35,7 @@ def _mask(
     joined = _joined(spans, len(answer))
     mask = [_is_covered(answer, place, joined) for place in _places(tokenizer, text, answer, ids)]
     mask += [True] * (len(ids) - len(mask))
-    is_ended = ids[-1] == tokenizer.eos_id
+    is_ended = tokenizer.ends.is_end(ids[-1])
     if not any(mask[: len(mask) - is_ended]):
         raise BadRow("empty_answer", "no token of an answer is the assistant's")
     mask[-1] = mask[-1] or is_ended

@@ -1,12 +1,13 @@
 """Rows that hold conversations: message lists, UltraFeedback, ShareGPT and Alpaca ranking.
 
-Decision: whole conversations are split at their last turn, the assistant's, and everything before must agree; a row
-where it does not is left out, never repaired. Price: multi-turn pairs that differ before their last turn are not used.
+Decision: whole conversations are split where they part, which must be at a turn of the assistant; everything before must
+agree. An answer may so hold several turns, those of tools and users among them; the loss covers the assistant's alone.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import takewhile
 
 from raydpo.data.bad_rows import BadRow, field_of, text
 from raydpo.data.format import Format
@@ -16,22 +17,30 @@ from raydpo.data.row_view import is_absent
 
 
 def whole(sides: Sequence[list[Message]], row: Row) -> Example:
-    """Split whole conversations at their last turn, which must be the assistant's, and compare what is before."""
+    """Split whole conversations where they part, at a turn of the assistant; one, or equal ones, at the last turn."""
     for turns in sides:
         if turns[-1]["role"] != "assistant":
             raise BadRow("no_assistant_turn", "the conversation does not end with an assistant turn")
-    if any(turns[:-1] != sides[0][:-1] for turns in sides):
-        raise BadRow("differing_prompts", "chosen and rejected differ before the last assistant turn")
-    if not sides[0][:-1]:
+    parted = len(sides[0]) - 1
+    if len(sides) > 1 and any(turns != sides[0] for turns in sides):
+        parted = sum(1 for _ in takewhile(all_equal, zip(*sides, strict=False)))
+    if any(len(turns) <= parted or turns[parted]["role"] != "assistant" for turns in sides):
+        raise BadRow("differing_prompts", "chosen and rejected differ in what the assistant answers to")
+    if not parted:
         raise BadRow("missing_field", "the conversation holds no turn before the answer")
-    return Example(sides[0][:-1], [turns[-1:] for turns in sides], tools=tools_of(row))
+    return Example(sides[0][:parted], [turns[parted:] for turns in sides], tools=tools_of(row))
+
+
+def all_equal(values: Sequence[object]) -> bool:
+    """Whether all values are the first one."""
+    return all(value == values[0] for value in values)
 
 
 def _answer_turns(turns: list[Message], name: str) -> list[Message]:
     if turns[-1]["role"] != "assistant":
         raise BadRow("no_assistant_turn", f"{name} does not end with an assistant turn")
-    if any(turn["role"] != "assistant" for turn in turns):
-        raise BadRow("bad_turn_order", f"{name} holds turns of somebody else")
+    if turns[0]["role"] != "assistant" or any(turn["role"] == "system" for turn in turns):
+        raise BadRow("bad_turn_order", f"{name} begins with a turn of somebody else, or holds a system text")
     return turns
 
 
@@ -81,11 +90,9 @@ def fits_sharegpt(row: Row) -> bool:
 
 
 def sharegpt(row: Row, num_answers: int) -> Example:
-    """A conversation that the user ends, and the two answers to it."""
+    """A conversation, and the two answers to it; one that the assistant ends is continued by them."""
     name = "conversations" if row.get("conversations") is not None else "messages"
     prompt = with_system(messages(field_of(row, name), name), row)
-    if prompt[-1]["role"] == "assistant":
-        raise BadRow("bad_turn_order", f"{name} ends with an assistant turn, where the user should have spoken last")
     answers = []
     for side in sides_of(num_answers):
         value = field_of(row, side)

@@ -59,8 +59,8 @@ KINDS: tuple[ColumnKind, ...] = (
     ColumnKind("label", tuple(_LABEL.split()), "whether an answer is desirable", meaning="label"),
     ColumnKind("rating", tuple(_RATING.split()), "which answer is better"),
     ColumnKind("tools", tuple(_TOOLS.split()), "tools that the model may call", meaning="tools"),
-    ColumnKind("rating beside a pair", _PAIR_SCORES, "how good the answers of a pair are", stops=False),
-    ColumnKind("other answers", tuple(_ANSWERS.split()), "answers beside those that a layout reads", stops=False),
+    ColumnKind("rating next to a pair", _PAIR_SCORES, "how good the answers of a pair are", stops=False),
+    ColumnKind("other answers", tuple(_ANSWERS.split()), "answers next to those that a layout reads", stops=False),
 )
 """Every kind; a name stands in one of them."""
 

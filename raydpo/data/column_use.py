@@ -12,12 +12,13 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 
 from raydpo.config.sections import DataSection
-from raydpo.data.beside import contradicts, is_said, texts_of
 from raydpo.data.column_names import ColumnKind, kind_of_column
 from raydpo.data.messages import Example, Row
+from raydpo.data.row_extras import contradicts, is_said, texts_of
 from raydpo.data.row_view import RowView, dig, is_absent
 
 _FEWEST_WORDS = 3
+_OF_PROMPTS = ("prompt", "system", "messages", "tools")
 _UNKNOWN = ColumnKind("text, where the answers share no beginning that could be the prompt", (), "", meaning="prompt")
 
 
@@ -73,6 +74,19 @@ class ColumnUse:
             is_free = kind.meaning is not None and is_absent(dict.get(view, kind.meaning))
             self._stopping[name] = (place, is_free)
 
+    def add_prompt(self, place: str, row: Row, view: RowView, example: Example) -> None:
+        """The same for a row that is a prompt, where only what belongs to a prompt may stop the run."""
+        said = "\n".join(texts_of(example.prompt) + texts_of(example.answers))
+        for name, value in row.items():
+            if name in view.used or is_absent(value):
+                continue
+            self.unread[name] += 1
+            kind = kind_of_column(name)
+            if kind is None or kind.meaning not in _OF_PROMPTS or name.lower() in self.ignored:
+                continue
+            if name not in self._stopping and not is_said(value, said):
+                self._stopping[name] = (place, is_absent(dict.get(view, kind.meaning)))
+
     def problem(self, layout: str) -> str | None:
         """Why the source cannot be used as it is, and the line to write; None when nothing stops it."""
         if 2 * self._bare >= self._implicit:  # where the answers share their beginning, that is the prompt
@@ -114,14 +128,14 @@ def _said(example: Example) -> Iterator[tuple[bool, list[str]]]:
 
 
 def _rates_a_list(values: Row, name: str) -> bool:
-    """Whether a column has a list of ratings beside another list, of answers."""
+    """Whether a column has a list of ratings next to another list, of answers."""
     return isinstance(values.get(name), list) and any(
         isinstance(other, list) for column, other in values.items() if column != name
     )
 
 
 def _dropped_prompt(view: RowView, example: Example) -> tuple[str, ...]:
-    """Columns of a prompt in text that stands beside whole conversations, and is no part of them."""
+    """Columns of a prompt in text that stands next to whole conversations, and is no part of them."""
     prompt = dict.get(view, "prompt")
     if not isinstance(prompt, str) or not prompt or not isinstance(example.prompt, list):
         return ()

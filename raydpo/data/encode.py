@@ -1,4 +1,4 @@
-"""From text to token ids: prompt ids that are a prefix, one BOS, one EOS, and the length limit.
+"""From text to token ids: prompt ids that are a prefix, answers with one end, and the length limit.
 
 What comes in: `Rendered` texts in batches. What goes out: `Encoded` or `BadRow` for each, in order.
 Decision: where the last word of the prompt and the first of the answer would merge into one token, prompt and answer
@@ -33,6 +33,7 @@ class Encoded:
     merged: prompt and answer were tokenised separately, because the tokenizer would merge them at the boundary.
     truncated: the prompt was cut.
     answer_masks: of each answer, which of its tokens the loss covers, None for all; empty: None for every answer.
+    is_bos_added: the prompt was empty and is a BOS now, which the tokenizer would not have written.
     """
 
     prompt_ids: list[int]
@@ -41,6 +42,7 @@ class Encoded:
     merged: bool = False
     truncated: bool = False
     answer_masks: Sequence[list[bool] | None] = ()
+    is_bos_added: bool = False
 
     @property
     def masks(self) -> Sequence[list[bool] | None]:
@@ -55,7 +57,7 @@ def encode(
     max_length: int,
     overlong: Literal["drop", "truncate_prompt", "error"],
 ) -> list[Encoded | BadRow]:
-    """Ids of each text, or why it cannot be used. Ids are int32 values; BOS is in the prompt, EOS in the answers.
+    """Ids of each text, or why it cannot be used. Ids are int32 values; `tokenizer.ends` says how they begin and end.
 
     Ids that came with a row are kept as they are. A prompt without answers (`render_prompt`) must leave room for a token.
     """
@@ -69,7 +71,7 @@ def encode(
             else:
                 found = _encode_plain(tokenizer, text) if text.plain else [next(ids) for _ in _parts(text)]
                 example = _assemble(tokenizer, text, found[0], found[1:])
-            results.append(_limited(example, tokenizer.bos_id, max_length, overlong))
+            results.append(_limited(example, tokenizer, max_length, overlong))
         except BadRow as bad:
             results.append(bad)
     return results
@@ -97,14 +99,17 @@ def _assemble(tokenizer: TextTokenizer, text: Rendered, prompt_ids: list[int], f
         else:
             answers.append(_apart(tokenizer, text, answer, prompt_ids, ids))
             merged = True
-    prompt_ids, answers = _with_bos(tokenizer.bos_id, prompt_ids, answers)
-    answers = [_with_eos(tokenizer, ids) for ids in answers]
-    if any(ids == [tokenizer.eos_id] for ids in answers):
-        raise BadRow("empty_answer", "an answer has no tokens but EOS")
+    ends = tokenizer.ends
+    prompt_ids, answers, is_bos_added = ends.begun(prompt_ids, answers, is_templated=text.templated)
+    answers = [ends.ended(tokenizer, ids, is_templated=text.templated) for ids in answers]
+    if any(len(ids) == 1 and ends.is_end(ids[0]) for ids in answers):
+        raise BadRow("empty_answer", "an answer has no tokens but its end")
     if len(answers) > 1 and answers[0] == answers[1]:
         raise BadRow("identical_answers", "chosen and rejected have the same token ids")
     masks = answer_masks(tokenizer, text, answers)
-    return Encoded(prompt_ids, answers, _prompt_hash(prompt_ids), merged=merged, answer_masks=masks)
+    return Encoded(
+        prompt_ids, answers, _prompt_hash(prompt_ids), merged=merged, answer_masks=masks, is_bos_added=is_bos_added
+    )
 
 
 def _as_given(tokenizer: TextTokenizer, tokens: Tokens) -> Encoded:
@@ -136,41 +141,13 @@ def _apart(tokenizer: TextTokenizer, text: Rendered, answer: str, prompt_ids: li
     raise BadRow("prefix_mismatch", "the tokenizer joins the end of the prompt with the beginning of the answer")
 
 
-def _with_bos(bos_id: int | None, prompt_ids: list[int], answers: list[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Exactly one BOS at the very beginning, whether the text, the template or nobody wrote one."""
-    if bos_id is None:
-        if not prompt_ids:
-            raise BadRow("empty_prompt", "the prompt has no tokens and the tokenizer has no BOS")
-        return prompt_ids, answers
-    if not prompt_ids:
-        return [bos_id], [ids[_leading(bos_id, ids) :] for ids in answers]
-    return [bos_id, *prompt_ids[_leading(bos_id, prompt_ids) :]], answers
-
-
-def _leading(token: int, ids: list[int]) -> int:
-    return next((place for place, one in enumerate(ids) if one != token), len(ids))
-
-
-def _with_eos(tokenizer: TextTokenizer, ids: list[int]) -> list[int]:
-    """One EOS at the end. White space that a template writes after its own EOS is dropped."""
-    eos_id = tokenizer.eos_id
-    assert eos_id is not None
-    if eos_id in ids:
-        last = len(ids) - 1 - ids[::-1].index(eos_id)
-        if last == len(ids) - 1 or not tokenizer.decode(ids[last + 1 :]).strip():
-            ids = ids[:last]
-            while ids and ids[-1] == eos_id:
-                ids = ids[:-1]
-    return [*ids, eos_id]
-
-
-def _limited(example: Encoded, bos_id: int | None, max_length: int, overlong: str) -> Encoded:
+def _limited(example: Encoded, tokenizer: TextTokenizer, max_length: int, overlong: str) -> Encoded:
     longest = max(map(len, example.answer_ids), default=1)
     total = len(example.prompt_ids) + longest
     if total <= max_length:
         return example
     kept = max_length - longest
-    head = [bos_id] if bos_id is not None and example.prompt_ids[:1] == [bos_id] else []
+    head = tokenizer.ends.kept(example.prompt_ids)
     if overlong != "truncate_prompt" or kept <= len(head):
         if kept > len(head):
             what = f"prompt + {'longest answer' if example.answer_ids else 'one token'} takes {total}"

@@ -38,7 +38,7 @@ def refuse(report: DataReport, tally: Tally, config: Config, quarantine: Path | 
         )
     problems += missing_columns(settings, tally.uses)
     problems += [text for use in tally.uses if (text := use.problem(report.formats[use.source])) is not None]
-    if not problems and report.eval_pairs and not report.train_pairs and not settings.eval:
+    if not problems and settings.eval_fraction and report.eval_pairs and not report.train_pairs and not settings.eval:
         problems.append(
             f"data.eval_fraction = {settings.eval_fraction:g} leaves nothing to train on: all {report.eval_pairs:,} "
             "examples have prompts that go to eval. Use a smaller share, or name held-out data in data.eval."
@@ -70,11 +70,19 @@ def tell(report: DataReport, config: Config, observer: Observer) -> None:
     left_out = ", ".join(f"{reason} {count:,}" for reason, count in report.quarantined.items())
     text = f"{report.lines_read:,} lines: {report.train_pairs:,} train, {report.eval_pairs:,} eval"
     observer(StageDone("data", f"{text}; left out: {left_out}" if left_out else text))
+    if sum(map(len, report.entries.values())) > 1 or report.not_drawn or report.repeated or report.deduplicated:
+        for key, entries in report.entries.items():
+            for name, counts in entries.items():
+                said = ", ".join(f"{what.replace('_', ' ')} {count:,}" for what, count in counts.items())
+                observer(Note("info", f"data.{key}, {name}: {said}"))
     for source, columns in report.columns_not_read.items():
         observer(Note("info", f"{source}: columns that are not read: {', '.join(columns)}"))
     for source, layout in report.formats.items():
         if "; also " in layout:
             observer(Note("warning", f"{source}: rows of several layouts, each read by its own: {layout}"))
+    if report.empty_prompts:
+        text = f"{report.empty_prompts:,} examples have an empty prompt and begin with a BOS, which the model has to start from"
+        observer(Note("info", text))
     if report.contradicted_pairs:
         text = f"{report.contradicted_pairs:,} pairs have ratings that say the rejected answer is the better one"
         observer(Note("warning", f"{text}; chosen and rejected count"))
@@ -83,6 +91,11 @@ def tell(report: DataReport, config: Config, observer: Observer) -> None:
         observer(Note("warning", shared))
     if config.objective.row.data == "labels":
         _tell_labels(report, config, observer)
+    if report.reasoning_dropped:
+        text = (
+            f"the chat template leaves {report.reasoning_dropped:,} pieces of reasoning out of earlier turns of prompts"
+        )
+        observer(Note("info", f"{text}; the model does not read them there when it answers either"))
     if report.control_tokens_found:
         how = {"plain": "read as plain text", "allow": "read as control tokens", "quarantine": "left out"}
         text = f"{report.control_tokens_found:,} control tokens in the data, {how[config.data.control_tokens]}"

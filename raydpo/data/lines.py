@@ -54,17 +54,19 @@ def encode_lines(
             if isinstance(outcome, BadRow):
                 tally.leave_out(name, line, outcome)
                 continue
-            text, beside = outcome
+            text, rest = outcome
             tally.counts["control_tokens_found"] += text.found
+            tally.counts["reasoning_dropped"] += text.reasoning_dropped
             example = next(encoded)
             if isinstance(example, BadRow):
                 tally.leave_out(name, line, example)
                 continue
             tally.counts["truncated_prompts"] += example.truncated
             tally.counts["boundary_merges"] += example.merged
+            tally.counts["empty_prompts"] += example.is_bos_added
             place = f"{name}:{line.number}"
             beyond.look(place, example)
-            yield place, example, beside
+            yield place, example, rest
         observer(Advanced("data", tally.lines_read))
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raydpo.data.bad_rows import BadRow, text
@@ -59,6 +59,7 @@ class Example:
     tools: for the chat template.
     label: whether the one answer is desirable, for labelled rows.
     tokens: ids instead of text; prompt and answers are empty then.
+    template_settings: variables of the chat template, of the run and of the row.
     """
 
     prompt: str | list[Message]
@@ -67,6 +68,7 @@ class Example:
     tools: Any = None
     label: bool = True
     tokens: Tokens | None = None
+    template_settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def is_conversation(self) -> bool:

@@ -28,16 +28,17 @@ data: {ignore: [rating, images]}                            # may be left out
 
 - What counts is a column that holds something; null, empty text and empty lists are no values. A file where only some rows
   have a column is judged by these rows.
-- A prompt or conversation that only repeats what the example says (`prompt` beside `messages`) is not lost.
+- A prompt or conversation that only repeats what the example says (`prompt` next to `messages`) is not lost.
 - A row is read by the layout that fits it; rows that fit none are read by the layout of most rows of their file, and are left
   out with the reason. A file with rows of several layouts is named in the log. `data.format` reads all rows by one layout.
-- Chosen and rejected answers that a row names win over ratings beside them. Pairs whose ratings say the opposite are counted
+- Chosen and rejected answers that a row names win over ratings next to them. Pairs whose ratings say the opposite are counted
   (`contradicted_pairs`).
 - A system text is the first turn in every layout; a plain prompt becomes a conversation for it, which needs a chat template.
   Beside token ids, transcripts and prompts that are no column of their own the row is left out (`no_place_for_system`), and so
   is one whose conversation begins with another system text (`two_systems`).
 - Rows with images, video or sound are left out (`unsupported_media`). With `data.ignore: [images]` their text is read, unless
-  it holds a placeholder such as `<image>`.
+  it holds a placeholder such as `<image>`. Without such a column a placeholder counts where it is a control token of the
+  tokenizer.
 - A format of your own (`package.module:name`) gets the columns as they are, after `data.columns` and `data.ignore`; what it
   does not read is named and stops nothing.
 - `tokenized` rows may have `chosen_mask` and `rejected_mask`, a 0 or 1 for each id of the answer: the loss covers the tokens

@@ -9,31 +9,36 @@ takes is a property of the prompt alone (its hash), so that adding rows moves no
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import replace
+from collections import Counter
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 from raydpo.artifacts import digest, durable
 from raydpo.config import Config
+from raydpo.config.mixture_entry import entries_of
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.data.bad_rows import BadRow, confidence, weight
 from raydpo.data.embedding_rows import Beyond, Embedding
 from raydpo.data.encode import Encoded
+from raydpo.data.ends_said import ends_said
 from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format
 from raydpo.data.lines import encode_lines
 from raydpo.data.messages import Row
+from raydpo.data.mixture import Portion, find_mixture
 from raydpo.data.report import DataReport, Tally
+from raydpo.data.row_ends import decided
 from raydpo.data.row_reader import RowReader
-from raydpo.data.sources import Source, find
+from raydpo.data.sources import Source
 from raydpo.data.store import Store
 from raydpo.data.template import Rendered, no_template, open_tokenizer, read_template, render
 from raydpo.data.token_rows import other_tokenizer
 from raydpo.errors import DataError
 from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
 
-VERSION = "data-5"
+VERSION = "data-6"
 """Version of reading and encoding: raise it when the same input may give other ids."""
 
 _DETECT_ROWS = 64
@@ -49,14 +54,16 @@ def prepare(
     write: bool = True,
     observer: Observer = ignore,
     embedding: Embedding | None = None,
+    model_folders: Sequence[Path] = (),
 ) -> DataReport:
     """Read, check and encode all data of a run. write=False does everything but writing.
 
-    embedding: what the ids have to fit into; None: unknown. A finished preparation in `folder` is taken as it is when files,
+    embedding: what the ids have to fit into; None: unknown. model_folders: asked in order for the model's end tokens; none:
+    the tokenizer's folder is. A finished preparation in `folder` is taken as it is when files,
     data section, tokenizer and number of answers are the same. Raises DataError with all problems: missing files, no chat
     template, too many bad lines, tokens beyond the embedding.
     """
-    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding).run()
+    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding, model_folders).run()
 
 
 class _Preparation:
@@ -68,6 +75,7 @@ class _Preparation:
         write: bool,
         observer: Observer,
         embedding: Embedding | None,
+        model_folders: Sequence[Path],
     ) -> None:
         self.config, self.settings = config, config.data
         self.objective = config.objective.row
@@ -75,11 +83,11 @@ class _Preparation:
         self.num_answers = 2 if self.is_unpaired else self.objective.num_answers
         self.with_mismatched = "mismatched" in config.objective.batch_kinds
         self.folder, self.write, self.observer = folder, write, observer
-        self.splits: dict[str, list[Source]] = {}
-        problems: list[str] = []
-        for split, names in (("train", self.settings.train), ("eval", self.settings.eval)):
-            self.splits[split], found = find(f"data.{split}", names)
-            problems += found
+        unless = "data.eval" if self.settings.eval else "data.eval_fraction" if self.settings.eval_fraction else None
+        train, held_out = entries_of(self.settings.train), entries_of(self.settings.eval)
+        self.mixture = find_mixture(train, held_out, seed=config.run.seed, unless=unless)
+        problems = list(self.mixture.problems)
+        self.splits = {"train": self.mixture.train, "eval": self.mixture.eval}
         if not problems and not any(self.splits.values()):
             problems.append("data.train names no data; give at least one file, folder or hub data set.")
         try:
@@ -89,6 +97,7 @@ class _Preparation:
         if problems:
             raise DataError(problems)
         self.tokenizer = open_tokenizer(tokenizer_path, self.settings.chat_template)
+        self.tokenizer.ends = decided(self.tokenizer, self.settings.bos, self.settings.eos, model_folders)
         self.beyond = Beyond(self.tokenizer, embedding)
 
     def run(self) -> DataReport:
@@ -98,13 +107,18 @@ class _Preparation:
             report = replace(DataReport.from_json(earlier), reused=True)
             self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
             return report
+        ends = ends_said(self.tokenizer)
+        for note in [*self.mixture.notes, ends.text]:
+            self.observer(Note("info", note))
+        if ends.warning:
+            self.observer(Note("warning", ends.warning))
         threshold = self._threshold()
         tally = self._pass(store, threshold)
         self.beyond.refuse()
         if threshold and not tally.pairs["eval"] and len(tally.prompt_hashes) > 1:
             # So few prompts that the share came out empty: the one with the smallest hash is held out.
             tally = self._pass(store, min(tally.prompt_hashes) + 1)
-        report = tally.report()
+        report = replace(tally.report(), splits_by_name=self.mixture.notes, ends=ends.text)
         quarantine = self.folder.parent / "quarantine.jsonl" if self.write else None
         if quarantine is not None:
             durable.write_text(quarantine, "".join(f"{entry}\n" for entry in tally.entries))
@@ -122,9 +136,16 @@ class _Preparation:
         return digest.digest_of(
             {
                 "version": VERSION,
-                "files": {split: [(one.name, one.digest()) for one in found] for split, found in self.splits.items()},
+                "files": {
+                    split: [(one.name, one.digest()) for portion in portions for one in portion.sources]
+                    for split, portions in self.splits.items()
+                },
+                "seeds": [
+                    portion.seed for portion in self.splits["train"] + self.splits["eval"] if portion.entry.is_drawn
+                ],
                 "settings": self.settings.model_dump(mode="json"),
                 "tokenizer": self.tokenizer.digest,
+                "ends": self.tokenizer.ends.facts(),
                 "num_answers": self.num_answers,
                 "data": self.objective.data,
                 "with_mismatched": self.with_mismatched,
@@ -148,23 +169,64 @@ class _Preparation:
         problems: list[str] = []
         if store is not None:
             store.begin()
-        for split, sources in self.splits.items():
-            for source in sources:
-                try:
-                    for place, example, (label, factor) in self._examples(source, tally):
-                        target = "eval" if example.prompt_hash < threshold else split
-                        keys = Store.keys(example)
-                        if store is not None:
-                            for part, part_keys, side in self._parts(example, keys, label):
-                                store.add(target, part, part_keys, place, side, factor)
-                        tally.desirable[target] += label
-                        lengths = (len(example.prompt_ids), max(map(len, example.answer_ids)))
-                        tally.use(target, example.prompt_hash, lengths, keys)
-                except DataError as error:
-                    problems += error.problems
+        seen: set[Hashable] = set()
+        for split, portions in self.splits.items():
+            for portion in portions:
+                before = (tally.lines_read, sum(tally.quarantined.values()))
+                counts, times = tally.of_entry(split, portion.name), portion.times()
+                for one in portion.sample(self._fresh(portion, split, threshold, tally, seen, problems)):
+                    number = next(times)
+                    self._use(one, min(number, 1) if one.target == "eval" else number, tally, store, counts)
+                    seen.update({one.mark} if number and one.mark is not None else ())
+                counts["lines"] += tally.lines_read - before[0]
+                counts["quarantined"] += sum(tally.quarantined.values()) - before[1]
+                counts["not_drawn"] = counts.pop("fresh", 0) - counts.pop("used", 0)
         if problems:
             raise DataError(problems)
         return tally
+
+    def _fresh(
+        self,
+        portion: Portion,
+        split: str,
+        threshold: int,
+        tally: Tally,
+        seen: set[Hashable],
+        problems: list[str],
+    ) -> Iterator[_Good]:
+        """Good examples of an entry that data.deduplicate leaves. seen: marks of examples of other entries."""
+        own, counts = set[Hashable](), tally.of_entry(split, portion.name)
+        for source in portion.sources:
+            try:
+                for place, example, (label, factor) in self._examples(source, tally):
+                    target = "eval" if example.prompt_hash < threshold else split
+                    keys = Store.keys(example)
+                    by = {"none": None, "prompt": (target, example.prompt_hash), "pair": (target, keys, label)}
+                    mark = by[self.settings.deduplicate]
+                    if mark is not None and (mark in seen or mark in own):
+                        counts["deduplicated"] += 1
+                        continue
+                    own.update({mark} if mark is not None else ())
+                    counts["fresh"] += 1
+                    yield _Good(target, place, example, keys, label, factor, mark)
+            except DataError as error:
+                problems += error.problems
+
+    def _use(self, one: _Good, number: int, tally: Tally, store: Store | None, counts: Counter[str]) -> None:
+        """Write an example `number` times and count it; a repeat is the same rows once more."""
+        counts["used"] += number > 0
+        for turn in range(number):
+            counts[one.target] += tally.examples_per_line
+            counts["repeated"] += turn > 0
+            tally.desirable[one.target] += one.label
+            if store is not None:
+                for part, part_keys, side in self._parts(one.example, one.keys, one.label):
+                    store.add(one.target, part, part_keys, one.place, side, one.factor)
+            if turn:
+                tally.repeat(one.target)
+            else:
+                lengths = (len(one.example.prompt_ids), max(map(len, one.example.answer_ids)))
+                tally.use(one.target, one.example.prompt_hash, lengths, one.keys)
 
     def _parts(
         self, example: Encoded, keys: tuple[str, ...], label: bool
@@ -248,6 +310,19 @@ class _Preparation:
         if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
             raise no_template(self.tokenizer, reader.use.source)
         return render(example, self.tokenizer, self.settings.control_tokens), (example.label, factor)
+
+
+@dataclass(frozen=True)
+class _Good:
+    """A good line. target: the split that it goes to. mark: what data.deduplicate compares, None for nothing."""
+
+    target: str
+    place: str
+    example: Encoded
+    keys: tuple[str, ...]
+    label: bool
+    factor: float
+    mark: Hashable
 
 
 def _described(layout: Format | None, rows: Sequence[Row]) -> str:

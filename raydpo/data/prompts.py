@@ -2,35 +2,40 @@
 
 What comes in: files with rows of `prompt`; pairs with a prompt and HH transcripts will do. What goes out: each different
 prompt once, as a `Prompt`, and a `PromptReport`; and the data's own answer to a prompt as ids.
-Decision: rows are read, written and tokenised by the functions that `prepare` uses. A prompt of messages is written with
-a trial answer behind it, so that a reasoning block that a template opens for generation, and that finished answers lack,
-is left out here as it is in training. Price: two renderings a prompt, and such a policy is not asked to think.
+Decision: rows are read, written and tokenised by the functions that `prepare` uses, and a prompt ends where it ends in
+training: a reasoning block that a template opens for generation, and that some answers lack, is the policy's to open.
 """
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from typing import Any
 
+from raydpo.config.sections import DataSection
 from raydpo.data.aliases import canonical
 from raydpo.data.bad_rows import BadRow, field_of, text
-from raydpo.data.beside import refuse_media, with_system_turn
 from raydpo.data.chat_rows import conversation_of
+from raydpo.data.chat_template import SETTINGS, template_settings
+from raydpo.data.column_use import ColumnUse
 from raydpo.data.embedding_rows import Beyond, Embedding
 from raydpo.data.encode import Encoded, encode
 from raydpo.data.lines import encode_lines
 from raydpo.data.messages import Example, Row, is_messages, messages, tools_of
 from raydpo.data.plain_rows import fits_hh, hh
 from raydpo.data.report import Tally, num_bad, table
+from raydpo.data.row_extras import refuse_media, with_system_turn
+from raydpo.data.row_view import RowView
 from raydpo.data.sources import Source, find
 from raydpo.data.template import ControlTokens, Rendered, no_template, render, render_prompt
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import DataError
 from raydpo.schema import row_key
 from raydpo.schema.samples import Conversation, Prompt
+
+_ANSWERS = ("chosen", "rejected", "completion", "label", "answers", "scores")
 
 
 @dataclass(frozen=True)
@@ -43,6 +48,7 @@ class PromptReport:
     quarantined: lines left out, by reason (`overlong`: no room for an answer token).
     samples: the first places of each reason.
     control_tokens_found: control tokens spelled out in the prompts.
+    columns_not_read: columns of each source that held something and were not read.
     entries: a line of quarantine.jsonl each.
     """
 
@@ -52,6 +58,7 @@ class PromptReport:
     quarantined: dict[str, int]
     samples: dict[str, list[str]]
     control_tokens_found: int
+    columns_not_read: dict[str, list[str]] = field(default_factory=dict)
     entries: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -72,12 +79,14 @@ def read_prompts(
     control_tokens: ControlTokens,
     max_bad_fraction: float,
     embedding: Embedding | None = None,
+    settings: DataSection | None = None,
 ) -> tuple[list[Prompt], PromptReport]:
     """Prompts of all `sources` (the value of config key `key`), in the order of files and lines; none for no sources.
 
     max_length: tokens of prompt + answer; a prompt must leave room for one. embedding: what the ids have to fit into; None:
-    unknown. Raises DataError with all problems: missing files, no chat template, more than `max_bad_fraction` bad lines, no
-    prompt left, tokens beyond the embedding.
+    unknown. settings: whose `columns` and `ignore` hold here too. Raises DataError with all problems: missing files, no chat
+    template, more than `max_bad_fraction` bad lines, no prompt left, tokens beyond the embedding, columns that nothing reads
+    and whose names say that they matter to a prompt.
     """
     found, problems = find(key, sources)
     if problems:
@@ -85,8 +94,9 @@ def read_prompts(
     tally, prompts, num_used = Tally(), dict[str, Prompt](), 0
     beyond = Beyond(tokenizer, embedding)
     for source in found:
+        tally.uses.append(use := ColumnUse(source.name, settings or DataSection()))
         try:
-            for prompt in _prompts(source, tokenizer, max_length, control_tokens, tally, beyond):
+            for prompt in _prompts(source, tokenizer, max_length, control_tokens, tally, beyond, use):
                 prompts.setdefault(prompt.key, prompt)
                 num_used += 1
         except DataError as error:
@@ -94,6 +104,9 @@ def read_prompts(
     if problems:
         raise DataError(problems)
     beyond.refuse()
+    problems += [text for use in tally.uses if (text := use.problem("prompts")) is not None]
+    if problems:
+        raise DataError([f"{key}: {problem}" for problem in problems])
     quarantined = tally.by_reason()
     report = PromptReport(
         lines_read=tally.lines_read,
@@ -102,6 +115,7 @@ def read_prompts(
         quarantined=quarantined,
         samples={reason: tally.samples[reason] for reason in quarantined},
         control_tokens_found=tally.counts["control_tokens_found"],
+        columns_not_read={use.source: sorted(use.unread) for use in tally.uses if use.unread},
         entries=tuple(tally.entries),
     )
     if sources:
@@ -132,7 +146,8 @@ def own_answer(
             example = Example(record["prompt"], [answer])  # type: ignore[arg-type]
         else:
             turns = answer if isinstance(answer, list) else [{"role": "assistant", "content": answer}]
-            example = Example(record["prompt"], [turns], tools=record.get("tools"))
+            own = record.get(SETTINGS, {})
+            example = Example(record["prompt"], [turns], tools=record.get("tools"), template_settings=own)
         rendered = render(example, tokenizer, control_tokens)
         (encoded,) = encode(tokenizer, [rendered], max_length=sys.maxsize, overlong="drop")
         if isinstance(encoded, BadRow):
@@ -151,9 +166,10 @@ def _prompts(
     control_tokens: ControlTokens,
     tally: Tally,
     beyond: Beyond,
+    use: ColumnUse,
 ) -> Iterator[Prompt]:
     """Good prompts of one source; everything else is counted in the tally."""
-    write = partial(_text_of, source.name, tokenizer, control_tokens)
+    write = partial(_text_of, use, tokenizer, control_tokens)
     lines = encode_lines(
         source.name, source.rows(), write, tokenizer, tally, beyond, max_length=max_length, overlong="drop"
     )
@@ -163,20 +179,27 @@ def _prompts(
 
 
 def _text_of(
-    name: str, tokenizer: TextTokenizer, control_tokens: ControlTokens, place: str, row: Row
+    use: ColumnUse, tokenizer: TextTokenizer, control_tokens: ControlTokens, place: str, row: Row
 ) -> tuple[Rendered, Example]:
-    """The prompt of a row of file `name`. Raises DataError when none of the file can be written down."""
-    example = _example(row)
+    """The prompt of a row. Raises DataError when none of the file can be written down."""
+    example = _example(use, place, row)
     if example.is_conversation and not tokenizer.has_template:
-        raise no_template(tokenizer, name)
+        raise no_template(tokenizer, use.source)
     return render_prompt(example, tokenizer, control_tokens), example
 
 
-def _example(row: Row) -> Example:
+def _example(use: ColumnUse, place: str, row: Row) -> Example:
     """Prompt and own answer (if any) of a row, split, named and spelled as `prepare` would, behind its system text."""
-    values, _ = canonical(row, {}, frozenset(), is_ours=True)
-    example = with_system_turn(_split(values), values)
-    refuse_media(row, frozenset(), example)
+    use.see(row)
+    values, origin = canonical(row, use.settings.columns, use.ignored, is_ours=True)
+    view = RowView(values, origin)
+    for name in _ANSWERS:  # what a prompt's row says of answers is not asked for
+        view.mark(name)
+    example = with_system_turn(_split(view), view)
+    refuse_media(row, use.ignored, example)
+    settings = template_settings(view, use.settings.chat_template_kwargs)
+    example = replace(example, template_settings=settings)
+    use.add_prompt(place, row, view, example)
     return example
 
 
@@ -193,8 +216,10 @@ def _split(row: Row) -> Example:
     else:
         return Example(text(row["prompt"], "prompt"), [] if answer is None else [text(answer, side)])
     last = example.prompt[-1]["role"]  # type: ignore[index]
-    if last != "user":
-        raise BadRow("bad_turn_order", f"the prompt ends with a turn of {last}, where the user should have spoken last")
+    if last not in ("user", "tool"):
+        raise BadRow(
+            "bad_turn_order", f"the prompt ends with a turn of {last}, where a user or a tool should have spoken last"
+        )
     return example
 
 
@@ -216,6 +241,8 @@ def _record(example: Example) -> dict[str, Any]:
     record: dict[str, Any] = {"prompt": example.prompt}
     if example.tools is not None:
         record["tools"] = example.tools
+    if example.template_settings:
+        record[SETTINGS] = dict(example.template_settings)
     if example.answers:
         answer = example.answers[0]
         is_text = isinstance(answer, list) and len(answer) == 1 and answer[0].keys() == {"role", "content"}

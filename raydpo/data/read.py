@@ -184,12 +184,23 @@ def _table_rows(table: Any, first: int) -> Iterator[Line]:
     """Rows of a table or batch; one by one where a value cannot be turned into Python (text that is not UTF-8)."""
     try:
         for number, row in enumerate(table.to_pylist(), start=first):
-            yield Line(number, row, None)
+            yield Line(number, _without_filling(row), None)
         return
     except UnicodeDecodeError:
         pass
     for index in range(table.num_rows):
         try:
-            yield Line(first + index, table.slice(index, 1).to_pylist()[0], None)
+            yield Line(first + index, _without_filling(table.slice(index, 1).to_pylist()[0]), None)
         except UnicodeDecodeError as error:
             yield Line(first + index, None, BadRow("invalid_utf8", f"a field of the row: {error.reason}"))
+
+
+def _without_filling(row: dict[str, Any]) -> dict[str, Any]:
+    """`row` without the nulls that a schema puts where an object inside it lacks a field of another row's."""
+    return {name: _without_nulls(value) for name, value in row.items()}
+
+
+def _without_nulls(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {key: _without_nulls(inner) for key, inner in value.items() if inner is not None}
+    return [_without_nulls(inner) for inner in value] if isinstance(value, list) else value

@@ -1,7 +1,7 @@
 """What became of every line: the tally while reading, and the report at the end.
 
 Decision: `lines_read == pairs_used + sum(quarantined.values())` is checked when the report is made, so that a line can
-neither vanish nor be counted twice.
+neither vanish nor be counted twice; a mixture adds lines that are not drawn, or used again.
 """
 
 from __future__ import annotations
@@ -47,6 +47,7 @@ class DataReport:
     formats: layout of each file.
     samples: the first places of each reason.
     control_tokens_found: control tokens spelled out in the data.
+    reasoning_dropped: pieces of reasoning in earlier turns of prompts that the chat template leaves out.
     truncated_prompts: examples whose prompt was cut.
     boundary_merges: examples whose prompt and answer were tokenised separately.
     duplicates: examples that were there before (they are used).
@@ -56,6 +57,13 @@ class DataReport:
     examples_per_line: 2 when pairs are read as two answers each (data.unpair).
     columns_not_read: columns of each source that held something and were not read.
     contradicted_pairs: pairs whose ratings say that the rejected answer is better (they are used).
+    splits_by_name: what was decided on data sets with training and held-out parts, a sentence each.
+    entries: key of the config ("train", "eval") -> name of an entry -> counts: lines and quarantined; deduplicated, not_drawn
+        and repeated (lines); train and eval (examples that it gave to each split).
+    not_drawn, repeated, deduplicated: good lines that a mixture did not draw, further uses of lines, and lines left out by
+        data.deduplicate.
+    ends: how rows begin and end, and what says so.
+    empty_prompts: examples whose prompt is a BOS alone, which the tokenizer would not have written.
     reused: an earlier preparation of the same input was taken.
     """
 
@@ -67,6 +75,7 @@ class DataReport:
     formats: dict[str, str]
     samples: dict[str, list[str]] = field(default_factory=dict)
     control_tokens_found: int = 0
+    reasoning_dropped: int = 0
     truncated_prompts: int = 0
     boundary_merges: int = 0
     duplicates: int = 0
@@ -76,10 +85,18 @@ class DataReport:
     examples_per_line: int = 1
     columns_not_read: dict[str, list[str]] = field(default_factory=dict)
     contradicted_pairs: int = 0
+    splits_by_name: list[str] = field(default_factory=list)
+    entries: dict[str, dict[str, dict[str, int]]] = field(default_factory=dict)
+    not_drawn: int = 0
+    repeated: int = 0
+    deduplicated: int = 0
+    ends: str = ""
+    empty_prompts: int = 0
     reused: bool = False
 
     def __post_init__(self) -> None:
-        accounted = self.pairs_used // self.examples_per_line + sum(self.quarantined.values())
+        used = self.pairs_used // self.examples_per_line - self.repeated
+        accounted = used + sum(self.quarantined.values()) + self.not_drawn + self.deduplicated
         assert self.lines_read == accounted, f"{self.lines_read} lines read, {accounted} accounted for"
         assert self.pairs_used == self.train_pairs + self.eval_pairs
 
@@ -107,6 +124,7 @@ class Tally:
         self.counts: Counter[str] = Counter()
         self.uses: list[ColumnUse] = []
         self._prompt_tokens, self._answer_tokens = array("q"), array("q")
+        self.entries_of_key: dict[str, dict[str, Counter[str]]] = {"train": {}, "eval": {}}
         self._seen: set[tuple[str, ...]] = set()
         self._prompts: dict[str, set[int]] = {"train": set(), "eval": set()}
         self._eval_prompts = array("Q")
@@ -131,6 +149,14 @@ class Tally:
         if split == "eval":
             self._eval_prompts.append(prompt_hash)
 
+    def repeat(self, split: str) -> None:
+        """Count the examples of a line that was used before, once more."""
+        self.pairs[split] += self.examples_per_line
+
+    def of_entry(self, key: str, name: str) -> Counter[str]:
+        """Counts of one entry of data.train or data.eval."""
+        return self.entries_of_key[key].setdefault(name, Counter())
+
     def num_prompts(self, split: str) -> int:
         """Different prompts of a split so far."""
         return len(self._prompts[split])
@@ -147,6 +173,7 @@ class Tally:
     def report(self) -> DataReport:
         """The report of everything counted."""
         quarantined = self.by_reason()
+        counts = [entry for entries in self.entries_of_key.values() for entry in entries.values()]
         return DataReport(
             lines_read=self.lines_read,
             pairs_used=sum(self.pairs.values()),
@@ -156,15 +183,25 @@ class Tally:
             formats=self.formats,
             samples={reason: self.samples[reason] for reason in quarantined},
             control_tokens_found=self.counts["control_tokens_found"],
+            reasoning_dropped=self.counts["reasoning_dropped"],
             truncated_prompts=self.counts["truncated_prompts"],
             boundary_merges=self.counts["boundary_merges"],
             duplicates=self.counts["duplicates"],
+            empty_prompts=self.counts["empty_prompts"],
             eval_prompts_in_train=sum(prompt in self._prompts["train"] for prompt in self._eval_prompts),
             lengths=self._lengths(),
             desirable=dict(self.desirable),
             examples_per_line=self.examples_per_line,
             columns_not_read={use.source: sorted(use.unread) for use in self.uses if use.unread},
             contradicted_pairs=sum(use.contradicted for use in self.uses),
+            entries={
+                key: {name: {what: int(n) for what, n in entry.items() if n} for name, entry in entries.items()}
+                for key, entries in self.entries_of_key.items()
+                if entries
+            },
+            not_drawn=sum(entry["not_drawn"] for entry in counts),
+            repeated=sum(entry["repeated"] for entry in counts),
+            deduplicated=sum(entry["deduplicated"] for entry in counts),
         )
 
     def _lengths(self) -> dict[str, dict[str, float]]:

@@ -1,7 +1,7 @@
-"""Reads one row of a source: its columns under the names of layouts, the layout that fits it, what stands beside.
+"""Reads one row of a source: its columns under the names of layouts, the layout that fits it, what else it holds.
 
-Comes in: a row as it is in the file. Goes out: its `Example`, label and all, or BadRow; the columns that were read are put
-down in `ColumnUse`.
+Comes in: a row as it is in the file. Goes out: its `Example`, label and all, or BadRow; the columns that were read are
+recorded in `ColumnUse`.
 Decision: with `data.format: auto` every row is read by the layout that fits it, and the layout of most rows of the file
 reads those that fit none, so that their reason is told in its words. Price: about a microsecond a layout and row.
 """
@@ -10,17 +10,19 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
 from raydpo.config.outside import is_outside
 from raydpo.config.sections import DataSection
 from raydpo.data.aliases import canonical
 from raydpo.data.bad_rows import BadRow
-from raydpo.data.beside import refuse_media, with_system_turn
+from raydpo.data.chat_template import template_settings
 from raydpo.data.column_use import ColumnUse
 from raydpo.data.format import Format
 from raydpo.data.formats import detect, fitting, format_named
 from raydpo.data.messages import Example, Row
+from raydpo.data.row_extras import refuse_media, with_system_turn
 from raydpo.data.row_view import RowView
 from raydpo.data.token_rows import fits_tokenized, late_ids
 
@@ -71,6 +73,7 @@ class RowReader:
         if self._is_ours:
             example = with_system_turn(example, view)
             refuse_media(row, self.use.ignored, example)
+        example = replace(example, template_settings=template_settings(view, self.settings.chat_template_kwargs))
         if layout is not self.layout:
             self.others[layout.name] += 1
         self.use.add(place, row, view, example, stops=self._is_ours and layout.name != "tokenized")

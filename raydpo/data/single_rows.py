@@ -44,7 +44,7 @@ def single(row: Row, num_answers: int) -> Example:
 
 
 def fits_labelled(row: Row) -> bool:
-    """A label beside prompt and completion, a whole conversation, or an instruction and its output; no pair."""
+    """A label next to prompt and completion, a whole conversation, or an instruction and its output; no pair."""
     if row.get("label") is None or not (is_absent(row.get("chosen")) or is_absent(row.get("rejected"))):
         return False
     if row.get("completion") is not None:

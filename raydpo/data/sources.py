@@ -12,13 +12,14 @@ import glob
 import os
 import re
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.digest import file_sha256
 from raydpo.data.read import Line, dataset_rows, file_rows, kind_of
+from raydpo.data.splits import Parts, Role, Split, by_name, split_of
 from raydpo.errors import DataError
 
 _HUB = re.compile(
@@ -84,6 +85,7 @@ class HubSource:
     id: of the data set.
     config, revision: of the data set, None for its defaults.
     split: which one.
+    is_split_given: the spec names the split; else it is `train`, or what `find_parts` chose.
     """
 
     spec: str
@@ -91,10 +93,24 @@ class HubSource:
     config: str | None
     revision: str | None
     split: str
+    is_split_given: bool = True
 
     @property
     def name(self) -> str:
         return self.spec
+
+    def splits(self) -> list[str]:
+        """Names of all splits of the data set. Raises DataError when the hub cannot be asked."""
+        from datasets import get_dataset_split_names
+
+        try:
+            return list(get_dataset_split_names(self.id, self.config, revision=self.revision))
+        except Exception as error:  # the library raises whatever its many backends raise
+            raise self._refused(error) from error
+
+    def of_split(self, split: str) -> HubSource:
+        """Another split of the same data set, named in its spec."""
+        return HubSource(f"{self.spec}:{split}", self.id, self.config, self.revision, split)
 
     @cached_property
     def _dataset(self) -> Any:
@@ -103,11 +119,14 @@ class HubSource:
         try:
             return load_dataset(self.id, self.config, split=self.split, revision=self.revision)
         except Exception as error:  # the library raises whatever its many backends raise
-            raise DataError(
-                f"{self.spec} could not be loaded from the hub: {(str(error) or repr(error)).splitlines()[0]}. "
-                "The form is hub:owner/name@revision:split (hub:owner/name/config@revision:split for one of several "
-                "configurations). Without network, download the files elsewhere and name them in data.train."
-            ) from error
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> DataError:
+        return DataError(
+            f"{self.spec} could not be loaded from the hub: {(str(error) or repr(error)).splitlines()[0]}. "
+            "The form is hub:owner/name@revision:split (hub:owner/name/config@revision:split for one of several "
+            "configurations). Without network, download the files elsewhere and name them in data.train."
+        )
 
     def digest(self) -> str:
         """Fingerprint of the loaded files: changes with the commit."""
@@ -120,58 +139,113 @@ class HubSource:
 
 
 Source = FileSource | FolderSource | HubSource
+Part = tuple[str, Split | None, Source]
+"""Its name within a data set, the split that this says, and itself."""
+
+
+@dataclass(frozen=True)
+class Found:
+    """What the names under a key stand for.
+
+    sources: what is read, in order.
+    held_out: what data sets that are split by name hold out, of a key of training data.
+    notes: which splits were taken, for the log.
+    problems: a sentence for each name that finds nothing.
+    """
+
+    sources: list[Source] = field(default_factory=list)
+    held_out: list[Source] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
 
 
 def find(key: str, names: Sequence[str]) -> tuple[list[Source], list[str]]:
     """Sources that `names` (the value of config key `key`) stand for, and a problem for each name that finds none."""
-    sources: list[Source] = []
-    problems: list[str] = []
+    found = find_parts(key, names)
+    return found.sources, found.problems
+
+
+def find_parts(key: str, names: Sequence[str], *, asks_hub: bool = False) -> Found:
+    """As `find`, with what is held out by name. asks_hub: ask which splits a hub data set has where none is named (needs the
+    network); else its `train` split is read."""
+    found = Found()
+    role: Role = "eval" if "eval" in key else "train"
     for name in names:
         try:
-            sources += _hub(name) if name.startswith("hub:") else _local(name)
+            parts = _parts(name, role, asks_hub)
         except DataError as error:
-            problems += [f"{key}: {problem}" for problem in error.problems]
-    return sources, problems
+            found.problems.extend(f"{key}: {problem}" for problem in error.problems)
+            continue
+        found.sources.extend(parts.used)
+        found.held_out.extend(parts.held_out)
+        found.notes.extend([f"{key}: {parts.note}"] if parts.note else [])
+    return found
 
 
-def _hub(name: str) -> list[Source]:
-    match = _HUB.fullmatch(name)
-    if match is None:
-        raise DataError(f"{name!r} is not a hub data set; the form is hub:owner/name@revision:split.")
-    return [HubSource(name, match["id"], match["config"], match["revision"], match["split"] or "train")]
-
-
-def _local(name: str) -> list[Source]:
+def _parts(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
+    if name.startswith("hub:"):
+        return _hub(name, role, asks_hub)
     path = Path(name).expanduser()
     if path.is_dir():
-        return _folder(path)
+        return by_name(name, _folder(path), role)
     if path.exists():
         if kind_of(path) is None:
             raise DataError(f"{name!r} has an ending that is not known; {_ENDINGS}")
-        return [FileSource(path)]
+        return Parts([FileSource(path)], [])
     if not glob.has_magic(name):
         raise DataError(f"{name!r} does not exist (looked for {path.absolute()}).")
     matched = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
-    sources = [source for found in matched for source in (_folder(found) if found.is_dir() else _known(found))]
-    if not sources:
+    parts = [part for found in matched for part in (_folder(found) if found.is_dir() else _known(found))]
+    if not parts:
         raise DataError(f"{name!r} matches no data file; {_ENDINGS}")
-    return sources
+    if all(split_of(found.name) in ("validation", "test") for found in matched):
+        return Parts([source for *_, source in parts], [])  # a pattern of held-out files alone names them
+    return by_name(name, parts, role)
+
+
+def _hub(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
+    match = _HUB.fullmatch(name)
+    if match is None:
+        raise DataError(f"{name!r} is not a hub data set; the form is hub:owner/name@revision:split.")
+    is_given = match["split"] is not None
+    source = HubSource(name, match["id"], match["config"], match["revision"], match["split"] or "train", is_given)
+    if is_given or not asks_hub:
+        return Parts([source], [])
+    splits = source.splits()
+    exact = [one for one in splits if one in ("train", "validation", "valid", "val", "dev", "eval", "test")]
+    if "train" not in exact and (role == "train" or not exact):
+        raise DataError(
+            f"{name!r} has no split of the name train; it has {', '.join(splits)}. Name one: {name}:{splits[0]}."
+        )
+    return by_name(name, [(one, split_of(one), source.of_split(one)) for one in exact], role)
 
 
 _ENDINGS = "allowed are .jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst), .parquet, .arrow, and save_to_disk folders."
+_NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
+"""What the datasets library writes next to data."""
 
 
-def _known(path: Path) -> list[Source]:
-    return [FileSource(path)] if kind_of(path) is not None else []
+def _known(path: Path) -> list[Part]:
+    is_data = kind_of(path) is not None and path.name not in _NO_DATA
+    return [(path.name, split_of(path.name), FileSource(path))] if is_data else []
 
 
-def _folder(path: Path) -> list[Source]:
-    if (path / "state.json").is_file() and (path / "dataset_info.json").is_file():
-        return [FolderSource(path)]
-    if (path / "dataset_dict.json").is_file():
-        splits = sorted(str(child) for child in path.iterdir() if (child / "state.json").is_file())
-        raise DataError(f"{str(path)!r} holds several splits; name the one that is meant: {', '.join(splits)}.")
-    sources = [source for file in sorted(path.iterdir()) if file.is_file() for source in _known(file)]
-    if not sources:
+def _is_saved(path: Path) -> bool:
+    return (path / "state.json").is_file() and (path / "dataset_info.json").is_file()
+
+
+def _folder(path: Path) -> list[Part]:
+    """Parts of a folder: its files, and what is in folders inside whose names say a split, or that are called `data`."""
+    if _is_saved(path):
+        return [(path.name, None, FolderSource(path))]
+    parts = [part for file in sorted(path.iterdir()) if file.is_file() for part in _known(file)]
+    for child in sorted(child for child in path.iterdir() if child.is_dir()):
+        split = split_of(child.name)
+        if _is_saved(child) and (split is not None or (path / "dataset_dict.json").is_file()):
+            parts.append((child.name, split, FolderSource(child)))
+        elif split is not None or (child.name == "data" and not parts):
+            files = [part for file in sorted(child.iterdir()) if file.is_file() for part in _known(file)]
+            parts += [(f"{child.name}/{name}", split or own, source) for name, own, source in files]
+    if not parts:
         raise DataError(f"{str(path)!r} is a folder without data files; {_ENDINGS}")
-    return sources
+    return parts

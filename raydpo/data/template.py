@@ -2,8 +2,7 @@
 
 What goes out: prompt and answers as strings whose concatenation is what the model reads, and whether control tokens
 inside have to be read as plain text.
-Decision: the date that some templates write is fixed, since otherwise the same data would be other data tomorrow and
-every cached reference value would be lost. Price: models are trained on that one date.
+Decision: what a row says is found again in what is written for it, or the row is left out; templates drop text without a word.
 """
 
 from __future__ import annotations
@@ -14,22 +13,16 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raydpo.data.bad_rows import BadRow, answer_texts
+from raydpo.data.chat_template import Template
+from raydpo.data.conversation import write_conversation
+from raydpo.data.media_tokens import refuse_media_tokens
 from raydpo.data.messages import Example, Message, Tokens
+from raydpo.data.spellings import REASONING
 from raydpo.data.tokenizer import TextTokenizer, count_aliases, holds_private_marks
 from raydpo.errors import DataError
 
 ControlTokens = Literal["plain", "quarantine", "allow"]
 """What becomes of control tokens inside the text: `data.control_tokens`."""
-
-_TRIAL_ANSWER = "trial-answer"
-
-# What templates call for today's date, with an answer that stays: 26 July 2024, the date that Llama templates name.
-_DATE_PARTS = {"%Y": "2024", "%m": "07", "%d": "26", "%b": "Jul", "%B": "July", "%A": "Friday", "%a": "Fri", "%y": "24"}
-_FIXED_DATE = (
-    "{%- macro strftime_now(layout) -%}{{ layout"
-    + "".join(f" | replace('{part}', '{value}')" for part, value in _DATE_PARTS.items())
-    + " }}{%- endmacro %}"
-)
 
 
 @dataclass(frozen=True)
@@ -42,6 +35,7 @@ class Rendered:
     found: how many control tokens the data holds.
     tokens: ids that are used as they are; there is no text then.
     spans: of each answer, the ranges of its characters that are the assistant's, None for all; empty: None for every answer.
+    reasoning_dropped: how many pieces of reasoning in earlier turns of the prompt the template leaves out.
     """
 
     prompt: str
@@ -51,6 +45,7 @@ class Rendered:
     found: int = 0
     tokens: Tokens | None = None
     spans: list[list[tuple[int, int]] | None] = field(default_factory=list)
+    reasoning_dropped: int = 0
 
     @property
     def num_aliases(self) -> list[int]:
@@ -93,7 +88,7 @@ def open_tokenizer(path: str, chat_template: str | None) -> TextTokenizer:
     if chat_template is None:
         return tokenizer
     try:
-        _apply(tokenizer, [{"role": "user", "content": "x"}], None, generation=True)
+        Template(tokenizer).write([{"role": "user", "content": "x"}], generation=True)
     except BadRow as bad:
         if isinstance(bad.__cause__, TemplateSyntaxError):
             raise DataError(
@@ -107,6 +102,7 @@ def render(example: Example, tokenizer: TextTokenizer, policy: ControlTokens) ->
     """Text of one example. BadRow when it cannot be written or read."""
     if example.tokens is not None:
         return Rendered("", [], tokens=example.tokens)
+    refuse_media_tokens(_strings([example.prompt, example.answers]), tokenizer.control_tokens)
     if isinstance(example.prompt, list) and (tokenizer.has_template or example.plain is None):
         return _render_conversation(example, tokenizer, policy)
     if isinstance(example.prompt, list):
@@ -121,14 +117,8 @@ def render(example: Example, tokenizer: TextTokenizer, policy: ControlTokens) ->
 
 
 def render_prompt(example: Example, tokenizer: TextTokenizer, policy: ControlTokens) -> Rendered:
-    """Text of the prompt of `example` alone, as it stands before an answer in training. BadRow as of `render`.
-
-    A conversation is written with a trial answer behind it, since some templates write the prompt otherwise then.
-    """
-    if not isinstance(example.prompt, list):
-        return render(Example(example.prompt, []), tokenizer, policy)
-    trial = replace(example, answers=[[{"role": "assistant", "content": _TRIAL_ANSWER}]])
-    return replace(_render_conversation(trial, tokenizer, policy), answers=[])
+    """Text of the prompt of `example` alone, as it stands before an answer in training. BadRow as of `render`."""
+    return render(replace(example, answers=[]), tokenizer, policy)
 
 
 def _by_policy(found: int, policy: str, texts: Sequence[str]) -> bool:
@@ -151,54 +141,29 @@ def _strings(value: Any) -> list[str]:
 
 
 def _render_conversation(example: Example, tokenizer: TextTokenizer, policy: str) -> Rendered:
-    prompt, answers, tools = example.prompt, example.answers, example.tools
+    answers: list[list[Message]] = example.answers  # type: ignore[assignment]
     for turns in answers:
-        if len(turns) == 1 and not turns[0].get("tool_calls"):  # type: ignore[union-attr]
-            answer_texts([turns[0]["content"]])  # type: ignore[index]
+        if len(turns) == 1 and not turns[0].get("tool_calls") and not any(turns[0].get(key) for key in REASONING):
+            answer_texts([turns[0]["content"]])
     if len(answers) > 1 and answers[0] == answers[1]:
         raise BadRow("identical_answers", "chosen and rejected are the same messages")
-    strings = _strings([prompt, answers, tools])
+    strings = _strings([example.prompt, answers, example.tools])
     found = sum(map(tokenizer.count_control, strings))
     plain = _by_policy(found, policy, strings)
+    prompt, tools = example.prompt, example.tools
     if plain:
         prompt, answers, tools = tokenizer.mark(prompt), tokenizer.mark(answers), tokenizer.mark(tools)
-    head, full = _written(tokenizer, prompt, answers, tools)  # type: ignore[arg-type]
-    texts = [text[len(head) :] for text in full]
+    template = Template(tokenizer, tools, example.template_settings)
+    written = write_conversation(template, prompt, answers)  # type: ignore[arg-type]
     if plain:
-        head, texts = tokenizer.from_marked(head), [tokenizer.from_marked(text) for text in texts]
-    return Rendered(head, texts, plain=plain, templated=True, found=found)
-
-
-def _written(
-    tokenizer: TextTokenizer, prompt: list[Message], answers: list[list[Message]], tools: Any
-) -> tuple[str, list[str]]:
-    """Prompt text, and whole texts that begin with it."""
-    head = _apply(tokenizer, prompt, tools, generation=True)
-    full = [_apply(tokenizer, [*prompt, *turns], tools, generation=False) for turns in answers]
-    if all(text.startswith(head) for text in full):
-        return head, full
-    # Some templates open a reasoning block for generation that a finished answer does not have: the prompt then ends
-    # where the answer's own text begins, if that only drops what was written for generation.
-    least = len(_apply(tokenizer, prompt, tools, generation=False))
-    starts = [text.rfind(turns[0]["content"].strip()) for text, turns in zip(full, answers, strict=True)]
-    heads = {text[:start] for text, start in zip(full, starts, strict=True)}
-    shared = heads.pop()
-    if heads or len(shared) < least or not head.startswith(shared) or min(starts) < 0:
-        raise BadRow("prefix_mismatch", "the chat template writes the prompt differently when an answer follows")
-    return shared, full
-
-
-def _apply(tokenizer: TextTokenizer, turns: list[Message], tools: Any, *, generation: bool) -> str:
-    from jinja2 import TemplateError
-
-    try:
-        template = tokenizer.tokenizer.get_chat_template(tools=tools)
-        if "strftime_now" in template:
-            template = _FIXED_DATE + template
-        written = tokenizer.tokenizer.apply_chat_template(
-            turns, tools=tools, chat_template=template, tokenize=False, add_generation_prompt=generation
-        )
-    except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
-        raise BadRow("template_error", (str(error) or repr(error)).splitlines()[0][:200]) from error
-    assert isinstance(written, str)
-    return written
+        written = written.unmarked(tokenizer.from_marked)
+    spans = written.spans if any(written.spans) else []
+    return Rendered(
+        written.prompt,
+        written.answers,
+        plain=plain,
+        templated=True,
+        found=found,
+        spans=spans,
+        reasoning_dropped=written.reasoning_dropped,
+    )

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raydpo.data.row_ends import RowEnds, own_ends
 from raydpo.errors import DataError
 
 _ALIAS = "\U0010fffc{}\U0010fffd"
@@ -40,6 +41,7 @@ class TextTokenizer:
 
     bos_id, eos_id: ids or None.
     control: pattern of every control token.
+    ends: how rows begin and end; as the files of `path` say, until `data.bos` and `data.eos` are known.
     digest: of everything that decides the ids of a row of text or messages.
     ids_digest: of what ids mean, for ids that are there already.
     """
@@ -64,6 +66,7 @@ class TextTokenizer:
         normalized = any(token["normalized"] and token["content"] in shown for token in state["added_tokens"])
         self._normalizer = self._allowing.normalizer if normalized else None
         self._state = state
+        self.ends: RowEnds = own_ends(self, Path(path))
 
     @cached_property
     def _aliased(self) -> tuple[Any, dict[int, int], set[int]]:
@@ -100,10 +103,20 @@ class TextTokenizer:
         found: int = 1 + max(self._allowing.get_vocab(with_added_tokens=True).values())
         return found
 
+    @cached_property
+    def added_tokens(self) -> list[str]:
+        """Tokens that are read in one piece wherever they stand: control tokens, and words such as <think>."""
+        return [token["content"] for token in self._state["added_tokens"]]
+
     @property
     def has_template(self) -> bool:
         """Whether conversations can be written down."""
         return bool(self.tokenizer.chat_template)
+
+    def id_of(self, token: str) -> int | None:
+        """Id of the entry of the vocabulary that is spelled `token`, None where there is none."""
+        found: int | None = self._allowing.token_to_id(token)
+        return found
 
     def count_control(self, text: str) -> int:
         """How many control tokens a text spells out."""

@@ -16,6 +16,14 @@ from raydpo.rundir.workspace import Workspace
 
 T = TypeVar("T")
 
+_MODEL_LIBRARIES = ("torch", "transformers.modeling_utils")
+"""What every role that holds a model imports. Not DeepSpeed, which chooses its accelerator while it is imported."""
+
+
+def libraries_of(engine: str = "transformers") -> Sequence[str]:
+    """Modules that processes with a model of this engine may share. vLLM prepares its process by itself."""
+    return _MODEL_LIBRARIES if engine == "transformers" else ()
+
 
 def session_of(
     config: Config, demands: Sequence[runtime.Demand] = (), *, in_process: bool = True
@@ -50,4 +58,5 @@ def trainer_ranks(
         gpus=train.gpus_per_worker,
         hang_timeout_s=train.hang_timeout_s,
         max_unread=max_unread,
+        preload=libraries_of(),
     )

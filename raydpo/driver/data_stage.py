@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from raydpo.batches.order import Order
 from raydpo.config import Config
-from raydpo.config.cross_checks import best_metric
+from raydpo.config.cross_checks import best_metric, chosen_by_evaluations
 from raydpo.data import DataReport, prepare
 from raydpo.data.embedding_rows import smallest
 from raydpo.errors import DataError
+from raydpo.models.before_loading import facts
 from raydpo.models.config_file import num_embeddings
 from raydpo.models.resolve import ResolvedModel
 from raydpo.rundir.workspace import Workspace
@@ -27,9 +28,23 @@ def data_stage(
     """
     for text in workspace.notes:
         observer(Note("warning", text))
-    folder = str(workspace.model.folder)
+    config = workspace.config
+    if evaluated is None:
+        for text in facts(
+            workspace.model.folder, config.train.router_aux_loss, has_adapter=config.train.lora is not None
+        ):
+            observer(Note("info", text))
+    folder = str(workspace.model.tokenizer)
     embedding = smallest(_embeddings(workspace, evaluated))
-    return prepare(workspace.config, folder, workspace.data, write=write, observer=observer, embedding=embedding)
+    return prepare(
+        workspace.config,
+        folder,
+        workspace.data,
+        write=write,
+        observer=observer,
+        embedding=embedding,
+        model_folders=tuple(reversed(workspace.model.folders)),
+    )
 
 
 def _embeddings(workspace: Workspace, evaluated: ResolvedModel | None) -> list[tuple[str, int | None]]:
@@ -38,7 +53,7 @@ def _embeddings(workspace: Workspace, evaluated: ResolvedModel | None) -> list[t
     if workspace.needs_reference and workspace.reference != workspace.model:
         models["reference.model"] = workspace.reference
     if evaluated is not None:
-        models["evaluate.model"] = evaluated.whole()
+        models["evaluate.model"] = evaluated
     return [(key, num_embeddings(key, model.folder)) for key, model in models.items()]
 
 
@@ -54,6 +69,11 @@ def check_training_data(config: Config, report: DataReport) -> None:
     """Raise DataError when there is nothing to train on, or the held-out data cannot answer what training asks of them."""
     if not report.train_pairs:
         raise DataError("data.train: no example is left after the checks; there is nothing to train on.")
+    if not report.eval_pairs and (wanting := chosen_by_evaluations(config)):
+        raise DataError(
+            f"{', '.join(wanting)} looks at held-out data, and data.train has no held-out part by name; nothing was trained. "
+            "Set data.eval or data.eval_fraction."
+        )
     _check_labels(config, report)
 
 

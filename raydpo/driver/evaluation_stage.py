@@ -33,7 +33,7 @@ def model_to_evaluate(workspace: Workspace) -> ResolvedModel:
         name = str(newest.folder if newest and not published.is_dir() else published)
     inside = Path(name).expanduser() / "model"
     path = str(inside) if (inside.parent / "COMMIT.json").is_file() else name
-    model = resolve_model("evaluate.model", path, allow_adapter=True)
+    model = resolve_model("evaluate.model", path)
     refuse_quantised("evaluate.model", model.whole().folder)
     return replace(model, name=name)
 

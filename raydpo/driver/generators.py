@@ -19,6 +19,7 @@ import numpy as np
 from raydpo import runtime
 from raydpo.artifacts import weights_digest
 from raydpo.config import Config
+from raydpo.driver.actors import libraries_of
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator, Health
@@ -69,6 +70,7 @@ class Generators:
             threads=section.cpus_per_worker,
             max_retries=section.max_retries,
             own_process=engine.engine != "transformers",
+            preload=libraries_of(engine.engine),
         )
         self._version = self._checked = engine.version  # what an engine holds when it has started
         self._unproven: set[int] = set()

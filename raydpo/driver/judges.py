@@ -8,6 +8,7 @@ the same devices.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from functools import cached_property, partial
@@ -15,6 +16,7 @@ from typing import Any
 
 from raydpo import runtime
 from raydpo.config.round_sections import JudgeSection
+from raydpo.driver.actors import libraries_of
 from raydpo.errors import JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.build import build_judge
@@ -87,10 +89,17 @@ class Judging:
                 gpus=section.gpus_per_worker,
                 max_retries=section.max_retries,
                 own_process=bool(self._models) and self._engine.engine != "transformers",
+                preload=self._libraries(),
             )
         if self._is_stopped:  # before there was a pool to close
             self._pool.close()
         return self._pool
+
+    def _libraries(self) -> Sequence[str]:
+        """Nobody knows what a function imports; where this process has torch already, the function's may need it."""
+        if self._models:
+            return libraries_of(self._engine.engine)
+        return libraries_of() if "torch" in sys.modules else ()
 
     def judge(self, piece: Piece, lots: Sequence[Sequence[Row]], observer: Observer) -> None:
         """Judge what the piece lacks, a part for each batch, and commit. Raises JudgeError for too many failures."""

@@ -153,13 +153,13 @@ class References:
         folder = self._folder(checkpoint.step)
         if not _is_made_of(source, folder):
             meta = {"step": checkpoint.step, "alpha": alpha, "source": source}
-            _write(checkpoint.folder / "model", before.reference.here() if before else None, alpha, folder, meta)
+            _write(checkpoint.folder / "model", before.measured_by.here() if before else None, alpha, folder, meta)
         return self.workspace.measured_from(folder)
 
     def _same_shapes(self) -> None:
         workspace = self.workspace
         if workspace.reference != workspace.model and (
-            lines := other_shapes(workspace.model.folder, workspace.reference.folder)
+            lines := other_shapes(workspace.trained_from.folder, workspace.measured_by.folder)
         ):
             raise ConfigError(
                 f"reference.sync_every: {self.every} needs a reference.model of the shape of model.path; it differs in "

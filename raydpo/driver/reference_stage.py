@@ -15,7 +15,7 @@ import numpy as np
 
 from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
-from raydpo.driver.actors import actor_session
+from raydpo.driver.actors import actor_session, libraries_of
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import compare
 from raydpo.reference.plan import ShardWork, plan_shards, probe_work, wanted_rows
@@ -53,7 +53,7 @@ class ReferenceReport:
 def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
     section = workspace.config.reference
     return ScorerSpec(
-        model=workspace.reference,
+        model=workspace.measured_by,
         dtype=workspace.dtype,
         attention=workspace.config.model.attention,
         data=workspace.data,
@@ -122,6 +122,7 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         cpus=section.cpus_per_worker,
         gpus=section.gpus_per_worker,
         max_retries=section.max_retries,
+        preload=libraries_of(),
     ):
         if not shard.nats:
             done += shard.rows

@@ -16,10 +16,11 @@ from typing import Any
 
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
+from raydpo.driver.export_proof import prove
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import Sinks, Watch
-from raydpo.models.lora import merge_lora
+from raydpo.models.merging import merge_lora
 from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain
 from raydpo.rundir.resume import Checkpoint, Plan
 from raydpo.rundir.workspace import Workspace
@@ -121,7 +122,7 @@ class Driver:
         template = config.data.chat_template
         return TrainSpec(
             config=config,
-            model=workspace.model,
+            model=workspace.trained_from,
             dtype=workspace.dtype,
             data=workspace.data,
             staging=workspace.staging(),
@@ -213,6 +214,8 @@ class Driver:
             chosen = best or self.last
         fresh = self.workspace.unpublished("model")
         shutil.copytree(chosen.folder / "model", fresh)
+        proofs = {"model": prove(self.workspace, fresh, chosen.folder, "model", self.observer)}
+        merged = self._merged(chosen.folder, proofs)
         model = self.workspace.publish(fresh, "model")
         report: TrainingReport = {
             "steps": self.last.step,
@@ -223,12 +226,20 @@ class Driver:
             "model": str(model),
             "probe": self.probe,
         }
-        lora = self.workspace.config.train.lora
-        if lora is not None and lora.merge:
-            merged = self.workspace.unpublished("model_merged")
-            merge_lora(self.workspace.model.folder, model, merged, self.workspace.dtype)
+        if merged is not None:
             report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))
+        report["exports"] = {name: found for name, found in proofs.items() if found}
         return report, {"first": self.eval_first, "last": self.eval_last}, self.syncs
+
+    def _merged(self, checkpoint: Path, proofs: dict[str, dict[str, float]]) -> Path | None:
+        """The adapter of the checkpoint merged into its base, proven and not published yet; None where nobody asked for it."""
+        lora = self.workspace.config.train.lora
+        if lora is None or not lora.merge:
+            return None
+        merged = self.workspace.unpublished("model_merged")
+        merge_lora(self.workspace.trained_from.folder, checkpoint / "model", merged, self.workspace.dtype)
+        proofs["model_merged"] = prove(self.workspace, merged, checkpoint, "model_merged", self.observer)
+        return merged
 
 
 _SHOWN = ("eval/loss", "eval/rewards/margins", "eval/rewards/accuracies", "eval/rewards/ties")

@@ -22,6 +22,7 @@ from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.driver.train_events import Driver, Receive, TrainingReport
 from raydpo.errors import OutOfMemoryError
 from raydpo.metrics import Sinks, keep_lines
+from raydpo.models.balancing import KEY, balancing_in
 from raydpo.models.lora import check_lora
 from raydpo.rundir.checkpoints import newest_checkpoint, set_damaged_aside
 from raydpo.rundir.resume import Plan, plan_training, trajectory
@@ -36,7 +37,7 @@ _UNREAD = 4
 def check_adapter(config: Config, folder: Path) -> None:
     """Raise ConfigError when the adapter that `train.lora` asks for cannot be put on the model in `folder`."""
     if (lora := config.train.lora) is not None:
-        check_lora(folder, rank=lora.rank, alpha=lora.alpha, target_modules=lora.target_modules)
+        check_lora(folder, **lora.placed())
 
 
 def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None = None) -> Plan:
@@ -45,13 +46,14 @@ def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None 
 
     optimizer: checkpoint of another run whose optimizer state a start goes on with.
     """
-    check_adapter(workspace.config, workspace.model.folder)
+    check_adapter(workspace.config, workspace.trained_from.folder)
     digests = {
         "model weights": workspace.model_digest,
         "training data": examples_digest(workspace.data, "train"),
         "evaluation data": examples_digest(workspace.data, "eval"),
         **outside_sources(workspace.config),
         "model.dtype": workspace.dtype,
+        KEY: balancing_in(workspace.model.folder, workspace.config.train.router_aux_loss).coefficient,
         "optimizer state": "none" if optimizer is None else digest_of(read_commit(optimizer)["files"]),
     }
     newest, skipped = newest_checkpoint(workspace.checkpoints)

@@ -22,9 +22,9 @@ MARGIN_TOKENS = 8
 """Tokens without text of their own, or with a part of a letter, that may stand within a stop text."""
 
 
-def settings_for(model: Any, sampling: Sampling) -> GenerationConfig:
-    """Everything that decides how `model` decodes; it ends at the model's own end-of-sequence ids."""
-    ends = end_ids(model.generation_config, model.config)
+def settings_for(model: Any, sampling: Sampling, taught: Sequence[int] = ()) -> GenerationConfig:
+    """Everything that decides how `model` decodes; it ends at the model's own end-of-sequence ids and at those of `taught`."""
+    ends = end_ids(model.generation_config, model.config, taught)
     chances = {} if sampling.greedy else {"temperature": sampling.temperature, "top_p": sampling.top_p, "top_k": 0}
     return GenerationConfig(
         do_sample=not sampling.greedy,

@@ -34,6 +34,7 @@ class EngineSpec:
     gpu_share: the part of its GPU that is this engine's; others have the rest.
     takes_weights: whether new weights will come; a model that judges gets none, and its folder may hold what none
         would fit.
+    end_ids: tokens that end an answer beside those that the model's files name.
     """
 
     model: str
@@ -46,6 +47,7 @@ class EngineSpec:
     tokens_per_batch: int = 16384
     gpu_share: float = 1.0
     takes_weights: bool = True
+    end_ids: tuple[int, ...] = ()
 
 
 class Engine(Protocol):

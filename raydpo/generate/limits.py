@@ -76,8 +76,8 @@ class Limits:
         )
 
 
-def end_ids(generation_config: Any, config: Any) -> list[int]:
-    """End-of-sequence ids of a model: those of its generation config, else those of its config."""
+def end_ids(generation_config: Any, config: Any, taught: Sequence[int] = ()) -> list[int]:
+    """End-of-sequence ids of a model: those of its generation config, else those of its config; and those it was `taught`."""
     known = generation_config.eos_token_id
     ids = config.get_text_config().eos_token_id if known is None else known
-    return [ids] if isinstance(ids, int) else list(ids or [])
+    return list(dict.fromkeys([*([ids] if isinstance(ids, int) else ids or []), *taught]))

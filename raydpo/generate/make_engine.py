@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from raydpo.config.doors import ENGINE_CHECKS, ENGINES
 from raydpo.config.outside import calling, imported, is_outside
 from raydpo.config.round_sections import GenerateSection
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import Engine, EngineSpec
+from raydpo.models.adapter_files import is_adapter
 
 
 def make_engine(spec: EngineSpec) -> Engine:
@@ -14,6 +17,11 @@ def make_engine(spec: EngineSpec) -> Engine:
     if spec.engine not in ENGINES.ours and not is_outside(spec.engine):
         raise ConfigError(
             f"generate.engine: {spec.engine} is not an engine; {' and '.join(ENGINES.ours)} are. Nothing was loaded."
+        )
+    if spec.engine == "vllm" and is_adapter(Path(spec.model)):
+        raise ConfigError(
+            f"generate.engine: vllm, and {spec.model} is an adapter, which vLLM would load without merging it. Nothing was "
+            "loaded. Set generate.engine: transformers, or name a full model (a run's model_merged/)."
         )
     make = ENGINES.resolve(spec.engine)
     with calling(ENGINES.key, spec.engine):

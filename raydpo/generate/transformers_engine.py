@@ -48,7 +48,7 @@ class TransformersEngine:
 
     def generate(self, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> list[list[Sample]]:
         self._limits.check_prompts(prompts, sampling.max_new_tokens)
-        settings = settings_for(self._model, sampling)
+        settings = settings_for(self._model, sampling, self._spec.end_ids)
         stop = StopTexts(sampling.stop, self._tokenizer) if sampling.stop else None
         num_sampled = 1 if sampling.greedy else sampling.num_answers
         rows = [prompt for prompt in prompts for _ in range(num_sampled)]

@@ -57,7 +57,7 @@ class VllmEngine:
         self._spec = spec
         config = AutoConfig.from_pretrained(spec.model, trust_remote_code=False)
         self._limits = Limits.of(config, spec.max_length)
-        self._ends = end_ids(_generation_config(spec.model), config)
+        self._ends = end_ids(_generation_config(spec.model), config, spec.end_ids)
         self._names = FolderNames(spec.model, config) if spec.takes_weights else None
         self._expected = Expected({}) if self._names is None else self._names.expected
         self._collected: dict[str, Any] = {}

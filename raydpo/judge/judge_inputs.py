@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import file_sha256, tokenizer_digest, weights_digest
+from raydpo.artifacts import digest_of, file_sha256, tokenizer_digest, weights_digest
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import JUDGE_FREE, KINDS, JudgeSection, kind_of
 from raydpo.errors import ConfigError
@@ -85,7 +85,7 @@ def local_model(section: JudgeSection) -> str | None:
 def find_model(name: str) -> ResolvedModel:
     """The model `name` of a judge, with weights that can be read. Raises ConfigError."""
     found = resolve_model("judge.model", name)
-    if not any(found.folder.glob("*.safetensors")):
+    if not all(any(folder.glob("*.safetensors")) for folder in found.folders):
         raise ConfigError(
             f"judge.model: {name} has no *.safetensors (looked in {found.folder}); weights in other files are not read, "
             "because loading those may run code. Nothing was scored. Convert the model with save_pretrained."
@@ -110,8 +110,10 @@ def inputs_of(section: JudgeSection, models: Models) -> dict[str, Any]:
     if section.answers is not None:
         inputs["answers_sha256"] = file_sha256(Path(section.answers).expanduser())
     if loads_model(section):
-        folder = models[inputs.pop("model")].folder
-        inputs |= {"model_digest": weights_digest(folder), "tokenizer_digest": tokenizer_digest(folder)}
+        found = models[inputs.pop("model")]
+        digests = [weights_digest(folder) for folder in found.folders]
+        whole = digests[0] if found.base is None else digest_of(digests)
+        inputs |= {"model_digest": whole, "tokenizer_digest": tokenizer_digest(found.tokenizer)}
     if section.members:
         inputs["inputs_of_members"] = [inputs_of(member, models) for member in members_of(section)]
     return inputs

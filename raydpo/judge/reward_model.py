@@ -18,11 +18,14 @@ from raydpo.batches import batches_by_length
 from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import ConfigError
 from raydpo.judge.judge_inputs import Given, find_models
-from raydpo.judge.reward_config import ALLOWED, UNREADABLE, check_reward_model, no_classifier
+from raydpo.judge.reward_config import ALLOWED, HEADS, UNREADABLE, check_reward_model, head_rows, no_classifier
 from raydpo.judge.verdict import Row, Verdict, scores_of_one, verdict_of
+from raydpo.models.adapter_files import is_adapter
 from raydpo.models.config_file import num_positions
 from raydpo.models.layout import longest_exact
+from raydpo.models.merging import merge_adapter
 from raydpo.models.pretrained import DTYPES, load_tokenizer, switch_dropout_off
+from raydpo.models.resolve import adapter_base
 from raydpo.schema.samples import Conversation
 
 _NO_LIMIT_TOKENS = 10**9
@@ -118,11 +121,22 @@ class RewardModel:
 
 
 def _load(folder: Path, dtype: str) -> Any:
-    from transformers import AutoModelForSequenceClassification
+    """The classifier in `folder`; of an adapter, merged into its base in float32."""
     from transformers.utils import logging
 
     logging.disable_progress_bar()
     check_reward_model(folder)
+    if not is_adapter(folder):
+        return switch_dropout_off(_read(folder, dtype)).eval()
+    brought = {"num_labels": 1} if head_rows(folder) else {}
+    base = _read(adapter_base(folder).folder, "float32", **brought)
+    return switch_dropout_off(merge_adapter(base, folder).to(DTYPES[dtype])).eval()
+
+
+def _read(folder: Path, dtype: str, **settings: Any) -> Any:
+    """settings: for a base whose head comes with an adapter; the base may lack one then."""
+    from transformers import AutoModelForSequenceClassification
+
     try:
         model, found = AutoModelForSequenceClassification.from_pretrained(
             str(folder),
@@ -130,15 +144,17 @@ def _load(folder: Path, dtype: str) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **settings,
         )
     except UNREADABLE as error:
         raise no_classifier(folder, error) from error
-    if missing := sorted(found["missing_keys"]):
+    missing = sorted(name for name in found["missing_keys"] if not (settings and name.endswith(HEADS)))
+    if missing:
         raise ConfigError(
             f"judge.model: {folder} lacks the weights {', '.join(missing[:4])}; they would have been random, and so would "
             f"every score. {ALLOWED}"
         )
-    return switch_dropout_off(model).eval()
+    return model
 
 
 def _longest(model: Any, tokenizer: Any) -> int | None:

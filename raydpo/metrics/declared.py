@@ -52,6 +52,11 @@ METRICS: dict[str, Metric] = {
         Metric("weights", "factor of the loss, from the data and WPO; of the first term", "example"),
         *(Metric(f"loss/{name}", "the loss of one term of a sum, unweighted", "as `loss`") for name in OBJECTIVES),
         Metric("clamped", "share whose exponential or odds met a clamp", "answer"),
+        Metric(
+            "router_aux_loss",
+            "balancing loss of the experts without its coefficient: k of top-k when even",
+            "step",
+        ),
         Metric("grad_norm", "norm before clipping", "step"),
         Metric("learning_rate", "1", "step"),
         Metric("tokens_per_s", "real tokens a second, all ranks", "log interval"),

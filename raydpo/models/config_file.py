@@ -1,7 +1,7 @@
 """What the config.json of a model folder says, read as it stands: without transformers, torch or the weights.
 
 Comes in: a folder. Goes out: values, None for what it does not say. Decision: of a model with several parts (vision, audio)
-the part that reads text is meant, and what that part leaves out is looked up around it.
+the part that reads text is meant, and what that part leaves out is looked up around it. An adapter says what its base says.
 """
 
 from __future__ import annotations
@@ -11,6 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.errors import ConfigError
+from raydpo.models.adapter_files import is_adapter, num_rows
+from raydpo.models.resolve import adapter_base
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 """Names under which models say how many positions they have. Those that carry a state along or use ALiBi say nothing."""
@@ -24,7 +26,9 @@ def num_positions(config: Any) -> int | None:
 
 
 def config_of(key: str, folder: Path) -> dict[str, Any]:
-    """config.json of the model that `key` names. Raises ConfigError when it cannot be read."""
+    """config.json of the model that `key` names, of an adapter that of its base. Raises ConfigError when it cannot be read."""
+    if is_adapter(folder):
+        return config_of(key, adapter_base(folder, weights=False).folder)
     try:
         found = json.loads((folder / "config.json").read_text())
         if not isinstance(found, dict):
@@ -44,4 +48,6 @@ def of_text(described: dict[str, Any], *names: str) -> int | None:
 
 def num_embeddings(key: str, folder: Path) -> int | None:
     """Rows of the embedding: ids from there on have none. None where the config does not say."""
+    if is_adapter(folder):
+        return num_rows(folder) or num_embeddings(key, adapter_base(folder, weights=False).folder)
     return of_text(config_of(key, folder), "vocab_size")

@@ -20,6 +20,8 @@ from torch.utils.checkpoint import checkpoint
 
 from raydpo.errors import ConfigError
 from raydpo.models.attention import Segment, Stream
+from raydpo.models.routing import row_counts, tally
+from raydpo.models.text_part import text_body, text_head
 
 Extra = Literal["nothing", "collisions", "likeliest"]
 """What is computed in addition to log-probs, see `AnswerLogProbs`."""
@@ -41,6 +43,7 @@ class SequenceBatch:
     num_sequences: S.
     position_ids: packed [1, T]; padded None.
     segments: packed as in `raydpo.models.attention`; padded None.
+    readers: packed, in how many rows the tokens of each segment stand; padded None.
     num_chunks: calls of the head at least. Under ZeRO-3 a call may gather the head's weights from all ranks, so ranks
         must make the same number, however many answer tokens each has.
     """
@@ -54,6 +57,7 @@ class SequenceBatch:
     position_ids: Tensor | None = None
     segments: tuple[Segment, ...] | None = None
     num_chunks: int = 1
+    readers: tuple[int, ...] | None = None
 
     def to(self, device: torch.device | str) -> SequenceBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -66,7 +70,7 @@ class AnswerLogProbs(nn.Module):
 
     extra, without gradient, below the log-probs. collisions: [2, N], log sum_v p(v)^2 at each answer token: the log of how
     probable a token is on average that is drawn from the model itself. likeliest: [3, N], the log-prob of the likeliest
-    token there, and its id.
+    token there, and its id. top_k: of a mixture of experts, also returns what its routers did, [2, E] of `routing.tally`.
     """
 
     def __init__(self, model: Any, chunk_tokens: int = CHUNK_TOKENS) -> None:
@@ -75,17 +79,20 @@ class AnswerLogProbs(nn.Module):
         self.chunk_tokens = chunk_tokens
         self._adjust = logits_adjustment(model.config)
 
-    def forward(self, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor:
-        hidden_NH = self.hidden(batch).flatten(0, 1).index_select(0, batch.predictors)
+    def forward(self, batch: SequenceBatch, extra: Extra = "nothing", top_k: int = 0) -> Tensor | tuple[Tensor, Tensor]:
+        found = self._read(batch, **({"output_router_logits": True} if top_k else {}))
+        hidden_NH = found.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
         num_chunks = max(batch.num_chunks, count_chunks(len(batch.targets), self.chunk_tokens))
-        return self.score(hidden_NH, batch.targets, num_chunks, extra)
+        nats = self.score(hidden_NH, batch.targets, num_chunks, extra)
+        return (nats, tally(found.router_logits, row_counts(batch), top_k)) if top_k else nats
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
         """What the head reads, of every position: [1 or S, T, H]."""
-        found: Tensor = self._inner.get_decoder()(
-            input_ids=batch.input_ids, use_cache=False, **_layout(batch)
-        ).last_hidden_state
+        found: Tensor = self._read(batch).last_hidden_state
         return found
+
+    def _read(self, batch: SequenceBatch, **more: Any) -> Any:
+        return text_body(self._inner)(input_ids=batch.input_ids, use_cache=False, **_layout(batch), **more)
 
     def score(self, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int = 1, extra: Extra = "nothing") -> Tensor:
         """Log-probs of `targets_N` from hidden states, in `num_chunks` calls of the head; as `forward` returns them."""
@@ -103,7 +110,7 @@ class AnswerLogProbs(nn.Module):
     @property
     def head(self) -> Any:
         """The linear layer from hidden states to logits."""
-        return self._inner.get_output_embeddings()
+        return text_head(self._inner)
 
     @property
     def _inner(self) -> Any:
@@ -163,7 +170,7 @@ def logits_adjustment(config: Any) -> Callable[[Tensor], Tensor]:
     """What the architecture does to its logits after the head: soft-capping or scaling, by its config's fields."""
     config = config.get_text_config() if hasattr(config, "get_text_config") else config
     cap = getattr(config, "final_logit_softcapping", None)
-    scale = getattr(config, "logit_scale", None) or 1.0
+    scale = (getattr(config, "logit_scale", None) or 1.0) * (getattr(config, "lm_head_multiplier", None) or 1.0)
     divisor = getattr(config, "logits_scaling", None) or 1.0
 
     def adjust(logits: Tensor) -> Tensor:

@@ -1,8 +1,9 @@
 """A transformers folder -> a causal language model that is ready to score or to train.
 
 Goes out: the module in the asked dtype, every dropout at 0, cache off. Remote code is never run.
-Decision: an *adapter* folder is merged into its base on loading, so that a trained adapter can be evaluated like any
-model. It cannot be trained from or be a reference: "the adapter off" would then be the base, not the SFT model.
+Decision: an adapter is merged into its base on loading, in float32 whatever the dtype, which is cast to once at the end: so
+the reference, the policy and whoever else loads it have the same bytes. Price: the model stands in main memory in float32
+for a moment.
 """
 
 from __future__ import annotations
@@ -15,30 +16,38 @@ import torch
 from torch import nn
 
 from raydpo.errors import ConfigError
-from raydpo.models.lora import merge_adapter
-from raydpo.models.resolve import adapter_base
+from raydpo.models.auto_class import auto_class
+from raydpo.models.config_file import config_of
+from raydpo.models.merging import merge_adapter
+from raydpo.models.resolve import ResolvedModel, with_base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
-def load_model(folder: Path, dtype: str, attention: str) -> Any:
-    """Load the causal LM in `folder` on the CPU, in evaluation mode.
+def load_model(found: ResolvedModel | Path, dtype: str, attention: str) -> Any:
+    """Load the causal LM `found`, a model or an adapter, on the CPU, in evaluation mode.
 
     dtype: "float32" or "bfloat16"; attention: a transformers attention name, or "auto": sdpa, or eager where there is none,
     until `choose_layout`.
     Raises ConfigError when the folder holds no whole causal language model in safetensors: transformers would draw what is
     missing at random and only log it.
     """
-    from transformers import AutoModelForCausalLM
     from transformers.utils import logging
 
     logging.disable_progress_bar()  # the driver shows progress; a bar a process would tear it apart
-    is_adapter = (folder / "adapter_config.json").is_file()
-    base = adapter_base(folder).folder if is_adapter else folder
+    model = with_base(ResolvedModel(str(found), None, found) if isinstance(found, Path) else found)
+    if model.base is None:
+        return switch_dropout_off(_read(model.here(), dtype, attention)).eval()
+    merged = _cast(merge_adapter(load_model(model.base, "float32", "auto"), model.here()), DTYPES[dtype])
+    if attention != "auto":
+        merged.set_attn_implementation(attention)
+    return switch_dropout_off(merged).eval()
 
+
+def _read(folder: Path, dtype: str, attention: str) -> Any:
     def read(implementation: str) -> Any:
-        model, found = AutoModelForCausalLM.from_pretrained(
-            str(base),
+        model, found = auto_class(config_of("the model", folder)).from_pretrained(
+            str(folder),
             dtype=DTYPES[dtype],
             attn_implementation=implementation,
             use_safetensors=True,
@@ -50,15 +59,24 @@ def load_model(folder: Path, dtype: str, attention: str) -> Any:
         return model
 
     try:
-        model = read(attention) if attention != "auto" else _first_that_works(read, "sdpa", "eager")
+        return read(attention) if attention != "auto" else _first_that_works(read, "sdpa", "eager")
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise ConfigError(
-            f"{base} could not be loaded as a causal language model: {error}. Allowed: a transformers folder or hub id with "
+            f"{folder} could not be loaded as a causal language model: {error}. Allowed: a transformers folder or hub id with "
             "*.safetensors whose architecture transformers knows without remote code."
         ) from error
-    if is_adapter:
-        model = merge_adapter(model, folder)
-    return switch_dropout_off(model).eval()
+
+
+@torch.no_grad()
+def _cast(model: Any, dtype: torch.dtype) -> Any:
+    """What loading a folder in `dtype` gives: weights in `dtype`, tables that are computed at the start as they are."""
+    kept = model.state_dict().keys()
+    exempt = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
+    for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if tensor.is_floating_point() and name in kept and not set(exempt) & set(name.split(".")):
+            tensor.data = tensor.data.to(dtype)
+    model.config.dtype = dtype
+    return model
 
 
 def _first_that_works(read: Callable[[str], Any], first: str, second: str) -> Any:
@@ -82,7 +100,8 @@ def switch_dropout_off(model: nn.Module) -> nn.Module:
 
 
 def load_tokenizer(folder: Path) -> Any:
-    """The fast tokenizer of a model folder."""
+    """The fast tokenizer of a model folder; of an adapter without one, its base's."""
     from transformers import AutoTokenizer
 
-    return AutoTokenizer.from_pretrained(str(folder), trust_remote_code=False)
+    found = with_base(ResolvedModel(str(folder), None, folder))
+    return AutoTokenizer.from_pretrained(str(found.tokenizer), trust_remote_code=False)

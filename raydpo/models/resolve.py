@@ -2,18 +2,19 @@
 
 Comes in: what the config says. Goes out: a `ResolvedModel`. Torch-free, so that `raydpo check` can use it.
 Decision: a name is resolved to a commit once, on the driver, and workers resolve that commit: a branch that moves in
-the middle of a run changes nothing.
+the middle of a run changes nothing. An adapter is a model like any other: it is found together with its base.
 """
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from raydpo.errors import ConfigError
+from raydpo.models.adapter_files import DESCRIBED, described, holds_tokenizer, is_adapter
 
-WEIGHTS = ("*.safetensors", "*.json", "*.jinja", "*.txt", "*.model")
+DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
+WEIGHTS = ("*.safetensors", *DESCRIPTION)
 
 
 @dataclass(frozen=True)
@@ -22,47 +23,106 @@ class ResolvedModel:
 
     name: as configured.
     commit: of a hub id, None for a folder.
-    folder: on this node.
+    folder: on this node; of an adapter, the adapter's own.
+    base: of an adapter, the model that it was trained on.
     """
 
     name: str
     commit: str | None
     folder: Path
+    base: ResolvedModel | None = None
 
     def here(self) -> Path:
         """The folder on the calling node: a local path as it is, a hub id from this node's hub cache."""
         return self.folder if self.commit is None else _download(self.name, self.commit)
 
     def whole(self) -> ResolvedModel:
-        """The model itself, or the base of an adapter."""
-        return adapter_base(self.folder) if (self.folder / "adapter_config.json").is_file() else self
+        """The model itself, or what lies under all of its adapters."""
+        return self if self.base is None else self.base.whole()
+
+    @property
+    def folders(self) -> tuple[Path, ...]:
+        """Folder of the model, then those of the adapters on it, each on the one before."""
+        return (self.folder,) if self.base is None else (*self.base.folders, self.folder)
+
+    @property
+    def tokenizer(self) -> Path:
+        """Folder of the tokenizer: the adapter's own where it brings one, else its base's."""
+        return self.folder if self.base is None or holds_tokenizer(self.folder) else self.base.tokenizer
 
 
-def resolve_model(key: str, name: str, revision: str | None = None, *, allow_adapter: bool = False) -> ResolvedModel:
-    """Find the model that `key` of the config names. Raises ConfigError when there is none.
+def resolve_model(key: str, name: str, revision: str | None = None, *, weights: bool = True) -> ResolvedModel:
+    """Find the model or the adapter, with its base, that `key` of the config names. Raises ConfigError when there is none.
 
-    allow_adapter: whether a LoRA adapter folder will do.
+    weights: of a hub id, whether they are downloaded, too; configs and tokenizers always are.
     """
-    if (found := local_folder(key, name, allow_adapter=allow_adapter)) is not None:
-        return found
-    path = _download(name, revision, key)
-    return ResolvedModel(name, path.name, path)
+    if (found := _folder(key, name)) is None:
+        path = _download(name, revision, key, weights)
+        found = ResolvedModel(name, path.name, path)
+    return with_base(found, weights=weights)
 
 
-def local_folder(key: str, name: str, *, allow_adapter: bool = False) -> ResolvedModel | None:
-    """The model `name` if it is a folder here; None for a hub id, which is not asked for. Raises ConfigError for neither."""
+def describe_model(key: str, name: str, revision: str | None = None) -> ResolvedModel:
+    """`resolve_model` that downloads no weights: for what reads configs and tokenizers alone."""
+    return resolve_model(key, name, revision, weights=False)
+
+
+def local_folder(key: str, name: str) -> ResolvedModel | None:
+    """The model `name` if it is a folder here, as is the base of an adapter; None for a hub id, which is not asked for.
+
+    Raises ConfigError for neither.
+    """
+    found = _folder(key, name)
+    return None if found is None else _with_local_base(found)
+
+
+def with_base(model: ResolvedModel, *, weights: bool = True) -> ResolvedModel:
+    """`model` with its base, where it is an adapter whose base is not known yet. Raises ConfigError."""
+    if model.base is not None or not is_adapter(model.folder):
+        return model
+    return replace(model, base=adapter_base(model.folder, weights=weights))
+
+
+def adapter_base(folder: Path, *, weights: bool = True) -> ResolvedModel:
+    """The model that the adapter in `folder` was trained on, at the revision it names. Raises ConfigError."""
+    name, revision = _base_name(folder)
+    return resolve_model(f"base of the adapter {folder}", name, revision, weights=weights)
+
+
+def _with_local_base(model: ResolvedModel) -> ResolvedModel | None:
+    if not is_adapter(model.folder):
+        return model
+    name, _ = _base_name(model.folder)
+    base = local_folder(f"base of the adapter {model.folder}", name)
+    return None if base is None else replace(model, base=base)
+
+
+def _base_name(folder: Path) -> tuple[str, str | None]:
+    """(folder or hub id, revision) of the base of the adapter in `folder`."""
+    found = described(folder)
+    name, revision = found.get("base_model_name_or_path"), found.get("revision")
+    if not name:
+        raise ConfigError(
+            f"{folder / DESCRIBED} names no base model (base_model_name_or_path is {name!r}); an adapter alone is no model. "
+            "Nothing was loaded. Write the folder or hub id of its base there, or merge it into its base first."
+        )
+    if Path(name).expanduser().is_dir() and Path(name).expanduser().resolve() == folder.resolve():
+        raise ConfigError(
+            f"{folder / DESCRIBED} names its own folder as its base model; nothing was loaded. Write the folder or hub id of "
+            "the model there that the adapter was trained on."
+        )
+    return str(name), revision
+
+
+def _folder(key: str, name: str) -> ResolvedModel | None:
+    """The folder `name`, looked at no further; None for a hub id."""
     folder = Path(name).expanduser()
     if folder.is_dir():
-        if (folder / "adapter_config.json").is_file() and not allow_adapter:
-            raise ConfigError(
-                f"{key}: {name} is a LoRA adapter; a full model is allowed. The adapter of a new run would sit on its base "
-                "model, not on this one, and export would lose it. Merge it first (train.lora.merge: true writes "
-                "model_merged/)."
-            )
-        if not (folder / "config.json").is_file() and not (folder / "adapter_config.json").is_file():
+        if not (folder / "config.json").is_file() and not is_adapter(folder):
             raise ConfigError(
                 f"{key}: {name} is a folder without config.json; a transformers folder (config.json, *.safetensors, "
-                "tokenizer) or a hub id is allowed; nothing was loaded. Point it at the folder that save_pretrained wrote."
+                "tokenizer), the folder of a PEFT adapter or a hub id is allowed; nothing was loaded. Point it at the folder "
+                "that save_pretrained wrote."
             )
         return ResolvedModel(name, None, folder.resolve())
     if folder.is_absolute() or name.startswith((".", "~")) or name.count("/") != 1:
@@ -73,28 +133,14 @@ def local_folder(key: str, name: str, *, allow_adapter: bool = False) -> Resolve
     return None
 
 
-def adapter_base(folder: Path) -> ResolvedModel:
-    """The model that the LoRA adapter in `folder` was trained on, at the revision it names. Raises ConfigError."""
-    file = folder / "adapter_config.json"
-    try:
-        described = json.loads(file.read_text())
-    except (OSError, ValueError) as error:
-        raise ConfigError(f"{file} cannot be read: {error}. Nothing was loaded. Is the adapter whole?") from error
-    name, revision = described.get("base_model_name_or_path"), described.get("revision")
-    if not name:
-        raise ConfigError(
-            f"{file} names no base model (base_model_name_or_path is {name!r}); an adapter alone is no model, and nothing was "
-            "loaded. Write the folder or hub id of its base there, or merge it into its base first."
-        )
-    return resolve_model(f"base of the adapter {folder}", name, revision)
-
-
-def _download(name: str, revision: str | None, key: str = "model.path") -> Path:
+def _download(name: str, revision: str | None, key: str = "model.path", weights: bool = True) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, HFValidationError
 
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(WEIGHTS)))
+        return Path(
+            snapshot_download(name, revision=revision, allow_patterns=list(WEIGHTS if weights else DESCRIPTION))
+        )
     except (HfHubHTTPError, HFValidationError, OSError) as error:
         raise ConfigError(
             f"{key}: {name} is not a folder, and the hub gave no snapshot of it (revision {revision or 'main'}): "

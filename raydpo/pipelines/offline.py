@@ -13,6 +13,7 @@ from raydpo.driver.data_stage import check_held_out_data, check_training_data, d
 from raydpo.driver.evaluation_stage import evaluation_stage, model_to_evaluate
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import reference_stage
+from raydpo.driver.start_model import with_start
 from raydpo.driver.train_events import Receive
 from raydpo.driver.training import plan_stage, training_stage
 from raydpo.rundir.workspace import open_workspace
@@ -46,6 +47,7 @@ def train(
     with open_workspace(config, "train") as workspace, actor_session(workspace, *workspace.roles):
         data = data_stage(workspace, observer)
         check_training_data(workspace.config, data)
+        workspace = with_start(workspace, observer)
         plan = plan_stage(workspace, observer, optimizer)
         references = References.of(workspace, data.train_pairs)
         current = references.after(plan.checkpoint)

@@ -68,7 +68,7 @@ class Scorer:
         torch.set_flush_denormal(True)
         self.spec = spec
         self.device = "cuda" if spec.use_gpu else "cpu"
-        model = load_model(spec.model.here(), spec.dtype, spec.attention).to(self.device)
+        model = load_model(spec.model, spec.dtype, spec.attention).to(self.device)
         self.scoring = AnswerLogProbs(model.requires_grad_(False))
         check_head(self.scoring)
         self.layout, _ = choose_layout(model, spec.attention)

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 
 from raydpo import runtime
+from raydpo.driver.actors import libraries_of
 from raydpo.driver.generators import Policy
 from raydpo.driver.judges import texts
 from raydpo.driver.roles import Roles
@@ -154,6 +155,7 @@ class Evaluator:
             gpus=section.gpus_per_worker,
             max_retries=section.max_retries,
             own_process=self._engine.engine != "transformers",
+            preload=libraries_of(self._engine.engine),
         )
         return {index: answer for index, answer in answers if isinstance(answer, Scored)}
 

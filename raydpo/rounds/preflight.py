@@ -94,7 +94,7 @@ def _reference(config: Config, asks_hub: bool) -> Iterable[str]:
     try:
         found = (resolve_model if asks_hub else local_folder)("rounds.reference", config.rounds.reference)
         if found is not None:
-            refuse_quantised("rounds.reference", found.folder)
+            refuse_quantised("rounds.reference", found.whole().folder)
     except ConfigError as error:
         return error.problems
     return []

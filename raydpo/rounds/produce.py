@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.config import Config
+from raydpo.config.mixture_entry import paths_of
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.data.encode import Encoded
 from raydpo.data.offline_share import offline_rows
@@ -166,7 +167,7 @@ class Producer:
         share = self._rounds.offline_share
         number = round(num_pairs * share / (1 - share))
         chance = random.Random(seed_of(self._config.run.seed, index, "offline"))
-        return offline_rows(self._config.data.train, number, chance) if number else []
+        return offline_rows(paths_of(self._config.data.train), number, chance) if number else []
 
     def _of_prompt(
         self, prompt: Prompt, samples: Sequence[Sample], scores: Sequence[float] | None, index: int

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +20,7 @@ from raydpo.driver.actors import session_of
 from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.roles import Roles
+from raydpo.driver.start_model import initial_policy
 from raydpo.driver.training import check_adapter
 from raydpo.driver.weight_sync import Push
 from raydpo.errors import NonFiniteError
@@ -82,6 +83,7 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
         RunLock(setup.layout.dir),
         session_of(setup.config, setup.demands, in_process=setup.rounds.placement != "split"),
     ):
+        setup = _merged(setup, observer)
         setup.check()
         with closing(Generators(setup.config, setup.engine, observer)) as generators:
             run = RoundsRun(setup, generators, observer)
@@ -89,6 +91,15 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
                 yield run
             finally:
                 run.close()
+
+
+def _merged(setup: Setup, observer: Observer) -> Setup:
+    """The same with a plain folder where the initial policy is an adapter. In a session."""
+    layout, engine = setup.layout, setup.engine
+    if layout.initial.base is None:
+        return setup
+    initial = initial_policy(setup.config, layout.dir, layout.initial, engine.dtype, observer)
+    return replace(setup, layout=replace(layout, initial=initial), engine=replace(engine, model=str(initial.folder)))
 
 
 def read_summary(config: Config) -> dict[str, Any]:

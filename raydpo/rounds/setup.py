@@ -3,25 +3,30 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raydpo import runtime
 from raydpo.artifacts import digest_of, weights_digest, write_json
 from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
+from raydpo.config.mixture_entry import paths_of
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import RoundsSection
 from raydpo.config.rounds_checks import awaits_function
 from raydpo.data.embedding_rows import smallest
+from raydpo.data.ends_said import ends_said
 from raydpo.data.offline_share import sources_digest
 from raydpo.data.prompts import PromptReport, read_prompts
+from raydpo.data.row_ends import decided
 from raydpo.data.template import open_tokenizer
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.driver.judges import Judging
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.verdict import Judge
+from raydpo.models.balancing import KEY as BALANCING
+from raydpo.models.balancing import balancing_in
 from raydpo.models.config_file import num_embeddings
 from raydpo.rounds.preflight import check_room, check_rounds, check_same_run
 from raydpo.rundir.rounds_folder import RoundsFolder
@@ -61,6 +66,7 @@ class Setup:
         check_room(self.config)
         digests = {
             "model weights": weights_digest(self.layout.initial.folder),
+            BALANCING: balancing_in(self.layout.initial.folder, self.config.train.router_aux_loss).coefficient,
             "model.dtype": self.engine.dtype,
             "prompts": digest_of([asdict(prompt) for prompt in self.prompts]),
             "held-out prompts": digest_of([asdict(prompt) for prompt in self.eval_prompts]),
@@ -71,26 +77,32 @@ class Setup:
                 digests[f"source of {key} {name}"] = source_sha256(name)
         digests |= outside_sources(self.config)
         if self.rounds.offline_share:
-            digests["offline pairs"] = sources_digest("data.train", self.config.data.train)
+            digests["offline pairs"] = sources_digest("data.train", paths_of(self.config.data.train))
         check_same_run(self.layout, digests)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         write_json(self.layout.dir / "summary.json", summary)
 
 
-def set_up(config: Config, judge: Judge | None, observer: Observer) -> Setup:
-    """Raises ConfigError and DataError with every problem, before Ray is started."""
+def set_up(config: Config, judge: Judge | None, observer: Observer, *, weights: bool = True) -> Setup:
+    """Raises ConfigError and DataError with every problem, before Ray is started. weights: whether those of a hub id are
+    downloaded."""
     check_rounds(config, judge is not None)
-    workspace = find_workspace(config, "iterate")
+    workspace = find_workspace(config, "iterate", weights=weights)
     for text in workspace.notes:
         observer(Note("warning", text))
     config = workspace.config
     engine = _engine(workspace)
-    tokenizer = open_tokenizer(engine.model, config.data.chat_template)
+    tokenizer = open_tokenizer(str(workspace.model.tokenizer), config.data.chat_template)
+    tokenizer.ends = decided(tokenizer, config.data.bos, config.data.eos, tuple(reversed(workspace.model.folders)))
+    ends = ends_said(tokenizer)
+    if not (config.data.train or config.data.eval):
+        observer(Note("info", ends.text))
     prompts, eval_prompts = _read(workspace, tokenizer, observer)
     layout = RoundsFolder(config, workspace.dir, workspace.model)
     judging = Judging(judge, config.judge, engine, is_colocated=layout.rounds.placement == "colocated")
-    return Setup(config, layout, engine, tokenizer, prompts, eval_prompts, judging, _demands(config))
+    policy = replace(engine, end_ids=ends.ids)
+    return Setup(config, layout, policy, tokenizer, prompts, eval_prompts, judging, _demands(config))
 
 
 def examine(config: Config, observer: Observer) -> dict[str, Any]:
@@ -102,7 +114,7 @@ def examine(config: Config, observer: Observer) -> dict[str, Any]:
     if awaits_function(config):
         observer(Note("info", "the config names no judge: raydpo.iterate(config, judge=function) has to bring one"))
         judge = _not_asked
-    setup = set_up(config, judge, observer)
+    setup = set_up(config, judge, observer, weights=False)
     counts = {"prompts": len(setup.prompts), "eval_prompts": len(setup.eval_prompts)}
     return {
         "run_dir": str(setup.layout.dir),
@@ -148,7 +160,10 @@ def _read(workspace: Workspace, tokenizer: TextTokenizer, observer: Observer) ->
             control_tokens=config.data.control_tokens,
             max_bad_fraction=config.data.max_bad_fraction,
             embedding=smallest([("model.path", num_embeddings("model.path", workspace.model.folder))]),
+            settings=config.data,
         )
+        for source, columns in report.columns_not_read.items():
+            observer(Note("info", f"{key}: {source}: columns that are not read: {', '.join(columns)}"))
         if names:
             observer(Note("info", f"{key}: {_said(report)}"))
     prompts, eval_prompts = found.values()

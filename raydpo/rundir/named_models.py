@@ -13,6 +13,7 @@ from pathlib import Path
 from raydpo.config import Config
 from raydpo.config.section_base import say_what_is_known
 from raydpo.errors import ConfigError
+from raydpo.models.before_loading import facts, refuse_training
 from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import ResolvedModel, local_folder
 from raydpo.rundir.positions import fit_to_model
@@ -35,6 +36,15 @@ class NamedModels:
         """Every reason why a run could not start from what the config names."""
         checks = (self._folders, self._revision, self._model, self._fit, self._reference)
         return list(dict.fromkeys(say_what_is_known(checks)))
+
+    def training_problems(self, verb: str) -> list[str]:
+        """Every reason why the model that was found cannot be trained. After `problems`."""
+        model = self.found.get("model.path")
+        if model is None or verb not in ("train", "check", "iterate"):
+            return []
+        aux, adapter = self._config.train.router_aux_loss, self._config.train.lora is not None
+        looks = (lambda: refuse_training(model.folder), lambda: facts(model.folder, aux, has_adapter=adapter))
+        return list(dict.fromkeys(problem for look in looks for problem in _said_by(look)))
 
     def _folders(self) -> Iterable[str]:
         config = self._config
@@ -61,7 +71,7 @@ class NamedModels:
     def _look_up(self, key: str, name: str, revision: str | None) -> None:
         if (found := self._find(key, name, revision)) is not None:
             self.found[key] = found
-            refuse_quantised(key, found.folder)
+            refuse_quantised(key, found.whole().folder)
 
     def _fit_to_model(self) -> None:
         self.fitted, self.notes = fit_to_model(self._config, self.found["model.path"].folder)

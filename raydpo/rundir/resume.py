@@ -13,6 +13,7 @@ from typing import Any, Literal
 from raydpo.config import Config
 from raydpo.config.key_facts import free_keys
 from raydpo.errors import ResumeError
+from raydpo.models.balancing import KEY as BALANCING
 
 FREE = free_keys(Config, "training")
 """Keys that may change between two attempts at the same run without changing its numbers, as declared at each key. Paths are
@@ -92,11 +93,14 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     # A key that only one of them has came or went with another version of the program, which also wrote auto itself, not
     # the dtype that it had become.
     unknown = {"model.dtype"} if old.get("model.dtype") == "auto" else set()
+    old = {BALANCING: 0.0} | dict(old)  # a version that knew no balancing loss trained without one
     keys = [key for key in new if key in old and key not in unknown and old[key] != new[key]]
     return [f"{key}: {old[key]!r} then, {new[key]!r} now.{_advice(key, old[key])}" for key in keys]
 
 
 def _advice(key: str, then: object) -> str:
+    if key == BALANCING:
+        return f" {key}: {then or 'off'} goes on."
     if key != "model.dtype":
         return ""
     return f" auto follows gpus_per_worker of train and reference; model.dtype: {then} goes on."

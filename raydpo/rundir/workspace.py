@@ -15,13 +15,13 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import CacheIdentity, RunLock, fsync, weights_digest, write_json, write_text
+from raydpo.artifacts import CacheIdentity, RunLock, digest_of, fsync, write_json, write_text
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
 from raydpo.errors import ConfigError, StorageError
-from raydpo.models.resolve import ResolvedModel, resolve_model
-from raydpo.reference.identity import reference_identity
+from raydpo.models.resolve import ResolvedModel, describe_model, resolve_model
+from raydpo.reference.identity import NO_ADAPTER, digests, reference_identity
 from raydpo.rundir.named_models import NamedModels
 
 
@@ -34,6 +34,7 @@ class Workspace:
     cache_dir: folder of reference caches.
     model, reference: where training starts, and what log-ratios are measured from.
     notes: what was fitted to the model, in words.
+    start, baseline: folders of `model` and `reference` merged, where these are adapters and were merged (driver.start_model).
     """
 
     config: Config
@@ -42,6 +43,18 @@ class Workspace:
     model: ResolvedModel
     reference: ResolvedModel
     notes: tuple[str, ...] = ()
+    start: ResolvedModel | None = None
+    baseline: ResolvedModel | None = None
+
+    @property
+    def trained_from(self) -> ResolvedModel:
+        """What trainers load."""
+        return self.start or self.model
+
+    @property
+    def measured_by(self) -> ResolvedModel:
+        """What reference workers load."""
+        return self.baseline or self.reference
 
     @property
     def data(self) -> Path:
@@ -77,9 +90,14 @@ class Workspace:
         return "bfloat16" if self.use_gpu else "float32"
 
     @cached_property
+    def _digests(self) -> tuple[str, str]:
+        return digests(self.model)
+
+    @property
     def model_digest(self) -> str:
         """Digest of the weights that training starts from. Hashes its files at the first use."""
-        return weights_digest(self.model.folder)
+        weights, adapter = self._digests
+        return weights if adapter == NO_ADAPTER else digest_of([weights, adapter])
 
     @cached_property
     def identity(self) -> CacheIdentity | None:
@@ -87,18 +105,19 @@ class Workspace:
         if not self.needs_reference:
             return None
         use_gpu = self.config.reference.gpus_per_worker > 0
-        weights = self.model_digest if self.reference == self.model else weights_digest(self.reference.folder)
-        return reference_identity(weights, self.model.folder, self.dtype, self.config.model.attention, use_gpu)
+        weights, adapter = self._digests if self.reference == self.model else digests(self.reference)
+        attention = self.config.model.attention
+        return reference_identity(weights, self.model.tokenizer, self.dtype, attention, use_gpu, adapter)
 
     @property
     def starts_at_reference(self) -> bool:
         """Whether policy and reference start as the same weights."""
         identity = self.identity
-        return identity is not None and identity.weights == self.model_digest
+        return identity is not None and (identity.weights, identity.adapter) == self._digests
 
     def measured_from(self, folder: Path) -> Workspace:
         """The same workspace with the model in `folder` as its reference."""
-        return replace(self, reference=ResolvedModel(str(folder), None, folder))
+        return replace(self, reference=ResolvedModel(str(folder), None, folder), baseline=None)
 
     def staging(self) -> Path:
         """A folder name that no other attempt uses."""
@@ -168,10 +187,10 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
         yield workspace
 
 
-def find_workspace(config: Config, verb: str) -> Workspace:
+def find_workspace(config: Config, verb: str, *, weights: bool = True) -> Workspace:
     """The workspace of `config`, touching nothing. Every problem at once as ConfigError."""
-    named = NamedModels(config, resolve_model)
-    problems = [*cross_checks(config, verb), *named.problems()]
+    named = NamedModels(config, describe_model if verb == "check" or not weights else resolve_model)
+    problems = [*cross_checks(config, verb), *named.problems(), *named.training_problems(verb)]
     model = named.found.get("model.path")
     if problems or model is None or named.fitted is None:
         raise ConfigError(problems)

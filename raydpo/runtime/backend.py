@@ -98,8 +98,12 @@ class Backend(Protocol):
         """Resources of every node, in Ray's words: {"CPU": 8.0, "GPU": 1.0}."""
         ...
 
-    def actors(self, num_actors: int, *, own_process: bool) -> Actors:
-        """How the actors of a role of this size are made. own_process: they leave traces in their process."""
+    def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
+        """How the actors of a role of this size are made.
+
+        own_process: they leave traces in their process.
+        preload: modules that each of them imports anyway, and that may be there before its variables are.
+        """
         ...
 
     def check_storage(self, folder: Path) -> None:

@@ -62,6 +62,7 @@ def run_gang(
     gpus: float = 0.0,
     hang_timeout_s: float,
     max_unread: int | None = None,
+    preload: Sequence[str] = (),
 ) -> Generator[tuple[int, T], None, None]:
     """Run `function(context)`, a generator, on `num_ranks` actors; yield (rank, event) as events come.
 
@@ -70,12 +71,14 @@ def run_gang(
     cpus, gpus: reserved for each rank.
     hang_timeout_s: longest time without an event of a rank (events are the heartbeat).
     max_unread: events that a rank may be ahead of the reader before it waits (backpressure); None: no bound.
+    preload: modules that each rank imports anyway; local processes share one import of them, which comes before the
+        variables of threads (torch is told its number of threads afterwards).
 
     Closing the iterator ends all ranks.
     Raises the RaydpoError that the failing ranks raised, if it is one class; else WorkerError with the errors and
     their ranks; HangError with the silent ranks and where they are; ResourceError when no place is found.
     """
-    actors = current().actors(num_ranks, own_process=False)
+    actors = current().actors(num_ranks, own_process=False, preload=preload)
     gang = _Gang(name, actors, num_ranks, cpus=cpus, gpus=gpus, hang_timeout_s=hang_timeout_s)
     try:
         gang.place()

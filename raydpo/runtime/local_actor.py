@@ -1,11 +1,8 @@
-"""The process of one local actor: `python -m raydpo.runtime.local_actor KIND CONNECTION LIFE`.
+"""What the process of one local actor does, from its fork on.
 
-Comes in: a connection to the driver, on which it is asked to make an object and to call its methods, and the reading end
-of a pipe that the driver holds open while it lives. (KIND is for people who look at processes.) Goes out: answers and
-events, in order.
-Decision: the process leads a session of its own, and a guard in it, which does nothing but wait for the end of that pipe,
-then kills the whole session: the driver may die in any way, and what the actor started goes along, even if the actor
-itself hangs in native code. The price is one small process an actor. Imports nothing heavy: the environment comes first.
+Comes in: a connection to the driver, on which it is asked to make an object and to call its methods. Goes out: answers and
+events, in order. Decision: it ends when the driver closes the connection; where it cannot, because it hangs in native code,
+its guard ends it (`fork_server`). Imports nothing heavy: the environment comes first.
 """
 
 from __future__ import annotations
@@ -13,34 +10,18 @@ from __future__ import annotations
 import os
 import pickle
 import queue
-import signal
-import sys
 import threading
 import traceback
 from collections.abc import Iterator
 from multiprocessing.connection import Connection
-from typing import Any
+from typing import Any, NoReturn
 
 import cloudpickle
 
 
-def main() -> None:
-    """Serve until the driver goes away."""
-    connection, life = int(sys.argv[2]), int(sys.argv[3])
-    _leave_guard(connection, life)
+def serve(connection: int) -> NoReturn:
+    """Serve the driver at the other end of this descriptor until it goes away."""
     _Server(Connection(connection)).serve()
-
-
-def _leave_guard(connection: int, life: int) -> None:
-    """Fork the guard. It returns in the actor only."""
-    if os.fork():
-        os.close(life)
-        return
-    os.close(connection)
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    while os.read(life, 1):
-        pass
-    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 class _Server:
@@ -53,7 +34,7 @@ class _Server:
         self._credits: dict[int, threading.Semaphore] = {}
         self._actor: Any = None
 
-    def serve(self) -> None:
+    def serve(self) -> NoReturn:
         for work in (self._hear, self._speak):
             threading.Thread(target=work, daemon=True).start()
         while True:
@@ -106,7 +87,3 @@ class _Server:
                 self._connection.send_bytes(self._said.get())
             except OSError:
                 os._exit(0)
-
-
-if __name__ == "__main__":
-    main()

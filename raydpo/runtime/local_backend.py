@@ -10,12 +10,13 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
 from raydpo.errors import ResourceError
 from raydpo.runtime.backend import Actors, Kind
+from raydpo.runtime.forked_process import ForkServers
 from raydpo.runtime.import_path import LOCAL_CPUS_VARIABLE
 from raydpo.runtime.in_process import InProcess
 from raydpo.runtime.job import in_ray_job
@@ -31,14 +32,18 @@ class LocalBackend:
     def __init__(self, num_cpus: int, folder: Path, *, in_process: bool) -> None:
         self.in_process = in_process
         self._num_cpus, self._folder, self._gpus = num_cpus, folder, LocalGpus()
+        self._servers = ForkServers(folder)
 
     def nodes(self) -> list[Mapping[str, float]]:
         return [{"CPU": float(self._num_cpus), "GPU": float(self._gpus.number)}]
 
-    def actors(self, num_actors: int, *, own_process: bool) -> Actors:
+    def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         if num_actors == 1 and self.in_process and not own_process:
             return InProcess()
-        return LocalProcesses(self._gpus, self._folder)
+        return LocalProcesses(self._gpus, self._folder, self._servers, preload)
+
+    def close(self) -> None:
+        self._servers.close()
 
     def check_storage(self, folder: Path) -> None:
         pass  # one machine sees what it writes
@@ -58,7 +63,9 @@ def open_local(local_cpus: int | None, *, in_process: bool) -> Iterator[LocalBac
     declared = os.environ.get(LOCAL_CPUS_VARIABLE)
     num_cpus = local_cpus or (int(declared) if declared else len(os.sched_getaffinity(0)))
     folder = Path(tempfile.mkdtemp(prefix="raydpo-"))
+    backend = LocalBackend(num_cpus, folder, in_process=in_process)
     try:
-        yield LocalBackend(num_cpus, folder, in_process=in_process)
+        yield backend
     finally:
+        backend.close()
         shutil.rmtree(folder, ignore_errors=True)

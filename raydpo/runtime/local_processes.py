@@ -2,7 +2,8 @@
 
 What comes in: classes and calls. What goes out: what `local_actor` answers, and a sentence for each way in which a process
 ends. Decision: messages are bytes over a socket pair of each actor; nothing listens on a port, and nothing outlives the
-driver. Its end of the pipe that keeps an actor alive is not inherited by anybody.
+driver. Its end of the pipe that keeps an actor alive is not inherited by anybody. Processes are forks of one that has
+imported what their role needs, so that several cost one import.
 """
 
 from __future__ import annotations
@@ -12,13 +13,10 @@ import os
 import pickle
 import signal
 import socket
-import subprocess
-import sys
 import tempfile
 import time
 from collections import deque
 from collections.abc import Mapping, Sequence
-from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import count
 from multiprocessing.connection import Connection
@@ -29,7 +27,7 @@ from typing import Any
 import cloudpickle
 
 from raydpo.runtime.backend import ActorDied, CallFailed
-from raydpo.runtime.import_path import import_path
+from raydpo.runtime.forked_process import ForkedProcess, ForkServers, last_line
 from raydpo.runtime.local_gpus import LocalGpus
 from raydpo.runtime.place import Place
 from raydpo.runtime.stacks import Stacks, gather_stacks, read_stack
@@ -41,9 +39,8 @@ _END_S = 60.0
 
 @dataclass(eq=False)
 class _Process:
-    process: subprocess.Popen[bytes]
+    process: ForkedProcess
     connection: Connection
-    life: int
     log: Path
     devices: tuple[str, ...]
     gpus: float
@@ -63,8 +60,8 @@ class LocalProcesses:
 
     is_shared = False
 
-    def __init__(self, gpus: LocalGpus, folder: Path) -> None:
-        self._gpus, self._folder = gpus, folder
+    def __init__(self, gpus: LocalGpus, folder: Path, servers: ForkServers, preload: Sequence[str]) -> None:
+        self._gpus, self._folder, self._servers, self._preload = gpus, folder, servers, preload
         self._numbers = count(1)
         self.hint = f"{folder}/*.log has the last output of each while the run goes on"
 
@@ -76,24 +73,10 @@ class LocalProcesses:
 
     def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> _Process:
         devices = self._gpus.take(gpus)
-        ours, theirs = socket.socketpair()
-        until, life = os.pipe()
-        descriptor, log = tempfile.mkstemp(prefix="actor-", suffix=".log", dir=self._folder)
-        try:
-            process = subprocess.Popen(
-                [sys.executable, "-m", "raydpo.runtime.local_actor", kind.__name__, str(theirs.fileno()), str(until)],
-                stdin=subprocess.DEVNULL,
-                stdout=descriptor,
-                stderr=subprocess.STDOUT,
-                env={**os.environ, **_variables(devices)},
-                pass_fds=(theirs.fileno(), until),
-                start_new_session=True,
-            )
-        finally:
-            theirs.close()
-            os.close(until)
-            os.close(descriptor)
-        actor = _Process(process, Connection(ours.detach()), life, Path(log), devices, gpus)
+        descriptor, name = tempfile.mkstemp(prefix="actor-", suffix=".log", dir=self._folder)
+        os.close(descriptor)
+        process, connection = self._servers.fork(kind.__name__, ",".join(devices), Path(name), self._preload)
+        actor = _Process(process, connection, Path(name), devices, gpus)
         self._send(actor, 0, "make", (kind,))
         return actor
 
@@ -140,14 +123,9 @@ class LocalProcesses:
         raise StopIteration
 
     def kill(self, actor: _Process) -> None:
-        with suppress(OSError):
-            os.killpg(actor.process.pid, signal.SIGKILL)  # its guard too
-        if actor.life >= 0:
-            os.close(actor.life)
-            actor.life = -1
+        if actor.process.let_go():
             self._gpus.give_back(actor.devices, actor.gpus)
-        with suppress(subprocess.TimeoutExpired):
-            actor.process.wait(_END_S)
+        actor.process.wait_for_end(_END_S)
         actor.cause = actor.cause or "it was ended"
 
     @staticmethod
@@ -197,25 +175,12 @@ def _hear(actor: _Process) -> None:
 
 
 def _cause_of_death(actor: _Process) -> str:
-    try:
-        status = actor.process.wait(_END_S)
-    except subprocess.TimeoutExpired:
+    status = actor.process.exit_code(_END_S)
+    if status is None:
         return "its process closed its connection and did not end"
+    words = last_line(actor.process.server_log or actor.log)
     if status < 0:
         name = signal.Signals(-status).name
         why = ", as the kernel sends it when memory runs out" if name == "SIGKILL" else ""
-        return f"its process ended without an exception: killed by {name}{why}{_last_line(actor.log)}"
-    return f"its process ended without an exception, with exit code {status}{_last_line(actor.log)}"
-
-
-def _last_line(log: Path) -> str:
-    with suppress(OSError):
-        lines = log.read_text(errors="replace").strip().splitlines()
-        if lines:
-            return f" (its last output: {lines[-1][:200]})"
-    return ""
-
-
-def _variables(devices: tuple[str, ...]) -> dict[str, str]:
-    """What the process inherits: the driver's import path, and no GPU but its own."""
-    return {"PYTHONPATH": os.pathsep.join(import_path()), "CUDA_VISIBLE_DEVICES": ",".join(devices)}
+        return f"its process ended without an exception: killed by {name}{why}{words}"
+    return f"its process ended without an exception, with exit code {status}{words}"

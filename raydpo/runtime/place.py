@@ -48,8 +48,6 @@ def load_function(payload: bytes, variables: Mapping[str, str]) -> Any:
     """In the actor: set `variables`, then unpickle the function (which imports its modules)."""
     os.environ.update(variables)
     torch = sys.modules.get("torch")
-    if (
-        torch is not None and "OMP_NUM_THREADS" in variables
-    ):  # an actor in the driver's process: too late for the variable
+    if torch is not None and "OMP_NUM_THREADS" in variables:  # the driver's, or imported before the fork: too late
         torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
     return pickle.loads(payload)

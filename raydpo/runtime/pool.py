@@ -43,6 +43,7 @@ def run_pool(
     max_retries: int = 0,
     threads: float | None = None,
     own_process: bool = False,
+    preload: Sequence[str] = (),
 ) -> Generator[tuple[int, R], None, None]:
     """Apply workers to `items` on up to `num_workers` actors; yield (index, result) in the order they finish.
 
@@ -52,6 +53,8 @@ def run_pool(
     threads: of each actor, by default as many as its CPUs.
     own_process: workers leave traces in their process, so none may be this one (a single worker of the local runtime
         is here otherwise).
+    preload: modules that each actor imports anyway; local processes share one import of them, which comes before the
+        variables of threads (torch is told its number of threads afterwards).
 
     Results should be small (records, not tensors). Closing the iterator ends all actors.
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
@@ -66,6 +69,7 @@ def run_pool(
         max_retries=max_retries,
         threads=threads,
         own_process=own_process,
+        preload=preload,
     )
     with closing(pool):
         yield from pool.run(items)
@@ -132,10 +136,11 @@ class Pool:
         max_retries: int = 0,
         threads: float | None = None,
         own_process: bool = False,
+        preload: Sequence[str] = (),
     ) -> None:
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
-        self._actors = current().actors(num_workers, own_process=own_process)
+        self._actors = current().actors(num_workers, own_process=own_process, preload=preload)
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
         self._is_closed = False

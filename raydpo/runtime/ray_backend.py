@@ -36,7 +36,7 @@ class RayBackend:
     def nodes(self) -> list[Mapping[str, float]]:
         return [node["Resources"] for node in ray.nodes() if node["Alive"]]
 
-    def actors(self, num_actors: int, *, own_process: bool) -> Actors:
+    def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         return RayActors()
 
     def check_storage(self, folder: Path) -> None:

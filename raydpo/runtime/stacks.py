@@ -21,7 +21,7 @@ from typing import Any
 from raydpo.runtime.place import Place
 
 _NUM_FRAMES = 12
-_NOT_THEIRS = ("/ray/_private/", "/raydpo/runtime/local_actor.py", "<frozen runpy>")
+_NOT_THEIRS = ("/ray/_private/", "/raydpo/runtime/local_actor.py", "/raydpo/runtime/fork_server.py", "<frozen runpy>")
 _ANSWER_S = 30.0
 """How long a rank may take to write its stack: it gets no turn at once on a busy machine."""
 

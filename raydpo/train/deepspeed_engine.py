@@ -78,6 +78,11 @@ class DeepSpeedEngine:
         found: Tensor = self.engine(batch, extra)
         return found
 
+    def routed(self, batch: SequenceBatch, extra: Extra, top_k: int) -> tuple[Tensor, Tensor]:
+        """Log-probs as of `forward`, and what the routers did: [2, E] of `raydpo.models.routing.tally`."""
+        found: tuple[Tensor, Tensor] = self.engine(batch, extra, top_k)
+        return found
+
     def backward(self, loss: Tensor) -> None:
         """Accumulate the gradient of `loss`. DeepSpeed averages over ranks, so the loss is multiplied by their number."""
         self.engine.backward(loss * self.num_ranks, scale_wrt_gas=False)

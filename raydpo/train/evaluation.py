@@ -42,7 +42,7 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[Share]:
     """Evaluate `spec.model` on the held-out split. Yields progress; the last value of a rank is `done`."""
     torch.set_flush_denormal(True)
     device = "cuda" if rank.use_gpu else "cpu"
-    model = load_model(spec.model.here(), spec.dtype, spec.config.model.attention).to(device)
+    model = load_model(spec.model, spec.dtype, spec.config.model.attention).to(device)
     scoring = AnswerLogProbs(model)
     check_head(scoring)
     layout, _ = choose_layout(model, spec.config.model.attention)

@@ -7,11 +7,13 @@ LoRA only the adapter is written.
 from __future__ import annotations
 
 import contextlib
+import json
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
+from raydpo.models.adapter_files import DESCRIBED, is_adapter
 from raydpo.models.carried_files import carry_config, carry_files
 from raydpo.models.logprobs import AnswerLogProbs
 
@@ -46,18 +48,30 @@ def gathered(weights: list[Tensor], stage: int) -> contextlib.AbstractContextMan
 
 
 def write_model(
-    model: Any, state: dict[str, Tensor], source: Path, folder: Path, chat_template: str | None = None
+    model: Any,
+    state: dict[str, Tensor],
+    source: Path,
+    folder: Path,
+    chat_template: str | None = None,
+    base: tuple[str, str | None] | None = None,
 ) -> None:
     """Write gathered weights to `folder` as a transformers folder. Reads nothing that training changes.
 
     source: folder of the start model, whose config keys, tokenizer, processors and generation config are carried over.
-    chat_template: replaces the tokenizer's.
+    chat_template: replaces the tokenizer's. base: what an adapter says of its base: folder or hub id, and commit.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
+    if base is not None and is_adapter(folder):
+        _name_base(folder / DESCRIBED, *base)
     carry_config(source, folder)
     carry_files(source, folder, chat_template)
     _make_readable(folder)
+
+
+def _name_base(path: Path, name: str, commit: str | None) -> None:
+    described = {**json.loads(path.read_text()), "base_model_name_or_path": name, "revision": commit}
+    path.write_text(json.dumps(described, indent=2, sort_keys=True) + "\n")
 
 
 def _make_readable(folder: Path) -> None:

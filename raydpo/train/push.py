@@ -3,7 +3,7 @@
 What goes out: a `PolicyProbe`, then `WeightsPart` events of about `PART_BYTES`, for those who keep a copy of the policy.
 Decision: weights are gathered one by one (ZeRO-3) and travel in parts, so that rank 0 holds one part at a time and never
 a second model. They keep the names and shapes that they have in memory: whoever writes or reads files translates. Of a LoRA
-run only merged matrices of adapted layers travel; what the copy needs else it has.
+run only merged matrices of adapted layers and modules that are trained whole travel; what the copy needs else it has.
 """
 
 from __future__ import annotations
@@ -12,15 +12,13 @@ from collections.abc import Iterator
 from functools import partial
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from raydpo.batches import lay_out
-from raydpo.models.agreement import probe_examples
+from raydpo.models.merged_matrix import adapted_matrices, copied_tensors, factors, merged_matrix
 from raydpo.schema.rank_events import Alive, PolicyProbe, WeightsPart
-from raydpo.schema.samples import Score
 from raydpo.train.export import gathered
+from raydpo.train.policy_probe import policy_probe
 from raydpo.train.trainer import Trainer
 
 PART_BYTES = 32 * 2**20
@@ -29,7 +27,7 @@ PART_BYTES = 32 * 2**20
 @torch.no_grad()
 def push(trainer: Trainer) -> Iterator[PolicyProbe | WeightsPart | Alive]:
     """Events for rank 0; the others take part. Collective."""
-    yield _probe(trainer)
+    yield policy_probe(trainer.engine, trainer.train)
     yield from parts(trainer.engine.engine.module.model, trainer.engine.stage, trainer.rank.rank == 0)
 
 
@@ -60,47 +58,7 @@ def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
         kept = model.state_dict().keys()
         yield from ((name, [], value.detach) for name, value in model.named_buffers() if name in kept)
         return
-    prefix = "base_model.model."
-    for name, module in model.named_modules():
-        if not hasattr(module, "get_delta_weight"):
-            continue
-        for adapter in module.active_adapters:
-            kind = getattr(module, "parameter_name", "weight")
-            base = getattr(module.get_base_layer(), kind)
-            weights = [base, *_factors(module, adapter)]
-            plain = name.removeprefix(prefix).replace(".base_layer", "")
-            yield f"{plain}.{kind}", weights, partial(_merged, module, adapter, base)
-
-
-def _merged(module: Any, adapter: str, base: Tensor) -> Tensor:
-    if hasattr(module, "parameter_name"):  # experts, one tensor of all: PEFT knows which factors are whose
-        merged: Tensor = base + module.get_delta_weight(adapter).to(base.dtype)
-        return merged  # in the adapter's dtype: bfloat16 rounds here
-    down, up = (factor.float() for factor in _factors(module, adapter))
-    # In float32 whatever the adapter is in, as `merge_lora` does: what is sent is what is published.
-    delta: Tensor = module.scaling[adapter] * (up @ down)
-    is_turned = module.fan_in_fan_out or adapter in module.lora_embedding_A
-    return base + (delta.T if is_turned else delta).to(base.dtype)
-
-
-def _factors(module: Any, adapter: str) -> tuple[Tensor, Tensor]:
-    """(A [rank, in], B [out, rank]) of a matrix; of an embedding its ids are in."""
-    if adapter in module.lora_embedding_A:
-        return module.lora_embedding_A[adapter], module.lora_embedding_B[adapter]
-    return module.lora_A[adapter].weight, module.lora_B[adapter].weight
-
-
-def _probe(trainer: Trainer) -> PolicyProbe:
-    """Every rank scores the same examples (under ZeRO-3 forwards are collective)."""
-    feed = trainer.train
-    sequences, found = [], []
-    for example in probe_examples(feed.table.prompt_lengths + feed.table.answer_lengths.sum(axis=1)):
-        answers = feed.table.answer_ids(example)[: feed.num_answers]
-        # Whole answers, whatever the loss covers: the copy of the policy scores them likewise.
-        batch = lay_out([(feed.table.prompt_ids(example), answer) for answer in answers], feed.layout)
-        scores = trainer.engine.forward(batch.to(trainer.engine.device), "likeliest").float().cpu().numpy()
-        found += np.split(scores, np.cumsum([len(answer) for answer in answers])[:-1], axis=1)
-        prompt = tuple(feed.table.prompt_ids(example).tolist())
-        sequences += [(prompt, tuple(answer.tolist())) for answer in answers]
-    nats, top_nats, top_ids = (tuple(tuple(scores[row].tolist()) for scores in found) for row in range(3))
-    return PolicyProbe(Score(tuple(sequences)), nats, tuple(tuple(map(int, ids)) for ids in top_ids), top_nats)
+    for name, module, adapter, base in adapted_matrices(model):
+        yield name, [base, *factors(module, adapter)], partial(merged_matrix, module, adapter, base)
+    for name, parameter in copied_tensors(model):
+        yield name, [parameter], parameter.detach

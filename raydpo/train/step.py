@@ -21,6 +21,7 @@ from raydpo.metrics import Sums
 from raydpo.models.logprobs import Extra, SequenceBatch
 from raydpo.objectives import ObjectiveInput
 from raydpo.objectives.loss import Loss, Observations
+from raydpo.train.balance import Balance, Listening
 from raydpo.train.ranges import waited
 
 Forward = Callable[[SequenceBatch, Extra], Tensor]
@@ -33,6 +34,7 @@ class Accumulator(Protocol):
     @property
     def device(self) -> torch.device: ...
     def forward(self, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor: ...
+    def routed(self, batch: SequenceBatch, extra: Extra, top_k: int) -> tuple[Tensor, Tensor]: ...
     def backward(self, loss: Tensor) -> None: ...
 
 
@@ -44,12 +46,14 @@ class BatchLoss:
     counts: the denominator of each term.
     seen: what was observed of the global batch.
     tie_tolerance_nats: margins of log-ratios within this of 0 are ties.
+    balance: what the batch did with the experts of the model, None without a balancing loss.
     """
 
     loss: Loss
     counts: list[int]
     seen: Observations
     tie_tolerance_nats: float
+    balance: Balance | None = None
 
 
 def read(forward: Forward, batch: MicroBatch, loss: Loss, tie_tolerance_nats: float) -> ObjectiveInput:
@@ -112,13 +116,17 @@ def accumulate(engine: Accumulator, batch_loss: BatchLoss, micro_batches: Iterab
 
 
 def _forward_and_backward(engine: Accumulator, batch: MicroBatch, batch_loss: BatchLoss, sums: Sums) -> None:
-    inputs = read(engine.forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
+    balance = batch_loss.balance
+    routed = None if balance is None else Listening(engine.routed, balance.experts.top_k)
+    inputs = read(routed or engine.forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
     if batch.num_examples:
         output = batch_loss.loss(inputs, batch_loss.counts, batch_loss.seen)
         loss = output.loss_sum
         sums.add(output.metrics)
     else:
         loss = inputs.policy_nats.sum() * 0.0
+    if balance is not None and routed is not None:
+        loss = loss + balance.share(routed.tally) * bool(batch.num_examples)
     # An infinite loss can have a finite gradient: poison it, so that the engine refuses the step on all ranks. (A
     # constant factor, because where(finite, loss, nan * loss) would give every gradient a 0 * nan.)
     engine.backward(loss * torch.where(torch.isfinite(loss.detach()), 1.0, torch.nan))

@@ -10,30 +10,37 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import torch
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
-from raydpo.batches import Order
+from raydpo.batches import MicroBatch, Order
 from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means, names_for
+from raydpo.models.adapted import said
+from raydpo.models.balancing import balancing_in
 from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
 from raydpo.models.pretrained import load_model
+from raydpo.models.router_probe import check_routing
+from raydpo.models.routing import experts_per_token
+from raydpo.models.text_part import freeze_what_text_does_not_reach
 from raydpo.models.training_mode import check_training_mode
 from raydpo.models.work import TOKENS, Work, work_of
 from raydpo.objectives.loss import Loss
 from raydpo.schema.rank_events import Alive, Evaluated, Staged
 from raydpo.train.activations import fit_activations
 from raydpo.train.ahead import Ahead
+from raydpo.train.balance import Balance, Experts, observe_experts
 from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
+from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
 from raydpo.train.spec import TrainSpec
@@ -64,6 +71,7 @@ class Trainer:
     train: the training split.
     eval: the held-out split, None when there are no held-out examples.
     order: which examples each step reads.
+    experts: how the routers' balance enters the loss; None: it does not.
     notes: what a person should know of this start.
     """
 
@@ -74,6 +82,7 @@ class Trainer:
     train: Feed
     eval: Feed | None
     order: Order
+    experts: Experts | None = None
     notes: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
@@ -89,7 +98,8 @@ class Trainer:
         train, examples = self.spec.config.train, self.order.examples(step)
         with named(WAITING):
             micro_batches = self._batches.take(step)
-        sums = accumulate(self.engine, self.batch_loss(examples), micro_batches)
+        balance = self._balance(micro_batches)
+        sums = accumulate(self.engine, replace(self.batch_loss(examples), balance=balance), micro_batches)
         rate = learning_rate(
             step,
             self.order.num_steps,
@@ -99,6 +109,8 @@ class Trainer:
         )
         applied, grad_norm = self.engine.step(rate)
         metrics = self._means(sums) if is_logged or not applied else {}
+        if balance is not None and metrics:
+            metrics["router_aux_loss"] = float(balance.loss)
         return applied, {
             **metrics,
             "grad_norm": grad_norm,
@@ -115,6 +127,14 @@ class Trainer:
             observe(self.engine.forward, self.loss, kind, batches, seen[kind])
             torch.distributed.all_reduce(seen[kind])
         return BatchLoss(self.loss, self.train.counts(examples, self.loss), seen, self.spec.tie_tolerance_nats)
+
+    def _balance(self, micro_batches: list[MicroBatch]) -> Balance | None:
+        """What the global batch does with the experts, None without a balancing loss. Collective."""
+        if self.experts is None:
+            return None
+        sums = observe_experts(self.engine.routed, self.experts, micro_batches, self.engine.device)
+        torch.distributed.all_reduce(sums)
+        return Balance(self.experts, sums)
 
     def evaluate(self, step: int) -> Iterator[Alive | Evaluated]:
         """Metrics of the held-out split after `step` steps, after an `Alive` for each block of it. Collective.
@@ -152,9 +172,15 @@ class Trainer:
         scoring = self.engine.engine.module
         source, is_writer = self.spec.model.here(), self.rank.rank == 0
         state = gather_weights(scoring, self.engine.stage, is_writer)
+        if self.spec.config.train.verify_export:
+            probe = policy_probe(self.engine, self.train)
+            if is_writer:
+                folder.mkdir(parents=True, exist_ok=True)
+                write_probe_rows(folder / "probe.json", probe)
         written: Future[Staged] = Future()
         if is_writer:
-            task = partial(write_model, scoring.model, state, source, folder / "model", self.spec.chat_template)
+            base = (self.spec.model.name, self.spec.model.commit) if self.spec.model.commit else (str(source), None)
+            task = partial(write_model, scoring.model, state, source, folder / "model", self.spec.chat_template, base)
             written = self._writer.submit(lambda: task() or Staged(step, str(folder), metrics, reason))
         else:
             written.set_result(Staged(step, str(folder), metrics, reason))
@@ -180,16 +206,19 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     config, train = spec.config, spec.config.train
     torch.set_flush_denormal(True)
     torch.manual_seed(config.run.seed)
-    model = load_model(spec.model.here(), spec.dtype, config.model.attention)
+    model = load_model(spec.model, spec.dtype, config.model.attention)
     if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
         check_head(AnswerLogProbs(model))
     check_training_mode(model)
+    experts = find_experts(model, spec)
     layout, why = choose_layout(model, config.model.attention)
     work = work_of(model)
     notes = [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
+    if towers := freeze_what_text_does_not_reach(model):
+        notes.append(towers)
     if (lora := train.lora) is not None:
-        targets = lora.target_modules
-        model = add_lora(model, rank=lora.rank, alpha=lora.alpha, target_modules=targets, seed=config.run.seed)
+        model = add_lora(model, seed=config.run.seed, **lora.placed())
+        notes.append(said(model))
     model.train()  # every dropout is 0; gradient checkpointing works in training mode only
     lookup = open_lookup(spec)
     training, held_out = (
@@ -208,7 +237,17 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     order = Order.of(config, len(training.table))
     loss = Loss(config.objective.terms)
     notes.append(activations)
-    return Trainer(spec, rank, engine, loss, training, held_out if len(held_out.table) else None, order, tuple(notes))
+    eval_feed = held_out if len(held_out.table) else None
+    return Trainer(spec, rank, engine, loss, training, eval_feed, order, experts, tuple(notes))
+
+
+def find_experts(model: Any, spec: TrainSpec) -> Experts | None:
+    """How the balance of the experts enters the loss, None: it does not. Raises ConfigError."""
+    found = balancing_in(spec.model.here(), spec.config.train.router_aux_loss)
+    experts = Experts(found.coefficient, experts_per_token(model)) if found.coefficient else None
+    if experts is not None and spec.config.model.attention != "flash_attention_2":
+        check_routing(AnswerLogProbs(model), experts.top_k)
+    return experts
 
 
 def _check_equal(device: torch.device, what: str, mine: int) -> None:

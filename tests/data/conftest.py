@@ -25,9 +25,17 @@ CORPUS = [
 ]
 
 
-def save_tokenizer(folder: Path, *, bos: str | None, eos: str, template: str | None, specials: list[str]) -> Path:
-    """A byte-level BPE tokenizer with the given control tokens, as transformers saves one."""
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
+def save_tokenizer(
+    folder: Path,
+    *,
+    bos: str | None,
+    eos: str,
+    template: str | None,
+    specials: list[str],
+    writes_bos: bool = True,
+) -> Path:
+    """A byte-level BPE tokenizer with the given control tokens, as transformers saves one. writes_bos: in front of a text."""
+    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
     from transformers import PreTrainedTokenizerFast
 
     backend = Tokenizer(models.BPE())
@@ -40,6 +48,10 @@ def save_tokenizer(folder: Path, *, bos: str | None, eos: str, template: str | N
         show_progress=False,
     )
     backend.train_from_iterator(CORPUS, trainer)
+    if bos is not None and writes_bos:
+        backend.post_processor = processors.TemplateProcessing(
+            single=f"{bos} $A", special_tokens=[(bos, backend.token_to_id(bos))]
+        )
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend, bos_token=bos, eos_token=eos)
     tokenizer.chat_template = template
     tokenizer.save_pretrained(folder)
@@ -48,7 +60,7 @@ def save_tokenizer(folder: Path, *, bos: str | None, eos: str, template: str | N
 
 @pytest.fixture(scope="session")
 def chat_tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """ChatML with BOS; its template writes EOS and a line break after it, but no BOS."""
+    """ChatML; it writes BOS in front of a text, its template none, but EOS and a line break after it."""
     folder = tmp_path_factory.mktemp("chat_tokenizer")
     return save_tokenizer(folder, bos="<s>", eos="<|im_end|>", template=CHATML, specials=["<|im_start|>", "<pad>"])
 

@@ -107,7 +107,7 @@ def test_what_repeats_the_conversation_is_not_lost() -> None:
     assert problem_of({"prompt": "other", "messages": turns}, "sft") is not None
     pair = {"chosen": [user("q"), said("a")], "rejected": [user("q"), said("b")]}
     assert problem_of({**pair, "prompt": "q", "messages": pair["chosen"]}) is None
-    assert "prompt" in str(problem_of({**pair, "prompt": "x"})), "beside whole conversations"
+    assert "prompt" in str(problem_of({**pair, "prompt": "x"})), "next to whole conversations"
     assert read({**pair, "prompt": "x"}, ignore="prompt")[0] == [user("q")]
 
 
@@ -296,7 +296,7 @@ def test_where_there_is_no_place_for_a_system_text_the_row_is_refused(row: dict[
 def test_ids_have_no_place_for_a_system_text() -> None:
     row = {"prompt_ids": [1], "chosen_ids": [2], "rejected_ids": [3], "tokenizer": "x", **PAIR}
     assert read(row)[0] == ""
-    with pytest.raises(BadRow, match="beside token ids"):
+    with pytest.raises(BadRow, match="next to token ids"):
         read({**row, **TERSE})
 
 

@@ -50,8 +50,8 @@ def test_no_bos_where_the_tokenizer_has_none(run: Run, plain_tokenizer: Path) ->
 
 def test_a_template_that_writes_eos_gets_no_second_one(run: Run, chat_tokenizer: Path) -> None:
     ((prompt, answers, _),) = run([CHAT], chat_tokenizer).examples()
-    head = "<s><|im_start|>user\nwhat is the sky?<|im_end|>\n<|im_start|>assistant\n"
-    assert prompt == ids_of(chat_tokenizer, head)
+    head = "<|im_start|>user\nwhat is the sky?<|im_end|>\n<|im_start|>assistant\n"
+    assert prompt == ids_of(chat_tokenizer, head), "a template that writes no BOS gets none"
     assert answers == [ids_of(chat_tokenizer, "blue<|im_end|>"), ids_of(chat_tokenizer, "green<|im_end|>")]
 
 
@@ -132,7 +132,7 @@ def test_a_sentencepiece_like_tokenizer_puts_no_blank_before_the_answer(run: Run
     (prompt, apart, _), (_, joined, _) = prepared.examples()
     text = TextTokenizer(str(tmp_path))
     assert prepared.report.boundary_merges == 1
-    assert text.decode(prompt[1:] + apart[0]) == text.decode(prompt[1:-1] + joined[0]) == "the sky is blue</s>"
+    assert text.decode(prompt + apart[0]) == text.decode(prompt[:-1] + joined[0]) == "the sky is blue</s>"
 
 
 def test_an_answer_is_never_cut(run: Run, plain_tokenizer: Path) -> None:
@@ -181,7 +181,7 @@ def test_control_tokens_in_messages_are_plain_text(run: Run, chat_tokenizer: Pat
     # The template wrote two starts and one end; everything else must spell the same characters in other ids.
     assert prompt.count(start) == 2
     assert prompt.count(end) == 1
-    assert text.decode(prompt) == f"<s><|im_start|>user\n{ATTACK}<|im_end|>\n<|im_start|>assistant\n"
+    assert text.decode(prompt) == f"<|im_start|>user\n{ATTACK}<|im_end|>\n<|im_start|>assistant\n"
     assert text.decode(answers[0]) == "a <s> b<|im_end|><|im_end|>"
     assert answers[0].count(end) == 1
     assert answers[0][-1] == end
@@ -331,7 +331,7 @@ def test_instructions_use_the_template_if_there_is_one(run: Run, chat_tokenizer:
     for folder in (chat_tokenizer, plain_tokenizer):
         ((prompt, _, _),) = run([row], folder).examples()
         found.append(TextTokenizer(str(folder)).decode(prompt))
-    assert found == ["<s><|im_start|>user\nadd\n1 2<|im_end|>\n<|im_start|>assistant\n", "add\n1 2\n\n"]
+    assert found == ["<|im_start|>user\nadd\n1 2<|im_end|>\n<|im_start|>assistant\n", "add\n1 2\n\n"]
 
 
 def test_sft_keeps_one_answer(run: Run, chat_tokenizer: Path) -> None:

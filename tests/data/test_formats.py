@@ -207,7 +207,7 @@ BAD: list[tuple[str, dict[str, Any], str]] = [
     ),
     (
         "sharegpt",
-        {"conversations": [user("q"), said("a")], "chosen": said("b"), "rejected": said("c")},
+        {"conversations": [user("q")], "chosen": [user("r"), said("b")], "rejected": said("c")},
         "bad_turn_order",
     ),
     ("sharegpt", {"conversations": [user("q")], "chosen": user("b"), "rejected": said("c")}, "no_assistant_turn"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from raydpo.config.sections import DataSection
 from raydpo.data import PromptReport, chosen_ids, read_prompts
 from raydpo.data.encode import Encoded
 from raydpo.data.messages import Tokens
@@ -67,7 +68,7 @@ TRAINED: dict[str, dict[str, Any]] = {
     },
     "messages, implicit prompt": {"chosen": [user("q?"), said("blue")], "rejected": [user("q?"), said("green")]},
     "ultrafeedback": {"prompt": "q?", "chosen": [user("q?"), said("blue")], "rejected": [user("q?"), said("green")]},
-    "a system text beside text": {"system": "be kind", "prompt": "q?", "chosen": "blue", "rejected": "green"},
+    "a system text next to text": {"system": "be kind", "prompt": "q?", "chosen": "blue", "rejected": "green"},
     "another name": {"question": "q?", "chosen": "blue", "rejected": "green"},
     "another name of a system text": {
         "system_prompt": "be kind",
@@ -114,7 +115,11 @@ def test_a_reasoning_block_for_generation_is_not_in_the_prompt(tmp_path: Path) -
     assert tokenizer.decode(prompt.ids) == "<|im_start|>user\nq?<|im_end|>\n<|im_start|>assistant\n"
 
 
-def test_what_a_judge_reads_and_what_a_record_repeats(chat_tokenizer: Path, tmp_path: Path) -> None:
+def test_what_a_judge_reads_and_what_a_record_repeats(tmp_path: Path) -> None:
+    template = (
+        "{{ tools | tojson if tools }}{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] }}{% endfor %}"
+    )
+    chat_tokenizer = save_tokenizer(tmp_path / "t", bos=None, eos="</s>", template=template, specials=[])
     several = [SYSTEM, user("q?"), said("a"), user("r?")]
     rows: list[dict[str, Any]] = [
         {"prompt": " plain\n", "completion": " c", "score": 3},
@@ -287,3 +292,28 @@ def test_prompts_that_cannot_be_used_at_all(plain_tokenizer: Path, tmp_path: Pat
         read([{"prompt": [user("q")]}], plain_tokenizer, tmp_path)
     with pytest.raises(DataError, match=r"rounds\.prompts gives no prompt.*(?s:.)*overlong"):
         read([{"prompt": "the sky is wide"}], plain_tokenizer, tmp_path, max_length=2)
+
+
+def test_columns_are_named_by_the_config_in_prompts_too(plain_tokenizer: Path, tmp_path: Path) -> None:
+    rows = [{"ask": "what?", "note": "x", "rating": 3}]
+    settings = DataSection(columns={"prompt": "ask"})
+    (prompt,), report = read(rows, plain_tokenizer, tmp_path, settings=settings)
+    assert prompt.record["prompt"] == "what?"
+    assert list(report.columns_not_read.values()) == [["note", "rating"]]
+    assert report.quarantined == {}
+
+
+@pytest.mark.parametrize("name", ["history", "document", "user_query"])
+def test_an_unread_column_of_a_prompt_stops_the_run(name: str, plain_tokenizer: Path, tmp_path: Path) -> None:
+    rows = [{"prompt": "what?", name: "said long before"}]
+    with pytest.raises(DataError, match=rf"rounds.prompts: .*{name}"):
+        read(rows, plain_tokenizer, tmp_path)
+    prompts, report = read(rows, plain_tokenizer, tmp_path, settings=DataSection(ignore=(name,)))
+    assert len(prompts) == 1
+    assert list(report.columns_not_read.values()) == [[name]]
+
+
+def test_tools_that_a_plain_prompt_cannot_show_stop_the_run(plain_tokenizer: Path, tmp_path: Path) -> None:
+    tools = [{"type": "function", "function": {"name": "f", "parameters": {}}}]
+    with pytest.raises(DataError, match="tools"):
+        read([{"prompt": "what?", "tools": tools}], plain_tokenizer, tmp_path)

@@ -13,7 +13,7 @@ import pytest
 import zstandard
 
 from raydpo.data.read import file_rows, parse_line
-from raydpo.data.sources import find
+from raydpo.data.sources import find, find_parts
 from raydpo.errors import DataError
 
 ROWS: list[dict[str, Any]] = [
@@ -79,9 +79,9 @@ def test_save_to_disk_folders_give_the_same_rows(tmp_path: Path) -> None:
     Dataset.from_list(ROWS[:-1]).save_to_disk(tmp_path / "one")
     assert source.digest() != before
     DatasetDict({"train": Dataset.from_list(ROWS), "test": Dataset.from_list(ROWS)}).save_to_disk(tmp_path / "two")
-    sources, problems = find("data.train", [str(tmp_path / "two")])
-    assert not sources
-    assert str(tmp_path / "two" / "train") in problems[0]
+    found = find_parts("data.train", [str(tmp_path / "two")])
+    assert [Path(one.name).name for one in found.sources] == ["train"]
+    assert [Path(one.name).name for one in found.held_out] == ["test"]
     assert len(find("data.train", [str(tmp_path / "two" / "train")])[0]) == 1
 
 
@@ -153,6 +153,17 @@ def test_globs_and_folders_are_sorted_and_skip_other_files(tmp_path: Path) -> No
         sources, problems = find("data.train", [spec])
         assert not problems
         assert [Path(source.name).name for source in sources] == ["a.jsonl", "b.jsonl"]
+
+
+def test_nulls_that_a_schema_makes_are_no_values(tmp_path: Path) -> None:
+    """A schema fills a nested field that a row lacks with null; a line of JSON may mean the one it has."""
+    rows = [{"call": [{"city": "Paris", "more": {"a": 1}}]}, {"call": [{"zone": None, "more": {"b": [None, 2]}}]}]
+    (tmp_path / "lines.jsonl").write_bytes(lines_of(rows))
+    pq.write_table(pa.Table.from_pylist(rows), tmp_path / "one.parquet")
+    sources, problems = find("data.train", [str(tmp_path / name) for name in ("lines.jsonl", "one.parquet")])
+    assert not problems
+    assert [line.row for line in sources[0].rows()] == rows
+    assert [line.row for line in sources[1].rows()] == [rows[0], {"call": [{"more": {"b": [None, 2]}}]}]
 
 
 def test_all_names_that_find_nothing_are_reported_together(tmp_path: Path) -> None:

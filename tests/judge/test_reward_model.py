@@ -8,10 +8,13 @@ from typing import Any
 
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 from transformers import BertConfig, BertForSequenceClassification, LlamaConfig, LlamaForSequenceClassification
 
+from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import ConfigError
 from raydpo.judge import Row, Verdict, judge_row, judge_rows
+from raydpo.judge.judge_inputs import find_models, inputs_of
 from raydpo.judge.reward_model import RewardModel
 from raydpo.quickstart.bpe import train_bpe
 from raydpo.schema.samples import Conversation
@@ -195,3 +198,44 @@ def test_a_folder_that_holds_no_model(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"judge\.model: .* could not be loaded as a sequence classifier"):
         RewardModel(tmp_path, 8192)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("brings_head", [True, False])
+def test_an_adapter_scores_as_beside_its_base(tmp_path: Path, brings_head: bool) -> None:
+    """Its head comes with it, or is that of its base; the tokenizer is its base's."""
+    base = save(tmp_path / "base", num_labels=1)
+    model = LlamaForSequenceClassification.from_pretrained(base)
+    copies = ["score"] if brings_head else None
+    adapted = get_peft_model(model, LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=copies))
+    with torch.no_grad():
+        for parameter in adapted.parameters():
+            if parameter.requires_grad:
+                parameter.add_(torch.randn_like(parameter))
+    adapted.save_pretrained(tmp_path / "adapter")
+    ids = [[5, 6, 7, 8], [9, 10]]
+    with torch.no_grad():
+        expected = [float(adapted(input_ids=torch.tensor([row])).logits[0, 0]) for row in ids]
+    found = RewardModel(tmp_path / "adapter", 64).score(ids)
+    assert found == pytest.approx(expected, abs=1e-4)
+    assert found != pytest.approx(RewardModel(base, 64).score(ids), abs=1e-2)
+    inputs = inputs_of(
+        JudgeSection(kind="reward_model", model=str(tmp_path / "adapter")), find_models_of(tmp_path / "adapter")
+    )
+    assert (
+        inputs["model_digest"]
+        != inputs_of(JudgeSection(kind="reward_model", model=str(base)), find_models_of(base))["model_digest"]
+    )
+
+
+def find_models_of(folder: Path) -> Any:
+    return find_models(JudgeSection(kind="reward_model", model=str(folder)))
+
+
+def test_an_adapter_with_another_number_of_outputs_is_refused(tmp_path: Path) -> None:
+    base = save(tmp_path / "base", num_labels=3)
+    model = LlamaForSequenceClassification.from_pretrained(base)
+    settings = LoraConfig(r=2, target_modules=["q_proj"], modules_to_save=["score"])
+    get_peft_model(model, settings).save_pretrained(tmp_path / "adapter")
+    with pytest.raises(ConfigError, match="a head of 3 outputs"):
+        RewardModel(tmp_path / "adapter", 64)

@@ -6,7 +6,8 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-from raydpo.models.lora import add_lora, merge_lora
+from raydpo.models.lora import add_lora
+from raydpo.models.merging import merge_lora
 from raydpo.models.pretrained import load_model
 from raydpo.quickstart.bpe import train_bpe
 from raydpo.train.export import write_model

@@ -9,7 +9,8 @@ from peft import LoraConfig, get_peft_model
 from safetensors.torch import load_file, save_file
 
 from raydpo.errors import ConfigError
-from raydpo.models.lora import add_lora, check_lora, merge_lora
+from raydpo.models.lora import add_lora, check_lora
+from raydpo.models.merging import merge_lora
 from raydpo.models.pretrained import load_model
 from raydpo.models.resolve import adapter_base
 from raydpo.quickstart.bpe import train_bpe

@@ -73,10 +73,10 @@ def by_age(kind: str) -> list[int]:
 
 
 def _is_actor(pid: int, kind: str) -> bool:
-    title, fields = _title(pid), _stat(pid)
-    local = f"raydpo.runtime.local_actor {kind} "
-    is_guard = fields is not None and local in _title(int(fields[1]))
-    return title.startswith(f"ray::{kind}") or (local in title and not is_guard)
+    """On Ray by its title; else by its name and that of its parent, because what an actor forks has its name too."""
+    fields = _stat(pid)
+    is_local = _name(pid) == kind and fields is not None and _name(int(fields[1])) == "guard"
+    return is_local or _title(pid).startswith(f"ray::{kind}")
 
 
 def alive(processes: set[Process]) -> set[Process]:
@@ -102,6 +102,13 @@ def _stat(pid: int) -> list[str] | None:
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     except (FileNotFoundError, ProcessLookupError):
         return None
+
+
+def _name(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    except OSError:
+        return ""
 
 
 def _title(pid: int) -> str:

@@ -76,9 +76,27 @@ def test_max_length_follows_the_model_unless_it_was_set(model):
         fit_to_model(make(model, data={"max_length": 129}), model)
 
 
-def test_an_adapter_is_no_start(model):
+@pytest.mark.parametrize(
+    ("described", "words"),
+    [
+        ({}, "names no base model"),
+        ({"peft_type": "PREFIX_TUNING"}, "PREFIX_TUNING, which cannot be merged"),
+        ({"base_model_name_or_path": "./nowhere"}, "base of the adapter .*nowhere does not exist"),
+        ({"base_model_name_or_path": "itself"}, "its own folder as its base"),
+    ],
+)
+def test_an_adapter_that_is_no_model_says_why(model, described, words):
+    (model / "adapter_model.safetensors").write_bytes(b"")
+    if described.get("base_model_name_or_path") == "itself":
+        described = {"base_model_name_or_path": str(model)}
+    (model / "adapter_config.json").write_text(json.dumps(described))
+    with pytest.raises(ConfigError, match=words):
+        find_workspace(make(model), "train")
+
+
+def test_an_adapter_without_weights_in_safetensors_is_refused(model):
     (model / "adapter_config.json").write_text("{}")
-    with pytest.raises(ConfigError, match=r"is a LoRA adapter.*model_merged"):
+    with pytest.raises(ConfigError, match=r"no adapter_model\.safetensors"):
         find_workspace(make(model), "train")
 
 
@@ -185,7 +203,7 @@ def test_an_adapter_on_a_tied_head_is_refused_before_anything_is_scored(toy: Toy
 def test_a_forward_that_is_random_in_training_mode_is_refused_with_the_cause(toy: Toy, machine: None, tmp_path, lora):
     folder = model_like(toy, tmp_path / "model", "phimoe", num_local_experts=4, num_key_value_heads=4)
     changes = {"model.path": str(folder), "train.lora": lora, "reference.cache_dir": str(tmp_path / "cache")}
-    with pytest.raises(ConfigError, match=r"draws random numbers in training mode: .*PhimoeTopKRouter"):
+    with pytest.raises(ConfigError, match=r"routers of phimoe draw their experts .* in training mode"):
         train(config(toy, tmp_path / "run", changes))
 
 
@@ -247,6 +265,7 @@ def test_a_quantised_reference_and_a_quantised_model_to_evaluate_are_refused(toy
         evaluate(config(toy, tmp_path / "run", {"evaluate.model": folder}))
     (tmp_path / "adapter").mkdir()
     (tmp_path / "adapter/adapter_config.json").write_text(json.dumps({"base_model_name_or_path": folder}))
+    (tmp_path / "adapter/adapter_model.safetensors").write_bytes(b"")
     with pytest.raises(ConfigError, match=r"evaluate\.model: .* is quantised"):
         evaluate(config(toy, tmp_path / "run", {"evaluate.model": str(tmp_path / "adapter")}))
 

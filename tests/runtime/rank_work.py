@@ -204,3 +204,35 @@ def change_everything(context: RankContext) -> Iterator[dict[str, Any]]:
             "flushes": float(torch.full((), 1e-39) * 1.0) == 0,
             "random": torch.rand(()).item(),
         }
+
+
+def make_inspector() -> Callable[[str], Any]:
+    """Says what a process has of the driver or of its siblings."""
+
+    def look(what: str) -> Any:
+        if what == "modules":
+            return [name for name in ("torch", "numpy") if name in sys.modules]
+        if what == "variable":
+            return os.environ.get("RAYDPO_TEST_VARIABLE"), os.environ.get("CUDA_VISIBLE_DEVICES")
+        if what == "descriptors":
+            return sorted(
+                os.readlink(f"/proc/self/fd/{entry}") for entry in os.listdir("/proc/self/fd") if _is_open(entry)
+            )
+        if what == "threads":
+            import torch
+
+            return torch.get_num_threads(), os.environ["OMP_NUM_THREADS"]
+        if what == "drawn":
+            import random
+
+            import numpy as np
+            import torch
+
+            return random.random(), float(np.random.random()), float(torch.rand(())), os.getpid()
+        raise ValueError(what)
+
+    return look
+
+
+def _is_open(entry: str) -> bool:
+    return os.path.islink(f"/proc/self/fd/{entry}")

@@ -125,3 +125,4 @@ def test_a_hang_on_processes_names_no_frames_of_the_runtime() -> None:
         list(start(partial(rank_work.nap_on_rank, rank=1), 2, hang_timeout_s=15))
     assert "take_a_very_long_nap" in str(caught.value)
     assert "local_actor.py" not in str(caught.value)
+    assert "fork_server.py" not in str(caught.value)

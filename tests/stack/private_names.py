@@ -144,6 +144,7 @@ def _fingerprint() -> bool:
 
 _RAYLET, _GCS = "ray/core/src/ray/raylet/raylet", "ray/core/src/ray/gcs/gcs_server"
 _PUSH = "weights of a LoRA run that are pushed to generators would be wrong or missing"
+_MERGING = "an adapter whose file lacks tensors would be loaded as if it were whole"
 _KILLED = "a worker that was killed would be reported in Ray's words, without what it means"
 _VLLM_LOADS = "vLLM would go on sampling from the weights of the round before"
 _LAYERS = "activations could not be measured, nor recomputed layer by layer"
@@ -337,6 +338,14 @@ PRIVATE: tuple[Row, ...] = (
         "transformers.core_model_loading.revert_weight_conversion",
         ("model", "state_dict"),
     ),
+    Attribute(
+        "transformers",
+        "_keep_in_fp32_modules_strict",
+        "pretrained",
+        "a merged adapter would be cast where transformers keeps float32",
+        "transformers.PreTrainedModel._keep_in_fp32_modules_strict",
+    ),
+    Text("peft", "missing adapter keys", "merging", _MERGING, "peft/peft_model.py", "Found missing adapter keys"),
     Made("peft", "base_model.model.", "push", _PUSH, _adapter_names),
     Made("peft", "lora_A", "push", _PUSH, _adapter_factors),
     Attribute("peft", "get_delta_weight", "push", _PUSH, "peft.tuners.lora.layer.ParamWrapper.get_delta_weight"),

@@ -231,3 +231,11 @@ def _sharding_all(honest: Callable[..., dict[str, Any]]) -> Callable[..., dict[s
         return found
 
     return config
+
+
+def balanced_step(place: Place, spec: TrainSpec, num_steps: int) -> list[dict[str, float]]:
+    """Metrics of the first steps of a training, as `update` gives them."""
+    trainer = build_trainer(place, spec)
+    found = [trainer.update(step)[1] for step in range(num_steps)]
+    trainer.close()
+    return found

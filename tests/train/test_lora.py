@@ -10,7 +10,8 @@ from safetensors.torch import load_file
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.artifacts import ExampleTable
-from raydpo.models.lora import add_lora, merge_lora
+from raydpo.models.lora import add_lora
+from raydpo.models.merging import merge_lora
 from raydpo.models.pretrained import load_model
 from raydpo.quickstart.bpe import train_bpe
 from tests.train import jobs

@@ -227,7 +227,7 @@ CASES = [
 ]
 
 
-@pytest.mark.parametrize(("section", "losses"), CASES[:3], ids=lambda case: str(case)[:60])
+@pytest.mark.parametrize(("section", "losses"), CASES[:3], ids=["dpo", "dpo with ld_alpha", "simpo"])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_losses_on_pairs(tmp_path: Path, section: dict[str, Any], losses: Any, layout: str) -> None:
     table = table_of(tmp_path, PAIRS)

@@ -58,14 +58,42 @@ def test_an_adapted_embedding_and_an_adapted_head_come_too() -> None:
     assert {"model.embed_tokens.weight", "lm_head.weight"} <= found.keys()
 
 
-def check_adapter(model: Any, targets: str | tuple[str, ...]) -> dict[str, torch.Tensor]:
+SETTINGS: dict[str, dict[str, Any]] = {
+    "rslora": {"rslora": True},
+    "dora": {"dora": True},
+    "dora of an embedding": {"dora": True, "targets": ("q_proj", "embed_tokens", "lm_head")},
+    "modules_to_save": {"modules_to_save": ("lm_head", "embed_tokens", "norm")},
+}
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("kind", SETTINGS)
+def test_every_kind_of_adapter_comes_as_it_is_merged(kind: str, dtype: torch.dtype) -> None:
+    torch.manual_seed(3)
+    model = AutoModelForCausalLM.from_config(LlamaConfig(**SHAPE, **HEADS, tie_word_embeddings=False)).to(dtype)
+    settings = {"targets": "all-linear", **SETTINGS[kind]}
+    found = check_adapter(model, settings.pop("targets"), **settings)
+    assert {weight.dtype for weight in found.values()} == {dtype}
+
+
+@pytest.mark.filterwarnings("ignore")
+def test_experts_with_a_rank_stabilised_scale_come_as_they_are_merged() -> None:
+    torch.manual_seed(3)
+    found = check_adapter(AutoModelForCausalLM.from_config(CONFIGS["qwen3_moe"]), "all-linear", rslora=True)
+    assert "model.layers.0.mlp.experts.gate_up_proj" in found
+    assert not [name for name in found if ".gate.weight" in name], "routers are left alone"
+
+
+def check_adapter(model: Any, targets: str | tuple[str, ...], **settings: Any) -> dict[str, torch.Tensor]:
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
-    adapted = add_lora(model, rank=2, alpha=4, target_modules=targets, seed=0)
+    adapted = add_lora(model, rank=2, alpha=4, target_modules=targets, seed=0, **settings)
     with torch.no_grad():
         for name, parameter in adapted.named_parameters():
-            if "lora_" in name:
-                parameter.normal_()
-    found, merged = whole(adapted), adapted.merge_and_unload().state_dict()
+            if parameter.requires_grad:
+                parameter.normal_() if "lora_" in name else parameter.add_(1)
+    found = whole(adapted)
+    merged = adapted.float().merge_and_unload().to(next(iter(found.values())).dtype).state_dict()
     assert found.keys() == {name for name, weight in merged.items() if not torch.equal(weight, before[name])}
     for name, weight in found.items():
         torch.testing.assert_close(weight, merged[name], rtol=0, atol=1e-5)

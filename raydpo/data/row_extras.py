@@ -1,4 +1,4 @@
-"""What may stand beside a prompt and its answers in any layout: a system text, images, ratings of a pair.
+"""What a row may hold next to a prompt and its answers in any layout: a system text, images, ratings of a pair.
 
 Comes in: a row and the example that a layout made of it. Goes out: the example with its system turn, BadRow where that
 cannot be, and whether ratings say the opposite of a pair.
@@ -51,12 +51,12 @@ def with_system_turn(example: Example, row: Row) -> Example:
     if is_absent(row.get("system")):
         return example
     if example.tokens is not None:
-        raise BadRow("no_place_for_system", "there is a system text beside token ids, which are used as they are")
+        raise BadRow("no_place_for_system", "there is a system text next to token ids, which are used as they are")
     if isinstance(example.prompt, list):
         turns = with_system(example.prompt, row)
         return example if turns == example.prompt else replace(example, prompt=turns, plain=None)
     if example.prompt.endswith(HH_ASSISTANT):
-        raise BadRow("no_place_for_system", "there is a system text beside a transcript, which has no turn for it")
+        raise BadRow("no_place_for_system", "there is a system text next to a transcript, which has no turn for it")
     if not example.prompt or is_absent(_prompt_of(row)):
         raise BadRow(
             "no_place_for_system", "there is a system text, and no prompt of its own that it could stand before"
@@ -101,7 +101,7 @@ def is_said(value: Any, said: str) -> bool:
 
 
 def contradicts(row: Row) -> bool:
-    """Whether ratings beside an explicit pair say that the rejected answer is the better one."""
+    """Whether ratings next to an explicit pair say that the rejected answer is the better one."""
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if is_absent(chosen) or is_absent(rejected):
         return False

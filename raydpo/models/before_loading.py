@@ -1,0 +1,69 @@
+"""What is known of a model before anything of it is loaded: by its config.json alone, without torch.
+
+Comes in: config.json, and the few keys of a run that it is held against. Goes out: one sentence for each fact, and one for each
+reason why it cannot be trained. Decision: what needs the classes of transformers is asked at the start of a run; here stands
+what a person can know at once.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from raydpo.errors import ConfigError
+from raydpo.models.auto_class import is_multimodal
+from raydpo.models.balancing import Asked, balancing
+from raydpo.models.config_file import POSITIONS, config_of, of_text
+
+_FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
+_NOISE = ("router_jitter_noise", "input_jitter_noise")
+_SAMPLING = ("phimoe",)
+"""Families whose routers draw among near ties in training mode, whatever their config says."""
+
+
+def facts(folder: Path, router_aux_loss: Asked, *, has_adapter: bool) -> list[str]:
+    """One sentence each on the model in `folder`. Raises ConfigError where config.json cannot be read or a key not be kept."""
+    described = config_of("model.path", folder)
+    family, found = _of(described, "model_type"), []
+    if factors := [f"{name}: {value}" for name in _FACTORS if (value := _of(described, name)) not in (None, 1, 1.0)]:
+        found.append(
+            f"logits of {family} are changed after the head by {', '.join(factors)}; log-probs are of the changed ones"
+        )
+    if of_text(described, *POSITIONS) is None:
+        found.append(f"{family} names no limit of positions: data.max_length alone bounds the rows")
+    if is_multimodal(described):
+        others = [name for name in described if name.endswith("_config") and name != "text_config"]
+        parts = ", ".join(name.removesuffix("_config") for name in others if isinstance(described[name], dict))
+        found.append(f"only the text part of {described.get('model_type')} is trained; its {parts} part stays as it is")
+    if has_adapter:
+        found.append(
+            "what train.lora adapts, by kind, is counted at the start of the run: it needs the model's classes"
+        )
+    said = balancing(described, router_aux_loss).said
+    return [*found, said] if said else found
+
+
+def refuse_training(folder: Path) -> None:
+    """Raise ConfigError when a forward of the model in `folder` is random in training mode, by its config.json."""
+    described = config_of("model.path", folder)
+    noise = [f"{name}: {value}" for name in _NOISE if (value := _of(described, name))]
+    family = str(_of(described, "model_type"))
+    if family in _SAMPLING:
+        raise ConfigError(
+            f"model.path: the routers of {family} draw their experts among near ties in training mode. Policy and reference "
+            "would be two functions from the first step on, and margins would hold the difference. Nothing was started. "
+            "No key of its config.json turns that off: start from another model."
+        )
+    if noise:
+        raise ConfigError(
+            f"model.path: {family} adds random noise in training mode ({', '.join(noise)} of its config.json). Policy and "
+            "reference would be two functions from the first step on, and margins would hold the difference. Nothing was "
+            "started. Set it to 0 in a copy of the model's config.json."
+        )
+
+
+def _of(described: dict[str, Any], name: str) -> Any:
+    """What config.json says of the part that reads text, or else around it."""
+    part = described.get("text_config")
+    places = [part, described] if isinstance(part, dict) else [described]
+    return next((place[name] for place in places if place.get(name) is not None), None)

@@ -1,0 +1,48 @@
+"""A model folder as anybody would load it: plain transformers, and PEFT for an adapter; and what it says of a few rows.
+
+Comes in: a folder that this run wrote. Goes out: log-probs. Decision: nothing of this package loads or scores here, so that a
+folder which only this package reads as it was trained is found. Price: one forward a row, without packing.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from raydpo.models.adapter_files import DESCRIBED, is_adapter
+
+_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+
+
+@torch.no_grad()
+def nats_of_folder(
+    folder: Path, sequences: Sequence[tuple[Sequence[int], Sequence[int]]], dtype: str, device: str
+) -> list[np.ndarray]:
+    """Log-probs of each answer's tokens, float32 nats, by the model or adapter in `folder`. Raises what loading raises."""
+    model = _load(folder, dtype).to(device).eval()
+    found = []
+    for prompt, answer in sequences:
+        ids = torch.tensor([[*prompt, *answer]], device=device)
+        logits = model(input_ids=ids, use_cache=False).logits[0, len(prompt) - 1 : -1].float()
+        found.append(logits.log_softmax(-1).gather(1, ids[0, len(prompt) :, None])[:, 0].cpu().numpy())
+    return found
+
+
+def _load(folder: Path, dtype: str) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    settings: dict[str, Any] = {"dtype": _DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False}
+    if not is_adapter(folder):
+        return AutoModelForCausalLM.from_pretrained(str(folder), **settings)
+    from peft import PeftModel
+
+    described = json.loads((folder / DESCRIBED).read_text())
+    base = AutoModelForCausalLM.from_pretrained(
+        described["base_model_name_or_path"], revision=described.get("revision") or "main", **settings
+    )
+    return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
