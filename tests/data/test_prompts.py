@@ -148,7 +148,7 @@ def test_what_a_judge_reads_and_what_a_record_repeats(tmp_path: Path) -> None:
 
 
 def test_an_answer_of_several_turns_keeps_them(chat_tokenizer: Path, tmp_path: Path) -> None:
-    turns = [said("one"), said("two")]
+    turns = [said("one"), {"role": "tool", "content": "1"}, said("two")]
     call = {"role": "assistant", "content": "", "tool_calls": [{"name": "f"}]}
     rows = [{"prompt": [user(f"{one}?")], "chosen": answer} for one, answer in enumerate([turns, [call], [said("c")]])]
     prompts, _ = read(rows, chat_tokenizer, tmp_path)
@@ -156,7 +156,13 @@ def test_an_answer_of_several_turns_keeps_them(chat_tokenizer: Path, tmp_path: P
     tokenizer = TextTokenizer(str(chat_tokenizer))
     found, why = own_answer(tokenizer, prompts[0])
     assert found is not None, why
-    assert tokenizer.decode(found.answer_ids[0]) == "one<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>"
+    assert tokenizer.decode(found.answer_ids[0]) == (
+        "one<|im_end|>\n<|im_start|>tool\n1<|im_end|>\n<|im_start|>assistant\ntwo<|im_end|>"
+    )
+    (mask,) = found.masks
+    assert mask is not None
+    covered = [one for one, kept in zip(found.answer_ids[0], mask, strict=True) if kept]
+    assert tokenizer.decode(covered) == "one<|im_end|>two<|im_end|>"
 
 
 def test_the_record_of_an_own_answer_of_several_turns_has_its_mask(chat_tokenizer: Path) -> None:
