@@ -13,6 +13,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from raydpo.artifacts import digest, durable
 from raydpo.config import Config
@@ -24,10 +25,11 @@ from raydpo.data.ends_said import ends_said
 from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format
 from raydpo.data.lines import encode_lines
-from raydpo.data.messages import Row
+from raydpo.data.messages import Example, Row
 from raydpo.data.report import DataReport, Tally
 from raydpo.data.row_ends import decided
 from raydpo.data.row_reader import RowReader
+from raydpo.data.shown_rows import RowViewer
 from raydpo.data.sources import Source, find_parts
 from raydpo.data.store import Store
 from raydpo.data.template import Rendered, no_template, open_tokenizer, read_template, render
@@ -52,15 +54,25 @@ def prepare(
     observer: Observer = ignore,
     embedding: Embedding | None = None,
     model_folders: Sequence[Path] = (),
+    viewer: RowViewer | None = None,
 ) -> DataReport:
     """Read, check and encode all data of a run. write=False does everything but writing.
 
     embedding: what the ids have to fit into; None: unknown. model_folders: asked in order for the model's end tokens; none:
-    the tokenizer's folder is. A finished preparation in `folder` is taken as it is when files,
+    the tokenizer's folder is. viewer: is shown every used row. A finished preparation in `folder` is taken as it is when files,
     data section, tokenizer and number of answers are the same. Raises DataError with all problems: missing files, no chat
     template, too many bad lines, tokens beyond the embedding.
     """
-    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding, model_folders).run()
+    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding, model_folders, viewer).run()
+
+
+class _Beside(NamedTuple):
+    """What goes with the ids of a row: its label and weight, and what the ids were made from."""
+
+    label: bool
+    factor: float
+    example: Example
+    text: Rendered
 
 
 class _Preparation:
@@ -73,13 +85,14 @@ class _Preparation:
         observer: Observer,
         embedding: Embedding | None,
         model_folders: Sequence[Path],
+        viewer: RowViewer | None,
     ) -> None:
         self.config, self.settings = config, config.data
         self.objective = config.objective.row
         self.is_unpaired = self.settings.unpair and self.objective.data == "labels"
         self.num_answers = 2 if self.is_unpaired else self.objective.num_answers
         self.with_mismatched = "mismatched" in config.objective.batch_kinds
-        self.folder, self.write, self.observer = folder, write, observer
+        self.folder, self.write, self.observer, self.viewer = folder, write, observer, viewer
         names_held_out = bool(self.settings.eval or self.settings.eval_fraction)
         training = find_parts("data.train", self.settings.train, asks_hub=not names_held_out)
         held_out = find_parts("data.eval", self.settings.eval, asks_hub=True)
@@ -168,15 +181,20 @@ class _Preparation:
         problems: list[str] = []
         if store is not None:
             store.begin()
+        if self.viewer is not None:
+            self.viewer.restart()
         for split, sources in self.splits.items():
             for source in sources:
                 try:
-                    for place, example, (label, factor) in self._examples(source, tally):
+                    for place, example, beside in self._examples(source, tally):
+                        label, factor = beside.label, beside.factor
                         target = "eval" if example.prompt_hash < threshold else split
                         keys = Store.keys(example)
                         if store is not None:
                             for part, part_keys, side in self._parts(example, keys, label):
                                 store.add(target, part, part_keys, place, side, factor)
+                        if self.viewer is not None:
+                            self.viewer.look(target, place, self.tokenizer, beside.example, beside.text, example)
                         tally.desirable[target] += label
                         lengths = (len(example.prompt_ids), max(map(len, example.answer_ids)))
                         tally.use(target, example.prompt_hash, lengths, keys)
@@ -197,8 +215,8 @@ class _Preparation:
             (replace(example, answer_ids=[ids], answer_masks=[mask]), (key,), side) for ids, mask, key, side in answers
         ]
 
-    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, tuple[bool, float]]]:
-        """Good examples of one source with place, label and weight; everything else is counted in the tally."""
+    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, _Beside]]:
+        """Good examples of one source with place and what belongs to them; everything else is counted in the tally."""
         rows = source.rows()
         seen = list(itertools.islice(rows, _DETECT_ROWS))
         while len(seen) < _DETECT_LINES and not any(line.row is not None for line in seen):
@@ -252,8 +270,8 @@ class _Preparation:
                 "Leave data.unpair out, or name files of pairs."
             )
 
-    def _text_of(self, reader: RowReader, place: str, row: Row) -> tuple[Rendered, tuple[bool, float]]:
-        """Text, label and weight of a row. Raises DataError when the whole file cannot be written down."""
+    def _text_of(self, reader: RowReader, place: str, row: Row) -> tuple[Rendered, _Beside]:
+        """Text of a row and what belongs to it. Raises DataError when the whole file cannot be written down."""
         if self.settings.confidence_column is not None and self.settings.min_confidence is not None:
             confidence(row, self.settings.confidence_column, self.settings.min_confidence)
         column = self.settings.weight_column
@@ -267,7 +285,8 @@ class _Preparation:
             raise other_tokenizer(example.tokens, self.tokenizer, place)
         if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
             raise no_template(self.tokenizer, reader.use.source)
-        return render(example, self.tokenizer, self.settings.control_tokens), (example.label, factor)
+        text = render(example, self.tokenizer, self.settings.control_tokens)
+        return text, _Beside(example.label, factor, example, text)
 
 
 def _described(layout: Format | None, rows: Sequence[Row]) -> str:
