@@ -44,10 +44,10 @@ def row_lines(row: Mapping[str, Any], width: int, encoding: str = "utf-8") -> It
                 yield Text(f"    {label:<{_INDENT - 4}}") + line
                 label = ""
         if part["compared"]:
-            text = printable(part["compared"], encoding)
-            style = "green" if text.startswith("equal") else "yellow"
-            for line in textwrap.wrap(text, width - _INDENT):
-                yield Text(" " * _INDENT + line, style=style)
+            said = printable(part["compared"], encoding)
+            style = "green" if said.startswith("equal") else "yellow"
+            for words in textwrap.wrap(said, width - _INDENT):
+                yield Text(" " * _INDENT + words, style=style)
     yield Text("")
 
 
