@@ -36,6 +36,7 @@ _RUN_VERBS = {
 }
 
 _FUNCTIONS = {"iterate": "run_rounds"}
+_MOST_ROWS = 10_000
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +99,13 @@ def _parser() -> argparse.ArgumentParser:
     for verb, text in _RUN_VERBS.items():
         parents = [machine, runner, source]
         verbs.add_parser(verb, parents=parents, help=text, description=text).set_defaults(act=_run)
+    verbs.choices["check"].add_argument(
+        "--show",
+        type=_num_rows,
+        default=0,
+        metavar="N",
+        help="also the first N used rows of each split as tokens with ids, and where they differ from apply_chat_template",
+    )
     quick = verbs.add_parser(
         "quickstart", parents=[machine, runner], help="a whole small run: no file, no download, no GPU"
     )
@@ -155,6 +163,12 @@ def _seed(text: str) -> int:
     return int(text)
 
 
+def _num_rows(text: str) -> int:
+    if not text.isdecimal() or int(text) > _MOST_ROWS:
+        raise argparse.ArgumentTypeError(f"given {text!r}; allowed: a whole number of rows, 0 to {_MOST_ROWS:,}")
+    return int(text)
+
+
 def _days(text: str) -> float:
     try:
         days = float(text)
@@ -174,7 +188,9 @@ def _run(args: argparse.Namespace) -> int:
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
         import raydpo.pipelines as pipelines
 
-        summary: dict[str, Any] = getattr(pipelines, _FUNCTIONS.get(args.verb, args.verb))(config, observer=observer)
+        more = {"show": args.show} if args.verb == "check" else {}
+        verb = getattr(pipelines, _FUNCTIONS.get(args.verb, args.verb))
+        summary: dict[str, Any] = verb(config, observer=observer, **more)
         return summary
 
     return _with_screen(args, work)
@@ -214,6 +230,10 @@ def _with_screen(args: argparse.Namespace, work: Callable[[Callable[[Any], None]
     with _human_stream(args.json) as human:
         with Screen(human) as screen:
             summary = work(screen)
+        if summary.get("rows"):
+            from raydpo.row_screen import print_rows
+
+            print_rows(summary["rows"], human)
         print_summary(summary, human)
     if args.json:
         _print_json(summary)

@@ -27,7 +27,7 @@ _THOUGHT = re.compile(r"<(?:\w+:)?think>(.*?)</(?:\w+:)?think>|\[THINK\](.*?)\[/
 
 
 @dataclass(frozen=True)
-class Piece:
+class SaidPiece:
     """One thing that a turn says.
 
     turn: its index. role: of the turn. kind: what it is.
@@ -44,18 +44,18 @@ class Piece:
         return f"the {what} of turn {self.turn + 1} ({self.role}): {' '.join(self.text)[:60]!r}"
 
 
-def pieces(turns: Sequence[Message]) -> Iterator[Piece]:
+def pieces(turns: Sequence[Message]) -> Iterator[SaidPiece]:
     """What `turns` say, in order."""
     for number, turn in enumerate(turns):
         role, content = turn["role"], said(turn)
         for key in REASONING:
             if isinstance(turn.get(key), str) and turn[key].strip():
-                yield Piece(number, role, "reasoning", (turn[key].strip(),))
+                yield SaidPiece(number, role, "reasoning", (turn[key].strip(),))
         for kind, part in _parts(content) if role == "assistant" else _unparted(content):
             if part.strip():
-                yield Piece(number, role, kind, (part.strip(),))
+                yield SaidPiece(number, role, kind, (part.strip(),))
         for call in calls_of(turn):
-            yield Piece(number, role, "call", tuple(_leaves([call.get("name"), call.get("arguments")])))
+            yield SaidPiece(number, role, "call", tuple(_leaves([call.get("name"), call.get("arguments")])))
 
 
 def _unparted(content: str) -> Iterator[tuple[Kind, str]]:
@@ -71,9 +71,9 @@ def _parts(content: str) -> Iterator[tuple[Kind, str]]:
     yield "content", content[done:]
 
 
-def dropped(turns: Sequence[Message], written: str, rewrite: Rewrite, free: str = "") -> list[Piece]:
+def dropped(turns: Sequence[Message], written: str, rewrite: Rewrite, free: str = "") -> list[SaidPiece]:
     """Pieces of `turns` that are not in `written`. free: role whose text may stand anywhere in it (a system text)."""
-    missing: list[Piece] = []
+    missing: list[SaidPiece] = []
     start = end = turn = 0
     for piece in pieces(turns):
         if piece.turn != turn:
@@ -119,11 +119,11 @@ def _leaves(value: Any) -> Iterator[str]:
         yield json.dumps(value)
 
 
-def _could_be_another(piece: Piece, written: str) -> bool:
+def _could_be_another(piece: SaidPiece, written: str) -> bool:
     return piece.kind == "call" or written.count(piece.text[0]) > 1
 
 
-def _follows(turns: Sequence[Message], piece: Piece, rewrite: Rewrite) -> bool:
+def _follows(turns: Sequence[Message], piece: SaidPiece, rewrite: Rewrite) -> bool:
     """Whether the template writes a mark that is put behind the piece. True where it refuses the changed turns."""
     turn = dict(turns[piece.turn])
     expected = 1

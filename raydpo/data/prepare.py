@@ -14,6 +14,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 from raydpo.artifacts import digest, durable
 from raydpo.config import Config
@@ -26,11 +27,12 @@ from raydpo.data.ends_said import ends_said
 from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format
 from raydpo.data.lines import encode_lines
-from raydpo.data.messages import Row
+from raydpo.data.messages import Example, Row
 from raydpo.data.mixture import Portion, find_mixture
 from raydpo.data.report import DataReport, Tally
 from raydpo.data.row_ends import decided
 from raydpo.data.row_reader import RowReader
+from raydpo.data.shown_rows import RowViewer
 from raydpo.data.sources import Source
 from raydpo.data.store import Store
 from raydpo.data.template import Rendered, no_template, open_tokenizer, read_template, render
@@ -55,15 +57,25 @@ def prepare(
     observer: Observer = ignore,
     embedding: Embedding | None = None,
     model_folders: Sequence[Path] = (),
+    viewer: RowViewer | None = None,
 ) -> DataReport:
     """Read, check and encode all data of a run. write=False does everything but writing.
 
     embedding: what the ids have to fit into; None: unknown. model_folders: asked in order for the model's end tokens; none:
-    the tokenizer's folder is. A finished preparation in `folder` is taken as it is when files,
+    the tokenizer's folder is. viewer: is shown every used row. A finished preparation in `folder` is taken as it is when files,
     data section, tokenizer and number of answers are the same. Raises DataError with all problems: missing files, no chat
     template, too many bad lines, tokens beyond the embedding.
     """
-    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding, model_folders).run()
+    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding, model_folders, viewer).run()
+
+
+class _Beside(NamedTuple):
+    """What goes with the ids of a row: its label and weight, and what the ids were made from."""
+
+    label: bool
+    factor: float
+    example: Example
+    text: Rendered
 
 
 class _Preparation:
@@ -76,13 +88,14 @@ class _Preparation:
         observer: Observer,
         embedding: Embedding | None,
         model_folders: Sequence[Path],
+        viewer: RowViewer | None,
     ) -> None:
         self.config, self.settings = config, config.data
         self.objective = config.objective.row
         self.is_unpaired = self.settings.unpair and self.objective.data == "labels"
         self.num_answers = 2 if self.is_unpaired else self.objective.num_answers
         self.with_mismatched = "mismatched" in config.objective.batch_kinds
-        self.folder, self.write, self.observer = folder, write, observer
+        self.folder, self.write, self.observer, self.viewer = folder, write, observer, viewer
         unless = "data.eval" if self.settings.eval else "data.eval_fraction" if self.settings.eval_fraction else None
         train, held_out = entries_of(self.settings.train), entries_of(self.settings.eval)
         self.mixture = find_mixture(train, held_out, seed=config.run.seed, unless=unless)
@@ -169,6 +182,8 @@ class _Preparation:
         problems: list[str] = []
         if store is not None:
             store.begin()
+        if self.viewer is not None:
+            self.viewer.restart()
         seen: set[Hashable] = set()
         for split, portions in self.splits.items():
             for portion in portions:
@@ -198,17 +213,26 @@ class _Preparation:
         own, counts = set[Hashable](), tally.of_entry(split, portion.name)
         for source in portion.sources:
             try:
-                for place, example, (label, factor) in self._examples(source, tally):
+                for place, example, beside in self._examples(source, tally):
                     target = "eval" if example.prompt_hash < threshold else split
                     keys = Store.keys(example)
-                    by = {"none": None, "prompt": (target, example.prompt_hash), "pair": (target, keys, label)}
+                    by = {"none": None, "prompt": (target, example.prompt_hash), "pair": (target, keys, beside.label)}
                     mark = by[self.settings.deduplicate]
                     if mark is not None and (mark in seen or mark in own):
                         counts["deduplicated"] += 1
                         continue
                     own.update({mark} if mark is not None else ())
                     counts["fresh"] += 1
-                    yield _Good(target, place, example, keys, label, factor, mark)
+                    yield _Good(
+                        target,
+                        place,
+                        example,
+                        keys,
+                        beside.label,
+                        beside.factor,
+                        mark,
+                        beside if self.viewer is not None else None,
+                    )
             except DataError as error:
                 problems += error.problems
 
@@ -225,6 +249,10 @@ class _Preparation:
             if turn:
                 tally.repeat(one.target)
             else:
+                if self.viewer is not None and one.beside is not None:
+                    self.viewer.look(
+                        one.target, one.place, self.tokenizer, one.beside.example, one.beside.text, one.example
+                    )
                 lengths = (len(one.example.prompt_ids), max(map(len, one.example.answer_ids)))
                 tally.use(one.target, one.example.prompt_hash, lengths, one.keys)
 
@@ -239,8 +267,8 @@ class _Preparation:
             (replace(example, answer_ids=[ids], answer_masks=[mask]), (key,), side) for ids, mask, key, side in answers
         ]
 
-    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, tuple[bool, float]]]:
-        """Good examples of one source with place, label and weight; everything else is counted in the tally."""
+    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, _Beside]]:
+        """Good examples of one source with place and what belongs to them; everything else is counted in the tally."""
         rows = source.rows()
         seen = list(itertools.islice(rows, _DETECT_ROWS))
         while len(seen) < _DETECT_LINES and not any(line.row is not None for line in seen):
@@ -294,8 +322,8 @@ class _Preparation:
                 "Leave data.unpair out, or name files of pairs."
             )
 
-    def _text_of(self, reader: RowReader, place: str, row: Row) -> tuple[Rendered, tuple[bool, float]]:
-        """Text, label and weight of a row. Raises DataError when the whole file cannot be written down."""
+    def _text_of(self, reader: RowReader, place: str, row: Row) -> tuple[Rendered, _Beside]:
+        """Text of a row and what belongs to it. Raises DataError when the whole file cannot be written down."""
         if self.settings.confidence_column is not None and self.settings.min_confidence is not None:
             confidence(row, self.settings.confidence_column, self.settings.min_confidence)
         column = self.settings.weight_column
@@ -309,12 +337,14 @@ class _Preparation:
             raise other_tokenizer(example.tokens, self.tokenizer, place)
         if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
             raise no_template(self.tokenizer, reader.use.source)
-        return render(example, self.tokenizer, self.settings.control_tokens), (example.label, factor)
+        text = render(example, self.tokenizer, self.settings.control_tokens)
+        return text, _Beside(example.label, factor, example, text)
 
 
 @dataclass(frozen=True)
 class _Good:
-    """A good line. target: the split that it goes to. mark: what data.deduplicate compares, None for nothing."""
+    """A good line. target: the split that it goes to. mark: what data.deduplicate compares, None for nothing. beside: for a
+    viewer, None without one."""
 
     target: str
     place: str
@@ -323,6 +353,7 @@ class _Good:
     label: bool
     factor: float
     mark: Hashable
+    beside: _Beside | None = None
 
 
 def _described(layout: Format | None, rows: Sequence[Row]) -> str:

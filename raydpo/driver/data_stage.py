@@ -6,11 +6,14 @@ goes into the summary as it is; what it made lies on disk.
 
 from __future__ import annotations
 
+from typing import Any
+
 from raydpo.batches.order import Order
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric, chosen_by_evaluations
 from raydpo.data import DataReport, prepare
 from raydpo.data.embedding_rows import smallest
+from raydpo.data.shown_rows import RowViewer
 from raydpo.errors import DataError
 from raydpo.models.before_loading import facts
 from raydpo.models.config_file import num_embeddings
@@ -20,11 +23,16 @@ from raydpo.schema.events import Note, Observer
 
 
 def data_stage(
-    workspace: Workspace, observer: Observer, *, write: bool = True, evaluated: ResolvedModel | None = None
+    workspace: Workspace,
+    observer: Observer,
+    *,
+    write: bool = True,
+    evaluated: ResolvedModel | None = None,
+    viewer: RowViewer | None = None,
 ) -> DataReport:
     """Read, check and encode into `<run>/data`; reuses a finished preparation of the same inputs.
 
-    write=False: everything but writing. evaluated: a model that reads the data, too.
+    write=False: everything but writing. evaluated: a model that reads the data, too. viewer: is shown every used row.
     """
     for text in workspace.notes:
         observer(Note("warning", text))
@@ -44,7 +52,15 @@ def data_stage(
         observer=observer,
         embedding=embedding,
         model_folders=tuple(reversed(workspace.model.folders)),
+        viewer=viewer,
     )
+
+
+def shown_data(workspace: Workspace, observer: Observer, num_rows: int) -> tuple[DataReport, list[dict[str, Any]]]:
+    """The stage without writing, and the first `num_rows` used rows of each split as tokens."""
+    viewer = RowViewer(num_rows)
+    report = data_stage(workspace, observer, write=False, viewer=viewer)
+    return report, [row.to_json() for row in viewer.rows]
 
 
 def _embeddings(workspace: Workspace, evaluated: ResolvedModel | None) -> list[tuple[str, int | None]]:

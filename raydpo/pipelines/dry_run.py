@@ -8,23 +8,24 @@ from __future__ import annotations
 from typing import Any
 
 from raydpo.config import Config
-from raydpo.driver.data_stage import data_stage, planned_steps
+from raydpo.driver.data_stage import planned_steps, shown_data
 from raydpo.rounds.setup import examine
 from raydpo.rundir.workspace import find_workspace
 from raydpo.schema.events import Observer, ignore
 
 
-def check(config: Config, observer: Observer = ignore) -> dict[str, Any]:
+def check(config: Config, observer: Observer = ignore, *, show: int = 0) -> dict[str, Any]:
     """Config and data, without loading a model, starting Ray or writing anything. With `rounds`: prompts and judge, and
-    data where there is any."""
+    data where there is any. show: so many used rows of each split come as tokens under `rows`."""
     rounds = {} if config.rounds is None else examine(config, observer)
     if rounds and not (config.data.train or config.data.eval):
         return rounds
     workspace = find_workspace(config, "check")
-    data = data_stage(workspace, observer, write=False)
+    data, rows = shown_data(workspace, observer, show)
     return {
         **rounds,
         "run_dir": str(workspace.dir),
         "data": data.to_json(),
         "plan": planned_steps(workspace.config, data),
+        **({"rows": rows} if show else {}),
     }

@@ -243,9 +243,12 @@ def test_a_mask_is_cut_with_its_answer(tmp_path: Path) -> None:
     assert tokenizer.decode([one for one, marked in zip(ids, mask, strict=True) if marked]) == "yesno<|end|>"
 
 
+WHITE_SPACE = "{% if not add_generation_prompt %}\n \n{% endif %}"
+
+
 def test_white_space_alone_behind_an_end_is_dropped(tmp_path: Path, run: Run) -> None:
     folder = save_tokenizer(
-        tmp_path / "t", bos=None, eos="<|im_end|>", template=CHATML + "\n \n", specials=["<|im_start|>"]
+        tmp_path / "t", bos=None, eos="<|im_end|>", template=CHATML + WHITE_SPACE, specials=["<|im_start|>"]
     )
     _, chosen, _ = texts(folder, run([chat({"content": "blue \n"})], folder).examples())
     assert chosen == "blue \n<|im_end|>"

@@ -41,7 +41,7 @@ def one_layer(loaded):
 
 
 def noted(run):
-    (event,) = run.of(Noted)
+    (event,) = (event for event in run.of(Noted) if "layers recomputed" in event.text)
     return event.text
 
 
