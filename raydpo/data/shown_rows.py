@@ -124,6 +124,7 @@ def _theirs(tokenizer: TextTokenizer, example: Example, text: Rendered, index: i
     found = library.apply_chat_template(
         turns,
         tools=example.tools,
+        **example.template_settings,
         tokenize=True,
         add_generation_prompt=False,
         return_dict=False,

@@ -31,7 +31,7 @@ VOCABULARY = 320
 SHAPE: dict[str, Any] = {
     "hidden_size": 160,
     "num_layers": 2,
-    "num_heads": 4,
+    "num_heads": 5,
     "intermediate_size": 448,
     "max_positions": 64,
 }

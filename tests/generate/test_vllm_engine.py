@@ -173,6 +173,18 @@ def test_a_shape_that_vllm_does_not_have_is_refused_at_the_start(found: Found) -
     assert "head_dim=40" in found["odd"]
 
 
+@pytest.mark.vllm
+@needs_vllm
+def test_the_model_of_the_quickstart_has_heads_that_vllm_serves_on_a_cpu() -> None:
+    from vllm.v1.attention.backends.cpu_attn import CPUAttentionBackend
+
+    from raydpo.quickstart.offline_dpo import SHAPE
+
+    size, rest = divmod(SHAPE["hidden_size"], SHAPE["num_heads"])
+    assert rest == 0
+    assert size in CPUAttentionBackend.get_supported_head_sizes()
+
+
 def test_without_the_package_the_error_says_what_to_install(old: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "vllm", None)
     monkeypatch.setattr(os, "environ", dict(os.environ))
