@@ -59,11 +59,12 @@ class ExampleWriter:
         if len(self._rows) == self.examples_per_shard:
             self._flush()
 
-    def close(self) -> None:
-        """Write what is left, then the manifest."""
+    def close(self, entries: Sequence[tuple[str, int]] = ()) -> None:
+        """Write what is left, then the manifest. entries: (name, examples) of each part of the split, in order."""
         if self._rows:
             self._flush()
-        write_json(_manifest(self.folder, self.split), {"shards": [asdict(record) for record in self._records]})
+        manifest = {"shards": [asdict(record) for record in self._records]}
+        write_json(_manifest(self.folder, self.split), manifest | ({"entries": list(entries)} if entries else {}))
 
     def _flush(self) -> None:
         is_masked = any(len(mask) for row in self._rows for mask in row["answer_masks"])  # type: ignore[attr-defined]
@@ -81,9 +82,11 @@ class ExampleTable:
     labels: [n] bool, whether the answer is desirable.
     weights: [n] float32, factors of the loss.
     is_weighted: whether any weight is not 1.
+    entries: (name, examples) of each entry of the data, in order, where there are several.
     """
 
-    def __init__(self, table: pa.Table) -> None:
+    def __init__(self, table: pa.Table, entries: Sequence[tuple[str, int]] = ()) -> None:
+        self.entries = tuple(entries)
         self._prompts = _Lists(table["prompt_ids"])
         answers = _combined(table["answer_ids"])
         self._answers = _Lists(answers.values)
@@ -105,10 +108,11 @@ class ExampleTable:
     @classmethod
     def open(cls, folder: Path, split: str) -> ExampleTable:
         """Verify and map every shard of `split`. Raises IntegrityError when one is not what was committed."""
-        tables = [read_shard(folder / r.name, r, EXAMPLES, MASKED_EXAMPLES) for r in _records(folder, split)]
+        records, entries = _records(folder, split)
+        tables = [read_shard(folder / r.name, r, EXAMPLES, MASKED_EXAMPLES) for r in records]
         if any(table.schema.equals(MASKED_EXAMPLES) for table in tables):
             tables = [_with_masks(table) for table in tables]
-        return cls(pa.concat_tables(tables) if tables else EXAMPLES.empty_table())
+        return cls(pa.concat_tables(tables) if tables else EXAMPLES.empty_table(), entries)
 
     def __len__(self) -> int:
         return len(self._sources)
@@ -202,9 +206,11 @@ def _manifest(folder: Path, split: str) -> Path:
     return folder / f"{split}.json"
 
 
-def _records(folder: Path, split: str) -> list[ShardRecord]:
+def _records(folder: Path, split: str) -> tuple[list[ShardRecord], list[tuple[str, int]]]:
     path = _manifest(folder, split)
     try:
-        return [ShardRecord(**record) for record in json.loads(path.read_text())["shards"]]
+        manifest = json.loads(path.read_text())
+        entries = [(str(name), int(number)) for name, number in manifest.get("entries", [])]
+        return [ShardRecord(**record) for record in manifest["shards"]], entries
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{path} is missing or cannot be read: the data stage did not finish") from error

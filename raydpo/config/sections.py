@@ -72,7 +72,8 @@ class DataSection(Section):
     time with a chance of a half). seed: default run.seed. name: in reports and metrics, default the path's own."""
     eval: Annotated[Entries, FREE] = ()
     """The same for held-out examples. Of a folder, glob or hub id with a training part, the held-out part alone is read.
-    An entry may have path, count, seed and name."""
+    An entry may have path, count, seed and name. Where several entries are held out, evaluations have the metrics of each,
+    too, as `eval/<name>/loss`."""
     deduplicate: Literal["none", "prompt", "pair"] = "none"
     """Leave out examples that were there before in the same split, in the order of the entries, and count them. prompt: of
     equal prompts the first. pair: of examples with equal prompt, answers and label the first. Before anything is drawn or

@@ -78,6 +78,13 @@ class Store:
 
     def finish(self, report: dict[str, Any]) -> None:
         """Close both splits, then commit."""
-        for writer in self._writers.values():
-            writer.close()
+        for split, writer in self._writers.items():
+            writer.close(held_out_entries(report) if split == "eval" else ())
         durable.write_json(self.folder / _RECORD, {"input_digest": self.input_digest, "report": report})
+
+
+def held_out_entries(report: dict[str, Any]) -> list[tuple[str, int]]:
+    """(name, held-out examples) of the entries that gave any, in the order of the split; none where only one did."""
+    entries = [one for key in _SPLITS for one in report["entries"].get(key, {}).items()]
+    found = [(name, counts["eval"]) for name, counts in entries if counts.get("eval")]
+    return found if len(found) > 1 else []

@@ -12,7 +12,6 @@ from pathlib import Path
 
 from raydpo.driver.actors import actor_session, trainer_ranks
 from raydpo.driver.reference_stage import ReferenceReport
-from raydpo.metrics import means
 from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.objectives.loss import Loss
@@ -20,6 +19,7 @@ from raydpo.rundir.checkpoints import newest_checkpoint
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
 from raydpo.train import TrainSpec
+from raydpo.train.entry_sums import split_means
 from raydpo.train.evaluation import run as evaluate_rank
 from raydpo.train.trainer import names_of
 
@@ -51,13 +51,13 @@ def evaluation_stage(
         reference=None if reference.identity is None else (workspace.cache_dir, reference.identity),
     )
     observer(StageStarted("evaluate", num_examples, "examples"))
-    names = names_of(spec)
-    total, done = [0.0] * (2 * len(names)), dict[int, int]()
+    total, entries, done = list[float](), tuple[str, ...](), dict[int, int]()
     with actor_session(workspace, "train"):
         for rank, share in trainer_ranks(workspace, "evaluate", partial(evaluate_rank, spec=spec)):
             done[rank] = share.examples
             observer(Advanced("evaluate", sum(done.values())))
             if share.done:
-                total = [a + b for a, b in zip(total, share.vector, strict=True)]
+                total = [a + b for a, b in zip(total or [0.0] * len(share.vector), share.vector, strict=True)]
+                entries = share.entries
     observer(StageDone("evaluate", f"{num_examples} held-out examples, {model.name}"))
-    return Loss(workspace.config.objective.terms).total(means(names, total, "eval/"), "eval/")
+    return split_means(Loss(workspace.config.objective.terms), names_of(spec), entries, total)

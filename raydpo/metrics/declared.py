@@ -89,7 +89,8 @@ def page() -> str:
 _PAGE = """
 ## Metrics
 
-Of the training steps as they are named here, of evaluations with `eval/` before. `loss/<name>` is the loss of one term of
+Of the training steps as they are named here, of evaluations with `eval/` before, and with `eval/<entry>/` for each entry
+where several are held out. `loss/<name>` is the loss of one term of
 a sum. Where an objective has no such thing (no reference, no clamp), the metric is absent.
 
 | Name | Unit | Mean over, or per |

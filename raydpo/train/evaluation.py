@@ -18,6 +18,7 @@ from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.pretrained import load_model
 from raydpo.models.work import work_of
 from raydpo.objectives.loss import Loss
+from raydpo.train.entry_sums import EntrySums
 from raydpo.train.spec import TrainSpec
 from raydpo.train.step import BatchLoss, evaluate_share, observe
 from raydpo.train.trainer import Rank, longest_row, make_feed, names_of, open_lookup
@@ -28,12 +29,14 @@ class Share:
     """What one rank has of an evaluation so far.
 
     examples: how many it has evaluated.
-    vector: their sums, [sum, count, ...] in the order of `trainer.names_of`.
+    vector: their sums, [sum, count, ...] in the order of `trainer.names_of`; then those of each entry.
+    entries: names of the entries, none where there is only one.
     done: whether its share is finished.
     """
 
     examples: int
     vector: tuple[float, ...]
+    entries: tuple[str, ...] = ()
     done: bool = False
 
 
@@ -56,12 +59,14 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[Share]:
         for block in every.blocks(feed.columns(kind)):
             observe(scoring, loss, kind, block, seen[kind])
             yield Share(0, ())
+    by_entry = EntrySums(feed.entries)
     counts = feed.counts(np.arange(len(feed.table)), loss)
     batch_loss = BatchLoss(loss, counts, seen, spec.tie_tolerance_nats)
     for micro_batch in (batch for block in feed.blocks() for batch in block):
         if micro_batch.num_examples:
-            examples += evaluate_share(scoring, batch_loss, micro_batch, device, sums)
+            examples += evaluate_share(scoring, batch_loss, micro_batch, device, sums, by_entry)
             yield Share(examples, ())
     names = names_of(spec)
     sums.check(names)
-    yield Share(examples, tuple(sums.vector(names)), done=True)
+    vector = sums.vector(names) + by_entry.sums.vector(by_entry.names(names))
+    yield Share(examples, tuple(vector), by_entry.entries, done=True)

@@ -35,6 +35,7 @@ class Feed:
     chunk_tokens: answer tokens of one call of the head.
     layout: one packed stream, or padded rows.
     work: FLOPs, by which ranks are balanced.
+    entries: (name, examples) of each entry of the data, in the order of the table; none where there is only one.
     is_sharded: under ZeRO-3, where DeepSpeed gathers a weight once a micro-batch only while every micro-batch calls
         the same modules. Each then calls the head as often as the fullest one may need; the price is that chunks are
         recomputed where one chunk would have done.
@@ -49,6 +50,7 @@ class Feed:
     chunk_tokens: int = CHUNK_TOKENS
     layout: Layout = "padded"
     work: Work = TOKENS
+    entries: tuple[tuple[str, int], ...] = ()
     is_sharded: bool = False
 
     @property

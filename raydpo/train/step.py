@@ -7,7 +7,7 @@ whole batch is observed in a pass of its own, without gradient, before the first
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +22,7 @@ from raydpo.models.logprobs import Extra, SequenceBatch
 from raydpo.objectives import ObjectiveInput
 from raydpo.objectives.loss import Loss, Observations
 from raydpo.train.balance import Balance, Listening
+from raydpo.train.entry_sums import EntrySums
 from raydpo.train.ranges import waited
 
 Forward = Callable[[SequenceBatch, Extra], Tensor]
@@ -54,6 +55,10 @@ class BatchLoss:
     seen: Observations
     tie_tolerance_nats: float
     balance: Balance | None = None
+
+    def metrics(self, inputs: ObjectiveInput) -> Mapping[str, tuple[Tensor, int | Tensor]]:
+        """Sums and counts of these examples of the batch."""
+        return self.loss(inputs, self.counts, self.seen).metrics
 
 
 def read(forward: Forward, batch: MicroBatch, loss: Loss, tie_tolerance_nats: float) -> ObjectiveInput:
@@ -134,14 +139,20 @@ def _forward_and_backward(engine: Accumulator, batch: MicroBatch, batch_loss: Ba
 
 @torch.no_grad()
 def evaluate_share(
-    forward: Forward, batch_loss: BatchLoss, micro_batch: MicroBatch, device: torch.device | str, sums: Sums
+    forward: Forward,
+    batch_loss: BatchLoss,
+    micro_batch: MicroBatch,
+    device: torch.device | str,
+    sums: Sums,
+    by_entry: EntrySums,
 ) -> int:
-    """Add one micro-batch of held-out examples to `sums`; returns how many there were."""
+    """Add one micro-batch of held-out examples to `sums` and `by_entry`; returns how many there were."""
     batch = micro_batch.to(device)
     with fitting(batch):
         inputs = read(forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
         if batch.num_examples:
-            sums.add(batch_loss.loss(inputs, batch_loss.counts, batch_loss.seen).metrics)
+            sums.add(batch_loss.metrics(inputs))
+            by_entry.add(inputs, batch_loss.metrics)
     return batch.num_examples
 
 

@@ -38,6 +38,7 @@ from raydpo.train.activations import fit_activations
 from raydpo.train.ahead import Ahead
 from raydpo.train.balance import Balance, Experts, observe_experts
 from raydpo.train.deepspeed_engine import DeepSpeedEngine
+from raydpo.train.entry_sums import EntrySums, split_means
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
 from raydpo.train.policy_probe import policy_probe, write_probe_rows
@@ -139,10 +140,11 @@ class Trainer:
     def evaluate(self, step: int) -> Iterator[Alive | Evaluated]:
         """Metrics of the held-out split after `step` steps, after an `Alive` for each block of it. Collective.
 
-        The split is one global batch: a loss that looks at the whole batch looks at the whole split.
+        The split is one global batch: a loss that looks at the whole batch looks at the whole split. Where several entries
+        of the data are held out, the metrics of each follow.
         """
         assert self.eval is not None
-        sums, seen, num_examples = Sums(), {}, len(self.eval.table)
+        sums, by_entry, seen, num_examples = Sums(), EntrySums(self.eval.entries), {}, len(self.eval.table)
         for kind in self.loss.batch_kinds:
             seen[kind] = self.loss.unseen(kind, num_examples, self.engine.device)
             for block in self.eval.blocks(self.eval.columns(kind)):
@@ -153,14 +155,17 @@ class Trainer:
         batch_loss = BatchLoss(self.loss, counts, seen, self.spec.tie_tolerance_nats)
         for block in self.eval.blocks():
             for micro_batch in block:
-                evaluate_share(self.engine.forward, batch_loss, micro_batch, self.engine.device, sums)
+                evaluate_share(self.engine.forward, batch_loss, micro_batch, self.engine.device, sums, by_entry)
             yield Alive(step)
-        yield Evaluated(step, self._means(sums, "eval/"))
-
-    def _means(self, sums: Sums, prefix: str = "") -> dict[str, float]:
         sums.check(self.names)
-        found = means(self.names, all_reduce(sums, self.names, self.engine.device), prefix)
-        return self.loss.total(found, prefix)
+        vector = all_reduce(sums, self.names, self.engine.device)
+        if by_entry.entries:
+            vector += all_reduce(by_entry.sums, by_entry.names(self.names), self.engine.device)
+        yield Evaluated(step, split_means(self.loss, self.names, by_entry.entries, vector))
+
+    def _means(self, sums: Sums) -> dict[str, float]:
+        sums.check(self.names)
+        return self.loss.total(means(self.names, all_reduce(sums, self.names, self.engine.device)))
 
     def stage(self, step: int, metrics: dict[str, float], reason: str) -> Future[Staged]:
         """Write this rank's part of a checkpoint. Collective.
@@ -287,8 +292,10 @@ def make_feed(
 ) -> Feed:
     """One split of the run's token shards, seen from one rank."""
     train = spec.config.train
+    table = ExampleTable.open(spec.data, split)
     return Feed(
-        table=ExampleTable.open(spec.data, split),
+        table=table,
+        entries=table.entries,
         rank=rank.rank,
         num_ranks=rank.num_ranks,
         num_answers=spec.config.objective.row.num_answers,
