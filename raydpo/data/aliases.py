@@ -324,7 +324,7 @@ def _name_prompt(values: Values, origin: Origin, is_pair: bool) -> None:
         name = "context"
     if name is None:
         return
-    if all(is_absent(values.get(side)) for side in ("chosen", "completion")):
+    if all(is_absent(values.get(side)) for side in ("chosen", "rejected", "completion")):
         if isinstance(values.get("text"), str) or not _name_answer(values, origin):
             return
     elif is_pair and _is_said_again(values, name):
