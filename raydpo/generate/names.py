@@ -14,11 +14,11 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from transformers import AutoModelForCausalLM
 from transformers.core_model_loading import revert_weight_conversion
 
 from raydpo.errors import ConfigError
 from raydpo.generate.weights import Expected, Shape, some
+from raydpo.models.auto_class import auto_class
 
 
 class FolderNames:
@@ -27,7 +27,7 @@ class FolderNames:
     def __init__(self, folder: str, config: Any) -> None:
         """Reads headers only. Raises ConfigError where the files lack a name under which a new weight would go."""
         with torch.device("meta"):
-            self._model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            self._model = auto_class(config.to_dict()).from_config(config, trust_remote_code=False)
         self.expected = Expected.of(self._model)
         self._there = _shapes_in(folder)
         new = {name: torch.empty(shape, device="meta") for name, shape in self.expected.shapes.items()}

@@ -17,6 +17,7 @@ import torch
 
 from raydpo.errors import ConfigError
 from raydpo.models.adapted import EXPERTS, OTHER_SENSES, ROUTER, kind_of_matrix
+from raydpo.models.auto_class import auto_class
 from raydpo.models.merging import is_copied, plain_name, tied_modules
 
 EVERYTHING = "all-linear"
@@ -73,12 +74,12 @@ def add_lora(
 
 def check_lora(folder: Path, **settings: Any) -> None:
     """Raise the ConfigError of `add_lora` for the model in `folder`, by its config alone: no weight is read or made."""
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with torch.random.fork_rng(), torch.device("meta"):
         try:
             config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-            model = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+            model = auto_class(config.to_dict()).from_config(config, trust_remote_code=False)
             add_lora(model, seed=0, **settings)
         except (OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
             return  # a model that cannot be made without weights: `add_lora` looks again where it is loaded

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 
 from raydpo.models.adapter_files import DESCRIBED, is_adapter
+from raydpo.models.auto_class import auto_class
 
 _DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -34,15 +35,19 @@ def nats_of_folder(
 
 
 def _load(folder: Path, dtype: str) -> Any:
-    from transformers import AutoModelForCausalLM
-
     settings: dict[str, Any] = {"dtype": _DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False}
     if not is_adapter(folder):
-        return AutoModelForCausalLM.from_pretrained(str(folder), **settings)
+        return _read(str(folder), None, settings)
     from peft import PeftModel
 
     described = json.loads((folder / DESCRIBED).read_text())
-    base = AutoModelForCausalLM.from_pretrained(
-        described["base_model_name_or_path"], revision=described.get("revision") or "main", **settings
-    )
+    base = _read(described["base_model_name_or_path"], described.get("revision"), settings)
     return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
+
+
+def _read(name: str, revision: str | None, settings: dict[str, Any]) -> Any:
+    """By the auto class of transformers that its config.json asks for."""
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(name, revision=revision or "main", trust_remote_code=False)
+    return auto_class(config.to_dict()).from_pretrained(name, revision=revision or "main", **settings)
