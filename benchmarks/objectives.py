@@ -17,7 +17,7 @@ from pathlib import Path
 from benchmarks import results
 from benchmarks.made import made_now
 from benchmarks.page import page
-from benchmarks.settings import compared, settings_of
+from benchmarks.settings import START, compared, settings_of
 from raydpo import runtime
 from raydpo.artifacts import write_text
 from raydpo.errors import RaydpoError, UserError
@@ -56,7 +56,7 @@ def measure(seeds: Sequence[int], names: Sequence[str], file: Path, work: Path) 
     with runtime.session():
         for seed, lacking in todo.items():
             if lacking:
-                start = supervise(str(work / f"seed-{seed}"), seed, _Screen(f"seed {seed}"))
+                start = supervise(str(work / f"seed-{seed}"), seed, _Screen(f"seed {seed}"), shape=START)
                 failed += [problem for name in lacking if (problem := _measure_one(start, name, file)) is not None]
     return failed
 

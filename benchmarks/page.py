@@ -21,8 +21,8 @@ documented defaults ([objectives.md](objectives.md)), one pass over 2,000 pairs 
 One small task and 32 steps: this shows that an objective works with its defaults, not which one is best. Many rows are
 almost alike because the scaled margins stay small, where most of these losses are nearly straight lines of one
 direction, and Adam divides their scale away. For the same reason one learning rate serves losses of very different
-scales. The models measured here had four heads of 40 numbers; the quickstart's has had five of 32 since, which vLLM for
-CPUs serves.
+scales. The models compared here have four heads of 40 numbers; the quickstart's has five of 32, which vLLM for CPUs
+serves.
 """
 
 _HEAD = (

@@ -11,11 +11,11 @@ import json
 from pathlib import Path
 from typing import Any
 
-from benchmarks.settings import settings_of
+from benchmarks.settings import START, settings_of
 from raydpo.artifacts import write_text
 from raydpo.artifacts.durable import strict
 from raydpo.config import OBJECTIVES
-from raydpo.quickstart.offline_dpo import DPO, SFT, SHAPE, Aligned, Supervised
+from raydpo.quickstart.offline_dpo import DPO, SFT, Aligned, Supervised
 
 Entry = dict[str, Any]
 
@@ -59,7 +59,7 @@ def wanted(name: str, seed: int) -> dict[str, Any]:
         "objective": {"name": name, **defaults},
         **{section: dict(values) for section, values in changes.items()},
         "train": {**DPO, **changes.get("train", {})},
-        "start": {**SHAPE, **SFT},
+        "start": {**START, **SFT},
     }
 
 

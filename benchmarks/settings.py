@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raydpo.config import OBJECTIVES
+from raydpo.quickstart.offline_dpo import SHAPE
 
 
 @dataclass(frozen=True)
@@ -28,6 +29,10 @@ _AS_LABELS = Override(
 )
 OVERRIDES: dict[str, Override] = {name: _AS_LABELS for name, row in OBJECTIVES.items() if row.data == "labels"}
 """Objective -> what it needs over the quickstart's settings."""
+
+START: dict[str, Any] = {**SHAPE, "num_heads": 4}
+"""The model that every comparison starts from: that of the quickstart with four heads of 40 numbers, as it was when most of
+them were made."""
 
 CONTROL = "sft"
 """What it takes no preferences for: the same steps on the chosen answers alone."""

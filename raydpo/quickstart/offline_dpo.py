@@ -96,8 +96,10 @@ def quickstart(run_dir: str, seed: int = 0, observer: Observer = ignore, kind: K
     return summary
 
 
-def supervise(run_dir: str, seed: int = 0, observer: Observer = ignore, kind: Kind = "ray") -> Supervised:
-    """Write the task, make a fresh model and train it on the demonstrations. Needs a session of this kind.
+def supervise(
+    run_dir: str, seed: int = 0, observer: Observer = ignore, kind: Kind = "ray", shape: Mapping[str, Any] = SHAPE
+) -> Supervised:
+    """Write the task, make a fresh model of `shape` and train it on the demonstrations. Needs a session of this kind.
 
     The same call goes on where an earlier one in `run_dir` ended.
     """
@@ -106,7 +108,7 @@ def supervise(run_dir: str, seed: int = 0, observer: Observer = ignore, kind: Ki
     root = Path(run_dir).expanduser().absolute()
     task = write_task(root / "task", seed)
     fresh = root / "fresh"
-    num_parameters = create_model(fresh, train_bpe(task.texts, VOCABULARY), seed=seed, **SHAPE)
+    num_parameters = create_model(fresh, train_bpe(task.texts, VOCABULARY), seed=seed, **shape)
     observer(
         Note("info", f"task: {task.prompts[0]!r} -> {task.expected[0]!r}; a fresh model of {num_parameters:,} weights")
     )
