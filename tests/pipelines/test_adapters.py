@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +28,13 @@ from raydpo.rundir.workspace import find_workspace
 from raydpo.train import trainer
 from raydpo.train.export import write_model
 from tests.adapter_kinds import KINDS, Kind, Made, make_adapter, make_base
-from tests.pipelines.toy import Notes, Toy, config
+from tests.pipelines.toy import Notes, Toy, config_with_cache
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 COMMIT = "c" * 40
 STEPS = {"train.max_steps": 2, "train.learning_rate": 1e-2}
+
+config = partial(config_with_cache, "adapters")
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,9 +10,11 @@ import pytest
 
 from raydpo.pipelines import evaluate, train
 from tests.pipelines.conftest import Finished
-from tests.pipelines.toy import NUM_EVAL, Toy, config, metrics, read_pairs, write_pairs
+from tests.pipelines.toy import NUM_EVAL, Toy, config_with_cache, metrics, read_pairs, write_pairs
 
 FEW = 5
+
+config = partial(config_with_cache, "by_entry")
 
 
 def parts(toy: Toy, folder: Path) -> list[dict[str, str]]:

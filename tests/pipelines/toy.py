@@ -107,6 +107,12 @@ def nats_by_row(path: Path) -> dict[str, bytes]:
     return {row["row_key"]: np.asarray(row["token_nats"], np.float32).tobytes() for row in rows}
 
 
+def config_with_cache(name: str, toy: Toy, run_dir: Path, *more: Any) -> Config:
+    """`config` with a reference cache of its own, `name` in the toy's folder: its rows are in no other test's cache."""
+    changes, rest = (more[0], more[1:]) if more else ({}, ())
+    return config(toy, run_dir, {"reference.cache_dir": str(toy.root / name), **changes}, *rest)
+
+
 def committed_shards(cache_dir: Path) -> set[Path]:
     return {path for path in cache_dir.glob("*/shards/*.json") if not path.name.startswith(".")}
 
