@@ -70,7 +70,7 @@ def test_a_generator_whose_loading_failed_gives_nothing_until_a_whole_policy_cam
         generator(LoadWeights(dict(items[1:]), version=1, is_last=True))
     with pytest.raises(WorkerError, match="a load failed"):
         generator(ask(1))
-    with pytest.raises(ConfigError, match="config.json cannot be read"):
+    with pytest.raises(ConfigError, match=r"config\.json cannot be read"):
         generator(LoadFolder(str(new.parent / "absent"), version=1))
     generator(LoadFolder(str(old), version=1))
     assert isinstance(generator(ask(1)), Generated)
