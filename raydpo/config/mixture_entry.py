@@ -14,7 +14,7 @@ from typing import Annotated, Any
 from pydantic import BeforeValidator, Field, WithJsonSchema
 
 from raydpo.config.entry import entry_of
-from raydpo.config.section import Section
+from raydpo.config.section import Section, one_or_many
 from raydpo.config.tree_check import TreeCheck
 
 
@@ -37,13 +37,9 @@ class MixtureEntry(Section):
         return self.passes != 1 or self.count is not None
 
 
-def _entries(value: Any) -> Any:
-    return (value,) if isinstance(value, str) else value
-
-
 Entries = Annotated[
     tuple[str | dict[str, Any], ...],
-    BeforeValidator(_entries),
+    BeforeValidator(one_or_many),
     WithJsonSchema(
         {
             "anyOf": [

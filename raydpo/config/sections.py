@@ -58,7 +58,8 @@ class ModelSection(Section):
     padded rows with sdpa. The others: padded rows with that backend."""
 
 
-_OURS = {"messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template"}
+OURS = frozenset({"messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template"})
+"""Arguments of apply_chat_template that are not settings of a template."""
 
 
 class DataSection(Section):
@@ -131,7 +132,7 @@ class DataSection(Section):
         yield from (*entry_problems("train", self.train), *entry_problems("eval", self.eval))
         if empty := [meaning for meaning, column in self.columns.items() if not column.strip(". ")]:
             yield f"columns: no column is named for {', '.join(empty)}"
-        if taken := sorted(_OURS & self.chat_template_kwargs.keys()):
+        if taken := sorted(OURS & self.chat_template_kwargs.keys()):
             yield f"chat_template_kwargs names {', '.join(taken)}, which the program sets itself"
         if twice := sorted({column for column in self.columns.values() if column in self.ignore}):
             yield f"columns and ignore both name {', '.join(twice)}, which can be read or left out"

@@ -11,11 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raydpo.data.bad_rows import BadRow
+from raydpo.data.conversation import Span
 from raydpo.data.template import Rendered
 from raydpo.data.tokenizer import TextTokenizer
-
-Span = tuple[int, int]
-"""First character, and the one behind the last."""
 
 
 def answer_masks(

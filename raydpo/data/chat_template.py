@@ -12,12 +12,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from raydpo.config.sections import OURS
 from raydpo.data.bad_rows import BadRow, text
 from raydpo.data.messages import Message, Row
 from raydpo.data.tokenizer import TextTokenizer
-
-OURS = frozenset({"messages", "tools", "tokenize", "add_generation_prompt", "continue_final_message", "chat_template"})
-"""Arguments of apply_chat_template that are not settings of a template."""
 
 # What templates call for today's date, with an answer that stays: 26 July 2024, the date that Llama templates name.
 _DATE_PARTS = {"%Y": "2024", "%m": "07", "%d": "26", "%b": "Jul", "%B": "July", "%A": "Friday", "%a": "Fri", "%y": "24"}

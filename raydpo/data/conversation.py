@@ -19,6 +19,7 @@ from raydpo.data.prompt_end import prompt_text
 from raydpo.data.spellings import spellings
 
 Span = tuple[int, int]
+"""First character, and the one behind the last."""
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ class RowEnds:
             if not prompt_ids:
                 raise BadRow("empty_prompt", "the prompt has no tokens and the tokenizer has no BOS")
             return prompt_ids, answers, False
-        num_written = _num_leading(bos, prompt_ids)
+        num_written = num_leading(bos, prompt_ids)
         body = prompt_ids[num_written:]
         if self.bos == "auto" and not is_templated and self.prefix:
             prompt_ids = self._prefixed(prompt_ids)
@@ -117,7 +117,7 @@ class RowEnds:
         is_added = not prompt_ids and not all(ids[:1] == [bos] for ids in answers)
         if not prompt_ids and self.bos == "never":
             raise BadRow("empty_prompt", "the prompt has no tokens and data.bos is never")
-        return prompt_ids or [bos], [ids[_num_leading(bos, ids) :] for ids in answers], is_added
+        return prompt_ids or [bos], [ids[num_leading(bos, ids) :] for ids in answers], is_added
 
     def _prefixed(self, ids: list[int]) -> list[int]:
         """`ids` behind what the tokenizer writes in front of a text, once."""
@@ -125,7 +125,7 @@ class RowEnds:
         if prefix and ids[: len(prefix)] == prefix:
             ids = ids[len(prefix) :]
         if self.bos_id is not None and self.bos_id in prefix:
-            ids = ids[_num_leading(self.bos_id, ids) :]
+            ids = ids[num_leading(self.bos_id, ids) :]
         return prefix + ids
 
     def kept(self, prompt_ids: Sequence[int]) -> list[int]:
@@ -169,7 +169,8 @@ class RowEnds:
         return [*ids, self.eos_id]
 
 
-def _num_leading(token: int, ids: list[int]) -> int:
+def num_leading(token: int | None, ids: Sequence[int]) -> int:
+    """How many of the first ids are `token`."""
     return next((place for place, one in enumerate(ids) if one != token), len(ids))
 
 

@@ -16,6 +16,7 @@ from typing import Any
 from raydpo.data.encode import Encoded
 from raydpo.data.messages import Example
 from raydpo.data.plain_rows import sides_of
+from raydpo.data.row_ends import num_leading
 from raydpo.data.template import Rendered
 from raydpo.data.tokenizer import TextTokenizer
 
@@ -111,8 +112,8 @@ def _compared(tokenizer: TextTokenizer, example: Example, text: Rendered, row: E
     if row.truncated:
         return f"differs from {name}: the prompt is cut to data.max_length ({len(theirs):,} tokens without the cut)"
     found = _beginning(tokenizer, ours, theirs)
-    start = _num_bos(tokenizer.bos_id, ours)
-    found += _rest(tokenizer, ours, [*ours[:start], *theirs[_num_bos(tokenizer.bos_id, theirs) :]], text, row)
+    start = num_leading(tokenizer.bos_id, ours)
+    found += _rest(tokenizer, ours, [*ours[:start], *theirs[num_leading(tokenizer.bos_id, theirs) :]], text, row)
     return f"differs from {name}: {'; '.join(found)}"
 
 
@@ -133,13 +134,9 @@ def _theirs(tokenizer: TextTokenizer, example: Example, text: Rendered, index: i
     return list(found)
 
 
-def _num_bos(bos_id: int | None, ids: Sequence[int]) -> int:
-    return next((place for place, one in enumerate(ids) if one != bos_id), len(ids))
-
-
 def _beginning(tokenizer: TextTokenizer, ours: list[int], theirs: list[int]) -> list[str]:
     bos = tokenizer.bos_id
-    numbers = [_num_bos(bos, ids) for ids in (ours, theirs)]
+    numbers = [num_leading(bos, ids) for ids in (ours, theirs)]
     if bos is None or numbers[0] == numbers[1]:
         return []
     setting = tokenizer.ends.bos

@@ -20,10 +20,8 @@ from raydpo.errors import IntegrityError
 from raydpo.models.agreement import compare
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
+from raydpo.schema.rank_events import PROBE_FILE
 from raydpo.schema.samples import Score
-
-PROBE = "probe.json"
-"""In a checkpoint, beside its model: log-probs of a few rows by the trainers at its step."""
 
 
 @dataclass(frozen=True)
@@ -42,11 +40,11 @@ def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, obser
     Nothing where it is switched off or the checkpoint has no probe, which is said. Raises IntegrityError for another model.
     """
     train = workspace.config.train
-    if not train.verify_export or not (checkpoint / PROBE).is_file():
-        why = "train.verify_export is off" if not train.verify_export else f"{checkpoint} has no {PROBE}"
+    if not train.verify_export or not (checkpoint / PROBE_FILE).is_file():
+        why = "train.verify_export is off" if not train.verify_export else f"{checkpoint} has no {PROBE_FILE}"
         observer(Note("warning", f"{name}/ is published without having been loaded again: {why}"))
         return {}
-    request, theirs = read_probe(checkpoint / PROBE)
+    request, theirs = read_probe(checkpoint / PROBE_FILE)
     job = ProofJob(folder, request, workspace.dtype, "cuda" if train.gpus_per_worker else "cpu")
     cpus, gpus = train.cpus_per_worker, train.gpus_per_worker
     ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, cpus=cpus, gpus=gpus)

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raydpo.errors import ConfigError
-from raydpo.models.config_file import config_of
+from raydpo.models.config_file import config_of, value_of
 
 KEY = "train.router_aux_loss"
 Asked = Literal["auto", "off"] | float
@@ -52,7 +52,7 @@ def balancing(described: dict[str, Any], asked: Asked) -> Balancing:
     if not _has_experts(described, family):
         return _without(family, asked, "it has no experts", "")
     if family not in OWN_LOSS:
-        named = [(name, value) for name in _UNREAD if (value := _of(described, name))]
+        named = [(name, value) for name in _UNREAD if (value := value_of(described, name, "ffn_config"))]
         unread = "".join(f"; {name}: {value} of its config.json is not read" for name, value in named)
         return _without(family, asked, "transformers computes none for this family", unread)
     own, place = _own(described)
@@ -91,18 +91,13 @@ def _family(described: dict[str, Any]) -> str:
 
 def _has_experts(described: dict[str, Any], family: str) -> bool:
     """By the number that config.json names; where it names none, by the family."""
-    found = next((_of(described, name) for name in _NUM_EXPERTS if _of(described, name) is not None), None)
+    counts = (value_of(described, name, "ffn_config") for name in _NUM_EXPERTS)
+    found = next((one for one in counts if one is not None), None)
     return found > 1 if isinstance(found, int) else family in OWN_LOSS
 
 
 def _own(described: dict[str, Any]) -> tuple[float | None, str]:
     for name in _COEFFICIENTS:
-        if isinstance(found := _of(described, name), int | float) and not isinstance(found, bool):
+        if isinstance(found := value_of(described, name, "ffn_config"), int | float) and not isinstance(found, bool):
             return float(found), name
     return None, ""
-
-
-def _of(described: dict[str, Any], name: str) -> Any:
-    """What config.json says of the part that reads text, of its feed-forward layers, or around them."""
-    places = [described.get("text_config"), described, described.get("ffn_config")]
-    return next((place[name] for place in places if isinstance(place, dict) and place.get(name) is not None), None)

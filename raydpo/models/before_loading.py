@@ -8,12 +8,11 @@ what a person can know at once.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 from raydpo.errors import ConfigError
 from raydpo.models.auto_class import is_multimodal
 from raydpo.models.balancing import Asked, balancing
-from raydpo.models.config_file import POSITIONS, config_of, of_text
+from raydpo.models.config_file import POSITIONS, config_of, of_text, value_of
 
 _FACTORS = ("logit_scale", "logits_scaling", "lm_head_multiplier", "final_logit_softcapping")
 _NOISE = ("router_jitter_noise", "input_jitter_noise")
@@ -24,8 +23,10 @@ _SAMPLING = ("phimoe",)
 def facts(folder: Path, router_aux_loss: Asked, *, has_adapter: bool) -> list[str]:
     """One sentence each on the model in `folder`. Raises ConfigError where config.json cannot be read or a key not be kept."""
     described = config_of("model.path", folder)
-    family, found = _of(described, "model_type"), []
-    if factors := [f"{name}: {value}" for name in _FACTORS if (value := _of(described, name)) not in (None, 1, 1.0)]:
+    family, found = value_of(described, "model_type"), []
+    if factors := [
+        f"{name}: {value}" for name in _FACTORS if (value := value_of(described, name)) not in (None, 1, 1.0)
+    ]:
         found.append(
             f"logits of {family} are changed after the head by {', '.join(factors)}; log-probs are of the changed ones"
         )
@@ -46,8 +47,8 @@ def facts(folder: Path, router_aux_loss: Asked, *, has_adapter: bool) -> list[st
 def refuse_training(folder: Path) -> None:
     """Raise ConfigError when a forward of the model in `folder` is random in training mode, by its config.json."""
     described = config_of("model.path", folder)
-    noise = [f"{name}: {value}" for name in _NOISE if (value := _of(described, name))]
-    family = str(_of(described, "model_type"))
+    noise = [f"{name}: {value}" for name in _NOISE if (value := value_of(described, name))]
+    family = str(value_of(described, "model_type"))
     if family in _SAMPLING:
         raise ConfigError(
             f"model.path: the routers of {family} draw their experts among near ties in training mode. Policy and reference "
@@ -60,10 +61,3 @@ def refuse_training(folder: Path) -> None:
             "reference would be two functions from the first step on, and margins would hold the difference. Nothing was "
             "started. Set it to 0 in a copy of the model's config.json."
         )
-
-
-def _of(described: dict[str, Any], name: str) -> Any:
-    """What config.json says of the part that reads text, or else around it."""
-    part = described.get("text_config")
-    places = [part, described] if isinstance(part, dict) else [described]
-    return next((place[name] for place in places if place.get(name) is not None), None)

@@ -38,6 +38,12 @@ def config_of(key: str, folder: Path) -> dict[str, Any]:
     return found
 
 
+def value_of(described: dict[str, Any], name: str, *more: str) -> Any:
+    """What config.json says under `name` in the part that reads text, else around it, else in the parts `more`; or None."""
+    places = [described.get("text_config"), described, *(described.get(part) for part in more)]
+    return next((place[name] for place in places if isinstance(place, dict) and place.get(name) is not None), None)
+
+
 def of_text(described: dict[str, Any], *names: str) -> int | None:
     """The first of `names` that has a whole number in the part that reads text, or else around it."""
     part = described.get("text_config")

@@ -16,8 +16,7 @@ import torch
 
 from raydpo.models.adapter_files import DESCRIBED, is_adapter
 from raydpo.models.auto_class import auto_class
-
-_DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+from raydpo.models.pretrained import DTYPES
 
 
 @torch.no_grad()
@@ -35,7 +34,7 @@ def nats_of_folder(
 
 
 def _load(folder: Path, dtype: str) -> Any:
-    settings: dict[str, Any] = {"dtype": _DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False}
+    settings: dict[str, Any] = {"dtype": DTYPES[dtype], "use_safetensors": True, "trust_remote_code": False}
     if not is_adapter(folder):
         return _read(str(folder), None, settings)
     from peft import PeftModel

@@ -118,6 +118,10 @@ class WeightsPart:
     is_partial: bool = False
 
 
+PROBE_FILE = "probe.json"
+"""In a checkpoint, next to its model: log-probs of a few rows by the trainers at its step."""
+
+
 @dataclass(frozen=True)
 class PolicyProbe:
     """Log-probs of a few sequences under the policy of the `WeightsPart`s, to compare a copy with.

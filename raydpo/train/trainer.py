@@ -33,7 +33,7 @@ from raydpo.models.text_part import freeze_what_text_does_not_reach
 from raydpo.models.training_mode import check_training_mode
 from raydpo.models.work import TOKENS, Work, work_of
 from raydpo.objectives.loss import Loss
-from raydpo.schema.rank_events import Alive, Evaluated, Staged
+from raydpo.schema.rank_events import PROBE_FILE, Alive, Evaluated, Staged
 from raydpo.train.activations import fit_activations
 from raydpo.train.ahead import Ahead
 from raydpo.train.balance import Balance, Experts, observe_experts
@@ -181,7 +181,7 @@ class Trainer:
             probe = policy_probe(self.engine, self.train)
             if is_writer:
                 folder.mkdir(parents=True, exist_ok=True)
-                write_probe_rows(folder / "probe.json", probe)
+                write_probe_rows(folder / PROBE_FILE, probe)
         written: Future[Staged] = Future()
         if is_writer:
             base = (self.spec.model.name, self.spec.model.commit) if self.spec.model.commit else (str(source), None)
