@@ -109,11 +109,26 @@ class DeepSpeedEngine:
             raise RuntimeError(f"{folder} holds no DeepSpeed state, although its manifest is whole")
 
     def close(self) -> None:
-        """Destroy the process group that this engine made, so that another one can be made in this process. Collective."""
+        """Free the model and the process group that this engine made: a process can have many, one by one. Collective."""
+        self.engine.destroy()  # hooks that the garbage collector cannot see through
+        if self.stage == 3:
+            _forget_modules()
         if self._owns_group and torch.distributed.is_initialized():
             import deepspeed
 
             deepspeed.comm.destroy_process_group()  # torch's, and what DeepSpeed remembers of it
+
+
+def _forget_modules() -> None:
+    """Empty what ZeRO-3 keeps for as long as the process lives and which holds every model: a stack, and a cache of methods."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    FWD_MODULE_STACK.clear()
+    for function in vars(PartitionedParameterCoordinator).values():
+        for cell in getattr(function, "__closure__", None) or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 def deepspeed_config(train: TrainSection, stage: int, dtype: str, num_ranks: int) -> dict[str, Any]:

@@ -201,6 +201,13 @@ PRIVATE: tuple[Row, ...] = (
         "ray.exceptions.RayActorError.preempted",
     ),
     Attribute(
+        "deepspeed",
+        "FWD_MODULE_STACK",
+        "deepspeed_engine",
+        "every run of a process under ZeRO-3 would keep its model in memory",
+        "deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK",
+    ),
+    Attribute(
         "torch",
         "_profiler_enabled",
         "ranges",
