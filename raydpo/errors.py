@@ -16,6 +16,7 @@
     +-- WorkerError            an actor died or raised; says which one and of what
         +-- HangError          ranks that stopped reporting within the deadline
         +-- OutOfMemoryError   a micro-batch did not fit into the memory of a rank
+    Stopped (KeyboardInterrupt) a signal asked the run to end, and it did: 143 for SIGTERM, 130 for SIGINT
 
 How to add one: derive from the closest class, pass only a message (and problems) to `__init__`, so that the
 exception survives pickling between processes (tests/test_errors.py tries each).
@@ -26,6 +27,7 @@ happened and what to do; whoever prints adds nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from signal import SIGINT, Signals
 
 
 class RaydpoError(Exception):
@@ -108,3 +110,23 @@ class OutOfMemoryError(WorkerError):
 
     def __str__(self) -> str:
         return str(self.args[0])
+
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to end, and it did. Not an Exception, so that nothing takes it for a failure.
+
+    signum: the signal. committed: what is safe, as a sentence; empty where nobody could say.
+    """
+
+    def __init__(self, signum: int, committed: str = "") -> None:
+        super().__init__(signum, committed)
+        self.signum, self.committed = signum, committed
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell names a process that a signal ended: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + self.signum
+
+    def __str__(self) -> str:
+        name = "Ctrl-C" if self.signum == SIGINT else Signals(self.signum).name
+        return f"stopped by {name}. {self.committed}".rstrip()

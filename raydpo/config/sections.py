@@ -44,6 +44,10 @@ class RunSection(Section):
     numbers. `--local` is short for it."""
     runtime_in_process: Annotated[bool, FREE] = True
     """Of `runtime: local`: false runs a role of one worker in a process of its own too, which can be killed alone."""
+    stop_grace_s: Annotated[float, FREE] = Field(default=25, gt=0)
+    """Seconds that a run has, after SIGTERM or Ctrl-C, to reach the next boundary of its work and commit it. What takes
+    longer, and a second signal, ends it at once; what was committed before is safe. Less than what your scheduler waits
+    before it kills (Kubernetes 30 s, Slurm 30 s)."""
 
 
 class ModelSection(Section):
@@ -266,7 +270,9 @@ class TrainSection(Section):
     eval_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Steps between evaluations; there is always one before the first and one after the last step."""
     save_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
-    """Steps between checkpoints; there is always one after the last step."""
+    """Steps between checkpoints, besides those by time; there is always one after the last step."""
+    save_every_minutes: Annotated[float | None, FREE] = Field(default=15, gt=0)
+    """Minutes between checkpoints: so much work is lost at most when a machine dies. null: by steps alone."""
     keep_checkpoints: Annotated[int, FREE] = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept as well."""
     best_metric: Annotated[Literal["eval/rewards/margins", "eval/rewards/accuracies", "eval/loss"] | None, FREE] = None

@@ -40,6 +40,9 @@ from raydpo.schema.rank_events import (
 )
 from raydpo.train import TrainSpec
 
+ORDERS = "orders"
+"""Name of the file, in a staging folder, that tells ranks to end."""
+
 TrainingReport = dict[str, Any]
 Receive = Callable[[WeightsPart | PolicyProbe], None]
 
@@ -90,6 +93,10 @@ class Driver:
         """The step that training goes on from."""
         return self.last.step if self.last else 0
 
+    def committed(self) -> str:
+        """What is safe, as a sentence."""
+        return f"Step {self.step} is committed." if self.last else "No step was committed yet."
+
     @property
     def is_over(self) -> bool:
         return self.last is not None and bool(self.last.reason)
@@ -119,13 +126,14 @@ class Driver:
     def spec(self, stop: int | None) -> TrainSpec:
         """What ranks that go on from the newest checkpoint get. stop: the step at which they end; None: the last."""
         workspace, config, identity = self.workspace, self.config, self.reference.identity
-        template = config.data.chat_template
+        template, staging = config.data.chat_template, workspace.staging()
         return TrainSpec(
             config=config,
             model=workspace.trained_from,
             dtype=workspace.dtype,
             data=workspace.data,
-            staging=workspace.staging(),
+            staging=staging,
+            orders=staging / ORDERS,
             reference=None if identity is None else (workspace.cache_dir, identity),
             probe=workspace.starts_at_reference,
             resume=self.last.folder if self.last else None,

@@ -6,7 +6,8 @@ Decision: ranks speak, the driver acts. Every file outside a staging folder is w
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -28,6 +29,9 @@ from raydpo.rundir.checkpoints import newest_checkpoint, set_damaged_aside
 from raydpo.rundir.resume import Plan, plan_training, trajectory
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer, StageStarted
+from raydpo.schema.rank_events import TrainEvent
+from raydpo.train import TrainSpec
+from raydpo.train.boundary import order_stop
 from raydpo.train.loop import run as train_rank
 
 _UNREAD = 4
@@ -120,15 +124,32 @@ def _run_fitting(driver: Driver, stop: int | None) -> None:
             )
 
 
+def _follow(driver: Driver, ranks: Iterator[tuple[int, TrainEvent]], spec: TrainSpec) -> None:
+    """Handle what ranks say to its end. A signal, once they work, lets them end at a step boundary and commit it."""
+    assert spec.orders is not None
+    spec.orders.parent.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as stack:
+        is_said = False
+        for number, (_, event) in enumerate(ranks):
+            if number == 0:  # what ranks did before was to load the model: nothing to save
+                stack.enter_context(runtime.deferred(partial(order_stop, spec.orders), driver.committed))
+            driver.handle(event)
+            if runtime.requested() and not is_said:
+                is_said = True
+                grace_s = driver.config.run.stop_grace_s
+                text = f"asked to stop: saving at the next step boundary, within {grace_s:g} s; a second signal ends at once"
+                driver.observer(Note("warning", text))
+
+
 def _run_gang(driver: Driver, stop: int | None) -> None:
     workspace = driver.workspace
     with ExitStack() as stack:
         stack.enter_context(actor_session(workspace, "train"))
         runtime.check_storage(workspace.dir)
         spec = driver.spec(stop)
+        stack.callback(shutil.rmtree, spec.staging, ignore_errors=True)  # half a checkpoint would keep a full disk full
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
         ranks = trainer_ranks(workspace, "train", partial(train_rank, spec=spec), _UNREAD if spec.push else None)
-        for _, event in ranks:
-            driver.handle(event)
-    shutil.rmtree(spec.staging, ignore_errors=True)
+        with closing(ranks):
+            _follow(driver, ranks, spec)

@@ -23,6 +23,9 @@ if TYPE_CHECKING:
     from raydpo.runtime.sessions import count_cpus as count_cpus
     from raydpo.runtime.sessions import count_gpus as count_gpus
     from raydpo.runtime.sessions import session as session
+    from raydpo.runtime.stops import deferred as deferred
+    from raydpo.runtime.stops import requested as requested
+    from raydpo.runtime.stops import watching as watching
 
 _HOME = {
     "Demand": "resources",
@@ -33,10 +36,13 @@ _HOME = {
     "check_storage": "sessions",
     "count_cpus": "sessions",
     "count_gpus": "sessions",
+    "deferred": "stops",
     "in_ray_job": "job",
+    "requested": "stops",
     "run_gang": "gang",
     "run_pool": "pool",
     "session": "sessions",
+    "watching": "stops",
 }
 
 __all__ = [
@@ -48,10 +54,13 @@ __all__ = [
     "check_storage",
     "count_cpus",
     "count_gpus",
+    "deferred",
     "in_ray_job",
+    "requested",
     "run_gang",
     "run_pool",
     "session",
+    "watching",
 ]
 
 

@@ -14,7 +14,7 @@ import random
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from os import environ
 from typing import Any, TypeVar
@@ -28,6 +28,7 @@ from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thre
 from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.sessions import current
 from raydpo.runtime.stacks import Stacks, offer_stacks
+from raydpo.runtime.stops import left_to_the_driver
 
 T = TypeVar("T")
 
@@ -108,6 +109,7 @@ class RankActor:
 
         is_shared: the process is the driver's too, which can be asked for no stack of one rank.
         """
+        self._is_shared = is_shared
         try:
             self._function = load_function(payload, variables)
         except Exception as error:  # noqa: BLE001 - whatever an import raises travels to the driver as a record
@@ -116,10 +118,11 @@ class RankActor:
 
     def run(self, context: RankContext) -> Iterator[Any]:
         """Stream the events; an exception becomes the last one."""
-        try:
-            yield from self._function(context)
-        except Exception as error:  # noqa: BLE001 - as above
-            yield failure_of(error)
+        with nullcontext() if self._is_shared else left_to_the_driver():
+            try:
+                yield from self._function(context)
+            except Exception as error:  # noqa: BLE001 - as above
+                yield failure_of(error)
 
 
 @dataclass

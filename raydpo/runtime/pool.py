@@ -25,6 +25,7 @@ from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Failure, error_of, failure_of
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
 from raydpo.runtime.sessions import current
+from raydpo.runtime.stops import requested
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -156,13 +157,20 @@ class Pool:
         self._deaths_at_start = 0
 
     def run(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """(index, result) of each item, in the order they finish. One run at a time; to be read to its end."""
+        """(index, result) of each item, in the order they finish. One run at a time; to be read to its end.
+
+        Once a signal has asked the run to end, no item is handed out any more: those in work are the last.
+        """
         self._begin(items)
         for worker in [worker for worker in self._workers.values() if worker.state == "ready"]:
             worker.was_idle = True
             self._feed(worker)
         self._start_missing(min(self._num_workers, len(items)))
         while self._num_unfinished:
+            if requested() and self._queue:
+                self._num_unfinished -= len(self._queue)
+                self._queue.clear()
+                continue
             for worker, answer in self._answers():
                 if worker.state != "working":
                     self._advance(worker, answer)

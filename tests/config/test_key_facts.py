@@ -14,9 +14,11 @@ from raydpo.config.section_base import SectionBase
 FREE_IN_TRAINING = """
     model.path model.revision reference.model reference.revision data.train data.eval data.chat_template run.dir run.resume
     run.runtime run.runtime_in_process
+    run.stop_grace_s
     reference.cache_dir reference.num_workers reference.cpus_per_worker reference.gpus_per_worker reference.rows_per_shard
     reference.tokens_per_batch reference.max_retries train.cpus_per_worker train.tokens_per_microbatch
-    train.activation_memory_gb train.eval_every train.save_every train.keep_checkpoints train.best_metric train.export
+    train.activation_memory_gb train.eval_every train.save_every train.save_every_minutes train.keep_checkpoints
+    train.best_metric train.export
     train.verify_export
     train.log_every train.sinks train.hang_timeout_s train.max_nonfinite_steps evaluate.model evaluate.tie_tolerance_nats
     profile generate judge rounds
