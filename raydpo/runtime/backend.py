@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from raydpo.runtime.failure import Death
 from raydpo.runtime.place import Place
 from raydpo.runtime.stacks import Stacks
 
@@ -18,7 +19,11 @@ Kind = Literal["ray", "local"]
 
 
 class ActorDied(Exception):
-    """The process of an actor is gone, or did not answer in time. The text is the cause, a clause without a full stop."""
+    """The process of an actor is gone, or did not answer in time. Its text is the clause that `death` holds."""
+
+    def __init__(self, death: Death) -> None:
+        super().__init__(death.text)
+        self.death = death
 
 
 class CallFailed(Exception):

@@ -20,7 +20,7 @@ from typing import Any, Literal, TypeVar
 
 import cloudpickle
 
-from raydpo.errors import ResourceError, WorkerError
+from raydpo.errors import Cause, ResourceError, WorkerError
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Failure, error_of, failure_of
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
@@ -233,10 +233,10 @@ class Pool:
     def _answers(self) -> Iterator[tuple[_Worker, Any]]:
         """Finished calls of living workers; the dead are buried, errors raised."""
         if self._is_closed:
-            raise WorkerError(f"{self._name}: the actors were ended while there was work for them.")
+            raise WorkerError(f"{self._name}: the actors were ended while there was work for them.", Cause.ENDED)
         calls = list(self._calls)
         if not calls:
-            raise WorkerError(f"{self._name}: no actor is left for the work. {self._remedy()}")
+            raise WorkerError(f"{self._name}: no actor is left for the work. {self._remedy()}", Cause.UNKNOWN)
         finished = self._actors.wait(calls, 5.0)
         if not finished:
             self._check_placement()
@@ -301,7 +301,8 @@ class Pool:
         if worker.item is None:
             self._deaths_at_start += 1
             if self._deaths_at_start > self._max_retries:
-                raise WorkerError(f"{message} This was before it took an item. {self._remedy()}") from error
+                text = f"{message} This was before it took an item. {self._remedy()}"
+                raise WorkerError(text, error.death.cause) from error
             _log.warning("%s Another one starts in its place.", message)
         elif worker.was_idle:  # the item need not be the cause
             self._queue.appendleft(worker.item)
@@ -311,7 +312,8 @@ class Pool:
             if deaths > self._max_retries:
                 raise WorkerError(
                     f"{message} {deaths} workers died over this item, and no more than {self._max_retries} retries "
-                    f"are allowed. {self._remedy()}"
+                    f"are allowed. {self._remedy()}",
+                    error.death.cause,
                 ) from error
             self._queue.appendleft(worker.item)
             _log.warning("%s The item goes to another one (retry %d of %d).", message, deaths, self._max_retries)

@@ -1,26 +1,26 @@
 """Actors on Ray. Only the modules `ray_*` import it.
 
-What comes in: classes and calls. What goes out: what Ray's actors answer, and a sentence for each way in which one dies.
+What comes in: classes and calls. What goes out: what Ray's actors answer, or how they died (`ray_deaths`).
 Decision: an actor is never restarted by Ray, because what it loaded would be gone without a word; pools start others.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raydpo.errors import ResourceError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed, Kind
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place
+from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_storage import check_ray_storage
 from raydpo.runtime.stacks import Stacks, gather_stacks, read_stack
 
@@ -98,13 +98,13 @@ class RayActors:
         except RayTaskError as error:
             raise CallFailed(str(error)) from error
         except RayError as error:
-            raise ActorDied(cause_of_death(error)) from error
+            raise ActorDied(death_of(error)) from error
 
     def next_event(self, stream: Any) -> Any:
         try:
             return ray.get(next(stream))
         except RayError as error:
-            raise ActorDied(cause_of_death(error)) from error
+            raise ActorDied(death_of(error)) from error
 
     def kill(self, actor: Any) -> None:
         with suppress(Exception):
@@ -137,27 +137,3 @@ def _visible_device() -> str:
     visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
     mine = [str(device) for device in ray.get_gpu_ids()]
     return str(visible.index(mine[0])) if mine and mine[0] in visible else (mine[0] if mine and not visible else "0")
-
-
-def cause_of_death(error: RayError) -> str:
-    """One sentence for an actor that ended without an exception of its own (killed, crashed, node lost)."""
-    text = str(error)
-    if isinstance(error, RayActorError) and error.preempted:
-        return "its node was preempted"
-    if isinstance(error, OutOfMemoryError) or "memory monitor" in text or "running low on memory" in text:
-        return f"it was killed because its node ran out of memory ({_first_lines(text)})"
-    if isinstance(error, RayTaskError):
-        return _first_lines(text.strip().splitlines()[-1])
-    if "The actor's node has died" in text or "node was terminated" in text or "node died" in text.lower():
-        return f"its node died ({_first_lines(text)})"
-    if "connection error code 2" in text:
-        return (
-            "its process ended without an exception: killed by a signal (SIGKILL, as the kernel sends it when memory "
-            "runs out, or SIGSEGV) or by os._exit"
-        )
-    return _first_lines(text)
-
-
-def _first_lines(text: str, num_characters: int = 600) -> str:
-    joined = re.sub(r"\s+", " ", text).strip()
-    return joined if len(joined) <= num_characters else joined[:num_characters] + " ..."

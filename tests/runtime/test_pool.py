@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from raydpo.errors import ConfigError, DataError, WorkerError
+from raydpo.errors import Cause, ConfigError, DataError, WorkerError
 from raydpo.runtime import Pool, run_pool
 from tests.runtime import rank_work
 from tests.runtime.single import run_single
@@ -60,6 +60,7 @@ def test_an_item_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
     assert "item 3 of 8 (3)" in message
     assert "pid" in message
     assert "SIGKILL" in message
+    assert (caught.value.cause, caught.value.rank) == (Cause.KILLED, None)
     assert len(list(tmp_path.glob("death-*"))) == 2, "one retry: two deaths"
 
 
