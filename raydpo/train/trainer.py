@@ -45,7 +45,7 @@ from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
 from raydpo.train.spec import TrainSpec
-from raydpo.train.step import BatchLoss, accumulate, all_reduce, evaluate_share, observe
+from raydpo.train.step import BatchLoss, accumulate, all_reduce, evaluate_share, fitting, observe
 
 NAMES = sorted(METRICS)
 
@@ -108,7 +108,9 @@ class Trainer:
             warmup_fraction=train.warmup_fraction,
             schedule=train.schedule,
         )
-        applied, grad_norm = self.engine.step(rate)
+        largest = max(micro_batches, key=lambda batch: (batch.num_examples > 1, batch.sequences.input_ids.numel()))
+        with fitting(largest):  # DeepSpeed copies the gradient there: what micro-batches took is missing then
+            applied, grad_norm = self.engine.step(rate)
         metrics = self._means(sums) if is_logged or not applied else {}
         if balance is not None and metrics:
             metrics["router_aux_loss"] = float(balance.loss)
