@@ -50,8 +50,11 @@ class Actors(Protocol):
         """An actor that makes `kind()` in its process; it is there once its first call is answered."""
         ...
 
-    def call(self, actor: Any, method: str, *arguments: Any) -> Any:
-        """Ask for `method`; the answer is there later. Calls of one actor are answered in order."""
+    def call(self, actor: Any, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> Any:
+        """Ask for `method`; the answer is there later. Calls of one actor are answered in order.
+
+        hang_timeout_s: without a beat for so long, an actor that cannot be ended prints where it is.
+        """
         ...
 
     def stream(self, actor: Any, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float) -> Any:
@@ -85,6 +88,10 @@ class Actors(Protocol):
 
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
         """Where ranks are: the innermost frames of each, those that do not answer left out."""
+        ...
+
+    def silences_s(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, float]:
+        """Seconds since the last beat of each (`watch`), those that do not answer left out."""
         ...
 
     def free(self) -> str:

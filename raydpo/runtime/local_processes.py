@@ -32,7 +32,8 @@ from raydpo.runtime.failure import Death
 from raydpo.runtime.forked_process import ForkedProcess, ForkServers, last_line
 from raydpo.runtime.local_gpus import LocalGpus
 from raydpo.runtime.place import Place
-from raydpo.runtime.stacks import Stacks, gather_stacks, read_stack
+from raydpo.runtime.stacks import Stacks, gather, read_stack
+from raydpo.runtime.watch import read_silence_s
 
 _LONGEST_WAIT_S = 3600.0
 _END_S = 60.0
@@ -82,7 +83,7 @@ class LocalProcesses:
         self._send(actor, 0, "make", (kind,))
         return actor
 
-    def call(self, actor: _Process, method: str, *arguments: Any) -> _Pending:
+    def call(self, actor: _Process, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> _Pending:
         return self._ask(actor, method, arguments, None)
 
     def stream(
@@ -136,7 +137,11 @@ class LocalProcesses:
         return Place("this machine", socket.gethostname(), os.getpid())
 
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
-        return gather_stacks(ranks, lambda _, stacks: stacks, lambda stacks, _: read_stack(stacks), 0.0)
+        return gather(ranks, lambda _, stacks: stacks, lambda stacks, _: read_stack(stacks), 0.0)
+
+    def silences_s(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, float]:
+        found = gather(ranks, lambda _, stacks: stacks, lambda stacks, _: read_silence_s(stacks), 0.0)
+        return {number: float(text) for number, text in found.items()}
 
     def free(self) -> str:
         return f"all CPUs and {self._gpus.free():g} GPUs of this machine"

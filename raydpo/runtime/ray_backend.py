@@ -7,7 +7,7 @@ Decision: an actor is never restarted by Ray, because what it loaded would be go
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -22,7 +22,8 @@ from raydpo.runtime.backend import ActorDied, Actors, CallFailed, Kind
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place
 from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_storage import check_ray_storage
-from raydpo.runtime.stacks import Stacks, gather_stacks, read_stack
+from raydpo.runtime.stacks import Stacks, gather, read_stack
+from raydpo.runtime.watch import read_silence_s
 
 _STACKS_TIMEOUT_S = 120.0
 
@@ -74,7 +75,7 @@ class RayActors:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         return ray.remote(**options)(kind).remote()
 
-    def call(self, actor: Any, method: str, *arguments: Any) -> Any:
+    def call(self, actor: Any, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> Any:
         return getattr(actor, method).remote(*arguments)
 
     def stream(self, actor: Any, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float) -> Any:
@@ -116,20 +117,29 @@ class RayActors:
         return Place(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), _visible_device())
 
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
-        def ask(place: Place, stacks: Stacks) -> Any:
-            affinity = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
-            return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(read_stack).remote(stacks)
+        return _read_on_nodes(read_stack, ranks)
 
-        def answer(pending: Any, timeout_s: float) -> str:
-            with suppress(RayError):
-                return str(ray.get(pending, timeout=timeout_s))
-            return ""
-
-        return gather_stacks(ranks, ask, answer, _STACKS_TIMEOUT_S)
+    def silences_s(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, float]:
+        return {number: float(text) for number, text in _read_on_nodes(read_silence_s, ranks).items()}
 
     def free(self) -> str:
         free = ray.available_resources()
         return f"{free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs"
+
+
+def _read_on_nodes(read: Callable[[Stacks], str], ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
+    """What `read` finds in a task on the node of each."""
+
+    def ask(place: Place, stacks: Stacks) -> Any:
+        affinity = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+        return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(read).remote(stacks)
+
+    def answer(pending: Any, timeout_s: float) -> str:
+        with suppress(RayError):
+            return str(ray.get(pending, timeout=timeout_s))
+        return ""
+
+    return gather(ranks, ask, answer, _STACKS_TIMEOUT_S)
 
 
 def _visible_device() -> str:
