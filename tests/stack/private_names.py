@@ -146,6 +146,7 @@ _RAYLET, _GCS = "ray/core/src/ray/raylet/raylet", "ray/core/src/ray/gcs/gcs_serv
 _PUSH = "weights of a LoRA run that are pushed to generators would be wrong or missing"
 _MERGING = "an adapter whose file lacks tensors would be loaded as if it were whole"
 _KILLED = "a worker that was killed would be reported in Ray's words, without what it means"
+_CAUSES = "a death would be taken for one of another kind, and a run restarted, or ended, for the wrong reason"
 _VLLM_LOADS = "vLLM would go on sampling from the weights of the round before"
 _LAYERS = "activations could not be measured, nor recomputed layer by layer"
 _FUSED_MOE = "vllm/model_executor/layers/fused_moe/unquantized_fused_moe_method.py"
@@ -189,14 +190,23 @@ PRIVATE: tuple[Row, ...] = (
         "worker_niceness",
     ),
     # The number is put behind the text at run time; 2 is "end of file", how a process that was killed leaves its socket.
-    Text("ray", "connection error code 2", "failure", _KILLED, _RAYLET, "connection error code "),
-    Text("ray", "running low on memory", "failure", _KILLED, _RAYLET),
-    Text("ray", "memory monitor", "failure", _KILLED, _RAYLET),
-    Text("ray", "node was terminated", "failure", "a lost node would be reported in Ray's words", _GCS),
+    Text("ray", "connection error code 2", "ray_deaths", _KILLED, _RAYLET, "connection error code "),
+    Text("ray", "running low on memory", "ray_deaths", _KILLED, _RAYLET),
+    Text("ray", "memory monitor", "ray_deaths", _KILLED, _RAYLET),
+    Text("ray", "node was terminated", "ray_deaths", "a lost node would be reported in Ray's words", _GCS),
+    Text("ray", "its node has died", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "its owner has died", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "Owner's node has crashed", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "its worker process has died", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "killed by `ray.kill`", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "node was preempted:", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "node was terminated expectedly", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "forcibly preempted", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "The object's owner has exited", "ray_deaths", _CAUSES, "ray/exceptions.py"),
     Attribute(
         "ray",
         "preempted",
-        "failure",
+        "ray_deaths",
         "a preempted node would look like a crash",
         "ray.exceptions.RayActorError.preempted",
     ),
@@ -408,8 +418,5 @@ PRIVATE: tuple[Row, ...] = (
     ),
 )
 
-STALE = {
-    "The actor's node has died": "Ray 2.60 writes 'the actor's node was terminated' in its place",
-    "node died": "Ray 2.60 writes 'its node has died' in its place",
-}
+STALE: dict[str, str] = {}
 """Texts that are looked for and that the installed library does not write any more."""
