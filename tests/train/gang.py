@@ -63,7 +63,8 @@ class Gang:
         self._ranks = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(["tests.train.jobs"])
         (port,) = free_ports(1)  # bound only when torch is imported: none that the kernel may give away until then
         for rank in range(self.num_ranks):
             ours, theirs = context.Pipe()
