@@ -25,7 +25,7 @@ State = dict[str, np.ndarray]
 class Visit(NamedTuple):
     """One stay in a cell.
 
-    loaded: the state after loading. loss: of the step after it.
+    loaded: the state after loading; empty at a start. loss: of the step after it.
     saved: the state that was saved after that step. next_loss: of the step that follows.
     """
 
@@ -38,9 +38,10 @@ class Visit(NamedTuple):
 def visit(place: Place, spec: TrainSpec, step: int, source: Path | None, target: Path) -> Visit:
     """Go on from `source` at `step` (None: from the model), make a step, save to `target`, make one more."""
     trainer = build_trainer(place, spec)
+    loaded: State = {}
     if source is not None:
         trainer.engine.load(source)
-    loaded = state_of(trainer)
+        loaded = state_of(trainer)
     _, metrics = trainer.update(step)
     saved = state_of(trainer)
     trainer.engine.save(target)
@@ -65,14 +66,14 @@ def state_of(trainer: Trainer) -> State:
     if stage in (1, 2):
         zero._lazy_init_hp_params_optimizer_state()
     steps = {float(state["step"]) for state in (zero if stage == 0 else zero.optimizer).state.values()}
-    assert len(steps) <= 1, steps
+    (step,) = steps
     found: State = {}
     for name, parameter in engine.module.named_parameters():
         if not parameter.requires_grad:
             continue
-        for kind, value in _values(zero, stage, parameter, has_moments=bool(steps)).items():
+        for kind, value in _values(zero, stage, parameter).items():
             found[f"{name}/{kind}"] = value.detach().float().cpu().numpy().copy()
-        found[f"{name}/step"] = np.float32(next(iter(steps), 0.0))
+        found[f"{name}/step"] = np.float32(step)
         with deepspeed.zero.GatheredParameters([parameter], enabled=stage == 3):
             weights = parameter.detach().float().numpy()
             master = torch.from_numpy(found[f"{name}/master"]).to(parameter.dtype).float().numpy()
@@ -80,8 +81,8 @@ def state_of(trainer: Trainer) -> State:
     return found
 
 
-def _values(zero: Any, stage: int, parameter: Any, has_moments: bool) -> dict[str, Any]:
-    kinds = ("exp_avg", "exp_avg_sq") if has_moments else ()
+def _values(zero: Any, stage: int, parameter: Any) -> dict[str, Any]:
+    kinds = ("exp_avg", "exp_avg_sq")
     if stage == 0:
         return {"master": parameter} | {kind: zero.state[parameter][kind] for kind in kinds}
     moments = {kind: safe_get_full_optimizer_state(parameter, kind) for kind in kinds}
