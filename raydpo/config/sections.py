@@ -215,8 +215,8 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    num_workers: int = Field(default=1, ge=1)
-    """Trainer ranks."""
+    num_workers: Annotated[int, FREE] = Field(default=1, ge=1)
+    """Trainer ranks. A run may go on with another number of them."""
     cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
     """CPUs reserved for one rank; also its number of threads."""
     gpus_per_worker: float = Field(default=0, ge=0)
@@ -245,11 +245,12 @@ class TrainSection(Section):
     """AdamW beta2."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip the global gradient norm to this. 0: no clipping."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage. 0 in bfloat16 runs as 1, which is where the fp32 master weights are."""
-    offload_optimizer: bool = False
+    zero_stage: Annotated[Literal[0, 1, 2, 3], FREE] = 2
+    """DeepSpeed ZeRO stage. 0 in bfloat16 runs as 1, which is where the fp32 master weights are. A run may go on with
+    another one."""
+    offload_optimizer: Annotated[bool, FREE] = False
     """Keep the optimizer state in CPU memory (ZeRO 1, 2, 3)."""
-    offload_parameters: bool = False
+    offload_parameters: Annotated[bool, FREE] = False
     """Keep the parameters in CPU memory between uses (ZeRO 3)."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every layer in the backward pass: less memory, about a third more time."""

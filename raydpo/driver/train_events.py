@@ -22,6 +22,7 @@ from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import Sinks, Watch
 from raydpo.models.merging import merge_lora
 from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain
+from raydpo.rundir.made_with import made_with, moved
 from raydpo.rundir.resume import Checkpoint, Plan
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageDone
@@ -65,6 +66,8 @@ class Driver:
         self.tokens_per_microbatch = workspace.config.train.tokens_per_microbatch
         self.profiled: Path | None = None
         self.last: Checkpoint | None = plan.checkpoint
+        self.moved: list[str] = list(self.last.meta.get("moved", [])) if self.last else []
+        self._note_moves()
         self.rewind()
         self.sinks: Sinks | None = None
         self._watch = Watch()
@@ -81,6 +84,18 @@ class Driver:
         self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
         self._last_skipped = (0, 0)  # step, and how many in a row up to it
         self._record_sync()
+
+    def _note_moves(self) -> None:
+        """Say what another version or layout goes on here, and keep it for the summary."""
+        self._made_with = made_with(self.workspace.config)
+        if self.last is None or self.is_over:
+            return
+        fresh = moved(self.last.meta.get("made_with", {}), self._made_with, self.last.step)
+        if fresh:
+            is_chosen = all(text.startswith("train.") for text in fresh)
+            said = f"{'; '.join(fresh)}: the state is the same, the last digits of what follows need not be"
+            self.observer(Note("info" if is_chosen else "warning", said))
+        self.moved += fresh
 
     @property
     def config(self) -> Config:
@@ -209,6 +224,8 @@ class Driver:
             "eval_history": self.eval_history,
             "probe": self.probe,
             "skipped_steps": self.skipped,
+            "made_with": self._made_with,
+            "moved": self.moved,
         }
 
     def finish(self) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]]]:
@@ -233,6 +250,7 @@ class Driver:
             "resumed_from_step": self.plan.checkpoint.step if self.plan.checkpoint else 0,
             "model": str(model),
             "probe": self.probe,
+            "moved": self.moved,
         }
         if merged is not None:
             report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))

@@ -26,7 +26,7 @@ from raydpo.metrics import Sinks, keep_lines
 from raydpo.models.balancing import KEY, balancing_in
 from raydpo.models.lora import check_lora
 from raydpo.rundir.checkpoints import newest_checkpoint, set_damaged_aside
-from raydpo.rundir.resume import Plan, plan_training, trajectory
+from raydpo.rundir.resume import Plan, check_state, plan_training, trajectory
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer, StageStarted
 from raydpo.schema.rank_events import TrainEvent
@@ -64,6 +64,8 @@ def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None 
     for text in skipped:
         observer(Note("warning", f"checkpoint passed over: {text}"))
     plan = plan_training(workspace.config, newest, trajectory(workspace.config, digests), skipped)
+    if plan.action == "start" and optimizer is not None:
+        check_state(optimizer)
     return replace(plan, optimizer=optimizer)
 
 

@@ -81,7 +81,8 @@ class Workspace:
 
     @property
     def use_gpu(self) -> bool:
-        return self.config.train.gpus_per_worker > 0 or self.config.reference.gpus_per_worker > 0
+        """Whether any role of a training run has a GPU."""
+        return any(getattr(self.config, role).gpus_per_worker > 0 for role in self.roles)
 
     @property
     def dtype(self) -> str:

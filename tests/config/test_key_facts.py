@@ -20,6 +20,7 @@ FREE_IN_TRAINING = """
     train.activation_memory_gb train.eval_every train.save_every train.save_every_minutes train.keep_checkpoints
     train.best_metric train.export
     train.verify_export
+    train.num_workers train.zero_stage train.offload_optimizer train.offload_parameters
     train.log_every train.sinks train.hang_timeout_s train.max_nonfinite_steps evaluate.model evaluate.tie_tolerance_nats
     profile generate judge rounds
 """
@@ -33,9 +34,9 @@ DECIDE = """
     data.eval_fraction data.max_length data.overlong data.max_bad_fraction
     data.control_tokens data.bos data.eos data.confidence_column data.min_confidence data.unpair data.weight_column
     data.deduplicate data.chat_template_kwargs objective.name
-    reference.sync_every reference.sync_alpha train.num_workers train.gpus_per_worker train.learning_rate train.schedule
+    reference.sync_every reference.sync_alpha train.gpus_per_worker train.learning_rate train.schedule
     train.warmup_fraction train.global_batch_pairs train.epochs train.max_steps train.weight_decay train.adam_beta1
-    train.adam_beta2 train.max_grad_norm train.zero_stage train.offload_optimizer train.offload_parameters
+    train.adam_beta2 train.max_grad_norm
     train.gradient_checkpointing train.compile train.lora.rank train.lora.alpha train.lora.target_modules train.lora.merge
     train.router_aux_loss
     train.lora.rslora train.lora.dora train.lora.init train.lora.experts train.lora.modules_to_save train.lora.dropout
