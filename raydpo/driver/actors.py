@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from raydpo import runtime
 from raydpo.config import Config
+from raydpo.config.sections import TrainSection
 from raydpo.rundir.workspace import Workspace
 
 T = TypeVar("T")
@@ -50,6 +51,15 @@ def room_for_ranks(config: Config) -> int:
     """Trainer ranks that the nodes of the open session have room for, within the range that the config allows."""
     least, most = config.train.ranks
     return max(least, runtime.count_room(replace(demand(config, "train"), workers=most)))
+
+
+def trainer_limits(train: TrainSection) -> dict[str, Any]:
+    """CPUs and deadline of a pool that does a piece of work for the trainers."""
+    return {
+        "cpus": train.cpus_per_worker,
+        "hang_timeout_s": train.hang_timeout_s,
+        "hang_key": "train.hang_timeout_s",
+    }
 
 
 def trainer_ranks(
