@@ -1,5 +1,7 @@
 """What every test may rely on."""
 
+import gc
+import os
 import sys
 from collections.abc import Iterator
 
@@ -10,6 +12,20 @@ from hypothesis import settings
 # A machine that is busy with something else makes any example slow, and what is slow once is not slow again.
 settings.register_profile("raydpo", deadline=None, print_blob=True)
 settings.load_profile("raydpo")
+
+# What one process of ours compiled, all others read: an environment without bytecode compiles everything in each of them.
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
+sys.dont_write_bytecode = False
+
+
+def pytest_collection() -> None:
+    """Modules of tests import nearly everything there is. None of that is garbage, so it is not looked through for any."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -10,13 +10,12 @@ from __future__ import annotations
 
 import faulthandler
 import os
-import pickle
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from raydpo.runtime.place import Place
+from raydpo.runtime.place import Place, load_function
 from raydpo.runtime.process_state import ProcessState
 from raydpo.runtime.stacks import Stacks
 
@@ -36,7 +35,10 @@ class _Asked:
 
     def run(self) -> Any:
         if self.method == "prepare":
-            pickle.loads(self.arguments[0])  # its modules are imported with this process's own environment and threads
+            payload, _, preload, *_ = self.arguments
+            load_function(
+                payload, {}, preload
+            )  # its modules are imported with this process's own environment and threads
         with self.actor.state.active():
             return getattr(self.actor.made, self.method)(*self.arguments)
 

@@ -82,10 +82,10 @@ class PoolActor:
         """First call; answers as soon as the actor has its CPUs and GPUs."""
         return locate()
 
-    def prepare(self, payload: bytes, variables: dict[str, str]) -> Failure | None:
+    def prepare(self, payload: bytes, variables: dict[str, str], preload: Sequence[str]) -> Failure | None:
         """Make the worker (which may load a model for minutes)."""
         try:
-            self._work = load_function(payload, variables)()
+            self._work = load_function(payload, variables, preload)()
         except Exception as error:  # noqa: BLE001 - whatever user code raises travels to the driver as a record
             return failure_of(error)
         return None
@@ -141,6 +141,7 @@ class Pool:
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
         self._actors = current().actors(num_workers, own_process=own_process, preload=preload)
+        self._preload = preload
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
         self._is_closed = False
@@ -273,7 +274,7 @@ class Pool:
         if worker.state == "placing":
             worker.place, worker.state = answer, "preparing"
             variables = thread_variables(self._threads, self._gpus)
-            self._ask(worker, "prepare", self._payload, variables)
+            self._ask(worker, "prepare", self._payload, variables, self._preload)
         elif worker.state == "preparing" and self._greeting is not None:
             worker.state = "greeting"
             self._ask(worker, "work", self._greeting)

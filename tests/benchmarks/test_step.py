@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import subprocess
 import sys
@@ -20,13 +21,32 @@ from raydpo.models.memory import Living
 from raydpo.models.work import Work, row_counts, shared_prompt_counts, work_of
 from raydpo.train.feed import Feed
 
-pytestmark = pytest.mark.slow
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("kept_memory")]
 
 ROOT = Path(__file__).parents[2]
+M_TRIM_THRESHOLD, M_MMAP_MAX = -1, -4
+"""Options of glibc's mallopt: how much at the end of the heap is given back, and how many blocks have pages of their own."""
 
 
 def spec_of(folder, tokens=8192, device_pairs=8):
     return Spec(str(folder), "float32", "cpu", tokens, device_pairs)
+
+
+@pytest.fixture(scope="module")
+def kept_memory():
+    """Logits of padded rows are gigabytes that come and go, and most of a test's time would be the kernel's, which hands
+    out each page anew. This process keeps its pages meanwhile, where the C library can be told so."""
+    try:
+        libc = ctypes.CDLL("libc.so.6")
+    except OSError:
+        yield
+        return
+    for option, kept in ((M_MMAP_MAX, 0), (M_TRIM_THRESHOLD, 2**31 - 1)):
+        libc.mallopt(option, kept)
+    yield
+    for option, default in ((M_MMAP_MAX, 65536), (M_TRIM_THRESHOLD, 128 * 1024)):
+        libc.mallopt(option, default)
+    libc.malloc_trim(0)
 
 
 @pytest.fixture(scope="module")
