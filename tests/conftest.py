@@ -1,21 +1,29 @@
 """What every test may rely on."""
 
+import compileall
 import gc
-import os
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+import raydpo
+
 # A machine that is busy with something else makes any example slow, and what is slow once is not slow again.
 settings.register_profile("raydpo", deadline=None, print_blob=True)
 settings.load_profile("raydpo")
 
-# What one process of ours compiled, all others read: an environment without bytecode compiles everything in each of them.
-os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
-sys.dont_write_bytecode = False
+PACKAGE = Path(raydpo.__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the package once: where the environment forbids to write bytecode, each process that a test starts would
+    compile it anew. Modules that tests write are not touched, because some are edited within a second."""
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(PACKAGE, quiet=2)
 
 
 def pytest_collection() -> None:

@@ -17,6 +17,7 @@ from raydpo import runtime
 from raydpo.artifacts import commit_folder, digest_of, verify_folder
 from raydpo.artifacts.durable import full_disk
 from raydpo.config import Config
+from raydpo.driver.actors import libraries_of
 from raydpo.models.resolve import ResolvedModel
 from raydpo.reference.identity import model_digest
 from raydpo.rundir.workspace import Workspace
@@ -72,7 +73,8 @@ def _merged_into(run_dir: Path, found: ResolvedModel, dtype: str, cpus: float, o
             shutil.rmtree(leftover, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
         with full_disk(folder):
-            list(runtime.run_pool("merge", merger, [MergeJob(found, staging, dtype)], num_workers=1, cpus=cpus))
+            job = MergeJob(found, staging, dtype)
+            list(runtime.run_pool("merge", merger, [job], num_workers=1, cpus=cpus, preload=libraries_of()))
         commit_folder(staging, folder, {"adapter": found.name, "base": found.whole().name, "dtype": dtype})
         observer(Note("info", f"the adapter {found.name} and its base {found.whole().name} were merged into {folder}"))
     return ResolvedModel(found.name, None, folder)

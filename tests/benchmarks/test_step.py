@@ -14,6 +14,7 @@ import pytest
 import torch
 
 from benchmarks.step import flops, measure
+from benchmarks.step.__main__ import main
 from benchmarks.step.ours import Table
 from benchmarks.step.shapes import SHAPES, make_model, num_layers_of, pairs_of
 from benchmarks.step.side import SIDES, Spec, load_side, no_reference
@@ -232,11 +233,10 @@ def test_the_whole_comparison(tmp_path):
     assert " x pairs/s" in done.stdout
 
 
-def test_counts_alone(tmp_path):
-    command = [sys.executable, "-m", "benchmarks.step", "--model", "tiny", "--pairs", "2", "--repeats", "0"]
-    command += ["--shapes", "hh", "--out", str(tmp_path)]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=1200)
-    assert done.returncode == 0, done.stderr
+def test_counts_alone(tmp_path, monkeypatch, capsys):
+    command = ["step", "--model", "tiny", "--pairs", "2", "--repeats", "0", "--shapes", "hh", "--out", str(tmp_path)]
+    monkeypatch.setattr(sys, "argv", [*command, "--threads", str(torch.get_num_threads())])
+    main()
     (found,) = json.loads(next(tmp_path.iterdir()).read_text())["results"]
     assert found["sides"]["raydpo"].keys() == {"flops", "counted_peak_bytes", "counted_device_pairs", "mfu"}
-    assert "of the FLOPs of a step" in done.stdout
+    assert "of the FLOPs of a step" in capsys.readouterr().out

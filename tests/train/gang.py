@@ -13,6 +13,7 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+from raydpo.runtime.bulk_import import uncollected
 from tests.runtime.ray_head import free_ports
 
 DEADLINE_S = 600.0
@@ -82,7 +83,8 @@ def _rank(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
     )
     while True:
         try:
-            job, args, options = pipe.recv()
+            with uncollected():
+                job, args, options = pipe.recv()  # the first one imports everything
         except (EOFError, OSError):
             return
         try:
