@@ -1,15 +1,39 @@
 """What every test may rely on."""
 
+import compileall
+import gc
 import sys
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import settings
 
+import raydpo
+
 # A machine that is busy with something else makes any example slow, and what is slow once is not slow again.
 settings.register_profile("raydpo", deadline=None, print_blob=True)
 settings.load_profile("raydpo")
+
+PACKAGE = Path(raydpo.__file__).parent
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Compile the package once: where the environment forbids to write bytecode, each process that a test starts would
+    compile it anew. Modules that tests write are not touched, because some are edited within a second."""
+    if not hasattr(config, "workerinput"):
+        compileall.compile_dir(PACKAGE, quiet=2)
+
+
+def pytest_collection() -> None:
+    """Modules of tests import nearly everything there is. None of that is garbage, so it is not looked through for any."""
+    gc.disable()
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,7 @@ from raydpo import runtime
 from raydpo.artifacts import commit_folder, digest_of, verify_folder
 from raydpo.artifacts.durable import full_disk
 from raydpo.config import Config
-from raydpo.driver.actors import trainer_limits
+from raydpo.driver.actors import libraries_of, trainer_limits
 from raydpo.models.resolve import ResolvedModel
 from raydpo.reference.identity import model_digest
 from raydpo.rundir.workspace import Workspace
@@ -72,7 +72,7 @@ def _merged_into(config: Config, run_dir: Path, found: ResolvedModel, dtype: str
         staging.parent.mkdir(parents=True, exist_ok=True)
         with full_disk(folder):
             jobs, limits = [MergeJob(found, staging, dtype)], trainer_limits(config.train)
-            list(runtime.run_pool("merge", merger, jobs, num_workers=1, **limits))
+            list(runtime.run_pool("merge", merger, jobs, num_workers=1, preload=libraries_of(), **limits))
         meta = {"adapter": found.name, "base": found.whole().name, "dtype": dtype}
         commit_folder(staging, folder, meta, replace=True)
         observer(Note("info", f"the adapter {found.name} and its base {found.whole().name} were merged into {folder}"))

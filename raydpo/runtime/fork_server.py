@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import ctypes
 import gc
-import importlib
 import os
 import select
 import signal
@@ -22,6 +21,7 @@ from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from raydpo.runtime.bulk_import import import_modules
 from raydpo.runtime.fork_request import ForkRequest, receive_request
 from raydpo.runtime.local_actor import serve
 
@@ -50,9 +50,7 @@ def _import(modules: Sequence[str]) -> None:
     """As far as they can be; an actor that needs one that cannot says so itself."""
     before = {name: os.environ.get(name) for name in _AT_IMPORT}
     os.environ.update(_AT_IMPORT)
-    for module in modules:
-        with suppress(Exception):
-            importlib.import_module(module)
+    import_modules(modules)
     for name, value in before.items():
         os.environ.pop(name, None)
         if value is not None:

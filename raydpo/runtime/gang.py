@@ -83,7 +83,7 @@ def run_gang(
     gang = _Gang(name, actors, num_ranks, cpus=cpus, gpus=gpus, hang_timeout_s=hang_timeout_s)
     try:
         gang.place()
-        gang.launch(cloudpickle.dumps(function), max_unread)
+        gang.launch(cloudpickle.dumps(function), preload, max_unread)
         yield from gang.events()
     finally:
         gang.close()
@@ -104,14 +104,16 @@ class RankActor:
                 return port
         raise OSError("200 ports between 20000 and 32000 were tried, and all are taken")
 
-    def prepare(self, payload: bytes, variables: dict[str, str], is_shared: bool) -> Failure | Stacks | None:
+    def prepare(
+        self, payload: bytes, variables: dict[str, str], preload: Sequence[str], is_shared: bool
+    ) -> Failure | Stacks | None:
         """Set the environment, import the function; a hanging rank can be asked for its stack from here on.
 
         is_shared: the process is the driver's too, which can be asked for no stack of one rank.
         """
         self._is_shared = is_shared
         try:
-            self._function = load_function(payload, variables)
+            self._function = load_function(payload, variables, preload)
         except Exception as error:  # noqa: BLE001 - whatever an import raises travels to the driver as a record
             return failure_of(error)
         return None if is_shared else offer_stacks()
@@ -160,7 +162,7 @@ class _Gang:
         for rank, member in enumerate(self._ranks):
             member.rank = rank
 
-    def launch(self, payload: bytes, max_unread: int | None) -> None:
+    def launch(self, payload: bytes, preload: Sequence[str], max_unread: int | None) -> None:
         """Give every rank its environment, then start the streams."""
         node_of = [_placed(member).node_id for member in self._ranks]
         contexts = [
@@ -170,7 +172,7 @@ class _Gang:
         shared = self._shared_variables(single_node=len(set(node_of)) == 1)
         variables = [shared | self._rank_variables(member, context) for member, context in self._with(contexts)]
         stored, is_shared = self._actors.share(payload), self._actors.is_shared
-        prepared = self._ask("prepare", lambda member: (stored, variables[member.rank], is_shared))
+        prepared = self._ask("prepare", lambda member: (stored, variables[member.rank], preload, is_shared))
         failures = [
             RankFailure(member.rank, str(member.place), answer)
             for member, answer in self._with(prepared)

@@ -11,14 +11,13 @@ from __future__ import annotations
 import faulthandler
 import math
 import os
-import pickle
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
-from raydpo.runtime.place import Place
+from raydpo.runtime.place import Place, load_function
 from raydpo.runtime.process_state import ProcessState
 from raydpo.runtime.stacks import Stacks
 from raydpo.schema.pulse import listen
@@ -44,7 +43,10 @@ class _Asked:
 
     def run(self) -> Any:
         if self.method == "prepare":
-            pickle.loads(self.arguments[0])  # its modules are imported with this process's own environment and threads
+            payload, _, preload, *_ = self.arguments
+            load_function(
+                payload, {}, preload
+            )  # its modules are imported with this process's own environment and threads
         with self.actor.state.active(), _alarm(self.hang_timeout_s):
             return getattr(self.actor.made, self.method)(*self.arguments)
 

@@ -10,9 +10,11 @@ from __future__ import annotations
 import os
 import pickle
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
+
+from raydpo.runtime.bulk_import import import_modules, uncollected
 
 PLACEMENT_TIMEOUT_S = 900.0
 """How long actors may wait for CPUs and GPUs that exist but are taken (by other jobs, or by actors still ending)."""
@@ -44,10 +46,12 @@ def thread_variables(cpus: float, gpus: float) -> dict[str, str]:
     return variables
 
 
-def load_function(payload: bytes, variables: Mapping[str, str]) -> Any:
-    """In the actor: set `variables`, then unpickle the function (which imports its modules)."""
+def load_function(payload: bytes, variables: Mapping[str, str], preload: Sequence[str] = ()) -> Any:
+    """In the actor: set `variables`, import `preload`, then unpickle the function (which imports its modules)."""
     os.environ.update(variables)
     torch = sys.modules.get("torch")
     if torch is not None and "OMP_NUM_THREADS" in variables:  # the driver's, or imported before the fork: too late
         torch.set_num_threads(int(variables["OMP_NUM_THREADS"]))
-    return pickle.loads(payload)
+    import_modules(preload)
+    with uncollected():
+        return pickle.loads(payload)

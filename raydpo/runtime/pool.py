@@ -114,6 +114,7 @@ class Pool:
         self._hang_timeout_s, self._hang_key = hang_timeout_s, hang_key
         self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
         self._actors = current().actors(num_workers, own_process=own_process, preload=preload)
+        self._preload = preload
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
         self._is_closed = False
@@ -286,7 +287,7 @@ class Pool:
         if worker.state == "placing":
             (worker.place, worker.stacks), worker.state = answer, "preparing"
             variables = thread_variables(self._threads, self._gpus)
-            self._ask(worker, "prepare", self._payload, variables)
+            self._ask(worker, "prepare", self._payload, variables, self._preload)
         elif worker.state == "preparing" and self._greeting is not None:
             worker.state = "greeting"
             self._ask(worker, "work", self._greeting)

@@ -7,7 +7,7 @@ is seen, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -28,10 +28,10 @@ class PoolActor:
         """
         return locate(), None if is_shared else offer_signs()
 
-    def prepare(self, payload: bytes, variables: dict[str, str]) -> Failure | None:
+    def prepare(self, payload: bytes, variables: dict[str, str], preload: Sequence[str]) -> Failure | None:
         """Make the worker (which may load a model for minutes)."""
         try:
-            self._work = load_function(payload, variables)()
+            self._work = load_function(payload, variables, preload)()
         except Exception as error:  # noqa: BLE001 - whatever user code raises travels to the driver as a record
             return failure_of(error)
         return None

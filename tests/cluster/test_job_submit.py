@@ -40,26 +40,32 @@ def working_dir(tmp_path_factory):
             "global_batch_pairs": 8,
             "learning_rate": 1e-3,
             "schedule": "outside_schedule:flat",
+            "verify_export": False,
         },
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
     config["run"]["dir"] = "runs/first"
     config["reference"]["cache_dir"] = "cache"
     (folder / "relative.yaml").write_text(yaml.safe_dump(config))
+    raydpo = f"{sys.executable} -m raydpo"
+    (folder / "both.sh").write_text(
+        f'{raydpo} train relative.yaml; echo "it ended with $?"; exec {raydpo} train run.yaml --json'
+    )
     return folder, shared
 
 
 def test_a_submitted_job_trains_and_a_relative_run_dir_is_refused(working_dir):
+    """One job, whose script gives both commands."""
     folder, shared = working_dir
     with ray_head(num_cpus=4) as head:
-        refused = head.submit(folder, sys.executable, "-m", "raydpo", "train", "relative.yaml")
-        done = head.submit(folder, sys.executable, "-m", "raydpo", "train", "run.yaml", "--json")
-    assert refused.returncode != 0
-    assert "run.dir" in refused.stdout
-    assert "reference.cache_dir" in refused.stdout
-    assert "Traceback" not in refused.stdout.split("Tailing logs")[-1]
+        done = head.submit(folder, "sh", "both.sh")
     assert done.returncode == 0, done.stdout
-    assert "succeeded" in done.stdout.lower()
+    refused, ended, trained = done.stdout.partition("it ended with 2")
+    assert ended, done.stdout
+    assert "run.dir" in refused
+    assert "reference.cache_dir" in refused
+    assert "Traceback" not in refused.split("Tailing logs")[-1]
+    assert "succeeded" in trained.lower()
     summary = json.loads((shared / "run/summary.json").read_text())
     assert summary["train"]["steps"] >= 2
     metrics = [json.loads(line) for line in (shared / "run/metrics.jsonl").read_text().splitlines()]

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from raydpo.cli import main
+from raydpo.runtime import session
+
 ROOT = Path(__file__).parents[2]
 SHARED = Path(os.environ.get("RAYDPO_SHARED", ROOT.parent / "shared"))
 FILES = sorted((SHARED / "data/hh-rlhf").glob("*.jsonl.gz"))
@@ -48,13 +51,21 @@ def test_every_line_of_the_three_files_is_accounted_for(workplace):
 
 
 @pytest.mark.slow
-def test_both_stages_run_on_a_slice_and_evaluate_on_unseen_pairs(workplace):
+def test_both_stages_run_on_a_slice_and_evaluate_on_unseen_pairs(workplace, monkeypatch, capsys):
+    """In this process, where both commands fork their ranks from one server."""
+
+    def here(*words):
+        assert main([*words, "--json", "--local"]) == 0, capsys.readouterr().err[-4000:]
+        return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+    monkeypatch.chdir(workplace)
     for file in FILES:
         with gzip.open(file, "rt") as source, gzip.open(workplace / f"slice-{file.name}", "wt") as target:
             target.writelines(line for _, line in zip(range(60), source, strict=False))
     small = [f"data.train={workplace}/slice-*.jsonl.gz", "train.global_batch_pairs=16", "data.max_length=192"]
-    sft = raydpo(workplace, "train", str(EXAMPLE / "sft.yaml"), *small)
-    dpo = raydpo(workplace, "train", str(EXAMPLE / "dpo.yaml"), *small)
+    with session(kind="local", local_cpus=4):
+        sft = here("train", str(EXAMPLE / "sft.yaml"), *small)
+        dpo = here("train", str(EXAMPLE / "dpo.yaml"), *small)
     shutil.rmtree(workplace / "runs/hh/sft")
     assert sft["eval"]["last"]["eval/loss"] < sft["eval"]["first"]["eval/loss"] - 0.1
     assert dpo["eval"]["first"]["eval/rewards/ties"] == 1.0

@@ -33,7 +33,7 @@ def wait_until(condition: Callable[[], bool], process: subprocess.Popen[bytes], 
     while not condition():
         assert process.poll() is None, f"the command ended by itself:\n{log.read_text()}"
         assert time.monotonic() < deadline, f"nothing happened:\n{log.read_text()}"
-        time.sleep(0.001)
+        time.sleep(0.01)
 
 
 def kill(process: subprocess.Popen[bytes]) -> None:

@@ -1,8 +1,9 @@
 """SIGKILL of the driver while it scores and while it trains: the same command ends with the same bytes.
 
 One story for all tests, because its parts are expensive: a first command is killed when its first shards are committed,
-a second one at its first checkpoint, a third one is left alone. Beside it an undisturbed run. Two ranks, float32; on Ray,
-and on processes of this machine.
+a second one at its first checkpoint, a third one is left alone. Two ranks, float32; on Ray, and on processes of this
+machine. Beside both one undisturbed run on processes of this machine: its numbers are those of one on Ray
+(`test_on_ray.py`).
 """
 
 from __future__ import annotations
@@ -58,6 +59,7 @@ def settings(toy: Toy, name: str, kind: str) -> Config:
         "train.epochs": 2,
         "train.save_every": 1,
         "train.eval_every": 3,
+        "train.verify_export": kind == "local",  # a process more, and on Ray all of its imports
     }
     return config(toy, toy.root / f"{name}-{kind}", changes)
 
@@ -70,8 +72,8 @@ def kind(request: pytest.FixtureRequest) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(toy: Toy, kind: str) -> dict[str, Any]:
-    return train(settings(toy, "undisturbed", kind))
+def undisturbed(toy: Toy) -> dict[str, Any]:
+    return train(settings(toy, "undisturbed", "local"))
 
 
 @pytest.fixture(scope="module")
@@ -106,7 +108,7 @@ def story(toy: Toy, kind: str) -> Story:
 
 
 def undisturbed_dir(story: Story) -> Path:
-    return story.dir.with_name(story.dir.name.replace("killed", "undisturbed"))
+    return story.dir.with_name("undisturbed-local")
 
 
 def _try(file: Path) -> tuple[int, str]:
@@ -136,7 +138,7 @@ def test_what_was_committed_before_the_kill_is_not_scored_again(story: Story) ->
 
 
 def test_the_cache_is_that_of_an_undisturbed_run(story: Story, toy: Toy, undisturbed: dict[str, Any]) -> None:
-    whole = story.cache.with_name(story.cache.name.replace("killed", "undisturbed"))
+    whole = story.cache.with_name("undisturbed-cache-local")
     assert nats_by_row(story.cache) == nats_by_row(whole)
     names = [{path.name for path in committed_shards(cache)} for cache in (story.cache, whole)]
     assert names[0] == names[1]

@@ -19,7 +19,7 @@ from raydpo.errors import RaydpoError
 from raydpo.pipelines import evaluate, iterate, train
 from raydpo.schema.events import Advanced, Event, ignore
 from tests.pipelines import driver
-from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
+from tests.pipelines.rounds.toy_rounds import generations, pairs, rounds_config
 from tests.pipelines.toy import Toy, config, metrics, nats_by_row, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -94,7 +94,7 @@ def test_nothing_of_ray_is_started_for_a_local_run(both: Both) -> None:
 
 
 def test_a_moving_reference_is_the_same(toy: Toy, tmp_path: Path) -> None:
-    moving = Both(tmp_path, {"reference.sync_every": 2}, {}, set())
+    moving = Both(tmp_path, {"reference.sync_every": 2, "train.verify_export": False}, {}, set())
     moving.run(toy)
     moving.assert_same(toy)
 
@@ -109,35 +109,53 @@ def test_evaluation_and_resume_do_not_care_which_runtime_went_before(toy: Toy, b
     assert measured[0]["last"] == pytest.approx(again["eval"]["last"], abs=1e-6)
 
 
-def test_rounds_make_the_same_pairs_and_policies(toy: Toy, tmp_path: Path) -> None:
-    """With split placement, where roles work side by side. Colocated ones: the next test."""
-    done = {}
-    for kind in ("ray", "local"):
-        settings = rounds_config(toy, tmp_path / kind, {"rounds.placement": "split", "run.runtime": kind})
-        done[kind] = [dict(found.metrics) for found in iterate(settings)]
-    assert done["ray"] == done["local"]
+@dataclass
+class Rounds:
+    """Two rounds on each runtime, in `folder`/ray and `folder`/local, with two generators; on Ray the oldest one is killed.
+
+    metrics: of each round, by runtime.
+    killed: the process.
+    """
+
+    folder: Path
+    metrics: dict[str, list[dict[str, float]]]
+    killed: list[int]
+
+    def run(self, toy: Toy) -> None:
+        for kind, observer in (("local", ignore), ("ray", self._kill)):
+            changes = {"rounds.placement": "split", "run.runtime": kind, "generate.num_workers": 2}
+            changes |= {"train.verify_export": False}  # an export is loaded again on Ray in `both`
+            settings = rounds_config(toy, self.folder / kind, changes)
+            self.metrics[kind] = [dict(found.metrics) for found in iterate(settings, observer=observer)]
+
+    def _kill(self, event: Event) -> None:
+        if isinstance(event, Advanced) and event.stage == "generate" and not self.killed:
+            self.killed.append(driver.by_age("PoolActor")[0])
+            os.kill(self.killed[0], signal.SIGKILL)
+
+
+@pytest.fixture(scope="module")
+def rounds(toy: Toy, tmp_path_factory: pytest.TempPathFactory, local_ray: None) -> Rounds:
+    """With split placement, where roles work side by side."""
+    found = Rounds(tmp_path_factory.mktemp("rounds"), {}, [])
+    found.run(toy)
+    return found
+
+
+def test_rounds_make_the_same_pairs_and_policies(rounds: Rounds) -> None:
+    assert len(rounds.metrics["ray"]) == 2
+    assert rounds.metrics["ray"] == rounds.metrics["local"]
     for index in range(2):
-        assert pairs(tmp_path / "ray", index) == pairs(tmp_path / "local", index)
+        assert pairs(rounds.folder / "ray", index) == pairs(rounds.folder / "local", index) != []
         model = f"rounds/{index:03d}/train/model"
-        assert weights(tmp_path / "ray" / model) == weights(tmp_path / "local" / model)
+        assert weights(rounds.folder / "ray" / model) == weights(rounds.folder / "local" / model)
 
 
-def test_a_generator_that_dies_on_ray_costs_nothing(toy: Toy, tmp_path: Path) -> None:
-    """As in rounds/test_deaths.py without Ray."""
-
-    def kill(event: Event) -> None:
-        if isinstance(event, Advanced) and event.stage == "generate" and not killed:
-            killed.append(driver.by_age("PoolActor")[0])
-            os.kill(killed[0], signal.SIGKILL)
-
-    killed: list[int] = []
-    changes = {"generate.num_workers": 2, "rounds.num_rounds": 1, "rounds.eval_prompts": []}
-    for kind, observer in (("local", ignore), ("ray", kill)):
-        settings = rounds_config(toy, tmp_path / kind, {**changes, "run.runtime": kind})
-        assert len(list(iterate(settings, observer=observer))) == 1
-    assert killed
-    assert pairs(tmp_path / "ray", 0) == pairs(tmp_path / "local", 0)
-    assert weights(tmp_path / "ray/rounds/000/train/model") == weights(tmp_path / "local/rounds/000/train/model")
+def test_a_generator_that_dies_on_ray_costs_nothing(rounds: Rounds) -> None:
+    """As in rounds/test_deaths.py without Ray. It died over the samples of the first round."""
+    assert len(rounds.killed) == 1
+    answers = [generations(rounds.folder / kind, 0) for kind in ("ray", "local")]
+    assert answers[0] == answers[1] != []
 
 
 @pytest.mark.parametrize("kind", ["ray", "local"])

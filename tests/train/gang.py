@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 
 import pytest
 
+from raydpo.runtime.bulk_import import uncollected
 from tests.runtime.ray_head import free_ports
 
 DEADLINE_S = 600.0
@@ -103,7 +104,8 @@ def _rank(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
     os.environ.update({name: str(value) for name, value in names.items()})
     while True:
         try:
-            job, args, options = pipe.recv()
+            with uncollected():
+                job, args, options = pipe.recv()  # the first one imports everything
         except (EOFError, OSError):
             return
         try:

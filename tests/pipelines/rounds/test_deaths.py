@@ -13,7 +13,7 @@ import random
 import signal
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,6 +25,7 @@ from raydpo.config import Config
 from raydpo.config.render import dump
 from raydpo.errors import WorkerError
 from raydpo.pipelines import iterate
+from raydpo.runtime import session
 from raydpo.schema.events import Advanced, Event
 from tests.pipelines import driver
 from tests.pipelines.rounds.toy_rounds import NUM_PROMPTS, no_digits, pairs, rounds_config
@@ -65,13 +66,15 @@ class Scene:
 
 
 @pytest.fixture(scope="module", params=["colocated", "split"])
-def scene(request: pytest.FixtureRequest, toy: Toy, machine: None) -> Scene:
+def scene(request: pytest.FixtureRequest, toy: Toy) -> Iterator[Scene]:
+    """In one session, as both placements open it, so that all runs of a placement fork their processes from one server."""
     placement = request.param
     found = Scene(toy, placement, toy.root / f"undisturbed-{placement}")
-    rounds = list(iterate(found.config(found.undisturbed)))
-    assert [each.staleness for each in rounds] == [0, int(placement == "split")]
-    assert [each.metrics["train/steps"] for each in rounds] == [NUM_STEPS] * 2
-    return found
+    with session(kind="local", local_cpus=4, in_process=placement != "split"):
+        rounds = list(iterate(found.config(found.undisturbed)))
+        assert [each.staleness for each in rounds] == [0, int(placement == "split")]
+        assert [each.metrics["train/steps"] for each in rounds] == [NUM_STEPS] * 2
+        yield found
 
 
 def measured(folder: Path) -> list[Mapping[str, float]]:
