@@ -14,7 +14,7 @@ from typing import Any
 
 from raydpo.config.meanings import Meaning
 from raydpo.data.bad_rows import BadRow, number
-from raydpo.data.messages import Row, is_messages
+from raydpo.data.messages import Row, is_message, is_messages
 from raydpo.data.row_view import dig, is_absent
 
 Values = dict[str, Any]
@@ -226,6 +226,7 @@ def canonical(
     _parse_messages(values)
     if is_absent(values.get("chosen")) or is_absent(values.get("rejected")):
         _pair(values, origin)
+        _parse_messages(values)  # those that had other names
     _rename(values, origin)
     return values, origin
 
@@ -244,15 +245,15 @@ def _map(row: Row, columns: Mapping[Meaning, str], values: Values, origin: Origi
             origin[meaning] = (tops[meaning],)
 
 
-def _parsed(value: Any) -> Any:
-    """A list that is written as JSON text; None for anything else."""
-    if not isinstance(value, str) or value.lstrip()[:1] != "[":
+def _parsed(value: Any, kind: type = list) -> Any:
+    """A list (kind: or an object) that is written as JSON text; None for anything else."""
+    if not isinstance(value, str) or value.lstrip()[:1] != ("[" if kind is list else "{"):
         return None
     try:
         found = json.loads(value)
     except (ValueError, RecursionError):
         return None
-    return found if isinstance(found, list) else None
+    return found if isinstance(found, kind) else None
 
 
 def _maybe_json(value: Any) -> Any:
@@ -261,12 +262,18 @@ def _maybe_json(value: Any) -> Any:
 
 
 def _parse_messages(values: Values) -> None:
-    """Message lists, and lists of answers and scores, that a file of cells holds as JSON text."""
+    """Messages, lists of them, and lists of answers and scores, that a file of cells holds as JSON text."""
     given: Values = {side: values[side] for side in ("chosen", "rejected") if side in values}
     for name in _MESSAGE_NAMES:
         value = values.get(name)
         if isinstance(value, str) and value[:1] in "[ \n" and is_messages(found := _parsed(value)):
             values[name] = found
+    if (whole := _parsed(values.get("input"), dict)) is not None and is_messages(whole.get("messages")):
+        values["input"] = whole
+    if any(is_messages(values.get(name)) for name in ("conversations", "messages")):
+        for side in given:
+            if is_message(found := _parsed(values[side], dict)):
+                values[side] = found
     if isinstance(values.get("chosen"), str) != isinstance(values.get("rejected"), str):
         values.update(given)  # one of two answers only looks like messages
     for name in _LIST_NAMES:
@@ -335,7 +342,8 @@ def _name_prompt(values: Values, origin: Origin, is_pair: bool) -> None:
 def _name_answer(values: Values, origin: Origin) -> bool:
     answer = next((one for one in ANSWERS if isinstance(values.get(one), str) and values[one]), None)
     if answer is not None:
-        values["completion"], origin["completion"] = values.pop(answer), origin.pop(answer, (answer,))
+        values["completion"] = _maybe_json(values.pop(answer))
+        origin["completion"] = origin.pop(answer, (answer,))
     return answer is not None
 
 

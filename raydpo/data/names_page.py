@@ -44,7 +44,7 @@ data: {ignore: [rating, images]}                            # may be left out
 - `tokenized` rows may have `chosen_mask` and `rejected_mask`, a 0 or 1 for each id of the answer: the loss covers the tokens
   with 1. Without such a column, or with null, it covers all of them. Losses by length divide by covered tokens; `ld_alpha`
   counts covered tokens. A mask is part of a row's key; rows without one, or with 1 everywhere, keep theirs.
-- Message lists may be JSON text in a cell, and so may lists of answers and of scores.
+- Messages and lists of them may be JSON text in a cell, under any known name, and so may lists of answers and of scores.
 """
 
 
