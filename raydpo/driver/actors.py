@@ -6,7 +6,7 @@ nowhere else, so that what is checked at the start is what is asked for later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
 from typing import Any, TypeVar
 
@@ -47,7 +47,7 @@ def trainer_ranks(
     name: str,
     function: Callable[[runtime.RankContext], Iterator[T]],
     max_unread: int | None = None,
-) -> Iterator[tuple[int, T]]:
+) -> Generator[tuple[int, T]]:
     """Run `function` on the gang of ranks that `train` asks for: (rank, what it yields). Needs a session."""
     train = workspace.config.train
     return runtime.run_gang(

@@ -15,8 +15,8 @@ from pathlib import Path
 
 from raydpo import runtime
 from raydpo.artifacts import commit_folder, digest_of, verify_folder
-from raydpo.artifacts.durable import full_disk
 from raydpo.config import Config
+from raydpo.disk import full_disk, removed_on_error
 from raydpo.models.resolve import ResolvedModel
 from raydpo.reference.identity import model_digest
 from raydpo.rundir.workspace import Workspace
@@ -71,9 +71,9 @@ def _merged_into(run_dir: Path, found: ResolvedModel, dtype: str, cpus: float, o
         for leftover in (staging, folder):
             shutil.rmtree(leftover, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
-        with full_disk(folder):
+        with removed_on_error(staging):
             list(runtime.run_pool("merge", merger, [MergeJob(found, staging, dtype)], num_workers=1, cpus=cpus))
-        commit_folder(staging, folder, {"adapter": found.name, "base": found.whole().name, "dtype": dtype})
+            commit_folder(staging, folder, {"adapter": found.name, "base": found.whole().name, "dtype": dtype})
         observer(Note("info", f"the adapter {found.name} and its base {found.whole().name} were merged into {folder}"))
     return ResolvedModel(found.name, None, folder)
 
@@ -82,4 +82,8 @@ def merger() -> Callable[[MergeJob], None]:
     """A worker that merges."""
     from raydpo.models.merging import write_merged
 
-    return lambda job: write_merged(job.found, job.out, job.dtype)
+    def merge(job: MergeJob) -> None:
+        with full_disk(job.out):
+            write_merged(job.found, job.out, job.dtype)
+
+    return merge

@@ -6,7 +6,7 @@ Decision: ranks speak, the driver acts. Every file outside a staging folder is w
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -126,9 +126,9 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
         stack.enter_context(actor_session(workspace, "train"))
         runtime.check_storage(workspace.dir)
         spec = driver.spec(stop)
+        stack.callback(shutil.rmtree, spec.staging, ignore_errors=True)
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
         ranks = trainer_ranks(workspace, "train", partial(train_rank, spec=spec), _UNREAD if spec.push else None)
-        for _, event in ranks:
+        for _, event in stack.enter_context(closing(ranks)):
             driver.handle(event)
-    shutil.rmtree(spec.staging, ignore_errors=True)

@@ -16,6 +16,7 @@ from typing import Any
 from raydpo.artifacts import commit_folder, verify_folder, write_json
 from raydpo.config import Config
 from raydpo.config.round_sections import OF_THE_RUN, GenerateSection
+from raydpo.disk import full_disk, removed_on_error
 from raydpo.models.blend import blend
 from raydpo.models.resolve import resolve_model
 from raydpo.rundir.rounds_folder import RoundsFolder, seed_of
@@ -78,8 +79,9 @@ def average_of(layout: RoundsFolder, index: int) -> Path:
         for leftover in (staging, folder):
             shutil.rmtree(leftover, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
-        blend(layout.policy(index), before, 1 - rounds.ema_decay, staging)
-        commit_folder(staging, folder, {"decay": rounds.ema_decay})
+        with removed_on_error(staging), full_disk(folder):
+            blend(layout.policy(index), before, 1 - rounds.ema_decay, staging)
+            commit_folder(staging, folder, {"decay": rounds.ema_decay})
     return folder
 
 

@@ -19,6 +19,7 @@ from raydpo.artifacts import CacheIdentity, RunLock, digest_of, fsync, write_jso
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
+from raydpo.disk import full_disk
 from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, describe_model, resolve_model
 from raydpo.reference.identity import NO_ADAPTER, digests, reference_identity
@@ -179,7 +180,7 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
             f"run.dir: {workspace.dir} cannot be made ({error.strerror}); a folder that this user may write to is needed, and "
             "nothing was started. Choose another run.dir."
         ) from error
-    with RunLock(workspace.dir):
+    with full_disk(workspace.dir, asks_disk=False), RunLock(workspace.dir):
         folders = [f"{name}/.{what}-*" for name in ("checkpoints", "references") for what in ("staging", "removed")]
         for pattern in (*folders, ".model*-*"):
             for leftover in workspace.dir.glob(pattern):
