@@ -95,11 +95,12 @@ def reference_stage(
         with actor_session(workspace, "reference"):
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
-            for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
-                if shard.nats:
-                    fresh = shard.nats
-                else:
-                    scored, forwards = scored + shard.rows, forwards + shard.forwards
+            with runtime.deferred(lambda: None, lambda: f"{scored} rows were scored and committed."):
+                for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
+                    if shard.nats:
+                        fresh = shard.nats
+                    else:
+                        scored, forwards = scored + shard.rows, forwards + shard.forwards
         cache.open()
         if missing := cache.missing(list(wanted.keys)):
             raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")

@@ -19,6 +19,7 @@ from typing import Any
 from raydpo.runtime.place import Place
 from raydpo.runtime.process_state import ProcessState
 from raydpo.runtime.stacks import Stacks
+from raydpo.schema.pulse import listen
 
 
 class _Here:
@@ -31,13 +32,15 @@ class _Here:
 
 
 class _Asked:
+    hang_timeout_s: float | None = None
+
     def __init__(self, actor: _Here, method: str, arguments: tuple[Any, ...]) -> None:
         self.actor, self.method, self.arguments = actor, method, arguments
 
     def run(self) -> Any:
         if self.method == "prepare":
             pickle.loads(self.arguments[0])  # its modules are imported with this process's own environment and threads
-        with self.actor.state.active():
+        with self.actor.state.active(), _alarm(self.hang_timeout_s):
             return getattr(self.actor.made, self.method)(*self.arguments)
 
 
@@ -45,7 +48,6 @@ class _Events(_Asked):
     """A generator that is run event by event."""
 
     events: Iterator[Any] | None = None
-    hang_timeout_s = 0.0
 
     def next(self) -> Any:
         with self.actor.state.active(), _alarm(self.hang_timeout_s):
@@ -74,8 +76,10 @@ class InProcess:
     def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> _Here:
         return _Here(kind)
 
-    def call(self, actor: _Here, method: str, *arguments: Any) -> _Asked:
-        return _Asked(actor, method, arguments)
+    def call(self, actor: _Here, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> _Asked:
+        asked = _Asked(actor, method, arguments)
+        asked.hang_timeout_s = hang_timeout_s
+        return asked
 
     def stream(
         self, actor: _Here, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float
@@ -110,16 +114,28 @@ class InProcess:
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
         return {}
 
+    def silences_s(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, float]:
+        return {}
+
     def free(self) -> str:
         return "this process"
 
 
 @contextmanager
-def _alarm(hang_timeout_s: float) -> Iterator[None]:
-    """Print the stack of all threads when the block takes longer; it goes on after that."""
-    with suppress(ValueError, AttributeError, OSError):  # no stream with a descriptor, no alarm
-        faulthandler.dump_traceback_later(hang_timeout_s, file=sys.__stderr__ or sys.stderr)
+def _alarm(hang_timeout_s: float | None) -> Iterator[None]:
+    """Print the stack of all threads when the block takes longer without a beat; it goes on after that."""
+    if hang_timeout_s is None:
+        yield
+        return
+
+    def set_again() -> None:
+        with suppress(ValueError, AttributeError, OSError):  # no stream with a descriptor, no alarm
+            faulthandler.dump_traceback_later(hang_timeout_s, file=sys.__stderr__ or sys.stderr)
+
+    set_again()
+    before = listen(set_again)
     try:
         yield
     finally:
+        listen(before)
         faulthandler.cancel_dump_traceback_later()

@@ -28,10 +28,14 @@ _ANSWER_S = 30.0
 
 @dataclass(frozen=True)
 class Stacks:
-    """A process that writes its stack to `descriptor` on SIGUSR1; -1 where that is not possible."""
+    """A process that writes its stack to `descriptor` on SIGUSR1; -1 where that is not possible.
+
+    pulse: descriptor that holds the time of its last beat (`watch`), -1 without one.
+    """
 
     pid: int
     descriptor: int
+    pulse: int = -1
 
 
 def offer_stacks() -> Stacks:
@@ -43,15 +47,15 @@ def offer_stacks() -> Stacks:
     return Stacks(os.getpid(), descriptor)
 
 
-def gather_stacks(
+def gather(
     ranks: Mapping[int, tuple[Place, Stacks]],
     ask: Callable[[Place, Stacks], Any],
     answer: Callable[[Any, float], str],
     timeout_s: float,
 ) -> dict[int, str]:
-    """On the driver: the innermost frames of each rank, indented; ranks that do not answer are left out.
+    """On the driver: what another process of each rank's node reads of it; ranks of which it reads nothing are left out.
 
-    ask: starts `read_stack` on a rank's node. answer: waits for it.
+    ask: starts the reading on a rank's node. answer: waits for it.
     """
     readers = {rank: ask(place, stacks) for rank, (place, stacks) in ranks.items() if stacks.descriptor >= 0}
     deadline_s = time.monotonic() + timeout_s
