@@ -11,14 +11,13 @@ import errno
 import json
 import math
 import os
-import shutil
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raydpo.errors import StorageError
+from raydpo.disk import full_disk
 
 CRASH_POINTS = (
     "file:before-write",
@@ -160,20 +159,3 @@ def fsync(path: Path) -> None:
             raise
     finally:
         os.close(descriptor)
-
-
-@contextmanager
-def full_disk(path: Path, num_bytes: int = 0) -> Iterator[None]:
-    """Turn "no space left" into a StorageError with what is needed and free."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            raise
-        folder = next(parent for parent in [path, *path.parents] if parent.is_dir())
-        need = f"{num_bytes:,} bytes" if num_bytes else "more"
-        raise StorageError(
-            f"{path} could not be written: the disk is full ({need} needed, {shutil.disk_usage(folder).free:,} bytes free). "
-            "What was there before is untouched and the half-written file was removed. Free some space, then run the same "
-            "command again."
-        ) from error

@@ -15,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.digest import digest_of, file_sha256
-from raydpo.artifacts.durable import crash_point, fsync, full_disk, strict, write_json
+from raydpo.artifacts.durable import crash_point, fsync, strict, write_json
 from raydpo.artifacts.lease import fence, require_lease
+from raydpo.disk import full_disk
 from raydpo.errors import IntegrityError
 
 COMMIT = "COMMIT.json"

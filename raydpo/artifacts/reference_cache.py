@@ -23,7 +23,7 @@ import pyarrow as pa
 from raydpo.artifacts.arrow import ShardRecord, hashed_name, read_shard, write_shard
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import crash_point, write_json
-from raydpo.errors import IntegrityError, UserError
+from raydpo.errors import IntegrityError, StorageError, UserError
 from raydpo.schema.rows import KEY_LENGTH, LOGPROBS
 
 IDENTITY = "identity.json"
@@ -122,7 +122,12 @@ class ReferenceCache:
         )
         crash_point("shard:before-record")
         body = asdict(record)
-        write_json(self._shards / f"{name}.json", {**body, "digest": digest_of(body)})
+        try:
+            write_json(self._shards / f"{name}.json", {**body, "digest": digest_of(body)})
+        except StorageError:
+            if record.name not in recorded_files(self.folder):  # it may be another run's, too
+                (self._shards / record.name).unlink(missing_ok=True)
+            raise
         crash_point("shard:after-record")
         return record
 

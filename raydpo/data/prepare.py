@@ -11,6 +11,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Hashable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -120,6 +121,10 @@ class _Preparation:
             report = replace(DataReport.from_json(earlier), reused=True)
             self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
             return report
+        with nullcontext() if store is None else store.dropped_on_error():
+            return self._prepared(store)
+
+    def _prepared(self, store: Store | None) -> DataReport:
         ends = ends_said(self.tokenizer)
         for note in [*self.mixture.notes, ends.text]:
             self.observer(Note("info", note))

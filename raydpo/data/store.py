@@ -7,7 +7,8 @@ durable, so that a killed preparation is never taken for a finished one.
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -55,11 +56,24 @@ class Store:
     def begin(self) -> None:
         """Forget what is there and start over."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self._drop()
+        self._writers = {split: ExampleWriter(self.folder, split) for split in _SPLITS}
+
+    @contextmanager
+    def dropped_on_error(self) -> Iterator[None]:
+        """Around a preparation: whatever ends it early, its shards do not stay."""
+        try:
+            yield
+        except BaseException:
+            if self._writers:
+                self._drop()
+            raise
+
+    def _drop(self) -> None:
         (self.folder / _RECORD).unlink(missing_ok=True)
         for split in _SPLITS:
-            for leftover in self.folder.glob(f"{split}-*.arrow"):
-                leftover.unlink()
-        self._writers = {split: ExampleWriter(self.folder, split) for split in _SPLITS}
+            for leftover in (self.folder / f"{split}.json", *self.folder.glob(f"{split}-*.arrow")):
+                leftover.unlink(missing_ok=True)
 
     def add(
         self, split: str, example: Encoded, keys: Sequence[str], place: str, label: bool = True, weight: float = 1.0

@@ -10,7 +10,6 @@ checkpoint, the way they do after a kill; the price is one start of the ranks an
 
 from __future__ import annotations
 
-import shutil
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -20,8 +19,8 @@ from typing import Any
 import numpy as np
 
 from raydpo.artifacts import commit_folder, digest_of, discard, read_commit, verify_folder
-from raydpo.artifacts.durable import full_disk
 from raydpo.batches.order import Order
+from raydpo.disk import full_disk, removed_on_error
 from raydpo.driver.reference_stage import ReferenceReport, reference_stage
 from raydpo.errors import ConfigError, IntegrityError, ResumeError
 from raydpo.models.blend import blend, other_shapes
@@ -179,13 +178,10 @@ def _is_made_of(source: str, folder: Path) -> bool:
 def _write(policy: Path, before: Path | None, alpha: float, folder: Path, meta: Mapping[str, Any]) -> None:
     """Blend into `folder`, which gets its name once it is whole and durable; what had the name before goes."""
     staging = folder.with_name(f".staging-{uuid.uuid4().hex[:12]}")
-    try:
+    with removed_on_error(staging):
         with full_disk(folder):
             blend(policy, before, alpha, staging)
-    except BaseException:
-        shutil.rmtree(staging, ignore_errors=True)
-        raise
-    commit_folder(staging, folder, meta, replace=True)
+        commit_folder(staging, folder, meta, replace=True)
 
 
 def _other_reference(checkpoint: Checkpoint, then: str | None, now: str | None) -> ResumeError:

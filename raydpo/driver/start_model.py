@@ -15,8 +15,8 @@ from pathlib import Path
 
 from raydpo import runtime
 from raydpo.artifacts import commit_folder, digest_of, verify_folder
-from raydpo.artifacts.durable import full_disk
 from raydpo.config import Config
+from raydpo.disk import full_disk, removed_on_error
 from raydpo.driver.actors import libraries_of, trainer_limits
 from raydpo.models.resolve import ResolvedModel
 from raydpo.reference.identity import model_digest
@@ -70,11 +70,11 @@ def _merged_into(config: Config, run_dir: Path, found: ResolvedModel, dtype: str
         staging = folder.with_name(f".{folder.name}-work")
         shutil.rmtree(staging, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
-        with full_disk(folder):
+        with removed_on_error(staging):
             jobs, limits = [MergeJob(found, staging, dtype)], trainer_limits(config.train)
             list(runtime.run_pool("merge", merger, jobs, num_workers=1, preload=libraries_of(), **limits))
-        meta = {"adapter": found.name, "base": found.whole().name, "dtype": dtype}
-        commit_folder(staging, folder, meta, replace=True)
+            meta = {"adapter": found.name, "base": found.whole().name, "dtype": dtype}
+            commit_folder(staging, folder, meta, replace=True)
         observer(Note("info", f"the adapter {found.name} and its base {found.whole().name} were merged into {folder}"))
     return ResolvedModel(found.name, None, folder)
 
@@ -83,4 +83,8 @@ def merger() -> Callable[[MergeJob], None]:
     """A worker that merges."""
     from raydpo.models.merging import write_merged
 
-    return lambda job: write_merged(job.found, job.out, job.dtype)
+    def merge(job: MergeJob) -> None:
+        with full_disk(job.out):
+            write_merged(job.found, job.out, job.dtype)
+
+    return merge

@@ -17,6 +17,7 @@ from typing import Any
 from raydpo.artifacts import ExampleTable
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
+from raydpo.disk import append_line, full_disk, removed_on_error
 from raydpo.driver.export_proof import prove
 from raydpo.driver.healing import Budget
 from raydpo.driver.moving_reference import References
@@ -228,8 +229,7 @@ class Driver:
         before, number = self._last_skipped
         self._last_skipped = (step, number + 1 if before == step - 1 else 1)
         line = {"step": step, "loss": str(loss), "grad_norm": str(grad_norm), "sources": sources}
-        with (self.workspace.dir / "bad_batches.jsonl").open("a") as file:
-            file.write(json.dumps(line) + "\n")
+        append_line(self.workspace.dir / "bad_batches.jsonl", json.dumps(line))
         what = "loss" if not math.isfinite(loss) else "gradient"
         self.observer(Note("warning", f"step {step} skipped: its {what} is not finite; rows in bad_batches.jsonl"))
 
@@ -257,35 +257,39 @@ class Driver:
             for text in skipped:
                 self.observer(Note("warning", f"checkpoint passed over as the best: {text}"))
             chosen = best or self.last
-        fresh = self.workspace.unpublished("model")
-        shutil.copytree(chosen.folder / "model", fresh)
-        proofs = {"model": prove(self.workspace, fresh, chosen.folder, "model", self.observer)}
-        merged = self._merged(chosen.folder, proofs)
-        model = self.workspace.publish(fresh, "model")
+        published, exports = self._export(chosen.folder)
         report: TrainingReport = {
             "steps": self.last.step,
             "reason": self.last.reason,
             "skipped_steps": self.skipped,
             "exported_step": chosen.step,
             "resumed_from_step": self.plan.checkpoint.step if self.plan.checkpoint else 0,
-            "model": str(model),
+            "model": str(published["model"]),
             "probe": self.probe,
             "moved": self.moved,
         }
-        if merged is not None:
-            report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))
-        report["exports"] = {name: found for name, found in proofs.items() if found}
+        if "model_merged" in published:
+            report["merged_model"] = str(published["model_merged"])
+        report["exports"] = {name: found for name, found in exports.items() if found}
         return report, {"first": self.eval_first, "last": self.eval_last}, self.syncs
 
-    def _merged(self, checkpoint: Path, proofs: dict[str, dict[str, float]]) -> Path | None:
-        """The adapter of the checkpoint merged into its base, proven and not published yet; None where nobody asked for it."""
-        lora = self.workspace.config.train.lora
-        if lora is None or not lora.merge:
-            return None
-        merged = self.workspace.unpublished("model_merged")
-        merge_lora(self.workspace.trained_from.folder, checkpoint / "model", merged, self.workspace.dtype)
-        proofs["model_merged"] = prove(self.workspace, merged, checkpoint, "model_merged", self.observer)
-        return merged
+    def _export(self, checkpoint: Path) -> tuple[dict[str, Path], dict[str, dict[str, float]]]:
+        """Publish `model/` and, where asked for, the adapter merged into its base, once all are proven: name -> folder, and
+        name -> proof."""
+        workspace, lora = self.workspace, self.workspace.config.train.lora
+        source = checkpoint / "model"
+        makers: dict[str, Callable[[Path], object]] = {"model": lambda fresh: shutil.copytree(source, fresh)}
+        if lora is not None and lora.merge:
+            base = workspace.trained_from.folder
+            makers["model_merged"] = lambda fresh: merge_lora(base, source, fresh, workspace.dtype)
+        fresh = {name: workspace.unpublished(name) for name in makers}
+        proofs = {}
+        with removed_on_error(*fresh.values()):
+            for name, make in makers.items():
+                with full_disk(workspace.dir / name):
+                    make(fresh[name])
+                proofs[name] = prove(workspace, fresh[name], checkpoint, name, self.observer)
+            return {name: workspace.publish(folder, name) for name, folder in fresh.items()}, proofs
 
 
 _SHOWN_ROWS = 8

@@ -15,7 +15,8 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from raydpo.config.doors import SINKS
-from raydpo.config.outside import calling
+from raydpo.config.outside import calling, is_outside
+from raydpo.disk import append_line, full_disk
 
 
 class Sink(Protocol):
@@ -34,7 +35,13 @@ def keep_lines(path: Path, last_step: int) -> None:
     kept = [line for line in _lines(path) if line["step"] <= last_step] if last_step > 0 else []
     if kept or path.exists():
         staging = path.with_name(path.name + ".tmp")
-        staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        text = "".join(json.dumps(line) + "\n" for line in kept)
+        try:
+            with full_disk(path, len(text)):
+                staging.write_text(text)
+        except BaseException:
+            staging.unlink(missing_ok=True)
+            raise
         os.replace(staging, path)
 
 
@@ -42,16 +49,14 @@ class MetricsFile:
     """Append-only JSON lines: {"step": n, name: value, ...}."""
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
-        path = run_dir / "metrics.jsonl"
-        keep_lines(path, resume_step)
-        self._file = path.open("a")
+        self._path = run_dir / "metrics.jsonl"
+        keep_lines(self._path, resume_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
-        self._file.flush()
+        append_line(self._path, json.dumps({"step": step, **metrics}))
 
     def close(self) -> None:
-        self._file.close()
+        """Every line is whole as soon as it is written."""
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -99,18 +104,19 @@ class Sinks:
 
     def __init__(self, run_dir: Path, resume_step: int = 0, names: Sequence[str] = ("jsonl", "tensorboard")) -> None:
         self._sinks: list[tuple[str, Sink]] = []
+        self._dir = run_dir
         with ExitStack() as half:
             for name in names:
                 make = SINKS.resolve(name)
-                with calling(SINKS.key, name):
+                with calling(SINKS.key, name), full_disk(run_dir / _file_of(name)):
                     sink: Sink = make(run_dir, resume_step)
                 self._sinks.append((name, sink))
-                half.callback(_close, name, sink)
+                half.callback(self._close, name, sink)
             self._open = half.pop_all()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, sink in self._sinks:
-            with calling(SINKS.key, name):
+            with calling(SINKS.key, name), full_disk(self._dir / _file_of(name)):
                 sink.write(step, metrics)
 
     def __enter__(self) -> Sinks:
@@ -119,7 +125,11 @@ class Sinks:
     def __exit__(self, *_: object) -> None:
         self._open.close()
 
+    def _close(self, name: str, sink: Sink) -> None:
+        with calling(SINKS.key, name), full_disk(self._dir / _file_of(name)):
+            sink.close()
 
-def _close(name: str, sink: Sink) -> None:
-    with calling(SINKS.key, name):
-        sink.close()
+
+def _file_of(name: str) -> str:
+    """What a sink of ours writes in the run directory; of others nothing is known."""
+    return "" if is_outside(name) else name

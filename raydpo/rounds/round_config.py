@@ -16,6 +16,7 @@ from typing import Any
 from raydpo.artifacts import commit_folder, verify_folder, write_json
 from raydpo.config import Config
 from raydpo.config.round_sections import OF_THE_RUN, GenerateSection
+from raydpo.disk import full_disk, removed_on_error
 from raydpo.models.blend import blend
 from raydpo.models.resolve import resolve_model
 from raydpo.rundir.rounds_folder import RoundsFolder, seed_of
@@ -77,8 +78,10 @@ def average_of(layout: RoundsFolder, index: int) -> Path:
         staging = folder.with_name(".reference-work")
         shutil.rmtree(staging, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
-        blend(layout.policy(index), before, 1 - rounds.ema_decay, staging)
-        commit_folder(staging, folder, {"decay": rounds.ema_decay}, replace=True)
+        with removed_on_error(staging):
+            with full_disk(folder):
+                blend(layout.policy(index), before, 1 - rounds.ema_decay, staging)
+            commit_folder(staging, folder, {"decay": rounds.ema_decay}, replace=True)
     return folder
 
 

@@ -16,6 +16,7 @@ from typing import Any
 
 from raydpo.artifacts import Lease
 from raydpo.config import Config
+from raydpo.disk import full_disk
 from raydpo.driver.actors import session_of
 from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
@@ -81,6 +82,7 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
     check_adapter(setup.config, setup.layout.initial.folder)
     # Roles that work at the same time cannot share one process.
     with (
+        full_disk(setup.layout.dir, asks_disk=False),
         Lease(setup.layout.dir) as lease,
         watching(setup.config.run.stop_grace_s),
         session_of(setup.config, setup.demands, in_process=setup.rounds.placement != "split"),

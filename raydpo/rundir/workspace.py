@@ -30,6 +30,7 @@ from raydpo.artifacts.folders import REMOVED
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
+from raydpo.disk import full_disk
 from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, describe_model, resolve_model
 from raydpo.reference.identity import NO_ADAPTER, digests, reference_identity
@@ -197,7 +198,8 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
             f"run.dir: {workspace.dir} cannot be made ({error.strerror}); a folder that this user may write to is needed, and "
             "nothing was started. Choose another run.dir."
         ) from error
-    with Lease(workspace.dir) as lease, runtime.watching(config.run.stop_grace_s):
+    quiet = full_disk(workspace.dir, asks_disk=False)
+    with quiet, Lease(workspace.dir) as lease, runtime.watching(config.run.stop_grace_s):
         _sweep(workspace.dir)
         yield replace(workspace, notes=(*workspace.notes, *lease.notes))
 

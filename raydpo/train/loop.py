@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 
+from raydpo.disk import full_disk
 from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
 from raydpo.schema.rank_events import Alive, Evaluated, Finished, Noted, Skipped, Staged, Stepped, TrainEvent
@@ -52,14 +53,14 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
     for step in range(spec.resume_step + 1, stop + 1):
         is_logged = step % train.log_every == 0 or step == num_steps
         if staged is not None and staged.done():
-            yield staged.result()
+            yield from _written(staged, spec)
             staged = None
         try:
             applied, metrics = trainer.update(step - 1, is_logged)
         except Exception:
-            yield from _written(staged)  # a step that fails does not take the checkpoint before it along
+            yield from _written(staged, spec)  # a step that fails does not take the checkpoint before it along
             raise
-        yield from _written(staged)  # before anything that belongs to this step
+        yield from _written(staged, spec)  # before anything that belongs to this step
         staged = None
         meter.add(trainer.num_tokens(step - 1))
         if skipped := guard.observe(trainer, step, applied, metrics):
@@ -80,13 +81,14 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
         order = boundary.order()
         is_due = order != GO_ON or _due(step, train.save_every) or (evaluation and train.export == "best")
         if reason or step == stop or is_due:
-            staged = trainer.stage(step, evaluation, reason)
+            with full_disk(spec.staging, spec.checkpoint_bytes):
+                staged = trainer.stage(step, evaluation, reason)
             boundary.restart()
         if reason or order == STOP:
             break
         if evaluation or is_due:
             meter.restart()
-    yield from _written(staged)
+    yield from _written(staged, spec)
     was_over = spec.resume_step >= num_steps
     if reason or was_over:
         yield Finished(spec.resume_step if was_over else step, reason or "all steps were done before")
@@ -104,10 +106,12 @@ def _before_first_step(trainer: Trainer, patience: Patience) -> Iterator[TrainEv
             yield event
 
 
-def _written(staged: Future[Staged] | None) -> Iterator[Staged]:
+def _written(staged: Future[Staged] | None, spec: TrainSpec) -> Iterator[Staged]:
     """A checkpoint whose model was written while the step after it ran."""
     if staged is not None:
-        yield staged.result()
+        with full_disk(spec.staging, spec.checkpoint_bytes):
+            event = staged.result()
+        yield event
 
 
 def _due(step: int, every: int | None) -> bool:

@@ -20,6 +20,7 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from raydpo.artifacts import write_text
 from raydpo.artifacts.durable import write_with
+from raydpo.disk import full_disk
 from raydpo.schema.rank_events import Profiled, TrainEvent
 from raydpo.train.breakdown import shares, table
 from raydpo.train.ranges import STEP
@@ -51,7 +52,9 @@ def profiled(trainer: Trainer, events: Iterator[TrainEvent]) -> Generator[TrainE
     try:
         for event in events:
             if recorder.is_due:
-                yield recorder.write(spec.staging / "profile")
+                with full_disk(spec.staging / "profile"):
+                    found = recorder.write(spec.staging / "profile")
+                yield found
             yield event
     finally:
         recorder.close()

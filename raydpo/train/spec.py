@@ -40,6 +40,7 @@ class TrainSpec:
     chunk_tokens: answer tokens of one call of the head.
     profile: record a few steps of rank 0.
     push: after the last step, send the weights to the driver.
+    checkpoint_bytes: what a checkpoint takes, for the message of a full disk; 0: unknown.
     """
 
     config: Config
@@ -61,6 +62,7 @@ class TrainSpec:
     chunk_tokens: int = CHUNK_TOKENS
     profile: bool = False
     push: bool = False
+    checkpoint_bytes: int = 0
 
     @property
     def tie_tolerance_nats(self) -> float:

@@ -20,7 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from raydpo.artifacts.durable import full_disk
+from raydpo.disk import full_disk
 
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 """Weights in float32, and both moments."""
