@@ -25,27 +25,41 @@ REMOVED = ".removed-"
 """Start of the name of a folder that is being deleted."""
 
 
-def commit_folder(staging: Path, final: Path, meta: Mapping[str, Any], *, replace: bool = False) -> None:
+def commit_folder(
+    staging: Path,
+    final: Path,
+    meta: Mapping[str, Any],
+    *,
+    replace: bool = False,
+    hashed: Mapping[str, tuple[int, str]] | None = None,
+) -> None:
     """Make `staging` durable and call it `final`, which must not exist unless `replace`. `meta` is kept in the manifest.
+
+    hashed: name -> (bytes, SHA-256 in hex) of files that were hashed while they were written, and are not read again.
 
     Raises LostLeaseError, leaving `final` as it is, in a run directory that another driver took over.
     """
     with full_disk(final):
         try:
-            _commit(staging, final, meta, replace)
+            _commit(staging, final, meta, replace, hashed or {})
         except FileNotFoundError:
             require_lease(final)  # another driver swept the staging folder away
             raise
 
 
-def _commit(staging: Path, final: Path, meta: Mapping[str, Any], replace: bool) -> None:
+def _commit(
+    staging: Path, final: Path, meta: Mapping[str, Any], replace: bool, hashed: Mapping[str, tuple[int, str]]
+) -> None:
     files = {}
     for path in sorted(staging.rglob("*")):
         fsync(path)  # of sub-folders too: their entries must survive a power cut like the files
         if not path.is_file() or path == staging / COMMIT:
             continue
         name = path.relative_to(staging).as_posix()
-        files[name] = {"bytes": path.stat().st_size, "sha256": file_sha256(path)}
+        num_bytes, digest = hashed.get(name) or (path.stat().st_size, file_sha256(path))
+        if path.stat().st_size != num_bytes:
+            raise IntegrityError(f"{path} has {path.stat().st_size:,} bytes, and {num_bytes:,} were written to it")
+        files[name] = {"bytes": num_bytes, "sha256": digest}
     body = {"files": files, "meta": strict(dict(meta))}
     crash_point("folder:before-manifest")
     write_json(staging / COMMIT, {**body, "digest": digest_of(body)})

@@ -41,6 +41,7 @@ def cross_checks(config: Config, verb: str | None = None) -> list[str]:
         _still_reference,
         _moving_reference,
         _moving_adapter,
+        _weights_alone,
         _held_out_data,
         _evaluations,
         _margins,
@@ -140,6 +141,16 @@ def _moving_adapter(config: Config) -> Iterator[str]:
             "reference, and the policy would be an adapter. Leave train.lora out to train all weights, or leave "
             "reference.sync_every out."
         )
+
+
+def _weights_alone(config: Config) -> Iterator[str]:
+    if config.train.save != "weights":
+        return
+    moves = "reference.sync_every" if config.reference.sync_every is not None else ""
+    carries = "rounds.optimizer: carried" if config.rounds is not None and config.rounds.optimizer == "carried" else ""
+    for key in filter(None, (moves, carries)):
+        left_out = f"Leave train.save out, or {key.partition(':')[0]}."
+        yield f"train.save: weights with {key}, which goes on from checkpoints. {left_out}"
 
 
 def chosen_by_evaluations(config: Config) -> list[str]:

@@ -279,6 +279,9 @@ class TrainSection(Section):
     """Steps between checkpoints, besides those by time; there is always one after the last step."""
     save_every_minutes: Annotated[float | None, FREE] = Field(default=15, gt=0)
     """Minutes between checkpoints: so much work is lost at most when a machine dies. null: by steps alone."""
+    save: Annotated[Literal["all", "weights"], FREE] = "all"
+    """What a checkpoint holds. weights: the model alone, a quarter of the bytes in float32; nothing goes on from it: a run that
+    was interrupted starts over."""
     keep_checkpoints: Annotated[int, FREE] = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept as well."""
     best_metric: Annotated[Literal["eval/rewards/margins", "eval/rewards/accuracies", "eval/loss"] | None, FREE] = None

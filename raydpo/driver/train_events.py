@@ -39,6 +39,7 @@ from raydpo.schema.rank_events import (
     Profiled,
     Skipped,
     Staged,
+    Staging,
     Stepped,
     TrainEvent,
     WeightsPart,
@@ -82,7 +83,9 @@ class Driver:
         self._metric = best_metric(workspace.config)
 
     def rewind(self) -> None:
-        """Know what was known at the newest checkpoint, no more."""
+        """Know what was known at the newest checkpoint that ranks can go on from, no more."""
+        if self.last is not None and self.last.holds_weights_alone and not self.last.reason:
+            self.last = None
         meta: Mapping[str, Any] = self.last.meta if self.last else {}
         self.eval_first: dict[str, float] = dict(meta.get("eval_first", {}))
         self.eval_last: dict[str, float] = dict(meta.get("eval_last", {}))
@@ -92,6 +95,8 @@ class Driver:
         self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
         self._last_skipped = (0, 0)  # step, and how many in a row up to it
         self.in_work = self.step + 1
+        self._parts: dict[int, list[Staged]] = {}
+        self._metas: dict[int, dict[str, Any]] = {}
         self._record_sync()
 
     def rows_in_work(self) -> str:
@@ -127,7 +132,11 @@ class Driver:
 
     def committed(self) -> str:
         """What is safe, as a sentence."""
-        return f"Step {self.step} is committed." if self.last else "No step was committed yet."
+        if self.last is None:
+            return "No step was committed yet."
+        alone = self.last.holds_weights_alone and not self.last.reason
+        what = "Its weights alone (train.save: weights), so a run of it starts over." if alone else ""
+        return f"Step {self.step} is committed. {what}".rstrip()
 
     @property
     def is_over(self) -> bool:
@@ -202,15 +211,26 @@ class Driver:
                 self.observer(Note("info", f"{text} (allowed {allowed:.2g})"))
             case Skipped(step, loss, grad_norm, sources):
                 self._skipped(step, loss, grad_norm, sources)
+            case Staging(step):
+                self._metas[step] = self._meta()
             case Staged():
-                self.last = commit_checkpoint(event, self.workspace.checkpoints, self._meta())
-                self.budget.refill()
-                retain(self.workspace.checkpoints, self.workspace.config.train.keep_checkpoints, self._metric)
+                self._staged(event)
             case Finished(step, reason):
                 self.has_finished = True
                 self.observer(StageDone("train", f"{step} steps, {reason}"))
             case WeightsPart() | PolicyProbe() if self.receive is not None:
                 self.receive(event)
+
+    def _staged(self, event: Staged) -> None:
+        """Commit a checkpoint once the parts of all ranks are there, with what was known when they were copied."""
+        parts = self._parts.setdefault(event.step, [])
+        parts.append(event)
+        if len(parts) < event.num_parts:
+            return
+        meta = self._metas.pop(event.step)
+        self.last = commit_checkpoint(self._parts.pop(event.step), self.workspace.checkpoints, meta)
+        self.budget.refill()
+        retain(self.workspace.checkpoints, self.workspace.config.train.keep_checkpoints, self._metric)
 
     def _log(self, step: int, metrics: Mapping[str, float]) -> None:
         assert self.sinks is not None
@@ -236,6 +256,7 @@ class Driver:
     def _meta(self) -> dict[str, Any]:
         return {
             "trajectory": dict(self.plan.trajectory),
+            "save": self.workspace.config.train.save,
             "reference": self.reference.identity.digest if self.reference.identity else None,
             "first_reference": self.workspace.identity.digest if self.workspace.identity else None,
             "syncs": self.syncs,

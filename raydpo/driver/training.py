@@ -88,6 +88,9 @@ def training_stage(
     if plan.checkpoint is not None:
         set_damaged_aside(workspace.checkpoints, plan.checkpoint)
     references.warn(observer)
+    if workspace.config.train.save == "weights" and plan.action != "done":
+        text = "train.save: weights: nothing goes on from these checkpoints; a run that is interrupted starts over"
+        observer(Note("warning", text))
     driver = Driver(workspace, plan, references, reference, observer, receive)
     if plan.action != "done":
         observer(StageStarted("train", references.order.num_steps, "steps"))
@@ -165,5 +168,6 @@ def _follow(driver: Driver, ranks: Iterator[tuple[int, TrainEvent]], spec: Train
                 grace_s = driver.config.run.stop_grace_s
                 text = f"asked to stop: saving at the next step boundary, within {grace_s:g} s; a second signal ends at once"
                 driver.observer(Note("warning", text))
-            if isinstance(event, Staged) and room_for_ranks(driver.config) > (driver.num_ranks or 0):
+            can_go_on = isinstance(event, Staged) and driver.config.train.save == "all"
+            if can_go_on and room_for_ranks(driver.config) > (driver.num_ranks or 0):
                 stop()  # there is room for more ranks: a checkpoint at the next boundary, and then with them

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -30,11 +30,13 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
     return (None if found is None else Checkpoint(found, read_commit(found)["meta"])), skipped
 
 
-def commit_checkpoint(staged: Staged, folder: Path, meta: Mapping[str, Any]) -> Checkpoint:
-    """Make a staged checkpoint count. Its manifest carries step, metrics, reason and `meta`."""
+def commit_checkpoint(parts: Sequence[Staged], folder: Path, meta: Mapping[str, Any]) -> Checkpoint:
+    """Make a checkpoint count whose parts are there. Its manifest carries step, metrics, reason and `meta`."""
+    staged = parts[0]
     final = folder / f"{PREFIX}{staged.step:06d}"
+    hashed = {name: each for part in parts for name, each in part.files.items()}
     full = {**meta, "step": staged.step, "metrics": dict(staged.metrics), "reason": staged.reason}
-    commit_folder(Path(staged.folder), final, full, replace=True)  # a damaged one, which the plan passed over
+    commit_folder(Path(staged.folder), final, full, replace=True, hashed=hashed)  # replaces a damaged one
     return Checkpoint(final, full)
 
 

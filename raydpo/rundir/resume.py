@@ -34,6 +34,11 @@ class Checkpoint:
         return int(self.meta["step"])
 
     @property
+    def holds_weights_alone(self) -> bool:
+        """Whether nothing can go on from it."""
+        return self.meta.get("save") == "weights"
+
+    @property
     def reason(self) -> str:
         """Why training ended here; empty in the middle of a run."""
         return str(self.meta["reason"])
@@ -77,6 +82,13 @@ def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str
             raise ResumeError(
                 f"run.resume: must, but {config.run.dir} holds no valid checkpoint.{damaged} Training would have started at "
                 "step 0. Set run.resume: auto to allow that."
+            )
+        return Plan("start", wanted)
+    if newest.holds_weights_alone and not newest.reason:
+        if config.run.resume == "must":
+            raise ResumeError(
+                f"run.resume: must, but the checkpoints of {config.run.dir} were made with train.save: weights, and nothing "
+                "goes on from them. Training would have started at step 0. Set run.resume: auto to allow that."
             )
         return Plan("start", wanted)
     if changed := differences(newest.meta["trajectory"], wanted):

@@ -195,7 +195,9 @@ class _Gang:
             for member in self._wait(waiting, timeout_s=min(5.0, self._hang_timeout_s)):
                 event = self._next(member)
                 if isinstance(event, RankFailure):
-                    raise verdict(self._name, self._last_words(event))
+                    failures = [event]
+                    yield from self._last_words(failures)
+                    raise verdict(self._name, failures)
                 if not member.done:
                     yield member.rank, event
             self._check_silence()
@@ -269,10 +271,9 @@ class _Gang:
             return RankFailure(member.rank, str(member.place), event)
         return event
 
-    def _last_words(self, first: RankFailure) -> list[RankFailure]:
-        """`first`, and the failures of the other ranks as far as they come within the grace time."""
-        failures = [first]
-        deadline_s = time.monotonic() + (_CAUSE_S if first.is_collateral else _GRACE_S)
+    def _last_words(self, failures: list[RankFailure]) -> Iterator[tuple[int, Any]]:
+        """What the other ranks yield within the grace time; their failures are added to the first."""
+        deadline_s = time.monotonic() + (_CAUSE_S if failures[0].is_collateral else _GRACE_S)
         while waiting := [member for member in self._ranks if not member.done]:
             left_s = deadline_s - time.monotonic()
             if left_s <= 0:
@@ -283,7 +284,8 @@ class _Gang:
                     failures.append(event)
                     if not event.is_collateral:
                         deadline_s = min(deadline_s, time.monotonic() + _GRACE_S)
-        return failures
+                elif not member.done:
+                    yield member.rank, event
 
     def _check_silence(self) -> None:
         silent = [member for member in self._ranks if not member.done and member.silent_s >= self._hang_timeout_s]

@@ -1,4 +1,5 @@
-"""What a trainer rank yields to the driver, in order. Only rank 0 yields values; the others yield `Alive`, their heartbeat.
+"""What a trainer rank yields to the driver, in order. Rank 0 yields values; the others yield `Alive`, their heartbeat, and
+`Staged`.
 
 Decision: the driver alone commits. A rank stages a checkpoint and says so; the driver, who holds the lock of the run
 directory, makes it count. A rank of a dead attempt can therefore never commit anything.
@@ -7,7 +8,7 @@ directory, makes it count. A rank of a dead attempt can therefore never commit a
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raydpo.schema.samples import Score
@@ -81,19 +82,30 @@ class Evaluated:
 
 
 @dataclass(frozen=True)
+class Staging:
+    """Rank 0 has copied its part of a checkpoint of `step`, and writes it while training goes on."""
+
+    step: int
+
+
+@dataclass(frozen=True)
 class Staged:
-    """Every rank has written its part of a checkpoint; it is not committed yet.
+    """A rank has written its part of a checkpoint. Every rank yields it; the checkpoint is whole when all have.
 
     step: optimizer steps that it holds.
     folder: where it is.
     metrics: the evaluation at this step, if there was one.
     reason: why this is the last checkpoint, empty otherwise.
+    num_parts: ranks that write one.
+    files: of those that were hashed while they were written, name in the folder -> (bytes, SHA-256 in hex).
     """
 
     step: int
     folder: str
     metrics: Mapping[str, float]
     reason: str = ""
+    num_parts: int = 1
+    files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -136,6 +148,6 @@ class PolicyProbe:
     top_nats: tuple[tuple[float, ...], ...]
 
 
-TrainEvent = (
+TrainEvent = Staging | (
     Alive | Noted | Probed | Profiled | Stepped | Skipped | Evaluated | Staged | Finished | WeightsPart | PolicyProbe
 )

@@ -16,7 +16,7 @@ from concurrent.futures import Future
 from raydpo.disk import full_disk
 from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
-from raydpo.schema.rank_events import Alive, Evaluated, Finished, Noted, Skipped, Staged, Stepped, TrainEvent
+from raydpo.schema.rank_events import Alive, Evaluated, Finished, Noted, Skipped, Staged, Staging, Stepped, TrainEvent
 from raydpo.train.boundary import GO_ON, STOP, Boundary
 from raydpo.train.probe import probe
 from raydpo.train.profile import profiled
@@ -28,12 +28,12 @@ MARGINS = "eval/rewards/margins"
 
 
 def run(rank: Rank, spec: TrainSpec) -> Iterator[TrainEvent]:
-    """Train. Rank 0 yields what happens; the others yield `Alive` in its place."""
+    """Train. Rank 0 yields what happens; the others yield `Alive` in its place, and `Staged` for their own part."""
     trainer = build_trainer(rank, spec)
     try:
         events = _train(trainer)
         for event in profiled(trainer, events) if spec.profile and rank.rank == 0 else events:
-            yield event if rank.rank == 0 else Alive(getattr(event, "step", 0))
+            yield event if rank.rank == 0 or isinstance(event, Staged) else Alive(getattr(event, "step", 0))
     finally:
         trainer.close()
 
@@ -57,18 +57,17 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
             staged = None
         try:
             applied, metrics = trainer.update(step - 1, is_logged)
+            skipped = guard.observe(trainer, step, applied, metrics)
+            if skipped:
+                yield skipped
+                guard.stop_if_too_many(step)
         except Exception:
             yield from _written(staged, spec)  # a step that fails does not take the checkpoint before it along
             raise
-        yield from _written(staged, spec)  # before anything that belongs to this step
-        staged = None
         meter.add(trainer.num_tokens(step - 1))
-        if skipped := guard.observe(trainer, step, applied, metrics):
-            yield skipped
-            guard.stop_if_too_many(step)
-        elif is_logged:
+        if is_logged and not skipped:
             yield Stepped(step, {**metrics, **meter.read(), "skipped_steps": float(guard.total)})
-        else:
+        elif not skipped:
             yield Alive(step)
         reason = "all steps done" if step == num_steps else ""
         evaluation: dict[str, float] = {}
@@ -81,6 +80,8 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
         order = boundary.order()
         is_due = order != GO_ON or _due(step, train.save_every) or (evaluation and train.export == "best")
         if reason or step == stop or is_due:
+            yield from _written(staged, spec)  # one at a time
+            yield Staging(step)
             with full_disk(spec.staging, spec.checkpoint_bytes):
                 staged = trainer.stage(step, evaluation, reason)
             boundary.restart()
@@ -107,7 +108,7 @@ def _before_first_step(trainer: Trainer, patience: Patience) -> Iterator[TrainEv
 
 
 def _written(staged: Future[Staged] | None, spec: TrainSpec) -> Iterator[Staged]:
-    """A checkpoint whose model was written while the step after it ran."""
+    """This rank's part of a checkpoint that was written while the steps after it ran."""
     if staged is not None:
         with full_disk(spec.staging, spec.checkpoint_bytes):
             event = staged.result()

@@ -9,11 +9,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from functools import partial
+from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.batches import MicroBatch, Order
@@ -171,30 +172,33 @@ class Trainer:
         return self.loss.total(means(self.names, all_reduce(sums, self.names, self.engine.device)))
 
     def stage(self, step: int, metrics: dict[str, float], reason: str) -> Future[Staged]:
-        """Write this rank's part of a checkpoint. Collective.
+        """Copy this rank's part of a checkpoint, and write it in the background. Collective.
 
-        On return every rank has written what it resumes from and training may go on; the weights of the model folder are
-        copied and the first rank writes them in the background. The value comes when they are written.
+        On return training may go on. The value comes when this rank's part is written; one is written at a time.
         """
-        folder = self.spec.staging / f"step-{step:06d}"
+        folder, train = self.spec.staging / f"step-{step:06d}", self.spec.config.train
         scoring = self.engine.engine.module
-        source, is_writer = self.spec.model.here(), self.rank.rank == 0
+        is_writer = self.rank.rank == 0
         state = gather_weights(scoring, self.engine.stage, is_writer)
-        if self.spec.config.train.verify_export:
-            probe = policy_probe(self.engine, self.train)
-            if is_writer:
-                folder.mkdir(parents=True, exist_ok=True)
+        probe = policy_probe(self.engine, self.train) if train.verify_export else None
+        snapshot = self.engine.snapshot() if train.save == "all" else None
+
+        def write() -> Staged:
+            folder.mkdir(parents=True, exist_ok=True)
+            if is_writer and probe is not None:
                 write_probe_rows(folder / PROBE_FILE, probe)
-        written: Future[Staged] = Future()
-        if is_writer:
-            base = (self.spec.model.name, self.spec.model.commit) if self.spec.model.commit else (str(source), None)
-            task = partial(write_model, scoring.model, state, source, folder / "model", self.spec.chat_template, base)
-            written = self._writer.submit(lambda: task() or Staged(step, str(folder), metrics, reason))
-        else:
-            written.set_result(Staged(step, str(folder), metrics, reason))
-        self.engine.save(folder / "engine")
-        torch.distributed.barrier()
-        return written
+            if is_writer:
+                self._write_model(state, folder / "model")
+            part = snapshot.write(folder / "engine") if snapshot is not None else None
+            files = {} if part is None else {f"engine/{part.name}": (part.bytes, part.sha256)}
+            return Staged(step, str(folder), metrics, reason, self.rank.num_ranks, files)
+
+        return self._writer.submit(write)
+
+    def _write_model(self, state: dict[str, Tensor], folder: Path) -> None:
+        model, source = self.spec.model, self.spec.model.here()
+        base = (model.name, model.commit) if model.commit else (str(source), None)
+        write_model(self.engine.engine.module.model, state, source, folder, self.spec.chat_template, base)
 
     def close(self) -> None:
         """End the threads and, of a single rank, the process group: the next run may be in this process."""

@@ -121,7 +121,7 @@ def test_a_driver_that_lost_the_lease_commits_nothing_and_removes_nothing(tmp_pa
         piece.begin()
         take_over(run)
         for commit in (
-            lambda: commit_checkpoint(Staged(3, str(staging), {}, ""), workspace.checkpoints, {}),
+            lambda: commit_checkpoint([Staged(3, str(staging), {})], workspace.checkpoints, {}),
             lambda: workspace.publish(fresh, "model"),
             lambda: piece.commit({}),
             lambda: workspace.write_summary({"mine": True}),

@@ -17,7 +17,7 @@ FREE_IN_TRAINING = """
     run.stop_grace_s
     reference.cache_dir reference.num_workers reference.cpus_per_worker reference.gpus_per_worker reference.rows_per_shard
     reference.tokens_per_batch reference.max_retries reference.hang_timeout_s train.cpus_per_worker train.tokens_per_microbatch
-    train.activation_memory_gb train.eval_every train.save_every train.save_every_minutes train.keep_checkpoints
+    train.activation_memory_gb train.eval_every train.save_every train.save_every_minutes train.save train.keep_checkpoints
     train.best_metric train.export
     train.verify_export
     train.num_workers train.zero_stage train.offload_optimizer train.offload_parameters
