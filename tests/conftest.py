@@ -36,6 +36,11 @@ def pytest_collection_finish() -> None:
     gc.enable()
 
 
+def pytest_unconfigure() -> None:
+    """Libraries that count what they made find all of it collected at the end."""
+    gc.unfreeze()
+
+
 @pytest.fixture(autouse=True)
 def denormal_numbers() -> Iterator[None]:
     """Workers switch denormals off for their process; in a test process they come back, because hypothesis draws them."""
