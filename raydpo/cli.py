@@ -184,9 +184,11 @@ def _run(args: argparse.Namespace) -> int:
 
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
         import raydpo.pipelines as pipelines
+        from raydpo.runtime.bulk_import import uncollected
 
         more = {"show": args.show} if args.verb == "check" else {}
-        verb = getattr(pipelines, _FUNCTIONS.get(args.verb, args.verb))
+        with uncollected():
+            verb = getattr(pipelines, _FUNCTIONS.get(args.verb, args.verb))
         summary: dict[str, Any] = verb(config, observer=observer, **more)
         return summary
 
@@ -209,10 +211,12 @@ def _beyond_config(verb: str, config: Config) -> list[str]:
 def _quickstart(args: argparse.Namespace) -> int:
     def work(observer: Callable[[Any], None]) -> dict[str, Any]:
         import raydpo.quickstart as room
+        from raydpo.runtime.bulk_import import uncollected
 
         place = "rounds" if args.rounds else "quickstart"
         run_dir = args.run_dir or f"runs/{place}/seed-{args.seed}"
-        job = room.quickstart_rounds if args.rounds else room.quickstart
+        with uncollected():
+            job = room.quickstart_rounds if args.rounds else room.quickstart
         kind = "local" if args.local else "ray"
         summary: dict[str, Any] = job(run_dir=run_dir, seed=args.seed, observer=observer, kind=kind)
         return summary

@@ -2,6 +2,7 @@
 
 import compileall
 import gc
+import os
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +35,24 @@ def pytest_collection() -> None:
 def pytest_collection_finish() -> None:
     gc.freeze()
     gc.enable()
+
+
+def pytest_unconfigure() -> None:
+    """Libraries that count what they made find all of it collected at the end."""
+    gc.unfreeze()
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_fixture_setup() -> None:
+    """A server that forks processes is of one environment, and pytest writes the name of the test and its phase into it:
+    without this, no two tests would share a server."""
+    os.environ["PYTEST_CURRENT_TEST"] = "one of raydpo's"
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call() -> None:
+    """As for fixtures."""
+    os.environ["PYTEST_CURRENT_TEST"] = "one of raydpo's"
 
 
 @pytest.fixture(autouse=True)
