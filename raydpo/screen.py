@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column
 from rich.text import Text
 
+from raydpo.redaction import redacted
 from raydpo.schema.events import Advanced, Event, Note, StageDone, StageStarted
 
 WINDOW_S = 60.0
@@ -224,7 +225,7 @@ def print_summary(summary: Mapping[str, Any], stream: TextIO | None = None) -> N
     """Print the end of a run: before and after, what became of the data, where everything is."""
     out = stream if stream is not None else sys.stdout
     for line in ["", *summary_lines(summary)]:
-        out.write(printable(line, getattr(out, "encoding", None)) + "\n")
+        out.write(printable(redacted(line), getattr(out, "encoding", None)) + "\n")
     out.flush()
 
 

@@ -18,6 +18,7 @@ from raydpo.config.round_sections import JUDGE_FREE, KINDS, JudgeSection, kind_o
 from raydpo.errors import ConfigError
 from raydpo.judge.verdict import Judge
 from raydpo.models.resolve import ResolvedModel, resolve_model
+from raydpo.redaction import redacted_values
 
 Models = Mapping[str, ResolvedModel]
 """Name as the section gives it -> where it was found."""
@@ -102,15 +103,18 @@ def find_models(section: JudgeSection) -> dict[str, ResolvedModel]:
 def inputs_of(section: JudgeSection, models: Models) -> dict[str, Any]:
     """What scores depend on, as JSON: settings but those of JUDGE_FREE, and contents in place of paths.
 
-    Of a function and of the model behind an endpoint only the name is known.
+    Of a function and of the model behind an endpoint only the name is known, of a secret the name of its variable.
     """
-    inputs = section.model_dump(mode="json", exclude={*JUDGE_FREE, "answers", "members", "settings"})
+    kept = section.model_dump(mode="json", exclude={*JUDGE_FREE, "answers", "members", "settings"})
+    inputs: dict[str, Any] = redacted_values(kept)
     if is_outside(section.kind):
-        inputs |= {"settings": dict(section.settings), "source_sha256": source_sha256(section.kind)}
+        settings = redacted_values(dict(section.settings))
+        inputs |= {"settings": settings, "source_sha256": source_sha256(section.kind)}
     if section.answers is not None:
         inputs["answers_sha256"] = file_sha256(Path(section.answers).expanduser())
     if loads_model(section):
-        found = models[inputs.pop("model")]
+        found = models[section.model or ""]
+        del inputs["model"]
         digests = [weights_digest(folder) for folder in found.folders]
         whole = digests[0] if found.base is None else digest_of(digests)
         inputs |= {"model_digest": whole, "tokenizer_digest": tokenizer_digest(found.tokenizer)}

@@ -28,6 +28,7 @@ from raydpo.judge.verdict import Judge
 from raydpo.models.balancing import KEY as BALANCING
 from raydpo.models.balancing import balancing_in
 from raydpo.models.config_file import num_embeddings
+from raydpo.redaction import redacted_values
 from raydpo.rounds.preflight import check_room, check_rounds, check_same_run
 from raydpo.rundir.rounds_folder import RoundsFolder
 from raydpo.rundir.workspace import Workspace, find_workspace
@@ -81,7 +82,7 @@ class Setup:
         check_same_run(self.layout, digests)
 
     def write_summary(self, summary: dict[str, Any]) -> None:
-        write_json(self.layout.dir / "summary.json", summary)
+        write_json(self.layout.dir / "summary.json", redacted_values(summary))
 
 
 def set_up(config: Config, judge: Judge | None, observer: Observer, *, weights: bool = True) -> Setup:

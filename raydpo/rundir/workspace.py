@@ -21,6 +21,7 @@ from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
 from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, describe_model, resolve_model
+from raydpo.redaction import redacted_values
 from raydpo.reference.identity import NO_ADAPTER, digests, reference_identity
 from raydpo.rundir.named_models import NamedModels
 
@@ -165,7 +166,7 @@ class Workspace:
             write_text(self.dir / "config.yaml", dump(self.config))
 
     def write_summary(self, summary: dict[str, Any], name: str = "summary.json") -> None:
-        write_json(self.dir / name, summary)
+        write_json(self.dir / name, redacted_values(summary))
 
 
 @contextmanager

@@ -10,7 +10,6 @@ loaded: `tell` reaches those that are there, and `greet_with` is what an actor t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Sequence
@@ -21,6 +20,7 @@ from typing import Any, Literal, TypeVar
 import cloudpickle
 
 from raydpo.errors import ResourceError, WorkerError
+from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Failure, error_of, failure_of
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
@@ -29,7 +29,7 @@ from raydpo.runtime.sessions import current
 T = TypeVar("T")
 R = TypeVar("R")
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 
 def run_pool(
