@@ -26,7 +26,8 @@ _kept: dict[str, str] = {}
 
 def keep_secret(name: str, value: str) -> None:
     """Take `value` out of text as well, though its variable `name` is not named like a secret."""
-    _kept[name] = value
+    if len(value) >= SHORTEST_SECRET:
+        _kept[name] = value
 
 
 def redacted(text: str) -> str:

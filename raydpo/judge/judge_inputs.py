@@ -16,6 +16,7 @@ from raydpo.artifacts import digest_of, file_sha256, tokenizer_digest, weights_d
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import JUDGE_FREE, KINDS, JudgeSection, kind_of
 from raydpo.errors import ConfigError
+from raydpo.judge.asked import Asked
 from raydpo.judge.verdict import Judge
 from raydpo.models.resolve import ResolvedModel, resolve_model
 from raydpo.redaction import redacted_values
@@ -31,12 +32,14 @@ class Given:
     complete: replies of a language model, if there is one.
     models: what `find_models` found; None: look now.
     use_gpu: whether there is a GPU for them.
+    tell: gets the progress of requests to a server.
     build: makes the judge of a member.
     """
 
     complete: Any
     models: Models | None
     use_gpu: bool
+    tell: Callable[[Asked], None]
     build: Callable[[JudgeSection], Judge]
 
 
@@ -54,6 +57,16 @@ def loads_model(section: JudgeSection) -> bool:
 def asks_local_model(section: JudgeSection) -> bool:
     """Whether the judge itself asks a language model that its worker loads."""
     return loads_model(section) and kind_of(section.kind).loads == "language model"
+
+
+def asks_server(section: JudgeSection) -> bool:
+    """Whether the judge, or one of its members, asks a server."""
+    return any(each.endpoint is not None for each in _judges(section))
+
+
+def runs_named_code(section: JudgeSection) -> bool:
+    """Whether the config names what runs in the judge or in one of its members, a function or a pattern: it may hang."""
+    return any(each.kind in ("function", "regex") or is_outside(each.kind) for each in _judges(section))
 
 
 def is_comparative(section: JudgeSection) -> bool:
@@ -81,6 +94,11 @@ def local_model(section: JudgeSection) -> str | None:
             "worker loads one, so nothing was loaded. Name one model, or serve the others and set their endpoint."
         )
     return models[0] if models else None
+
+
+def reply_tokens(section: JudgeSection) -> int:
+    """Longest reply of the model of `local_model`: what the judge that asks it allows, or the most of several members."""
+    return max(each.max_tokens for each in _judges(section) if asks_local_model(each))
 
 
 def find_model(name: str) -> ResolvedModel:

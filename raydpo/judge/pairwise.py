@@ -46,10 +46,10 @@ Pair = tuple[str, str]
 
 def make(section: JudgeSection, given: Given) -> Judge:
     """The judge of a section of kind pairwise. Raises ConfigError where there is nobody to ask."""
-    return Pairwise(_completer(section, given.complete), section.instruction)
+    return Pairwise(_completer(section, given), section.instruction)
 
 
-def _completer(section: JudgeSection, complete: Completer | None) -> Completer:
+def _completer(section: JudgeSection, given: Given) -> Completer:
     from raydpo.judge.endpoint import Endpoint  # which takes its words from here
 
     if section.endpoint is not None:
@@ -57,13 +57,16 @@ def _completer(section: JudgeSection, complete: Completer | None) -> Completer:
             section.endpoint,
             section.model or "",
             api_key_variable=section.api_key_variable,
-            timeout_s=section.timeout_s,
+            max_tokens=section.max_tokens,
+            timeout_s=section.request_timeout_s,
+            tell=given.tell,
         )
-    if complete is None:
+    if given.complete is None:
         raise ConfigError(
             f"judge.endpoint is missing, and no local model was handed over to ask {section.model!r}; nothing could have been "
             "compared. Set judge.endpoint to the URL of a server, or hand `complete` to build_judge."
         )
+    complete: Completer = given.complete
     return complete
 
 

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
     from raydpo.runtime.resources import Demand as Demand
+    from raydpo.runtime.said import Said as Said
     from raydpo.runtime.sessions import check_storage as check_storage
     from raydpo.runtime.sessions import count_cpus as count_cpus
     from raydpo.runtime.sessions import count_gpus as count_gpus
@@ -29,6 +30,7 @@ _HOME = {
     "Kind": "backend",
     "Pool": "pool",
     "RankContext": "gang",
+    "Said": "said",
     "check_paths": "job",
     "check_storage": "sessions",
     "count_cpus": "sessions",
@@ -44,6 +46,7 @@ __all__ = [
     "Kind",
     "Pool",
     "RankContext",
+    "Said",
     "check_paths",
     "check_storage",
     "count_cpus",

@@ -24,6 +24,7 @@ from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Failure, error_of, failure_of
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
+from raydpo.runtime.said import Said
 from raydpo.runtime.sessions import current
 
 T = TypeVar("T")
@@ -97,6 +98,13 @@ class PoolActor:
         except Exception as error:  # noqa: BLE001 - as above
             return failure_of(error)
 
+    def work_aloud(self, item: Any) -> Iterator[Any]:
+        """One item: what its worker says meanwhile, and its answer last."""
+        try:
+            yield from self._work(item)
+        except Exception as error:  # noqa: BLE001 - as above
+            yield failure_of(error)
+
 
 @dataclass
 class _Worker:
@@ -122,7 +130,8 @@ class Pool:
     """Actors that stand until `close`. Arguments and errors as in `run_pool`; actors start when there is work for them.
 
     cpus, gpus: what is reserved for each. threads: of each, by default as many as its CPUs; an actor that reserves
-    nothing shares the CPUs with those of other roles.
+    nothing shares the CPUs with those of other roles. hear: gets (index of the item, event) of what a worker has `Said`;
+    workers then answer with an iterator, whose last value is the result.
     """
 
     def __init__(
@@ -137,12 +146,14 @@ class Pool:
         threads: float | None = None,
         own_process: bool = False,
         preload: Sequence[str] = (),
+        hear: Callable[[int, Any], None] | None = None,
     ) -> None:
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
         self._actors = current().actors(num_workers, own_process=own_process, preload=preload)
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
+        self._hear = hear
         self._is_closed = False
         self._calls: dict[Any, _Worker] = {}
         self._workers: dict[int, _Worker] = {}
@@ -245,7 +256,8 @@ class Pool:
             if worker is None:  # the pool was stopped meanwhile
                 continue
             try:
-                answer = self._actors.result(call)
+                is_aloud = self._hear is not None and worker.state == "working"
+                answer = self._actors.next_event(call) if is_aloud else self._actors.result(call)
             except CallFailed as error:
                 raise WorkerError(f"{self._describe(worker)} failed: {error}") from error
             except ActorDied as error:
@@ -253,6 +265,11 @@ class Pool:
                 continue
             if isinstance(answer, Failure):
                 raise error_of(answer, self._describe(worker))
+            if isinstance(answer, Said):
+                self._calls[call] = worker
+                if self._hear is not None and worker.item is not None:
+                    self._hear(worker.item, answer.event)
+                continue
             yield worker, answer
 
     def _start_missing(self, wanted: int) -> None:
@@ -287,7 +304,12 @@ class Pool:
     def _feed(self, worker: _Worker) -> None:
         if self._queue:
             worker.item, worker.state = self._queue.popleft(), "working"
-            self._ask(worker, "work", self._items[worker.item])
+            if self._hear is None:
+                self._ask(worker, "work", self._items[worker.item])
+                return
+            item = self._items[worker.item]
+            stream = self._actors.stream(worker.actor, "work_aloud", item, max_unread=None, hang_timeout_s=0.0)
+            self._calls[stream] = worker
 
     def _bury(self, worker: _Worker, error: ActorDied) -> None:
         """A dead worker's item goes to another one, within bounds."""
