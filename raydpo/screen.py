@@ -91,7 +91,12 @@ class StageState:
         order = [name for name in _SHOWN if name in plain] or list(plain)
         if most < len(order) and most == 2 and "loss" in order and "rewards/margins" in order:
             order = ["rewards/margins", "loss"]
-        return "  ".join(f"{name.rpartition('/')[2]} {plain[name]:.4g}" for name in order[:most])
+        return "  ".join(f"{name.rpartition('/')[2]} {_figure(plain[name])}" for name in order[:most])
+
+
+def _figure(value: float) -> str:
+    """Four digits, of a count all."""
+    return f"{value:,.0f}" if abs(value) >= 1000 and value == int(value) else f"{value:.4g}"
 
 
 class _Field(ProgressColumn):

@@ -1,8 +1,8 @@
 """What a judge's actor does with a batch of rows: their verdicts, and on the way how far it is.
 
 Comes in: a section of the config and the models that were found for it. Goes out: the callable that the pool asks.
-Decision: the judge works in the main thread, where a deadline can end it and a stack shows it; only one that asks a server,
-which does nothing but wait, works beside a main thread that passes on what it says.
+Decision: the judge works in the main thread, where a deadline can end it and a stack shows it; only one that does nothing but
+ask a server works beside a main thread that passes on what it says. Price: an ensemble of both says it after each batch.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from raydpo.config.round_sections import JudgeSection
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.asked import EVERY_S, Judged
 from raydpo.judge.build import build_judge
-from raydpo.judge.judge_inputs import Models, asks_server, local_model, reply_tokens
+from raydpo.judge.judge_inputs import Models, asks_server, local_model, reply_tokens, runs_named_code
 from raydpo.judge.verdict import Row, Verdict, judge_row, judge_rows
 from raydpo.runtime import Said
 
@@ -37,11 +37,18 @@ def make_judge_worker(section: JudgeSection, engine: EngineSpec, models: Models)
         complete = local_completer(spec, reply_tokens(section))
     news: queue.SimpleQueue[Any] = queue.SimpleQueue()
     judge = build_judge(section, complete, models, news.put)
-    if asks_server(section):
+    if asks_server(section) and not runs_named_code(section):
         return lambda rows: _beside(news, lambda: judge_rows(judge, rows))
     if hasattr(judge, "many"):
-        return lambda rows: iter([judge_rows(judge, rows)])
+        return lambda rows: _and_then_said(news, judge_rows(judge, rows))
     return lambda rows: _one_by_one(lambda row: judge_row(judge, *row), rows)
+
+
+def _and_then_said(news: queue.SimpleQueue[Any], verdicts: list[Verdict]) -> News:
+    """What was said about `verdicts`, which are there already."""
+    while not news.empty():
+        yield Said(news.get())
+    yield verdicts
 
 
 def _one_by_one(judged: Callable[[Row], Verdict], rows: Sequence[Row]) -> News:

@@ -21,10 +21,11 @@ from raydpo.driver.judge_worker import make_judge_worker
 from raydpo.errors import JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.deadline import OutOfTime, within
-from raydpo.judge.judge_inputs import Models, find_models, inputs_of, is_comparative, runs_named_code
+from raydpo.judge.judge_inputs import Models, find_models, inputs_of, is_comparative, runs_named_code, shows_marks
+from raydpo.judge.pairwise import looks_like_marks
 from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows
 from raydpo.rundir.piece import Piece
-from raydpo.schema.events import Observer, StageDone, StageStarted, ignore
+from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
 from raydpo.schema.samples import Sample
 
 
@@ -140,9 +141,26 @@ class Judging:
             if num_failed > self.max_failed_fraction * num_rows:
                 break  # the others cannot make it good
         failed = self._failed(piece, len(lots), num_rows)
-        piece.commit({"failed": failed})
+        piece.commit({"failed": failed, **self._marks(lots, observer)})
         again = f", {progress.num_again} requests sent again" * bool(progress.num_again)
         observer(StageDone("judge", f"{num_rows} prompts" + (f", {failed} failed" if failed else "") + again))
+
+    def _marks(self, lots: Sequence[Sequence[Row]], observer: Observer) -> dict[str, int]:
+        """How many answers speak to a judge that is a language model; said where there are any."""
+        if self._judge is not None or self._section is None or not shows_marks(self._section):
+            return {}
+        answers = [answer for lot in lots for _, answers in lot for answer in answers]
+        number = sum(map(looks_like_marks, answers))
+        if number:
+            observer(
+                Note(
+                    "warning",
+                    f"judge: {number:,} of {len(answers):,} answers hold text that looks like the marks of the question, or "
+                    "tells the judge what to reply. They were shown between marks that no answer can know, and judged as text; "
+                    "a policy whose answers do that more and more learns to persuade the judge",
+                )
+            )
+        return {"answers_with_marks": number}
 
     def _failed(self, piece: Piece, num_lots: int, num_rows: int) -> int:
         """How many rows failed. Too many: forget the parts that hold them, so that the same command asks again."""

@@ -14,6 +14,7 @@ from raydpo.errors import DataError
 from raydpo.generate.engine import Engine, EngineSpec
 from raydpo.generate.make_engine import make_engine
 from raydpo.models.pretrained import load_tokenizer
+from raydpo.models.quoted_text import quoted
 from raydpo.schema.samples import Sample, Sampling
 
 Messages = list[dict[str, str]]
@@ -22,12 +23,14 @@ Messages = list[dict[str, str]]
 def local_completer(spec: EngineSpec, max_tokens: int = 512) -> Callable[[Sequence[Messages]], list[str | Exception]]:
     """Load the model of `spec`; the function returned answers conversations, in order, in at most `max_tokens` tokens each.
 
-    They are written with the tokenizer's chat template; without one, contents stand one below the other.
+    They are written with the tokenizer's chat template; without one, contents stand one below the other. Control tokens that
+    contents spell are read as text.
     """
     engine, tokenizer = make_engine(replace(spec, takes_weights=False)), load_tokenizer(Path(spec.model))
     sampling = Sampling(1, max_tokens, greedy=True)
 
     def ids_of(turns: Messages) -> list[int]:
+        turns = [{**turn, "content": quoted(tokenizer, turn["content"])} for turn in turns]
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]

@@ -64,6 +64,11 @@ def asks_server(section: JudgeSection) -> bool:
     return any(each.endpoint is not None for each in _judges(section))
 
 
+def shows_marks(section: JudgeSection) -> bool:
+    """Whether the judge, or one of its members, shows answers to a language model between marks."""
+    return any(kind_of(each.kind).loads == "language model" for each in _judges(section))
+
+
 def runs_named_code(section: JudgeSection) -> bool:
     """Whether the config names what runs in the judge or in one of its members, a function or a pattern: it may hang."""
     return any(each.kind in ("function", "regex") or is_outside(each.kind) for each in _judges(section))
@@ -128,6 +133,8 @@ def inputs_of(section: JudgeSection, models: Models) -> dict[str, Any]:
     if is_outside(section.kind):
         settings = redacted_values(dict(section.settings))
         inputs |= {"settings": settings, "source_sha256": source_sha256(section.kind)}
+    if kind_of(section.kind).loads != "language model":
+        del inputs["max_tokens"]  # which came later than scores that are kept
     if section.answers is not None:
         inputs["answers_sha256"] = file_sha256(Path(section.answers).expanduser())
     if loads_model(section):
