@@ -27,7 +27,7 @@ from raydpo.runtime.failure import Failure, failure_of
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
 from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.sessions import current
-from raydpo.runtime.stacks import Stacks, offer_stacks
+from raydpo.runtime.stacks import Stacks, flight_pipe, offer_stacks
 from raydpo.runtime.stops import left_to_the_driver
 
 T = TypeVar("T")
@@ -232,7 +232,8 @@ class _Gang:
         return variables
 
     def _rank_variables(self, member: _Rank, context: RankContext) -> dict[str, str]:
-        return {
+        recorder = {"TORCH_NCCL_DEBUG_INFO_PIPE_FILE": flight_pipe(_placed(member).pid)} if self._gpus else {}
+        return recorder | {
             "RANK": str(context.rank),
             "LOCAL_RANK": _placed(member).device if self._gpus else str(context.local_rank),
             "LOCAL_WORLD_SIZE": str(context.local_size),

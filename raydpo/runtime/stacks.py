@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,8 @@ from raydpo.runtime.place import Place
 
 _NUM_FRAMES = 12
 _NOT_THEIRS = ("/ray/_private/", "/raydpo/runtime/local_actor.py", "/raydpo/runtime/fork_server.py", "<frozen runpy>")
+_RECORD_S = 5.0
+"""What NCCL, which looks once a second, gets to write its record."""
 _ANSWER_S = 30.0
 """How long a rank may take to write its stack: it gets no turn at once on a busy machine."""
 
@@ -30,7 +33,7 @@ _ANSWER_S = 30.0
 class Stacks:
     """A process that writes its stack to `descriptor` on SIGUSR1; -1 where that is not possible.
 
-    pulse: descriptor that holds the time of its last beat (`watch`), -1 without one.
+    pulse: descriptor that holds the time of its last beat (`silence`), -1 without one.
     """
 
     pid: int
@@ -65,6 +68,7 @@ def gather(
 
 def read_stack(stacks: Stacks) -> str:
     """On the rank's node, in another process: ask for the stack and read it."""
+    ask_flight_recorder(stacks.pid)
     path = Path(f"/proc/{stacks.pid}/fd/{stacks.descriptor}")
     before = ""
     with suppress(OSError):
@@ -77,6 +81,22 @@ def read_stack(stacks: Stacks) -> str:
                 return innermost_frames(text)
             before = text
     return ""
+
+
+def flight_pipe(pid: int) -> str:
+    """What NCCL puts its rank and ".pipe" behind, to make the pipe through which it is asked for its record."""
+    return f"/tmp/raydpo-nccl-{pid}-"
+
+
+def ask_flight_recorder(pid: int) -> None:
+    """On the rank's node: let NCCL write its last collectives where TORCH_NCCL_DEBUG_INFO_TEMP_FILE says, if it is there."""
+    pipes = glob(f"{flight_pipe(pid)}*.pipe")
+    for pipe in pipes:
+        with suppress(OSError):  # nobody reads it
+            descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            os.write(descriptor, b"1")
+            os.close(descriptor)
+    time.sleep(_RECORD_S * bool(pipes))
 
 
 def innermost_frames(dump: str, num_frames: int = _NUM_FRAMES) -> str:

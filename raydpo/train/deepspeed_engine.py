@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from raydpo.config.sections import TrainSection
 from raydpo.errors import ResumeError
 from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch
+from raydpo.train.group_timeout import give_time, group_timeout
 from raydpo.train.held_state import held, refresh, trained, whole_shape
 from raydpo.train.ranges import OPTIMIZER, named
 from raydpo.train.state_files import Fragment, SavedState, StateFile, shares, write_state
@@ -71,7 +72,8 @@ class DeepSpeedEngine:
         # A shared-memory kernel would be compiled at the first start; gloo and nccl need no compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._owns_group = not torch.distributed.is_initialized()
-        deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+        timeout = group_timeout(train.hang_timeout_s)
+        deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False, timeout=timeout)
         self.num_ranks = num_ranks
         trainable = [p for p in scoring.parameters() if p.requires_grad]
         self._optimizer = GuardedAdamW(
@@ -92,6 +94,8 @@ class DeepSpeedEngine:
             config=deepspeed_config(train, stage, dtype, num_ranks),
             dist_init_required=False,
         )
+        if self._owns_group:
+            give_time(timeout)
         self.device = self.engine.device
 
     def forward(self, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor:

@@ -41,6 +41,7 @@ from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.entry_sums import EntrySums, split_means
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
+from raydpo.train.group_timeout import record_flights
 from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
@@ -238,6 +239,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     training, activations = fit_activations(scoring, training, train)
     if train.compile:
         compile_layers(model, layout)
+    if rank.use_gpu:
+        record_flights(spec.staging.parents[1] / "nccl")
     engine = DeepSpeedEngine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
     _check_equal(engine.device, "whether answers share their prompt", layout == "packed")
     _check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)

@@ -4,14 +4,38 @@ import gc
 import os
 
 import pytest
+import torch
 
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.pipelines import train
+from raydpo.schema.events import Advanced
 from tests.pipelines.toy import Toy, config
 
 
 def num_files() -> int:
     return len(os.listdir("/proc/self/fd"))
+
+
+class Groups:
+    """Time-outs of the process groups that there are while a run trains, in seconds."""
+
+    def __init__(self) -> None:
+        self.found: set[float] = set()
+        self.number = 0
+
+    def __call__(self, event: object) -> None:
+        if isinstance(event, Advanced) and event.stage == "train":
+            groups = torch.distributed.distributed_c10d._world.pg_map
+            backends = [group._get_backend(torch.device("cpu")) for group in groups]
+            self.found |= {backend.options._timeout.total_seconds() for backend in backends}
+            self.number = len(groups)
+
+
+def test_process_groups_time_out_after_the_driver_has_spoken(toy: Toy, tmp_path):
+    groups = Groups()
+    train(config(toy, tmp_path / "run", {"train.max_steps": 1, "train.hang_timeout_s": 4000}), groups)
+    assert groups.number == 2, "torch's, and one of DeepSpeed's own"
+    assert groups.found == {2 * 4000 + 60}
 
 
 @pytest.mark.parametrize("stage", [0, 2, 3])

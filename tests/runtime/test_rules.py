@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -11,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from raydpo.errors import Cause, ConfigError, DataError, HangError, ResourceError, WorkerError
+from raydpo.runtime import stacks
 from raydpo.runtime.failure import Death, Failure, failure_of
 from raydpo.runtime.job import check_paths, in_ray_job
 from raydpo.runtime.rank_failures import RankFailure, verdict
@@ -164,6 +166,21 @@ def test_an_exception_that_cannot_be_pickled_keeps_its_text() -> None:
     failure = failure_of(Odd(1, 2))
     assert failure.error is None
     assert failure.summary == "Odd: 1 2"
+
+
+def test_a_flight_recorder_is_asked_through_its_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As NCCL makes it: the prefix, a rank, .pipe. A pipe that nobody reads holds nobody up."""
+    monkeypatch.setattr(stacks, "flight_pipe", lambda pid: f"{tmp_path}/{pid}-")
+    monkeypatch.setattr(stacks, "_RECORD_S", 0.0)
+    for name in ("7-0.pipe", "7-1.pipe", "8-0.pipe"):
+        os.mkfifo(tmp_path / name)
+    readers = {name: os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK) for name in ("7-0.pipe", "8-0.pipe")}
+    try:
+        stacks.ask_flight_recorder(7)
+        assert [os.read(reader, 8) for reader in readers.values()] == [b"1", b""]
+    finally:
+        for reader in readers.values():
+            os.close(reader)
 
 
 def test_the_innermost_frames_are_those_of_the_main_thread() -> None:

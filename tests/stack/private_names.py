@@ -146,6 +146,7 @@ _RAYLET, _GCS = "ray/core/src/ray/raylet/raylet", "ray/core/src/ray/gcs/gcs_serv
 _PUSH = "weights of a LoRA run that are pushed to generators would be wrong or missing"
 _MERGING = "an adapter whose file lacks tensors would be loaded as if it were whole"
 _KILLED = "a worker that was killed would be reported in Ray's words, without what it means"
+_EARLY = "torch's own time-out would end a hanging run before the driver says which rank hangs"
 _CAUSES = "a death would be taken for one of another kind, and a run restarted, or ended, for the wrong reason"
 _VLLM_LOADS = "vLLM would go on sampling from the weights of the round before"
 _STATE = "a checkpoint would lack a part of the training state, or put it in the wrong place"
@@ -224,6 +225,10 @@ PRIVATE: tuple[Row, ...] = (
         "ranges",
         "a profile would have no ranges of steps, waiting and the optimizer",
         "torch.autograd._profiler_enabled",
+    ),
+    Attribute("torch", "_world", "group_timeout", _EARLY, "torch.distributed.distributed_c10d._world"),
+    Attribute(
+        "torch", "_set_pg_timeout", "group_timeout", _EARLY, "torch.distributed.distributed_c10d._set_pg_timeout"
     ),
     Attribute("torch", "_python_dispatch", "memory", _LAYERS, "torch.utils._python_dispatch.TorchDispatchMode"),
     Attribute("torch", "_pytree", "memory", _LAYERS, "torch.utils._pytree.tree_iter"),
