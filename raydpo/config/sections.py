@@ -156,11 +156,14 @@ class ReferenceSection(Section):
     gpus_per_worker: Annotated[float, FREE] = Field(default=0, ge=0)
     """GPUs reserved for one reference worker."""
     tokens_per_batch: Annotated[int, FREE] = Field(default=8192, ge=1)
-    """Tokens of one forward, padding included. A longer row gets a forward of its own."""
+    """Tokens of one forward, padding included. A longer row gets a forward of its own; what does not fit into memory is done
+    in halves."""
     rows_per_shard: Annotated[int, FREE] = Field(default=512, ge=1)
     """Rows of one shard: what a killed run loses at most, per worker."""
+    hang_timeout_s: Annotated[float, FREE] = Field(default=1800, gt=0)
+    """End a worker that finished no batch for this long, and give its shard to another one."""
     max_retries: Annotated[int, FREE] = Field(default=2, ge=0)
-    """How often a shard is given to another worker after its worker died."""
+    """How often a shard is given to another worker after its worker died or hung."""
     sync_every: int | None = Field(default=None, ge=1)
     """Optimizer steps between two updates of the reference from the policy (TR-DPO; 512 in the paper). At each there is
     a checkpoint, and the rows of the steps up to the next one are scored again. Rewards are measured from the current

@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from raydpo import runtime
 from raydpo.config import Config
+from raydpo.config.sections import TrainSection
 from raydpo.rundir.workspace import Workspace
 
 T = TypeVar("T")
@@ -40,6 +41,15 @@ def actor_session(workspace: Workspace, *roles: str) -> AbstractContextManager[A
         section = getattr(workspace.config, role)
         demands.append(runtime.Demand(role, section.num_workers, section.cpus_per_worker, section.gpus_per_worker))
     return session_of(workspace.config, demands)
+
+
+def trainer_limits(train: TrainSection) -> dict[str, Any]:
+    """CPUs and deadline of a pool that does a piece of work for the trainers."""
+    return {
+        "cpus": train.cpus_per_worker,
+        "hang_timeout_s": train.hang_timeout_s,
+        "hang_key": "train.hang_timeout_s",
+    }
 
 
 def trainer_ranks(

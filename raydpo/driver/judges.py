@@ -88,6 +88,8 @@ class Judging:
                 threads=section.cpus_per_worker,
                 gpus=section.gpus_per_worker,
                 max_retries=section.max_retries,
+                hang_timeout_s=section.hang_timeout_s,
+                hang_key="judge.hang_timeout_s",
                 own_process=bool(self._models) and self._engine.engine != "transformers",
                 preload=self._libraries(),
             )

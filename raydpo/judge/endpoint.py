@@ -22,6 +22,7 @@ from urllib.parse import urlsplit
 
 from raydpo.errors import ConfigError, WorkerError
 from raydpo.judge.pairwise import Messages
+from raydpo.schema.pulse import beat
 
 NUM_THREADS = 8
 NUM_TRIES = 5
@@ -84,6 +85,7 @@ class Endpoint:
         body = json.dumps({"model": self.model, "messages": messages, "temperature": 0}).encode()
         wait_s = self.first_wait_s
         for number in itertools.count(1):
+            beat()
             try:
                 reply: str | Exception = self._post(body)
             except _Passing as error:

@@ -91,7 +91,7 @@ class Actors(Protocol):
         ...
 
     def silences_s(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, float]:
-        """Seconds since the last beat of each (`watch`), those that do not answer left out."""
+        """Seconds since the last beat of each (`silence`), those that do not answer left out."""
         ...
 
     def free(self) -> str:

@@ -9,9 +9,11 @@ hang cannot be ended; after the deadline it prints where it is.
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import pickle
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -20,6 +22,9 @@ from raydpo.runtime.place import Place
 from raydpo.runtime.process_state import ProcessState
 from raydpo.runtime.stacks import Stacks
 from raydpo.schema.pulse import listen
+
+_SLACK = 0.05
+"""Part of the deadline within which a second beat changes nothing: setting the alarm again starts a thread."""
 
 
 class _Here:
@@ -128,7 +133,13 @@ def _alarm(hang_timeout_s: float | None) -> Iterator[None]:
         yield
         return
 
+    set_at_s = -math.inf
+
     def set_again() -> None:
+        nonlocal set_at_s
+        if time.monotonic() - set_at_s < hang_timeout_s * _SLACK:
+            return
+        set_at_s = time.monotonic()
         with suppress(ValueError, AttributeError, OSError):  # no stream with a descriptor, no alarm
             faulthandler.dump_traceback_later(hang_timeout_s, file=sys.__stderr__ or sys.stderr)
 

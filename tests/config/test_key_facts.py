@@ -16,7 +16,7 @@ FREE_IN_TRAINING = """
     run.runtime run.runtime_in_process
     run.stop_grace_s
     reference.cache_dir reference.num_workers reference.cpus_per_worker reference.gpus_per_worker reference.rows_per_shard
-    reference.tokens_per_batch reference.max_retries train.cpus_per_worker train.tokens_per_microbatch
+    reference.tokens_per_batch reference.max_retries reference.hang_timeout_s train.cpus_per_worker train.tokens_per_microbatch
     train.activation_memory_gb train.eval_every train.save_every train.save_every_minutes train.keep_checkpoints
     train.best_metric train.export
     train.verify_export
@@ -27,7 +27,7 @@ FREE_IN_TRAINING = """
 FREE_IN_ROUNDS = """
     rounds.prompts rounds.eval_prompts rounds.num_rounds rounds.min_mean_score rounds.min_win_rate rounds.max_kl_nats
     rounds.max_length_drift rounds.max_duplicate_share rounds.min_distinct_2 generate.num_workers generate.cpus_per_worker
-    generate.gpus_per_worker generate.max_retries
+    generate.gpus_per_worker generate.max_retries generate.hang_timeout_s
 """
 DECIDE = """
     run.seed model.dtype model.attention data.format data.columns data.ignore
@@ -71,7 +71,8 @@ def test_kinds_of_judges_and_their_keys() -> None:
         "pairwise": (("model",), ("endpoint", "api_key_variable", "instruction", "timeout_s")),
         "ensemble": (("members",), ()),
     }
-    of_pool = {"num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "max_failed_fraction"}
+    of_pool = {"num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "hang_timeout_s"}
+    of_pool |= {"max_failed_fraction"}
     assert of_pool | {"timeout_s", "tokens_per_batch", "api_key_variable"} == JUDGE_FREE
     assert {key for key, fact in keys_that(JudgeSection) if fact.is_of_pool} == of_pool
     assert {key for key, fact in keys_that(JudgeSection) if fact.is_of_actors} == of_pool - {"max_failed_fraction"}
