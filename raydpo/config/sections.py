@@ -218,8 +218,10 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    num_workers: Annotated[int, FREE] = Field(default=1, ge=1)
-    """Trainer ranks. A run may go on with another number of them."""
+    num_workers: Annotated[int | dict[Literal["min", "max"], int], FREE] = 1
+    """Trainer ranks. A run may go on with another number of them. {min: 1, max: 4}: as many as there is room for, at a start
+    and after each loss of one; where a node joins later, more from the next checkpoint on. The examples of each step are the
+    same."""
     cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
     """CPUs reserved for one rank; also its number of threads."""
     gpus_per_worker: float = Field(default=0, ge=0)
@@ -296,10 +298,24 @@ class TrainSection(Section):
     sinks: Annotated[tuple[str, ...], BeforeValidator(one_or_many), SINKS, FREE] = ("jsonl", "tensorboard")
     """Where metrics go. jsonl: `metrics.jsonl`, always there, because a run that goes on reads it. tensorboard: events in
     `tensorboard/`. package.module:name is a sink of your own (docs/extend.md)."""
+    max_failures: Annotated[int, FREE] = Field(default=3, ge=0)
+    """Deaths of ranks that the run survives since its last checkpoint: ranks start anew and go on from there. The same
+    step that dies twice of the same cause ends the run. 0: the first death ends it."""
+    max_preemptions: Annotated[int | None, FREE] = Field(default=None, ge=0)
+    """The same for machines that were taken away with notice (preempted, drained). null: any number."""
     hang_timeout_s: Annotated[float, FREE] = Field(default=1800, gt=0)
     """Stop and name the ranks that reported nothing for this long."""
 
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """Fewest and most ranks."""
+        wanted = self.num_workers
+        return (wanted, wanted) if isinstance(wanted, int) else (wanted.get("min", 0), wanted.get("max", 0))
+
     def clashes(self) -> Iterator[str]:
+        least, most = self.ranks
+        if not 1 <= least <= most:
+            yield f"num_workers: {self.num_workers}; allowed: a number from 1 on, or {{min: 1, max: 4}} with min from 1 to max"
         if "jsonl" not in self.sinks:
             yield (
                 "sinks without jsonl: metrics.jsonl is written in any case, because a run that goes on reads it; "

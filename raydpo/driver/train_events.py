@@ -14,9 +14,11 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from raydpo.artifacts import ExampleTable
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.driver.export_proof import prove
+from raydpo.driver.healing import Budget
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import Sinks, Watch
@@ -27,6 +29,7 @@ from raydpo.rundir.resume import Checkpoint, Plan
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageDone
 from raydpo.schema.rank_events import (
+    Alive,
     Evaluated,
     Finished,
     Noted,
@@ -65,6 +68,10 @@ class Driver:
         self.reference, self.observer = reference, observer
         self.tokens_per_microbatch = workspace.config.train.tokens_per_microbatch
         self.profiled: Path | None = None
+        train = workspace.config.train
+        self.budget = Budget(train.max_failures, train.max_preemptions)
+        self.num_ranks: int | None = None
+        self.has_finished = False
         self.last: Checkpoint | None = plan.checkpoint
         self.moved: list[str] = list(self.last.meta.get("moved", [])) if self.last else []
         self._note_moves()
@@ -83,7 +90,16 @@ class Driver:
         self.skipped: int = int(meta.get("skipped_steps", 0))
         self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
         self._last_skipped = (0, 0)  # step, and how many in a row up to it
+        self.in_work = self.step + 1
         self._record_sync()
+
+    def rows_in_work(self) -> str:
+        """Where the examples of the step in work were read from."""
+        table, order = ExampleTable.open(self.workspace.data, "train"), self.references.order
+        sources = [table.source(int(example)) for example in order.examples(self.in_work - 1)]
+        return ", ".join(sources[:_SHOWN_ROWS]) + f" and {len(sources) - _SHOWN_ROWS} more" * (
+            len(sources) > _SHOWN_ROWS
+        )
 
     def _note_moves(self) -> None:
         """Say what another version or layout goes on here, and keep it for the summary."""
@@ -114,7 +130,7 @@ class Driver:
 
     @property
     def is_over(self) -> bool:
-        return self.last is not None and bool(self.last.reason)
+        return self.has_finished or (self.last is not None and bool(self.last.reason))
 
     @property
     def skipped_in_a_row(self) -> int:
@@ -164,6 +180,8 @@ class Driver:
         )
 
     def handle(self, event: TrainEvent) -> None:
+        if isinstance(event, Stepped | Alive | Skipped):
+            self.in_work = max(self.in_work, event.step + 1)
         match event:
             case Stepped(step, metrics):
                 self._log(step, metrics)
@@ -185,8 +203,10 @@ class Driver:
                 self._skipped(step, loss, grad_norm, sources)
             case Staged():
                 self.last = commit_checkpoint(event, self.workspace.checkpoints, self._meta())
+                self.budget.refill()
                 retain(self.workspace.checkpoints, self.workspace.config.train.keep_checkpoints, self._metric)
             case Finished(step, reason):
+                self.has_finished = True
                 self.observer(StageDone("train", f"{step} steps, {reason}"))
             case WeightsPart() | PolicyProbe() if self.receive is not None:
                 self.receive(event)
@@ -268,4 +288,5 @@ class Driver:
         return merged
 
 
+_SHOWN_ROWS = 8
 _SHOWN = ("eval/loss", "eval/rewards/margins", "eval/rewards/accuracies", "eval/rewards/ties")

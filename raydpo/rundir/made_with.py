@@ -19,7 +19,8 @@ KEYS = ("num_workers", "zero_stage", "offload_optimizer", "offload_parameters")
 
 def made_with(config: Config) -> dict[str, Any]:
     """Versions and layout of a training now, by the name that a person knows."""
-    return {name: version(name) for name in LIBRARIES} | {f"train.{key}": getattr(config.train, key) for key in KEYS}
+    train = config.train.model_dump(mode="json")
+    return {name: version(name) for name in LIBRARIES} | {f"train.{key}": train[key] for key in KEYS}
 
 
 def moved(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[str]:
