@@ -1,7 +1,7 @@
 """The command line: verbs to pipelines, errors to exit codes.
 
 In: argv. Out: human text on stdout; with --json the text goes to stderr and the last line of stdout is the summary.
-Exit codes: 0 done, 2 something the user can fix (all problems, no traceback), 1 other failures, 130 Ctrl-C.
+Exit codes: 0 done, 2 something the user can fix (all problems, no traceback), 1 other failures, 130 Ctrl-C, 143 SIGTERM.
 Decision: torch, ray and arrow are imported by the verb that needs them, after the config was found good, so that
 --help, `config` and every config error answer at once.
 """
@@ -23,7 +23,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from raydpo.errors import RaydpoError, UserError
+from raydpo.errors import RaydpoError, Stopped, UserError
 from raydpo.redaction import redacted, redacted_values
 
 if TYPE_CHECKING:
@@ -37,6 +37,7 @@ _RUN_VERBS = {
     "iterate": "on-policy rounds: sample, judge, train, repeat; the same command resumes",
 }
 
+_RESUMED = ("precompute", "train", "iterate")
 _FUNCTIONS = {"iterate": "run_rounds"}
 _MOST_ROWS = 10_000
 
@@ -54,14 +55,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     except RaydpoError as error:
         _complain(command, [f"{type(error).__name__}: {error}"])
         code = error.exit_code
-    except KeyboardInterrupt:
-        again = (
-            " The same command goes on from what was committed."
-            if args.verb in ("precompute", "train", "iterate")
-            else ""
-        )
-        _complain(command, [f"stopped by Ctrl-C.{again}"])
-        code = 130
+    except KeyboardInterrupt as error:
+        again = " The same command goes on from what was committed." if args.verb in _RESUMED else ""
+        _complain(command, [f"{error if isinstance(error, Stopped) else 'stopped by Ctrl-C.'}{again}"])
+        code = error.exit_code if isinstance(error, Stopped) else 130
     except BrokenPipeError:  # `raydpo config schema | head`: the reader has what it wanted
         _silence_stdout()
         code = 1

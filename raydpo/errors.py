@@ -16,6 +16,7 @@
     +-- WorkerError            an actor died or raised; says which one and of what
         +-- HangError          ranks that stopped reporting within the deadline
         +-- OutOfMemoryError   a micro-batch did not fit into the memory of a rank
+    Stopped (KeyboardInterrupt) a signal asked the run to end, and it did: 143 for SIGTERM, 130 for SIGINT
 
 How to add one: derive from the closest class, pass only a message (and problems) to `__init__`, so that the
 exception survives pickling between processes (tests/test_errors.py tries each).
@@ -26,6 +27,8 @@ happened and what to do; whoever prints adds nothing.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from enum import StrEnum
+from signal import SIGINT, Signals
 
 from raydpo.redaction import redacted
 
@@ -97,20 +100,103 @@ class NonFiniteError(RaydpoError):
     """Loss or gradient was not finite in too many steps in a row."""
 
 
+class Cause(StrEnum):
+    """Why an actor did not do its work, for whoever decides what happens next. The values are words for people."""
+
+    RAISED = "raised"
+    """Its code raised an exception; the same work would raise it again."""
+    DID_NOT_FIT = "did not fit into memory"
+    """Its code was refused an allocation, and said so."""
+    HUNG = "hung"
+    """It said nothing within the deadline."""
+    KILLED = "killed by a signal"
+    """Its process is gone without an exception; on Ray also by `os._exit`, which Ray cannot tell apart."""
+    EXITED = "exited"
+    """Its process ended by itself, with an exit code."""
+    OUT_OF_HOST_MEMORY = "killed for the memory of its host"
+    """Its process was chosen, because the machine ran out of memory."""
+    NODE_DIED = "node died"
+    """The machine, or the raylet on it, is gone."""
+    PREEMPTED = "preempted"
+    """The machine was taken away with notice: preempted, drained or shut down in order."""
+    OWNER_DIED = "owner died"
+    """The raylet of the driver's own node is gone: nothing can be started from this process any more."""
+    UNREACHABLE = "unreachable"
+    """A connection was lost, and nothing tells of what."""
+    ENDED = "ended by the driver"
+    """The run ended it, while there was work for it."""
+    UNKNOWN = "unknown"
+    """The runtime gave a reason that is none of these."""
+
+    @property
+    def is_preemption(self) -> bool:
+        return self is Cause.PREEMPTED
+
+    @property
+    def is_user_error(self) -> bool:
+        """Whether code of the role raised: another try would raise again."""
+        return self is Cause.RAISED
+
+    @property
+    def is_loss(self) -> bool:
+        """Whether a process, machine or connection was lost, and others started from this driver may do the work."""
+        return self in _LOSSES
+
+
+_LOSSES = frozenset(
+    {
+        Cause.KILLED,
+        Cause.EXITED,
+        Cause.OUT_OF_HOST_MEMORY,
+        Cause.NODE_DIED,
+        Cause.PREEMPTED,
+        Cause.UNREACHABLE,
+        Cause.UNKNOWN,
+    }
+)
+
+
 class WorkerError(RaydpoError):
-    """An actor died or raised. The message names it and the cause."""
+    """An actor died or raised. The message names it and the cause; `cause` is for code that decides.
+
+    rank: of a gang, where one is to blame; None in a pool.
+    """
+
+    def __init__(self, message: str, cause: Cause = Cause.RAISED, rank: int | None = None) -> None:
+        super().__init__(message)
+        self.cause, self.rank = cause, rank
 
 
 class HangError(WorkerError):
     """One or more ranks stopped reporting within the deadline."""
+
+    def __init__(self, message: str, cause: Cause = Cause.HUNG, rank: int | None = None) -> None:
+        super().__init__(message, cause, rank)
 
 
 class OutOfMemoryError(WorkerError):
     """A micro-batch did not fit. `smaller`: tokens of micro-batches worth a try; 0 when it held one example only."""
 
     def __init__(self, message: str, smaller: int = 0) -> None:
-        super().__init__(message, smaller)
+        super().__init__(message, Cause.DID_NOT_FIT)
         self.smaller = smaller
 
+
+class Stopped(KeyboardInterrupt):
+    """A signal asked the run to end, and it did. Not an Exception, so that nothing takes it for a failure.
+
+    signum: the signal. committed: what is safe, as a sentence; empty where nobody could say.
+    """
+
+    def __init__(self, signum: int, committed: str = "") -> None:
+        super().__init__(signum, committed)
+        self.signum, self.committed = signum, committed
+
+    @property
+    def exit_code(self) -> int:
+        """As a shell names a process that a signal ended: 143 for SIGTERM, 130 for SIGINT."""
+        return 128 + self.signum
+
     def __str__(self) -> str:
-        return str(self.args[0])
+        name = "Ctrl-C" if self.signum == SIGINT else Signals(self.signum).name
+        return f"stopped by {name}. {self.committed}".rstrip()

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from raydpo.artifacts import ExampleWriter
-from raydpo.schema import row_key
+from raydpo.schema.rows import row_key
 
 Ids = list[int]
 Mask = list[bool] | None

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from raydpo import errors
-from raydpo.errors import RaydpoError, UserError
+from raydpo.errors import Cause, RaydpoError, UserError, WorkerError
 
 
 def tree(root: type[RaydpoError]) -> Iterator[type[RaydpoError]]:
@@ -34,6 +34,15 @@ def test_survives_pickle(kind: type[RaydpoError]) -> None:
         assert type(copy) is kind
         assert str(copy) == str(error) == "one sentence."
         assert copy.exit_code == (2 if issubclass(kind, UserError) else 1)
+
+
+def test_what_code_decides_by_survives_pickle() -> None:
+    error = WorkerError("one sentence.", Cause.PREEMPTED, 3)
+    copy = pickle.loads(pickle.dumps(error))
+    assert (str(copy), copy.cause, copy.rank) == ("one sentence.", Cause.PREEMPTED, 3)
+    assert copy.cause.is_preemption
+    short = pickle.loads(pickle.dumps(errors.OutOfMemoryError("too long.", smaller=128)))
+    assert (str(short), short.smaller, short.cause) == ("too long.", 128, Cause.DID_NOT_FIT)
 
 
 @pytest.mark.parametrize("kind", [c for c in CLASSES if issubclass(c, UserError)], ids=lambda c: c.__name__)

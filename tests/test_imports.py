@@ -61,7 +61,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Toy:
 
 
 def test_the_probe_sees_heavy_modules(tmp_path: Path) -> None:
-    assert "pyarrow" in modules_after("import raydpo.schema", tmp_path)
+    assert "pyarrow" in modules_after("import raydpo.schema.rows", tmp_path)
 
 
 TORCH = {"torch", "ray", "deepspeed", "peft"}

@@ -19,7 +19,7 @@ from raydpo.artifacts.arrow import ShardRecord, read_shard, write_shard
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import write_json
 from raydpo.errors import IntegrityError
-from raydpo.schema import EXAMPLES, MASKED_EXAMPLES
+from raydpo.schema.rows import EXAMPLES, MASKED_EXAMPLES
 
 Masks = Sequence[np.ndarray | Sequence[bool] | None]
 """Of each answer: which of its tokens the loss covers, None for all."""

@@ -24,7 +24,7 @@ from raydpo.artifacts.arrow import ShardRecord, hashed_name, read_shard, write_s
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import crash_point, write_json
 from raydpo.errors import IntegrityError, UserError
-from raydpo.schema import KEY_LENGTH, LOGPROBS
+from raydpo.schema.rows import KEY_LENGTH, LOGPROBS
 
 IDENTITY = "identity.json"
 

@@ -39,8 +39,8 @@ class ReadWith:
 class Key:
     """Facts of one key; the defaults are those of a key that decides numbers and is always read.
 
-    free: runs that may go on with another value, because it changes no number, or because the digest of what it leads
-        to is compared instead. On a whole section it holds for all its keys.
+    free: runs that may go on with another value, because it changes no number or only the order of a sum, or because the
+        digest of what it leads to is compared instead. On a whole section it holds for all its keys.
     read_with: see `ReadWith`.
     looks_at_eval_prompts: a bound on what an evaluation of rounds measures.
     needed_by, read_by: kinds of judge that must or may have it; neither: every kind. Only in `judge`, as all that

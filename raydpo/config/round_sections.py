@@ -42,7 +42,9 @@ class GenerateSection(Section):
     """Prompts that a generator takes at a time: what its death loses at most. They are sampled as one batch, so with
     another number the same seed gives other answers."""
     max_retries: Annotated[int, FREE_IN_ROUNDS] = Field(default=2, ge=0)
-    """How often prompts are given to another generator after theirs died."""
+    """How often prompts are given to another generator after theirs died or hung."""
+    hang_timeout_s: Annotated[float, FREE_IN_ROUNDS] = Field(default=1800, gt=0)
+    """End a generator that gave no sign of life (a token, a batch) for this long, and give its prompts to another one."""
 
 
 OF_ACTORS = Key(changes_score=False, is_of_pool=True, is_of_actors=True)
@@ -141,7 +143,10 @@ class JudgeSection(Section):
     gpus_per_worker: Annotated[float, OF_ACTORS] = Field(default=0, ge=0)
     """GPUs of one judge actor."""
     max_retries: Annotated[int, OF_ACTORS] = Field(default=2, ge=0)
-    """How often rows are given to another judge actor after theirs died."""
+    """How often rows are given to another judge actor after theirs died or hung."""
+    hang_timeout_s: Annotated[float, OF_ACTORS] = Field(default=1800, gt=0)
+    """End a judge actor that gave no sign of life (a row, a request, a batch) for this long, and give its rows to another
+    one."""
     max_failed_fraction: Annotated[float, Key(changes_score=False, is_of_pool=True)] = Field(default=0.02, ge=0, le=1)
     """Stop the round when the judge failed on more than this share of the prompts."""
 

@@ -44,6 +44,10 @@ class RunSection(Section):
     numbers. `--local` is short for it."""
     runtime_in_process: Annotated[bool, FREE] = True
     """Of `runtime: local`: false runs a role of one worker in a process of its own too, which can be killed alone."""
+    stop_grace_s: Annotated[float, FREE] = Field(default=25, gt=0)
+    """Seconds that a run has, after SIGTERM or Ctrl-C, to reach the next boundary of its work and commit it. What takes
+    longer, and a second signal, ends it at once; what was committed before is safe. Less than what your scheduler waits
+    before it kills (Kubernetes 30 s, Slurm 30 s)."""
 
 
 class ModelSection(Section):
@@ -152,11 +156,14 @@ class ReferenceSection(Section):
     gpus_per_worker: Annotated[float, FREE] = Field(default=0, ge=0)
     """GPUs reserved for one reference worker."""
     tokens_per_batch: Annotated[int, FREE] = Field(default=8192, ge=1)
-    """Tokens of one forward, padding included. A longer row gets a forward of its own."""
+    """Tokens of one forward, padding included. A longer row gets a forward of its own; what does not fit into memory is done
+    in halves."""
     rows_per_shard: Annotated[int, FREE] = Field(default=512, ge=1)
     """Rows of one shard: what a killed run loses at most, per worker."""
+    hang_timeout_s: Annotated[float, FREE] = Field(default=1800, gt=0)
+    """End a worker that finished no batch for this long, and give its shard to another one."""
     max_retries: Annotated[int, FREE] = Field(default=2, ge=0)
-    """How often a shard is given to another worker after its worker died."""
+    """How often a shard is given to another worker after its worker died or hung."""
     sync_every: int | None = Field(default=None, ge=1)
     """Optimizer steps between two updates of the reference from the policy (TR-DPO; 512 in the paper). At each there is
     a checkpoint, and the rows of the steps up to the next one are scored again. Rewards are measured from the current
@@ -211,8 +218,10 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    num_workers: int = Field(default=1, ge=1)
-    """Trainer ranks."""
+    num_workers: Annotated[int | dict[Literal["min", "max"], int], FREE] = 1
+    """Trainer ranks. A run may go on with another number of them. {min: 1, max: 4}: as many as there is room for, at a start
+    and after each loss of one; where a node joins later, more from the next checkpoint on. The examples of each step are the
+    same."""
     cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
     """CPUs reserved for one rank; also its number of threads."""
     gpus_per_worker: float = Field(default=0, ge=0)
@@ -241,11 +250,12 @@ class TrainSection(Section):
     """AdamW beta2."""
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip the global gradient norm to this. 0: no clipping."""
-    zero_stage: Literal[0, 1, 2, 3] = 2
-    """DeepSpeed ZeRO stage. 0 in bfloat16 runs as 1, which is where the fp32 master weights are."""
-    offload_optimizer: bool = False
+    zero_stage: Annotated[Literal[0, 1, 2, 3], FREE] = 2
+    """DeepSpeed ZeRO stage. 0 in bfloat16 runs as 1, which is where the fp32 master weights are. A run may go on with
+    another one."""
+    offload_optimizer: Annotated[bool, FREE] = False
     """Keep the optimizer state in CPU memory (ZeRO 1, 2, 3)."""
-    offload_parameters: bool = False
+    offload_parameters: Annotated[bool, FREE] = False
     """Keep the parameters in CPU memory between uses (ZeRO 3)."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every layer in the backward pass: less memory, about a third more time."""
@@ -266,7 +276,9 @@ class TrainSection(Section):
     eval_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
     """Steps between evaluations; there is always one before the first and one after the last step."""
     save_every: Annotated[int | None, FREE] = Field(default=None, ge=1)
-    """Steps between checkpoints; there is always one after the last step."""
+    """Steps between checkpoints, besides those by time; there is always one after the last step."""
+    save_every_minutes: Annotated[float | None, FREE] = Field(default=15, gt=0)
+    """Minutes between checkpoints: so much work is lost at most when a machine dies. null: by steps alone."""
     keep_checkpoints: Annotated[int, FREE] = Field(default=2, ge=1)
     """Newest checkpoints kept; the best one is kept as well."""
     best_metric: Annotated[Literal["eval/rewards/margins", "eval/rewards/accuracies", "eval/loss"] | None, FREE] = None
@@ -286,10 +298,24 @@ class TrainSection(Section):
     sinks: Annotated[tuple[str, ...], BeforeValidator(one_or_many), SINKS, FREE] = ("jsonl", "tensorboard")
     """Where metrics go. jsonl: `metrics.jsonl`, always there, because a run that goes on reads it. tensorboard: events in
     `tensorboard/`. package.module:name is a sink of your own (docs/extend.md)."""
+    max_failures: Annotated[int, FREE] = Field(default=3, ge=0)
+    """Deaths of ranks that the run survives since its last checkpoint: ranks start anew and go on from there. The same
+    step that dies twice of the same cause ends the run. 0: the first death ends it."""
+    max_preemptions: Annotated[int | None, FREE] = Field(default=None, ge=0)
+    """The same for machines that were taken away with notice (preempted, drained). null: any number."""
     hang_timeout_s: Annotated[float, FREE] = Field(default=1800, gt=0)
     """Stop and name the ranks that reported nothing for this long."""
 
+    @property
+    def ranks(self) -> tuple[int, int]:
+        """Fewest and most ranks."""
+        wanted = self.num_workers
+        return (wanted, wanted) if isinstance(wanted, int) else (wanted.get("min", 0), wanted.get("max", 0))
+
     def clashes(self) -> Iterator[str]:
+        least, most = self.ranks
+        if not 1 <= least <= most:
+            yield f"num_workers: {self.num_workers}; allowed: a number from 1 on, or {{min: 1, max: 4}} with min from 1 to max"
         if "jsonl" not in self.sinks:
             yield (
                 "sinks without jsonl: metrics.jsonl is written in any case, because a run that goes on reads it; "

@@ -14,12 +14,14 @@ from typing import Any
 
 REASONS: dict[str, str] = {
     "malformed_json": "not valid JSON",
+    "too_large": "one line or row of more bytes than are read (64 MiB)",
     "malformed_csv": "more or fewer cells than the header names",
     "duplicate_key": "an object names a key twice",
     "not_an_object": "valid JSON, but not an object",
     "invalid_utf8": "bytes that are not UTF-8",
     "lone_surrogate": "half of a UTF-16 surrogate pair, which no tokenizer can read",
     "nul": "a NUL character",
+    "not_a_value": "a cell without a value that can be written down, such as a date beyond the year 9999",
     "unknown_format": "no known row layout fits the file",
     "missing_field": "a field that the format needs is absent or null",
     "not_a_string": "a field that must be text is something else",

@@ -12,19 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.data.bad_rows import BadRow
-from raydpo.data.file_bytes import DAMAGE, byte_lines, chunks, unreadable
+from raydpo.data.file_bytes import DAMAGE, MOST_LINE_BYTES, LongLine, byte_lines, chunks, unreadable
 from raydpo.data.file_signs import check_encoding
 from raydpo.errors import DataError
 
 DELIMITERS = {"csv": ",", "tsv": "\t"}
 """What separates the cells, by the kind of a file."""
 
-_LONGEST_CELL_CHARS = 1 << 30
-
 
 def cell_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] | None, BadRow | None]]:
     """(number from 1 without the header, row or None, why there is none). Raises DataError for a file without a header."""
-    csv.field_size_limit(_LONGEST_CELL_CHARS)
+    csv.field_size_limit(MOST_LINE_BYTES)
     number = 0
     try:
         check_encoding(path, next(chunks(path), b"")[:64])
@@ -43,6 +41,8 @@ def cell_rows(path: Path, delimiter: str) -> Iterator[tuple[int, dict[str, Any] 
 
 def _lines(path: Path) -> Iterator[str]:
     for number, line in enumerate(byte_lines(path)):
+        if isinstance(line, LongLine):
+            raise csv.Error(f"a line of more than {MOST_LINE_BYTES:,} bytes")
         yield (line.removeprefix(b"\xef\xbb\xbf") if not number else line).decode("utf-8", "surrogateescape") + "\n"
 
 

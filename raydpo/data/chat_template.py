@@ -80,7 +80,7 @@ def template_settings(row: Row, of_run: Mapping[str, Any]) -> Mapping[str, Any]:
     if isinstance(own, str) and own.strip():
         try:
             own = json.loads(text(own, SETTINGS))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow("malformed_json", f"{SETTINGS}: {error}") from error
     if not own:
         return of_run

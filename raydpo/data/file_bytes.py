@@ -14,7 +14,12 @@ from typing import NoReturn
 
 from raydpo.errors import DataError
 
+MOST_LINE_BYTES = 64 << 20
+"""Of one line or row: a few bytes of a packed file can be one line of gigabytes."""
+
 _CHUNK_BYTES = 1 << 20
+_PACKED_BYTES = 1 << 11  # of Zstandard, whose blocks of four bytes may stand for 128 KiB
+_SHOWN_BYTES = 1 << 10
 
 
 class Truncated(Exception):
@@ -25,18 +30,47 @@ DAMAGE = (OSError, EOFError, zlib.error, Truncated)
 """What reading a damaged file raises."""
 
 
+class LongLine(bytes):
+    """The beginning of a line that has more than `MOST_LINE_BYTES`."""
+
+
+class _Begun:
+    """A line of which the end was not met yet: its pieces, joined once."""
+
+    def __init__(self) -> None:
+        self.parts, self.size = list[bytes](), 0
+
+    def add(self, piece: bytes) -> None:
+        self.size += len(piece)
+        if self.size <= MOST_LINE_BYTES:
+            self.parts.append(piece)
+        else:
+            self.parts = [b"".join(self.parts)[:_SHOWN_BYTES] or piece[:_SHOWN_BYTES]]
+
+    def taken(self) -> bytes:
+        """The whole line; after it begins the next one."""
+        line = b"".join(self.parts)
+        line = line if self.size <= MOST_LINE_BYTES else LongLine(line)
+        self.parts, self.size = [], 0
+        return line
+
+
 def byte_lines(path: Path) -> Iterator[bytes]:
-    """Lines without their line feed; the last one counts also without it."""
-    rest, num_lines = b"", 0
+    """Lines without their line feed; the last one counts also without it. `LongLine` for one that has too many bytes."""
+    begun, num_lines = _Begun(), 0
     try:
         for chunk in chunks(path):
-            *lines, rest = (rest + chunk).split(b"\n") if b"\n" in chunk else (rest + chunk,)
-            num_lines += len(lines)
-            yield from lines
+            first, *others = chunk.split(b"\n")
+            begun.add(first)
+            if others:
+                num_lines += len(others)
+                yield begun.taken()
+                yield from others[:-1]
+                begun.add(others[-1])
     except DAMAGE as error:
         unreadable(path, f"after line {num_lines}", error)
-    if rest:
-        yield rest
+    if begun.size:
+        yield begun.taken()
 
 
 def chunks(path: Path) -> Iterator[bytes]:
@@ -54,7 +88,7 @@ def _zstd_chunks(path: Path) -> Iterator[bytes]:
 
     with path.open("rb") as stream:
         frame, begun = zstandard.ZstdDecompressor().decompressobj(), False
-        while data := stream.read(_CHUNK_BYTES):
+        while data := stream.read(_PACKED_BYTES):
             while data:
                 try:
                     begun = True

@@ -14,6 +14,7 @@ from raydpo.errors import DataError
 
 _BEGINNING_BYTES = 64
 _MOST_LINES = 2000
+_MOST_TRIED_BYTES = 16 << 20
 _WIDE = {"UTF-32": ("utf-32-le", "utf-32-be"), "UTF-16": ("utf-16-le", "utf-16-be")}
 _BOM = b"\xef\xbb\xbf"
 
@@ -52,13 +53,19 @@ def _is_written(char: str) -> bool:
 
 
 def _check_one_object_a_line(path: Path) -> None:
-    lines = list(itertools.islice(byte_lines(path), _MOST_LINES))
-    start = next((place for place, line in enumerate(lines) if line.removeprefix(_BOM).strip()), 0)
-    whole = ""
-    for number, line in enumerate(lines[start:], start=1):
+    whole, start, number, tried = "", 0, 0, 0
+    for place, line in enumerate(itertools.islice(byte_lines(path), _MOST_LINES)):
+        line = line.removeprefix(_BOM)
+        if not whole and not line.strip():
+            start = place + 1
+            continue
+        number = place + 1 - start
         try:
-            whole += line.removeprefix(_BOM).decode("utf-8") + "\n"
+            whole += line.decode("utf-8") + "\n"
         except UnicodeDecodeError:
+            return
+        tried += len(whole)
+        if tried > _MOST_TRIED_BYTES and number > 1:
             return
         if not line.rstrip().endswith((b"}", b"},")):
             continue

@@ -105,7 +105,7 @@ def tools_of(row: Row) -> list[Any] | None:
     if isinstance(tools, str) and tools.strip():
         try:
             tools = json.loads(text(tools, "tools"))
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             raise BadRow("malformed_json", f"tools: {error}") from error
     if not tools:
         return None

@@ -14,7 +14,7 @@ import numpy as np
 
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter
 from raydpo.errors import DataError
-from raydpo.schema import row_key
+from raydpo.schema.rows import row_key
 
 
 def partners(prompt_keys: np.ndarray) -> np.ndarray:

@@ -276,6 +276,8 @@ class _Preparation:
             if not more:
                 break
             seen += more
+        if not seen:
+            self.observer(Note("warning", f"{source.name} holds no rows"))
         good = [line.row for line in seen if line.row is not None]
         reader = RowReader(
             source.name,

@@ -32,7 +32,7 @@ from raydpo.data.sources import Source, find
 from raydpo.data.template import ControlTokens, Rendered, no_template, render, render_prompt
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import DataError
-from raydpo.schema import row_key
+from raydpo.schema.rows import row_key
 from raydpo.schema.samples import Conversation, Prompt
 
 _ANSWERS = ("chosen", "rejected", "completion", "label", "answers", "scores")

@@ -9,6 +9,7 @@ one. Price: about a third slower than a columnar JSON reader, which would lose t
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,16 @@ from typing import Any
 
 from raydpo.data.bad_rows import BadRow
 from raydpo.data.cells import DELIMITERS, cell_rows
-from raydpo.data.file_bytes import DAMAGE, Truncated, byte_lines, chunks, unreadable
+from raydpo.data.columns_read import TooLarge, batches_of
+from raydpo.data.file_bytes import DAMAGE, MOST_LINE_BYTES, LongLine, byte_lines, chunks, unreadable
 from raydpo.data.file_signs import check_beginning
+from raydpo.data.json_list import list_items
 
 _ROWS_PER_BATCH = 1024
 _SAMPLE_CHARS = 200
+_MOST_DEPTH = 100
+_NO_VALUE = (ValueError, OverflowError, LookupError, TypeError, AttributeError, NotImplementedError)
+"""What a cell raises that Python has no value for: text that is not UTF-8, a date beyond the year 9999, an unknown zone."""
 _TEXT_ENDINGS = {".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv"}
 
 
@@ -49,10 +55,8 @@ class Line:
 def file_rows(path: Path) -> Iterator[Line]:
     """Rows of one file, by its ending."""
     kind = kind_of(path)
-    if kind == "parquet":
-        return _columnar(path, _parquet_batches(path))
-    if kind == "arrow":
-        return _columnar(path, _arrow_batches(path))
+    if kind in ("parquet", "arrow"):
+        return _columnar(batches_of(path, kind))
     if kind == "json":
         return _json_rows(path)
     if kind in DELIMITERS:
@@ -67,7 +71,7 @@ def kind_of(path: Path) -> str | None:
         if name.endswith(packed):
             plain = name.removesuffix(packed)
             return _TEXT_ENDINGS.get(Path(plain).suffix)
-    return {**_TEXT_ENDINGS, ".parquet": "parquet", ".arrow": "arrow"}.get(path.suffix.lower())
+    return {**_TEXT_ENDINGS, ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow"}.get(path.suffix.lower())
 
 
 def dataset_rows(dataset: Any, name: str) -> Iterator[Line]:
@@ -82,6 +86,8 @@ def dataset_rows(dataset: Any, name: str) -> Iterator[Line]:
 
 def parse_line(number: int, raw: bytes) -> Line:
     """One line of JSONL. Never raises."""
+    if isinstance(raw, LongLine):
+        return Line(number, None, BadRow("too_large", f"the line has more than {MOST_LINE_BYTES:,} bytes"), raw)
     try:
         return Line(number, _parse(raw.removeprefix(b"\xef\xbb\xbf")), None, raw)
     except BadRow as bad:
@@ -109,14 +115,26 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise BadRow("malformed_json", str(error)[:200]) from error
     if not isinstance(value, dict):
         raise BadRow("not_an_object", f"the line is {type(value).__name__}, not an object")
+    if raw.count(b"{") + raw.count(b"[") > _MOST_DEPTH and _is_deeper(value, _MOST_DEPTH):
+        raise BadRow("malformed_json", "nested too deeply")
     return value
+
+
+def _is_deeper(value: Any, depth: int) -> bool:
+    """Whether `value` is nested more than `depth` levels deep. Whatever reads a row later may call itself for each level."""
+    level = [value]
+    while level and depth >= 0:
+        depth -= 1
+        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
+        level = [one for values in inner for one in values]
+    return bool(level)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     found = dict(pairs)
     if len(found) != len(pairs):
-        names = [name for name, _ in pairs]
-        twice = next(name for name in names if names.count(name) > 1)
+        names = Counter(name for name, _ in pairs)
+        twice = next(name for name in names if names[name] > 1)
         raise BadRow("duplicate_key", f"{twice[:40]!r} is there twice")
     return found
 
@@ -130,54 +148,39 @@ def _json_rows(path: Path) -> Iterator[Line]:
     if not is_list:
         yield from _json_lines(path)
         return
+    number = 0
     try:
-        rows = json.loads(b"".join(chunks(path)).decode("utf-8-sig"))
-    except (*DAMAGE, ValueError, RecursionError) as error:
-        unreadable(path, "which holds one JSON list", error)
-    for number, row in enumerate(rows, start=1):
-        if isinstance(row, dict):
-            yield Line(number, row, None)
-        else:
-            bad = BadRow("not_an_object", f"the item is {type(row).__name__}, not an object")
-            yield Line(number, None, bad, json.dumps(row)[:_SAMPLE_CHARS].encode())
+        for number, row in enumerate(list_items(chunks(path), MOST_LINE_BYTES), start=1):
+            yield _item_line(number, row)
+    except (*DAMAGE, ValueError) as error:
+        unreadable(path, f"after item {number} of the JSON list that it holds", error)
+
+
+def _item_line(number: int, row: Any) -> Line:
+    if _is_deeper(row, _MOST_DEPTH):
+        return Line(number, None, BadRow("malformed_json", "nested too deeply"), b"")
+    if isinstance(row, dict):
+        return Line(number, row, None)
+    bad = BadRow("not_an_object", f"the item is {type(row).__name__}, not an object")
+    return Line(number, None, bad, json.dumps(row)[:_SAMPLE_CHARS].encode())
 
 
 # --- columns ---------------------------------------------------------------------------------------------------
 
 
-def _parquet_batches(path: Path) -> Iterator[Any]:
-    import pyarrow.parquet as pq
-
-    with pq.ParquetFile(path, page_checksum_verification=True) as file:
-        yield from file.iter_batches(batch_size=_ROWS_PER_BATCH)
-
-
-def _arrow_batches(path: Path) -> Iterator[Any]:
-    import pyarrow as pa
-
-    with pa.OSFile(str(path), "rb") as stream:
-        if stream.read(6) == b"ARROW1":
-            file = pa.ipc.open_file(path)
-            for index in range(file.num_record_batches):
-                yield file.get_batch(index)
-            return
-        stream.seek(max(0, stream.size() - 8))
-        if stream.read(8) != b"\xff\xff\xff\xff\0\0\0\0":
-            raise Truncated("this Arrow stream has no end mark, so rows may be missing")
-        stream.seek(0)
-        yield from pa.ipc.open_stream(stream)
-
-
-def _columnar(path: Path, batches: Iterator[Any]) -> Iterator[Line]:
-    import pyarrow as pa
-
+def _columnar(batches: Iterator[Any]) -> Iterator[Line]:
     done = 0
-    try:
-        for batch in batches:
-            yield from _table_rows(batch, done + 1)
-            done += batch.num_rows
-    except (pa.ArrowException, OSError, Truncated) as error:
-        unreadable(path, f"after row {done}", error)
+    for batch in batches:
+        if isinstance(batch, TooLarge):
+            done += 1
+            yield Line(done, None, _too_large(batch.num_bytes))
+            continue
+        yield from _table_rows(batch, done + 1)
+        done += batch.num_rows
+
+
+def _too_large(num_bytes: int) -> BadRow:
+    return BadRow("too_large", f"{num_bytes:,} bytes; up to {MOST_LINE_BYTES:,} are read")
 
 
 def _table_rows(table: Any, first: int) -> Iterator[Line]:
@@ -186,13 +189,15 @@ def _table_rows(table: Any, first: int) -> Iterator[Line]:
         for number, row in enumerate(table.to_pylist(), start=first):
             yield Line(number, _without_filling(row), None)
         return
-    except UnicodeDecodeError:
+    except _NO_VALUE:
         pass
     for index in range(table.num_rows):
         try:
             yield Line(first + index, _without_filling(table.slice(index, 1).to_pylist()[0]), None)
         except UnicodeDecodeError as error:
             yield Line(first + index, None, BadRow("invalid_utf8", f"a field of the row: {error.reason}"))
+        except _NO_VALUE as error:
+            yield Line(first + index, None, BadRow("not_a_value", (str(error) or repr(error))[:200]))
 
 
 def _without_filling(row: dict[str, Any]) -> dict[str, Any]:

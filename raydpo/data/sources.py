@@ -11,6 +11,7 @@ from __future__ import annotations
 import glob
 import os
 import re
+import stat
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -18,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.digest import file_sha256
+from raydpo.data.columns_read import batches_of
 from raydpo.data.read import Line, dataset_rows, file_rows, kind_of
 from raydpo.data.splits import Parts, Role, Split, by_name, split_of
 from raydpo.errors import DataError
@@ -43,8 +45,11 @@ class FileSource:
         return printable(self.path)
 
     def digest(self) -> str:
-        """sha256 of the bytes."""
-        return file_sha256(self.path)
+        """sha256 of the bytes. Raises DataError for a file that cannot be read."""
+        try:
+            return file_sha256(self.path)
+        except OSError as error:
+            raise DataError(f"{self.name} cannot be read: {error.strerror}. Check its permissions.") from error
 
     def rows(self) -> Iterator[Line]:
         return file_rows(self.path)
@@ -67,12 +72,15 @@ class FolderSource:
     def rows(self) -> Iterator[Line]:
         from datasets import load_from_disk
 
+        for file in sorted(self.path.glob("*.arrow")):
+            for _ in batches_of(file, "arrow"):  # the library would read it in this process, as it is
+                pass
         try:
             dataset = load_from_disk(str(self.path))
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # files of JSON that the library takes as they are: whatever they lead to
             raise DataError(
-                f"{self.path} looks like a save_to_disk folder but cannot be loaded: {error}. Write it again with "
-                "Dataset.save_to_disk, or give its files one by one."
+                f"{self.path} looks like a save_to_disk folder but cannot be loaded: {error or repr(error)}. Write it again "
+                "with Dataset.save_to_disk, or give its files one by one."
             ) from error
         return dataset_rows(dataset, self.name)
 
@@ -185,16 +193,19 @@ def find_parts(key: str, names: Sequence[str], *, asks_hub: bool = False) -> Fou
 def _parts(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
     if name.startswith("hub:"):
         return _hub(name, role, asks_hub)
+    if "\0" in name:
+        raise DataError(f"{name!r} holds a NUL character, which no path has; write the path without it.")
     path = Path(name).expanduser()
     if path.is_dir():
         return by_name(name, _folder(path), role)
     if path.exists():
         if kind_of(path) is None:
             raise DataError(f"{name!r} has an ending that is not known; {_ENDINGS}")
-        return Parts([FileSource(path)], [])
+        return Parts([_file(path)], [])
     if not glob.has_magic(name):
-        raise DataError(f"{name!r} does not exist (looked for {path.absolute()}).")
-    matched = sorted(Path(found) for found in glob.glob(str(path), recursive=True))
+        link = f", a link that leads nowhere: to {os.readlink(path)!r}" if path.is_symlink() else ""
+        raise DataError(f"{name!r} does not exist (looked for {path.absolute()}{link}).")
+    matched = _once(sorted(Path(found) for found in glob.glob(str(path), recursive=True)))
     parts = [part for found in matched for part in (_folder(found) if found.is_dir() else _known(found))]
     if not parts:
         raise DataError(f"{name!r} matches no data file; {_ENDINGS}")
@@ -220,14 +231,48 @@ def _hub(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
     return by_name(name, [(one, split_of(one), source.of_split(one)) for one in exact], role)
 
 
-_ENDINGS = "allowed are .jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst), .parquet, .arrow, and save_to_disk folders."
+_ENDINGS = (
+    "allowed are .jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst), .parquet, .arrow, .feather, and save_to_disk "
+    "folders."
+)
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """What the datasets library writes next to data."""
 
 
 def _known(path: Path) -> list[Part]:
     is_data = kind_of(path) is not None and path.name not in _NO_DATA
-    return [(path.name, split_of(path.name), FileSource(path))] if is_data else []
+    return [(path.name, split_of(path.name), _file(path))] if is_data else []
+
+
+_NO_FILES = (
+    (stat.S_ISFIFO, "a FIFO"),
+    (stat.S_ISSOCK, "a socket"),
+    (stat.S_ISCHR, "a device"),
+    (stat.S_ISBLK, "a device"),
+)
+
+
+def _file(path: Path) -> FileSource:
+    """The source of a regular file. Raises DataError for what is read once, or for ever."""
+    try:
+        mode = path.stat().st_mode
+    except OSError as error:
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}. Mend the link, or take it away.") from error
+    for is_one, what in _NO_FILES:
+        if is_one(mode):
+            raise DataError(
+                f"{str(path)!r} is {what}, and rows are read more than once, the first time for their digest; nothing was "
+                "read. Write them to a file and name that."
+            )
+    return FileSource(path)
+
+
+def _once(paths: Sequence[Path]) -> list[Path]:
+    """`paths` without those that lead to a file met before, by links to folders that lie around them."""
+    found: dict[str, Path] = {}
+    for path in paths:
+        found.setdefault(os.path.realpath(path), path)
+    return list(found.values())
 
 
 def _is_saved(path: Path) -> bool:
@@ -238,13 +283,13 @@ def _folder(path: Path) -> list[Part]:
     """Parts of a folder: its files, and what is in folders inside whose names say a split, or that are called `data`."""
     if _is_saved(path):
         return [(path.name, None, FolderSource(path))]
-    parts = [part for file in sorted(path.iterdir()) if file.is_file() for part in _known(file)]
+    parts = [part for file in sorted(path.iterdir()) if not file.is_dir() for part in _known(file)]
     for child in sorted(child for child in path.iterdir() if child.is_dir()):
         split = split_of(child.name)
         if _is_saved(child) and (split is not None or (path / "dataset_dict.json").is_file()):
             parts.append((child.name, split, FolderSource(child)))
         elif split is not None or (child.name == "data" and not parts):
-            files = [part for file in sorted(child.iterdir()) if file.is_file() for part in _known(file)]
+            files = [part for file in sorted(child.iterdir()) if not file.is_dir() for part in _known(file)]
             parts += [(f"{child.name}/{name}", split or own, source) for name, own, source in files]
     if not parts:
         raise DataError(f"{str(path)!r} is a folder without data files; {_ENDINGS}")

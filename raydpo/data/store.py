@@ -18,7 +18,7 @@ from raydpo.artifacts.examples import ExampleTable, ExampleWriter
 from raydpo.data.encode import Encoded
 from raydpo.data.mismatched import add_mismatched
 from raydpo.errors import IntegrityError
-from raydpo.schema import row_key
+from raydpo.schema.rows import row_key
 
 _RECORD = "prepared.json"
 _SPLITS = ("train", "eval")

@@ -6,12 +6,14 @@ nowhere else, so that what is checked at the start is what is asked for later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import AbstractContextManager
+from dataclasses import replace
 from typing import Any, TypeVar
 
 from raydpo import runtime
 from raydpo.config import Config
+from raydpo.config.sections import TrainSection
 from raydpo.rundir.workspace import Workspace
 
 T = TypeVar("T")
@@ -35,11 +37,29 @@ def session_of(
 
 def actor_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any]:
     """A session of `run.runtime` with enough for each of `roles` ("reference", "train"), which run one after the other."""
-    demands = []
-    for role in roles:
-        section = getattr(workspace.config, role)
-        demands.append(runtime.Demand(role, section.num_workers, section.cpus_per_worker, section.gpus_per_worker))
-    return session_of(workspace.config, demands)
+    return session_of(workspace.config, [demand(workspace.config, role) for role in roles])
+
+
+def demand(config: Config, role: str) -> runtime.Demand:
+    """What a role needs at least: as many workers as its section names, of trainers the fewest that it allows."""
+    section = getattr(config, role)
+    workers = section.ranks[0] if role == "train" else section.num_workers
+    return runtime.Demand(role, workers, section.cpus_per_worker, section.gpus_per_worker)
+
+
+def room_for_ranks(config: Config) -> int:
+    """Trainer ranks that the nodes of the open session have room for, within the range that the config allows."""
+    least, most = config.train.ranks
+    return max(least, runtime.count_room(replace(demand(config, "train"), workers=most)))
+
+
+def trainer_limits(train: TrainSection) -> dict[str, Any]:
+    """CPUs and deadline of a pool that does a piece of work for the trainers."""
+    return {
+        "cpus": train.cpus_per_worker,
+        "hang_timeout_s": train.hang_timeout_s,
+        "hang_key": "train.hang_timeout_s",
+    }
 
 
 def trainer_ranks(
@@ -47,13 +67,17 @@ def trainer_ranks(
     name: str,
     function: Callable[[runtime.RankContext], Iterator[T]],
     max_unread: int | None = None,
-) -> Iterator[tuple[int, T]]:
-    """Run `function` on the gang of ranks that `train` asks for: (rank, what it yields). Needs a session."""
+    num_ranks: int | None = None,
+) -> Generator[tuple[int, T], None, None]:
+    """Run `function` on the gang of ranks that `train` asks for: (rank, what it yields). Needs a session.
+
+    num_ranks: None: the fewest that the config allows.
+    """
     train = workspace.config.train
     return runtime.run_gang(
         name,
         function,
-        num_ranks=train.num_workers,
+        num_ranks=num_ranks or train.ranks[0],
         cpus=train.cpus_per_worker,
         gpus=train.gpus_per_worker,
         hang_timeout_s=train.hang_timeout_s,

@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from raydpo import runtime
+from raydpo.driver.actors import trainer_limits
 from raydpo.errors import IntegrityError
 from raydpo.models.agreement import compare
 from raydpo.rundir.workspace import Workspace
@@ -46,8 +47,8 @@ def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, obser
         return {}
     request, theirs = read_probe(checkpoint / PROBE_FILE)
     job = ProofJob(folder, request, workspace.dtype, "cuda" if train.gpus_per_worker else "cpu")
-    cpus, gpus = train.cpus_per_worker, train.gpus_per_worker
-    ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, cpus=cpus, gpus=gpus)
+    limits = trainer_limits(train)
+    ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, gpus=train.gpus_per_worker, **limits)
     found = compare(ours, theirs, workspace.dtype)
     if found.problem is not None:
         shutil.rmtree(folder, ignore_errors=True)

@@ -69,6 +69,8 @@ class Generators:
             gpus=section.gpus_per_worker,
             threads=section.cpus_per_worker,
             max_retries=section.max_retries,
+            hang_timeout_s=section.hang_timeout_s,
+            hang_key="generate.hang_timeout_s",
             own_process=engine.engine != "transformers",
             preload=libraries_of(engine.engine),
         )

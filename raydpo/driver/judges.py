@@ -18,7 +18,7 @@ from raydpo.config.round_sections import JudgeSection
 from raydpo.driver.actors import libraries_of
 from raydpo.driver.judge_progress import JudgeProgress
 from raydpo.driver.judge_worker import make_judge_worker
-from raydpo.errors import JudgeError, WorkerError
+from raydpo.errors import Cause, JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.deadline import OutOfTime, within
 from raydpo.judge.judge_inputs import Models, find_models, inputs_of, is_comparative, runs_named_code, shows_marks
@@ -108,6 +108,8 @@ class Judging:
                 threads=section.cpus_per_worker,
                 gpus=section.gpus_per_worker,
                 max_retries=section.max_retries,
+                hang_timeout_s=section.hang_timeout_s,
+                hang_key="judge.hang_timeout_s",
                 # Code that the config names may hang, and only a process of its own can be ended then.
                 own_process=runs_named_code(section) or (bool(self._models) and self._engine.engine != "transformers"),
                 preload=self._libraries(),
@@ -135,12 +137,12 @@ class Judging:
         for index, verdicts in self.verdicts([lots[number] for number in missing]):
             piece.write_part(missing[index], [_row(verdict) for verdict in verdicts])
             progress.judged(index, len(verdicts))
-            if self._is_stopped:
-                raise WorkerError("judge: the run ended while there were prompts to judge.")
             num_failed += sum(verdict.scores is None for verdict in verdicts)
-            if num_failed > self.max_failed_fraction * num_rows:
+            if self._is_stopped or num_failed > self.max_failed_fraction * num_rows:
                 break  # the others cannot make it good
         failed = self._failed(piece, len(lots), num_rows)
+        if self._is_stopped or not all(map(piece.has_part, range(len(lots)))):
+            raise WorkerError("judge: the run ended while there were prompts to judge.", Cause.ENDED)
         piece.commit({"failed": failed, **self._marks(lots, observer)})
         again = f", {progress.num_again} requests sent again" * bool(progress.num_again)
         observer(StageDone("judge", f"{num_rows} prompts" + (f", {failed} failed" if failed else "") + again))

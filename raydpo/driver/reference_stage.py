@@ -95,11 +95,12 @@ def reference_stage(
         with actor_session(workspace, "reference"):
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
-            for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
-                if shard.nats:
-                    fresh = shard.nats
-                else:
-                    scored, forwards = scored + shard.rows, forwards + shard.forwards
+            with runtime.deferred(lambda: None, lambda: f"{scored} rows were scored and committed."):
+                for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
+                    if shard.nats:
+                        fresh = shard.nats
+                    else:
+                        scored, forwards = scored + shard.rows, forwards + shard.forwards
         cache.open()
         if missing := cache.missing(list(wanted.keys)):
             raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")
@@ -113,7 +114,7 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
     """The work on the reference workers, in the order in which it is done."""
     section, shards = workspace.config.reference, [work for work in works if not work.is_probe]
     observer(StageStarted("reference", sum(len(work.keys) for work in shards), "rows"))
-    done = 0
+    done, has_said = 0, False
     for _, shard in runtime.run_pool(
         "reference",
         partial(Scorer, spec),
@@ -122,12 +123,25 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         cpus=section.cpus_per_worker,
         gpus=section.gpus_per_worker,
         max_retries=section.max_retries,
+        hang_timeout_s=section.hang_timeout_s,
+        hang_key="reference.hang_timeout_s",
         preload=libraries_of(),
     ):
+        if shard.did_not_fit and not has_said:
+            has_said = True
+            observer(Note("warning", _halved(shard.did_not_fit, section.tokens_per_batch)))
         if not shard.nats:
             done += shard.rows
             observer(Advanced("reference", done))
         yield shard
+
+
+def _halved(what: str, tokens_per_batch: int) -> str:
+    return (
+        f"reference: {what}; it was done in halves, and so is every batch that does not fit, which costs a forward in vain. A "
+        f"lower reference.tokens_per_batch (now {tokens_per_batch:,}) saves them. Values stay within the tolerance of their "
+        "dtype."
+    )
 
 
 def _compared(

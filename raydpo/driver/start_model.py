@@ -17,6 +17,7 @@ from raydpo import runtime
 from raydpo.artifacts import commit_folder, digest_of, verify_folder
 from raydpo.artifacts.durable import full_disk
 from raydpo.config import Config
+from raydpo.driver.actors import trainer_limits
 from raydpo.models.resolve import ResolvedModel
 from raydpo.reference.identity import model_digest
 from raydpo.rundir.workspace import Workspace
@@ -46,7 +47,7 @@ def initial_policy(
     config: Config, run_dir: Path, found: ResolvedModel, dtype: str, observer: Observer
 ) -> ResolvedModel:
     """The model that rounds start from, merged into a folder of the run where it is an adapter. Needs a session."""
-    return _merged_into(run_dir, found, dtype, config.train.cpus_per_worker, observer)
+    return _merged_into(config, run_dir, found, dtype, observer)
 
 
 def merged_folder(run_dir: Path, found: ResolvedModel, dtype: str) -> Path:
@@ -57,11 +58,10 @@ def merged_folder(run_dir: Path, found: ResolvedModel, dtype: str) -> Path:
 def _plain(workspace: Workspace, found: ResolvedModel, observer: Observer) -> ResolvedModel | None:
     if found.base is None:
         return None
-    cpus = workspace.config.train.cpus_per_worker
-    return _merged_into(workspace.dir, found, workspace.dtype, cpus, observer)
+    return _merged_into(workspace.config, workspace.dir, found, workspace.dtype, observer)
 
 
-def _merged_into(run_dir: Path, found: ResolvedModel, dtype: str, cpus: float, observer: Observer) -> ResolvedModel:
+def _merged_into(config: Config, run_dir: Path, found: ResolvedModel, dtype: str, observer: Observer) -> ResolvedModel:
     if found.base is None:
         return found
     folder = merged_folder(run_dir, found, dtype)
@@ -72,7 +72,8 @@ def _merged_into(run_dir: Path, found: ResolvedModel, dtype: str, cpus: float, o
             shutil.rmtree(leftover, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
         with full_disk(folder):
-            list(runtime.run_pool("merge", merger, [MergeJob(found, staging, dtype)], num_workers=1, cpus=cpus))
+            jobs, limits = [MergeJob(found, staging, dtype)], trainer_limits(config.train)
+            list(runtime.run_pool("merge", merger, jobs, num_workers=1, **limits))
         commit_folder(staging, folder, {"adapter": found.name, "base": found.whole().name, "dtype": dtype})
         observer(Note("info", f"the adapter {found.name} and its base {found.whole().name} were merged into {folder}"))
     return ResolvedModel(found.name, None, folder)

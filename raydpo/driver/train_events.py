@@ -14,18 +14,22 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from raydpo.artifacts import ExampleTable
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.driver.export_proof import prove
+from raydpo.driver.healing import Budget
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import Sinks, Watch
 from raydpo.models.merging import merge_lora
 from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain
+from raydpo.rundir.made_with import made_with, moved
 from raydpo.rundir.resume import Checkpoint, Plan
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageDone
 from raydpo.schema.rank_events import (
+    Alive,
     Evaluated,
     Finished,
     Noted,
@@ -39,6 +43,9 @@ from raydpo.schema.rank_events import (
     WeightsPart,
 )
 from raydpo.train import TrainSpec
+
+ORDERS = "orders"
+"""Name of the file, in a staging folder, that tells ranks to end."""
 
 TrainingReport = dict[str, Any]
 Receive = Callable[[WeightsPart | PolicyProbe], None]
@@ -61,7 +68,13 @@ class Driver:
         self.reference, self.observer = reference, observer
         self.tokens_per_microbatch = workspace.config.train.tokens_per_microbatch
         self.profiled: Path | None = None
+        train = workspace.config.train
+        self.budget = Budget(train.max_failures, train.max_preemptions)
+        self.num_ranks: int | None = None
+        self.has_finished = False
         self.last: Checkpoint | None = plan.checkpoint
+        self.moved: list[str] = list(self.last.meta.get("moved", [])) if self.last else []
+        self._note_moves()
         self.rewind()
         self.sinks: Sinks | None = None
         self._watch = Watch()
@@ -77,7 +90,28 @@ class Driver:
         self.skipped: int = int(meta.get("skipped_steps", 0))
         self.syncs: list[dict[str, Any]] = list(meta.get("syncs", []))
         self._last_skipped = (0, 0)  # step, and how many in a row up to it
+        self.in_work = self.step + 1
         self._record_sync()
+
+    def rows_in_work(self) -> str:
+        """Where the examples of the step in work were read from."""
+        table, order = ExampleTable.open(self.workspace.data, "train"), self.references.order
+        sources = [table.source(int(example)) for example in order.examples(self.in_work - 1)]
+        return ", ".join(sources[:_SHOWN_ROWS]) + f" and {len(sources) - _SHOWN_ROWS} more" * (
+            len(sources) > _SHOWN_ROWS
+        )
+
+    def _note_moves(self) -> None:
+        """Say what another version or layout goes on here, and keep it for the summary."""
+        self._made_with = made_with(self.workspace.config)
+        if self.last is None or self.is_over:
+            return
+        fresh = moved(self.last.meta.get("made_with", {}), self._made_with, self.last.step)
+        if fresh:
+            is_chosen = all(text.startswith("train.") for text in fresh)
+            said = f"{'; '.join(fresh)}: the state is the same, the last digits of what follows need not be"
+            self.observer(Note("info" if is_chosen else "warning", said))
+        self.moved += fresh
 
     @property
     def config(self) -> Config:
@@ -90,9 +124,13 @@ class Driver:
         """The step that training goes on from."""
         return self.last.step if self.last else 0
 
+    def committed(self) -> str:
+        """What is safe, as a sentence."""
+        return f"Step {self.step} is committed." if self.last else "No step was committed yet."
+
     @property
     def is_over(self) -> bool:
-        return self.last is not None and bool(self.last.reason)
+        return self.has_finished or (self.last is not None and bool(self.last.reason))
 
     @property
     def skipped_in_a_row(self) -> int:
@@ -119,13 +157,14 @@ class Driver:
     def spec(self, stop: int | None) -> TrainSpec:
         """What ranks that go on from the newest checkpoint get. stop: the step at which they end; None: the last."""
         workspace, config, identity = self.workspace, self.config, self.reference.identity
-        template = config.data.chat_template
+        template, staging = config.data.chat_template, workspace.staging()
         return TrainSpec(
             config=config,
             model=workspace.trained_from,
             dtype=workspace.dtype,
             data=workspace.data,
-            staging=workspace.staging(),
+            staging=staging,
+            orders=staging / ORDERS,
             reference=None if identity is None else (workspace.cache_dir, identity),
             probe=workspace.starts_at_reference,
             resume=self.last.folder if self.last else None,
@@ -141,6 +180,8 @@ class Driver:
         )
 
     def handle(self, event: TrainEvent) -> None:
+        if isinstance(event, Stepped | Alive | Skipped):
+            self.in_work = max(self.in_work, event.step + 1)
         match event:
             case Stepped(step, metrics):
                 self._log(step, metrics)
@@ -162,8 +203,10 @@ class Driver:
                 self._skipped(step, loss, grad_norm, sources)
             case Staged():
                 self.last = commit_checkpoint(event, self.workspace.checkpoints, self._meta())
+                self.budget.refill()
                 retain(self.workspace.checkpoints, self.workspace.config.train.keep_checkpoints, self._metric)
             case Finished(step, reason):
+                self.has_finished = True
                 self.observer(StageDone("train", f"{step} steps, {reason}"))
             case WeightsPart() | PolicyProbe() if self.receive is not None:
                 self.receive(event)
@@ -201,6 +244,8 @@ class Driver:
             "eval_history": self.eval_history,
             "probe": self.probe,
             "skipped_steps": self.skipped,
+            "made_with": self._made_with,
+            "moved": self.moved,
         }
 
     def finish(self) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]]]:
@@ -225,6 +270,7 @@ class Driver:
             "resumed_from_step": self.plan.checkpoint.step if self.plan.checkpoint else 0,
             "model": str(model),
             "probe": self.probe,
+            "moved": self.moved,
         }
         if merged is not None:
             report["merged_model"] = str(self.workspace.publish(merged, "model_merged"))
@@ -242,4 +288,5 @@ class Driver:
         return merged
 
 
+_SHOWN_ROWS = 8
 _SHOWN = ("eval/loss", "eval/rewards/margins", "eval/rewards/accuracies", "eval/rewards/ties")

@@ -6,7 +6,8 @@ Decision: ranks speak, the driver acts. Every file outside a staging folder is w
 from __future__ import annotations
 
 import shutil
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -16,18 +17,21 @@ from raydpo import runtime
 from raydpo.artifacts import digest_of, examples_digest, read_commit
 from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
-from raydpo.driver.actors import actor_session, trainer_ranks
+from raydpo.driver.actors import demand, room_for_ranks, session_of, trainer_ranks
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.driver.train_events import Driver, Receive, TrainingReport
-from raydpo.errors import OutOfMemoryError
+from raydpo.errors import OutOfMemoryError, WorkerError
 from raydpo.metrics import Sinks, keep_lines
 from raydpo.models.balancing import KEY, balancing_in
 from raydpo.models.lora import check_lora
 from raydpo.rundir.checkpoints import newest_checkpoint, set_damaged_aside
-from raydpo.rundir.resume import Plan, plan_training, trajectory
+from raydpo.rundir.resume import Plan, check_state, plan_training, trajectory
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer, StageStarted
+from raydpo.schema.rank_events import Staged, TrainEvent
+from raydpo.train import TrainSpec
+from raydpo.train.boundary import order_stop
 from raydpo.train.loop import run as train_rank
 
 _UNREAD = 4
@@ -60,6 +64,8 @@ def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None 
     for text in skipped:
         observer(Note("warning", f"checkpoint passed over: {text}"))
     plan = plan_training(workspace.config, newest, trajectory(workspace.config, digests), skipped)
+    if plan.action == "start" and optimizer is not None:
+        check_state(optimizer)
     return replace(plan, optimizer=optimizer)
 
 
@@ -85,50 +91,79 @@ def training_stage(
     driver = Driver(workspace, plan, references, reference, observer, receive)
     if plan.action != "done":
         observer(StageStarted("train", references.order.num_steps, "steps"))
-        while True:
+        while not driver.is_over:
             stop = references.stop_after(driver.step)
-            _run_fitting(driver, stop)
-            if stop is None or driver.is_over:
-                break
-            driver.move_reference()
+            _run_healing(driver, stop)
+            if driver.step == stop:
+                driver.move_reference()
     elif workspace.config.profile:
         observer(Note("warning", "profile: training is over, so no step was left to record; set another run.dir"))
     references.retain()
     return driver.finish()
 
 
-def _run_fitting(driver: Driver, stop: int | None) -> None:
-    """Run the gang; where a micro-batch does not fit, go on from the newest checkpoint with smaller ones.
+def _run_healing(driver: Driver, stop: int | None) -> None:
+    """Run the gang; where a rank is lost or a micro-batch does not fit, go on from the newest checkpoint.
 
-    Decision: ranks start anew, because a rank that ran out of memory in the middle of a backward pass has left half a
-    gradient and its peers in a collective. The global batch stays what it was, so no number of the run changes.
+    Decision: ranks start anew, because a rank that ended in the middle of a backward pass has left half a gradient and its
+    peers in a collective. The global batch stays what it was, so no number of the run changes. A gang also ends, and starts
+    larger, when there is room for more ranks.
     """
-    while True:
+    while not driver.is_over and (stop is None or driver.step < stop):
         try:
-            return _run_gang(driver, stop)
+            _run_gang(driver, stop)
         except OutOfMemoryError as error:
             if not error.smaller:
                 raise
             driver.tokens_per_microbatch = error.smaller
-            driver.rewind()
-            driver.observer(
-                Note(
-                    "warning",
-                    f"{error} Going on after step {driver.step} with train.tokens_per_microbatch: {error.smaller}; the "
-                    "global batch and its update stay as they are.",
-                )
+            _go_on(
+                driver,
+                f"{error} Going on after step {{step}} with train.tokens_per_microbatch: {error.smaller}; the global batch "
+                "and its update stay as they are.",
             )
+        except WorkerError as error:
+            counted = driver.budget.spend(error, driver.in_work, driver.rows_in_work)
+            _go_on(driver, f"{error} Going on after step {{step}} ({counted}).")
+
+
+def _go_on(driver: Driver, text: str) -> None:
+    driver.rewind()
+    driver.observer(Note("warning", text.format(step=driver.step)))
 
 
 def _run_gang(driver: Driver, stop: int | None) -> None:
     workspace = driver.workspace
     with ExitStack() as stack:
-        stack.enter_context(actor_session(workspace, "train"))
+        stack.enter_context(session_of(workspace.config))
+        runtime.wait_for_room(demand(workspace.config, "train"))
         runtime.check_storage(workspace.dir)
-        spec = driver.spec(stop)
+        spec, num_ranks = driver.spec(stop), room_for_ranks(workspace.config)
+        stack.callback(shutil.rmtree, spec.staging, ignore_errors=True)  # half a checkpoint would keep a full disk full
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
-        ranks = trainer_ranks(workspace, "train", partial(train_rank, spec=spec), _UNREAD if spec.push else None)
-        for _, event in ranks:
+        function, unread = partial(train_rank, spec=spec), _UNREAD if spec.push else None
+        ranks = stack.enter_context(closing(trainer_ranks(workspace, "train", function, unread, num_ranks)))
+        if driver.num_ranks not in (None, num_ranks):
+            driver.observer(Note("info", f"{num_ranks} ranks from here on, {driver.num_ranks} before"))
+        driver.num_ranks = num_ranks
+        _follow(driver, ranks, spec)
+
+
+def _follow(driver: Driver, ranks: Iterator[tuple[int, TrainEvent]], spec: TrainSpec) -> None:
+    """Handle what ranks say to its end. A signal, once they work, lets them end at a step boundary and commit it."""
+    assert spec.orders is not None
+    spec.orders.parent.mkdir(parents=True, exist_ok=True)
+    stop = partial(order_stop, spec.orders)
+    with ExitStack() as stack:
+        is_said = False
+        for number, (_, event) in enumerate(ranks):
+            if number == 0:  # what ranks did before was to load the model: nothing to save
+                stack.enter_context(runtime.deferred(stop, driver.committed))
             driver.handle(event)
-    shutil.rmtree(spec.staging, ignore_errors=True)
+            if runtime.requested() and not is_said:
+                is_said = True
+                grace_s = driver.config.run.stop_grace_s
+                text = f"asked to stop: saving at the next step boundary, within {grace_s:g} s; a second signal ends at once"
+                driver.observer(Note("warning", text))
+            if isinstance(event, Staged) and room_for_ranks(driver.config) > (driver.num_ranks or 0):
+                stop()  # there is room for more ranks: a checkpoint at the next boundary, and then with them

@@ -15,6 +15,7 @@ import torch
 from transformers import GenerationConfig, StoppingCriteria, StoppingCriteriaList
 
 from raydpo.generate.limits import Ids, end_ids
+from raydpo.schema.pulse import beat
 from raydpo.schema.samples import Sampling
 
 Ending = Literal["eos", "stop", "length"]
@@ -48,7 +49,7 @@ def decode(
     for row, prompt in enumerate(prompts):
         ids[row, width - len(prompt) :] = torch.tensor(prompt)
         mask[row, width - len(prompt) :] = 1
-    criteria = StoppingCriteriaList([] if stop is None else [_Stopped(stop, width)])
+    criteria = StoppingCriteriaList([_Beating(), *([] if stop is None else [_Stopped(stop, width)])])
     device = next(model.parameters()).device
     with torch.inference_mode():
         decoded = model.generate(
@@ -83,6 +84,14 @@ class StopTexts:
 
     def _found(self, text: str) -> bool:
         return any(wanted in text for wanted in self._texts)
+
+
+class _Beating(StoppingCriteria):  # type: ignore[misc]
+    """Stops nothing: it is asked after each token, and says that there was one."""
+
+    def __call__(self, input_ids: torch.LongTensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        beat()
+        return torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
 
 
 class _Stopped(StoppingCriteria):  # type: ignore[misc]

@@ -23,6 +23,7 @@ from raydpo.generate.limits import Ids, Limits
 from raydpo.generate.weights import Expected, weights_in
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.pretrained import load_model, load_tokenizer
+from raydpo.schema.pulse import beat
 from raydpo.schema.samples import Sample, Sampling
 
 
@@ -77,6 +78,7 @@ class TransformersEngine:
             [len(prompt) + len(answer) for prompt, answer in rows], self._spec.tokens_per_batch
         ):
             columns = self._score_batch([rows[place] for place in batch])
+            beat()
             ends = np.cumsum([len(rows[place][1]) for place in batch])
             for place, end in zip(batch, ends.tolist(), strict=True):
                 start = end - len(rows[place][1])

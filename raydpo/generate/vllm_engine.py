@@ -23,6 +23,7 @@ from raydpo.generate.limits import Ids, Limits, end_ids
 from raydpo.generate.names import FolderNames
 from raydpo.generate.vllm_bounds import check_temperature
 from raydpo.generate.weights import Expected, weights_in
+from raydpo.schema.pulse import beat
 from raydpo.schema.samples import Sample, Sampling
 
 ENVIRONMENT = {
@@ -64,6 +65,7 @@ class VllmEngine:
         try:
             self._llm = _start(spec, self._limits.num_positions)
             self._tokenizer = self._llm.get_tokenizer()
+            _let_beat(self._llm.llm_engine)
             probe_nats(self)  # some shapes fail only in the first forward
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
@@ -219,6 +221,17 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
         trust_remote_code=False,
         **({} if spec.use_gpu else _whole_prompts(num_positions or 0)),
     )
+
+
+def _let_beat(engine: Any) -> None:
+    """Every step of vLLM's loop, which makes a token of each running sequence, is a sign of life."""
+    step = engine.step
+
+    def beating_step() -> Any:
+        beat()
+        return step()
+
+    engine.step = beating_step
 
 
 def _whole_prompts(num_positions: int) -> dict[str, Any]:

@@ -22,6 +22,7 @@ from raydpo.judge.asked import Asked, Asking, unheard
 from raydpo.judge.pairwise import Messages
 from raydpo.judge.post import LONGEST_WAIT_S, MOST_REPLY_BYTES, Cause, NoReply, excerpt, post
 from raydpo.redaction import keep_secret
+from raydpo.schema.pulse import beat
 
 NUM_THREADS = 8
 NUM_TRIES = 5
@@ -96,6 +97,7 @@ class Endpoint:
     def _tried(self, messages: Messages, asking: Asking) -> str | Exception:
         wait_s = self.first_wait_s
         for number in itertools.count(1):
+            beat()
             try:
                 reply = self._post(messages)
             except NoReply as error:

@@ -27,6 +27,7 @@ from raydpo.models.merging import merge_adapter
 from raydpo.models.pretrained import DTYPES, load_tokenizer, switch_dropout_off
 from raydpo.models.quoted_text import quoted
 from raydpo.models.resolve import adapter_base
+from raydpo.schema.pulse import beat
 from raydpo.schema.samples import Conversation
 
 _NO_LIMIT_TOKENS = 10**9
@@ -70,6 +71,7 @@ class RewardModel:
         scores = [0.0] * len(sequences)
         for batch in batches_by_length([len(ids) for ids in sequences], self.tokens_per_batch):
             outputs = self._forward([sequences[index] for index in batch])
+            beat()
             for index, output in zip(batch, outputs, strict=True):
                 scores[index] = output
         return scores

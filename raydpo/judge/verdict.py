@@ -14,6 +14,7 @@ from numbers import Real
 from typing import Any, Protocol
 
 from raydpo.redaction import redacted
+from raydpo.schema.pulse import beat
 
 Row = tuple[str, list[str]]
 """A prompt and the responses to it."""
@@ -55,6 +56,7 @@ class Verdict:
 def judge_row(judge: Judge, prompt: str, responses: Sequence[str]) -> Verdict:
     """Ask `judge` about one row. Whatever it raises or returns becomes a Verdict; only KeyboardInterrupt, SystemExit and
     their like pass through."""
+    beat()
     try:
         answer = judge(prompt, list(responses))
     except NoVerdict as error:

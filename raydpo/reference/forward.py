@@ -1,20 +1,26 @@
 """The reference pass itself: rows in, per-token log-probs out. Knows neither files nor Ray.
 
 Decision: rows are scored in the order they come, in batches cut by the tokens that the model reads, so that a value
-depends on the rows of its own list alone. Answers to one prompt that follow each other share it.
+depends on the rows of its own list alone. Answers to one prompt that follow each other share it. A batch that does not fit
+into memory is done in halves, which changes values in their last digits.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from raydpo.batches import lay_out
 from raydpo.batches.micro_batches import Masks, Rows, loss_ends
+from raydpo.errors import OutOfMemoryError
+from raydpo.models.halving import in_halves
 from raydpo.models.layout import Layout
 from raydpo.models.logprobs import AnswerLogProbs
+from raydpo.schema.pulse import beat
+
+TooMuch = Callable[[int, int, str], None]
 
 
 @torch.no_grad()
@@ -25,15 +31,37 @@ def score_rows(
     layout: Layout,
     device: torch.device | str,
     masks: Masks = (),
+    too_much: TooMuch = lambda tokens, num_rows, reason: None,
 ) -> tuple[list[np.ndarray], int]:
-    """Log-probs of the answer tokens of every row that the loss covers, float32 nats, and the number of forwards."""
+    """Log-probs of the answer tokens of every row that the loss covers, float32 nats, and the number of forwards.
+
+    too_much: called with tokens and rows of each batch that did not fit, and the reason. Raises OutOfMemoryError for a row
+    that does not fit alone.
+    """
     values: list[np.ndarray] = []
     forwards = 0
-    for start, stop in (cut_stream if layout == "packed" else cut_padded)(rows, tokens_per_batch):
+
+    def forward(start: int, stop: int) -> list[np.ndarray]:
         batch, of_batch = rows[start:stop], masks[start:stop]
         nats = scoring(lay_out(batch, layout, of_batch).to(device)).float().cpu().numpy()
-        forwards += 1
-        values += np.split(nats, loss_ends(batch, of_batch))
+        beat()
+        return np.split(nats, loss_ends(batch, of_batch))
+
+    def note(start: int, stop: int, reason: str) -> None:
+        num_tokens = lay_out(rows[start:stop], layout, masks[start:stop]).input_ids.numel()
+        if stop - start > 1:
+            too_much(num_tokens, stop - start, reason)
+        else:
+            raise OutOfMemoryError(
+                f"a row of {num_tokens:,} tokens did not fit into the memory of a reference worker ({reason}). One row cannot "
+                "be split: run fewer workers on a node (reference.num_workers), score in bfloat16 (model.dtype), or lower "
+                "data.max_length."
+            )
+
+    for start, stop in (cut_stream if layout == "packed" else cut_padded)(rows, tokens_per_batch):
+        for part in in_halves(start, stop, forward, note):
+            forwards += 1
+            values += part
     return values, forwards
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from raydpo.artifacts import CacheIdentity, digest_of, tokenizer_digest, weights_digest
 from raydpo.models.resolve import ResolvedModel
-from raydpo.schema import LOGPROB_VERSION
+from raydpo.schema.rows import LOGPROB_VERSION
 
 NO_ADAPTER = "none"
 """What a full model has in the place of an adapter's digest."""

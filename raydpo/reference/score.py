@@ -52,6 +52,7 @@ class ShardDone:
     rows, tokens: rows and answer tokens in the loss that were scored.
     forwards: forwards of the model for them.
     nats: values of a probe's rows, which are not written.
+    did_not_fit: of the first batch of this worker that was done in halves, a sentence; said once.
     """
 
     name: str
@@ -59,6 +60,7 @@ class ShardDone:
     tokens: int
     forwards: int
     nats: tuple[np.ndarray, ...] = ()
+    did_not_fit: str = ""
 
 
 class Scorer:
@@ -74,6 +76,8 @@ class Scorer:
         self.layout, _ = choose_layout(model, spec.attention)
         self.cache = ReferenceCache(spec.cache_dir, spec.identity)
         self._tables: dict[str, ExampleTable] = {}
+        self._did_not_fit: list[str] = []
+        self._has_said = False
 
     def __call__(self, work: ShardWork) -> ShardDone:
         """Raises IntegrityError when a value is not a log-probability."""
@@ -81,14 +85,28 @@ class Scorer:
         if not work.is_probe:
             self.cache.write_shard(work.name, list(work.keys), values)
         nats = tuple(values) if work.is_probe else ()
-        return ShardDone(work.name, len(values), sum(map(len, values)), forwards, nats)
+        return ShardDone(work.name, len(values), sum(map(len, values)), forwards, nats, self._news())
+
+    def _news(self) -> str:
+        """What did not fit, once in the life of this worker."""
+        if self._has_said or not self._did_not_fit:
+            return ""
+        self._has_said = True
+        return self._did_not_fit[0]
+
+    def _too_much(self, num_tokens: int, num_rows: int, reason: str) -> None:
+        self._did_not_fit.append(
+            f"a batch of {num_tokens:,} tokens ({num_rows} rows) did not fit into memory ({reason})"
+        )
 
     def score(self, work: ShardWork) -> tuple[list[np.ndarray], int]:
         """Per-token log-probs of every row, float32 nats, and the number of forwards. Commits nothing."""
         check_lengths(self.scoring.model, max(work.lengths, default=0))
         rows = [self._row(place) for place in work.places]
         masks = [self._table(split).answer_masks(example)[answer] for split, example, answer in work.places]
-        values, forwards = score_rows(self.scoring, rows, self.spec.tokens_per_batch, self.layout, self.device, masks)
+        values, forwards = score_rows(
+            self.scoring, rows, self.spec.tokens_per_batch, self.layout, self.device, masks, self._too_much
+        )
         for place, nats in zip(work.places, values, strict=True):
             if not (np.isfinite(nats).all() and (nats <= 0).all()):
                 raise IntegrityError(

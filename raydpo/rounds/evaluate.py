@@ -154,6 +154,8 @@ class Evaluator:
             threads=section.cpus_per_worker,
             gpus=section.gpus_per_worker,
             max_retries=section.max_retries,
+            hang_timeout_s=section.hang_timeout_s,
+            hang_key="generate.hang_timeout_s",
             own_process=self._engine.engine != "transformers",
             preload=libraries_of(self._engine.engine),
         )

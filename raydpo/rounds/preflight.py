@@ -109,7 +109,7 @@ def check_room(config: Config) -> None:
     scored = config.objective.needs_reference
     for kind, there in (("cpus", runtime.count_cpus()), ("gpus", runtime.count_gpus())):
         each = f"{kind}_per_worker"
-        needs = {"train": train.num_workers * getattr(train, each)}
+        needs = {"train": train.ranks[0] * getattr(train, each)}
         needs |= {"reference": reference.num_workers * getattr(reference, each)} if scored else {}
         most = max(needs, key=lambda role: needs[role])
         if kind == "cpus":

@@ -33,6 +33,7 @@ from raydpo.rounds.round_config import read_probe, reference_of, training_config
 from raydpo.rounds.setup import Setup, set_up
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.piece import Piece
+from raydpo.runtime import watching
 from raydpo.schema.events import Note, Observer, StageDone
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
 
@@ -81,6 +82,7 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
     # Roles that work at the same time cannot share one process.
     with (
         RunLock(setup.layout.dir),
+        watching(setup.config.run.stop_grace_s),
         session_of(setup.config, setup.demands, in_process=setup.rounds.placement != "split"),
     ):
         setup = _merged(setup, observer)

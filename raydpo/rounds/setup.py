@@ -21,6 +21,7 @@ from raydpo.data.prompts import PromptReport, read_prompts
 from raydpo.data.row_ends import decided
 from raydpo.data.template import open_tokenizer
 from raydpo.data.tokenizer import TextTokenizer
+from raydpo.driver.actors import demand
 from raydpo.driver.judges import Judging
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
@@ -202,5 +203,4 @@ def _demands(config: Config) -> tuple[runtime.Demand, ...]:
         roles.append("generate")
     if config.judge is not None and config.judge.gpus_per_worker:
         roles.append("judge")
-    sections = [(role, getattr(config, role)) for role in roles]
-    return tuple(runtime.Demand(role, s.num_workers, s.cpus_per_worker, s.gpus_per_worker) for role, s in sections)
+    return tuple(demand(config, role) for role in roles)

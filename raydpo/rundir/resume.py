@@ -16,9 +16,11 @@ from raydpo.errors import ResumeError
 from raydpo.models.balancing import KEY as BALANCING
 from raydpo.redaction import redacted_values
 
+STATE = "rank-*.safetensors"
+"""Files of the training state in a checkpoint's `engine`."""
 FREE = free_keys(Config, "training")
-"""Keys that may change between two attempts at the same run without changing its numbers, as declared at each key. Paths are
-free, because digests of what they lead to are compared."""
+"""Keys that may change between two attempts at the same run, as declared at each key. Paths are free, because digests of what
+they lead to are compared."""
 
 
 @dataclass(frozen=True)
@@ -88,7 +90,23 @@ def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str
                 *changed,
             ]
         )
+    if not newest.reason:
+        check_state(newest.folder)
     return Plan("done" if newest.reason else "resume", wanted, newest)
+
+
+def check_state(checkpoint: Path) -> None:
+    """Raise ResumeError for a checkpoint whose training state is not raydpo's own files. Reads names, no content."""
+    folder = checkpoint / "engine"
+    files = sorted(path for path in folder.rglob("*") if not path.is_dir())
+    if foreign := [path for path in files if path.parent != folder or not path.match(STATE)]:
+        names = ", ".join(path.relative_to(checkpoint).as_posix() for path in foreign[:3])
+        raise ResumeError(
+            f"{checkpoint} holds {len(foreign)} files that are no training state ({names}); {STATE} is read. Earlier versions "
+            "wrote DeepSpeed's own files there: pickles, which run whatever code is in them when they are read, so they are "
+            "not. Go on with the version that began the run, or set run.resume: never to train anew. The model in "
+            f"{checkpoint / 'model'} can be trained on as model.path, without its optimizer state."
+        )
 
 
 def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:

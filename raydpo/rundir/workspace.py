@@ -15,6 +15,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, RunLock, digest_of, fsync, write_json, write_text
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
@@ -81,7 +82,8 @@ class Workspace:
 
     @property
     def use_gpu(self) -> bool:
-        return self.config.train.gpus_per_worker > 0 or self.config.reference.gpus_per_worker > 0
+        """Whether any role of a training run has a GPU."""
+        return any(getattr(self.config, role).gpus_per_worker > 0 for role in self.roles)
 
     @property
     def dtype(self) -> str:
@@ -180,7 +182,7 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
             f"run.dir: {workspace.dir} cannot be made ({error.strerror}); a folder that this user may write to is needed, and "
             "nothing was started. Choose another run.dir."
         ) from error
-    with RunLock(workspace.dir):
+    with RunLock(workspace.dir), runtime.watching(config.run.stop_grace_s):
         folders = [f"{name}/.{what}-*" for name in ("checkpoints", "references") for what in ("staging", "removed")]
         for pattern in (*folders, ".model*-*"):
             for leftover in workspace.dir.glob(pattern):

@@ -23,7 +23,12 @@ if TYPE_CHECKING:
     from raydpo.runtime.sessions import check_storage as check_storage
     from raydpo.runtime.sessions import count_cpus as count_cpus
     from raydpo.runtime.sessions import count_gpus as count_gpus
+    from raydpo.runtime.sessions import count_room as count_room
     from raydpo.runtime.sessions import session as session
+    from raydpo.runtime.sessions import wait_for_room as wait_for_room
+    from raydpo.runtime.stops import deferred as deferred
+    from raydpo.runtime.stops import requested as requested
+    from raydpo.runtime.stops import watching as watching
 
 _HOME = {
     "Demand": "resources",
@@ -35,10 +40,15 @@ _HOME = {
     "check_storage": "sessions",
     "count_cpus": "sessions",
     "count_gpus": "sessions",
+    "count_room": "sessions",
+    "deferred": "stops",
     "in_ray_job": "job",
+    "requested": "stops",
     "run_gang": "gang",
     "run_pool": "pool",
     "session": "sessions",
+    "wait_for_room": "sessions",
+    "watching": "stops",
 }
 
 __all__ = [
@@ -51,10 +61,15 @@ __all__ = [
     "check_storage",
     "count_cpus",
     "count_gpus",
+    "count_room",
+    "deferred",
     "in_ray_job",
+    "requested",
     "run_gang",
     "run_pool",
     "session",
+    "wait_for_room",
+    "watching",
 ]
 
 

@@ -11,6 +11,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from raydpo.runtime.failure import Death
 from raydpo.runtime.place import Place
 from raydpo.runtime.stacks import Stacks
 
@@ -18,7 +19,11 @@ Kind = Literal["ray", "local"]
 
 
 class ActorDied(Exception):
-    """The process of an actor is gone, or did not answer in time. The text is the cause, a clause without a full stop."""
+    """The process of an actor is gone, or did not answer in time. Its text is the clause that `death` holds."""
+
+    def __init__(self, death: Death) -> None:
+        super().__init__(death.text)
+        self.death = death
 
 
 class CallFailed(Exception):
@@ -45,8 +50,11 @@ class Actors(Protocol):
         """An actor that makes `kind()` in its process; it is there once its first call is answered."""
         ...
 
-    def call(self, actor: Any, method: str, *arguments: Any) -> Any:
-        """Ask for `method`; the answer is there later. Calls of one actor are answered in order."""
+    def call(self, actor: Any, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> Any:
+        """Ask for `method`; the answer is there later. Calls of one actor are answered in order.
+
+        hang_timeout_s: without a beat for so long, an actor that cannot be ended prints where it is.
+        """
         ...
 
     def stream(self, actor: Any, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float) -> Any:
@@ -80,6 +88,10 @@ class Actors(Protocol):
 
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
         """Where ranks are: the innermost frames of each, those that do not answer left out."""
+        ...
+
+    def silences_s(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, float]:
+        """Seconds since the last beat of each (`silence`), those that do not answer left out."""
         ...
 
     def free(self) -> str:

@@ -1,6 +1,7 @@
 """What went wrong in an actor, in a form that travels, and the sentence that says so.
 
-What comes in: exceptions caught inside an actor. What goes out: Failure records and the RaydpoError to raise.
+What comes in: exceptions caught inside an actor, deaths that its runtime saw. What goes out: records of both and the
+RaydpoError to raise.
 Decision: an actor returns its exceptions as records instead of raising them through Ray. Ray's wrapping makes
 look-alike classes that depend on the version; a record keeps the class of ours and the text of all others.
 """
@@ -11,7 +12,7 @@ import pickle
 import traceback
 from dataclasses import dataclass
 
-from raydpo.errors import RaydpoError, WorkerError
+from raydpo.errors import Cause, RaydpoError, WorkerError
 from raydpo.redaction import redacted
 
 
@@ -34,6 +35,18 @@ class Failure:
     def summary(self) -> str:
         """`ClassName: message`, on as many lines as the message has."""
         return f"{self.class_name}: {self.message}" if self.message else self.class_name
+
+
+@dataclass(frozen=True)
+class Death:
+    """How an actor ended, or was lost, without an exception of its own.
+
+    cause: its kind, for decisions.
+    text: a clause without a full stop, for people.
+    """
+
+    cause: Cause
+    text: str
 
 
 def failure_of(error: BaseException) -> Failure:

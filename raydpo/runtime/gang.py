@@ -14,20 +14,21 @@ import random
 import socket
 import time
 from collections.abc import Callable, Generator, Iterator, Sequence
-from contextlib import suppress
+from contextlib import nullcontext, suppress
 from dataclasses import dataclass
 from os import environ
 from typing import Any, TypeVar
 
 import cloudpickle
 
-from raydpo.errors import HangError, WorkerError
+from raydpo.errors import Cause, HangError, WorkerError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed
 from raydpo.runtime.failure import Failure, failure_of
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
 from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.sessions import current
-from raydpo.runtime.stacks import Stacks, offer_stacks
+from raydpo.runtime.stacks import Stacks, flight_pipe, offer_stacks
+from raydpo.runtime.stops import left_to_the_driver
 
 T = TypeVar("T")
 
@@ -108,6 +109,7 @@ class RankActor:
 
         is_shared: the process is the driver's too, which can be asked for no stack of one rank.
         """
+        self._is_shared = is_shared
         try:
             self._function = load_function(payload, variables)
         except Exception as error:  # noqa: BLE001 - whatever an import raises travels to the driver as a record
@@ -116,10 +118,11 @@ class RankActor:
 
     def run(self, context: RankContext) -> Iterator[Any]:
         """Stream the events; an exception becomes the last one."""
-        try:
-            yield from self._function(context)
-        except Exception as error:  # noqa: BLE001 - as above
-            yield failure_of(error)
+        with nullcontext() if self._is_shared else left_to_the_driver():
+            try:
+                yield from self._function(context)
+            except Exception as error:  # noqa: BLE001 - as above
+                yield failure_of(error)
 
 
 @dataclass
@@ -210,7 +213,9 @@ class _Gang:
             except (ActorDied, CallFailed) as error:
                 who = f"rank {member.rank}" if member.rank >= 0 else f"the process for bundle {member.bundle}"
                 where = f" ({member.place})" if member.place else ""
-                raise WorkerError(f"{self._name}: {who}{where} died at its start: {error}.") from error
+                cause = error.death.cause if isinstance(error, ActorDied) else Cause.RAISED
+                rank = member.rank if member.rank >= 0 else None
+                raise WorkerError(f"{self._name}: {who}{where} died at its start: {error}.", cause, rank) from error
         return answers
 
     def _shared_variables(self, *, single_node: bool) -> dict[str, str]:
@@ -227,7 +232,8 @@ class _Gang:
         return variables
 
     def _rank_variables(self, member: _Rank, context: RankContext) -> dict[str, str]:
-        return {
+        recorder = {"TORCH_NCCL_DEBUG_INFO_PIPE_FILE": flight_pipe(_placed(member).pid)} if self._gpus else {}
+        return recorder | {
             "RANK": str(context.rank),
             "LOCAL_RANK": _placed(member).device if self._gpus else str(context.local_rank),
             "LOCAL_WORLD_SIZE": str(context.local_size),
@@ -254,7 +260,7 @@ class _Gang:
             return None
         except ActorDied as error:
             member.done = True
-            return RankFailure(member.rank, str(member.place), str(error))
+            return RankFailure(member.rank, str(member.place), error.death)
         member.num_events += 1
         if isinstance(event, Failure):
             member.done = True
@@ -293,7 +299,7 @@ class _Gang:
         for member in silent:
             where = frames.get(member.rank) or "  (its stack could not be read)"
             lines.append(f"rank {member.rank} ({member.place}), after {member.num_events} events, was at\n{where}")
-        raise HangError("\n".join(lines))
+        raise HangError("\n".join(lines), rank=behind[0].rank)
 
 
 def _placed(member: _Rank) -> Place:

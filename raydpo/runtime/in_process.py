@@ -9,9 +9,11 @@ hang cannot be ended; after the deadline it prints where it is.
 from __future__ import annotations
 
 import faulthandler
+import math
 import os
 import pickle
 import sys
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
@@ -19,6 +21,10 @@ from typing import Any
 from raydpo.runtime.place import Place
 from raydpo.runtime.process_state import ProcessState
 from raydpo.runtime.stacks import Stacks
+from raydpo.schema.pulse import listen
+
+_SLACK = 0.05
+"""Part of the deadline within which a second beat changes nothing: setting the alarm again starts a thread."""
 
 
 class _Here:
@@ -31,13 +37,15 @@ class _Here:
 
 
 class _Asked:
+    hang_timeout_s: float | None = None
+
     def __init__(self, actor: _Here, method: str, arguments: tuple[Any, ...]) -> None:
         self.actor, self.method, self.arguments = actor, method, arguments
 
     def run(self) -> Any:
         if self.method == "prepare":
             pickle.loads(self.arguments[0])  # its modules are imported with this process's own environment and threads
-        with self.actor.state.active():
+        with self.actor.state.active(), _alarm(self.hang_timeout_s):
             return getattr(self.actor.made, self.method)(*self.arguments)
 
 
@@ -45,7 +53,6 @@ class _Events(_Asked):
     """A generator that is run event by event."""
 
     events: Iterator[Any] | None = None
-    hang_timeout_s = 0.0
 
     def next(self) -> Any:
         with self.actor.state.active(), _alarm(self.hang_timeout_s):
@@ -74,8 +81,10 @@ class InProcess:
     def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> _Here:
         return _Here(kind)
 
-    def call(self, actor: _Here, method: str, *arguments: Any) -> _Asked:
-        return _Asked(actor, method, arguments)
+    def call(self, actor: _Here, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> _Asked:
+        asked = _Asked(actor, method, arguments)
+        asked.hang_timeout_s = hang_timeout_s
+        return asked
 
     def stream(
         self, actor: _Here, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float
@@ -110,16 +119,34 @@ class InProcess:
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
         return {}
 
+    def silences_s(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, float]:
+        return {}
+
     def free(self) -> str:
         return "this process"
 
 
 @contextmanager
-def _alarm(hang_timeout_s: float) -> Iterator[None]:
-    """Print the stack of all threads when the block takes longer; it goes on after that."""
-    with suppress(ValueError, AttributeError, OSError):  # no stream with a descriptor, no alarm
-        faulthandler.dump_traceback_later(hang_timeout_s, file=sys.__stderr__ or sys.stderr)
+def _alarm(hang_timeout_s: float | None) -> Iterator[None]:
+    """Print the stack of all threads when the block takes longer without a beat; it goes on after that."""
+    if hang_timeout_s is None:
+        yield
+        return
+
+    set_at_s = -math.inf
+
+    def set_again() -> None:
+        nonlocal set_at_s
+        if time.monotonic() - set_at_s < hang_timeout_s * _SLACK:
+            return
+        set_at_s = time.monotonic()
+        with suppress(ValueError, AttributeError, OSError):  # no stream with a descriptor, no alarm
+            faulthandler.dump_traceback_later(hang_timeout_s, file=sys.__stderr__ or sys.stderr)
+
+    set_again()
+    before = listen(set_again)
     try:
         yield
     finally:
+        listen(before)
         faulthandler.cancel_dump_traceback_later()

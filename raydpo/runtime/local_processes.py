@@ -26,11 +26,14 @@ from typing import Any
 
 import cloudpickle
 
+from raydpo.errors import Cause
 from raydpo.runtime.backend import ActorDied, CallFailed
+from raydpo.runtime.failure import Death
 from raydpo.runtime.forked_process import ForkedProcess, ForkServers, last_line
 from raydpo.runtime.local_gpus import LocalGpus
 from raydpo.runtime.place import Place
-from raydpo.runtime.stacks import Stacks, gather_stacks, read_stack
+from raydpo.runtime.silence import read_silence_s
+from raydpo.runtime.stacks import Stacks, gather, read_stack
 
 _LONGEST_WAIT_S = 3600.0
 _END_S = 60.0
@@ -45,7 +48,7 @@ class _Process:
     devices: tuple[str, ...]
     gpus: float
     pending: dict[int, deque[tuple[str, Any]]] = field(default_factory=dict)
-    cause: str = ""
+    death: Death | None = None
 
 
 @dataclass(frozen=True, eq=False)
@@ -80,7 +83,7 @@ class LocalProcesses:
         self._send(actor, 0, "make", (kind,))
         return actor
 
-    def call(self, actor: _Process, method: str, *arguments: Any) -> _Pending:
+    def call(self, actor: _Process, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> _Pending:
         return self._ask(actor, method, arguments, None)
 
     def stream(
@@ -104,7 +107,7 @@ class LocalProcesses:
 
     def result(self, call: _Pending, timeout_s: float | None = None) -> Any:
         if not self.wait([call], math.inf if timeout_s is None else timeout_s):
-            raise ActorDied(f"it did not answer within {timeout_s:.0f} s")
+            raise ActorDied(Death(Cause.HUNG, f"it did not answer within {timeout_s:.0f} s"))
         kind, value = self._next(call)
         if kind == "failed":
             raise CallFailed(value)
@@ -119,21 +122,26 @@ class LocalProcesses:
                 self._send(stream.actor, stream.number, "credit", ())
             return value
         if kind == "failed":
-            raise ActorDied(f"an event of it could not be read ({value.strip().splitlines()[-1]})")
+            text = f"an event of it could not be read ({value.strip().splitlines()[-1]})"
+            raise ActorDied(Death(Cause.RAISED, text))
         raise StopIteration
 
     def kill(self, actor: _Process) -> None:
         if actor.process.let_go():
             self._gpus.give_back(actor.devices, actor.gpus)
         actor.process.wait_for_end(_END_S)
-        actor.cause = actor.cause or "it was ended"
+        actor.death = actor.death or Death(Cause.ENDED, "it was ended")
 
     @staticmethod
     def locate() -> Place:
         return Place("this machine", socket.gethostname(), os.getpid())
 
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
-        return gather_stacks(ranks, lambda _, stacks: stacks, lambda stacks, _: read_stack(stacks), 0.0)
+        return gather(ranks, lambda _, stacks: stacks, lambda stacks, _: read_stack(stacks), 0.0)
+
+    def silences_s(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, float]:
+        found = gather(ranks, lambda _, stacks: stacks, lambda stacks, _: read_silence_s(stacks), 0.0)
+        return {number: float(text) for number, text in found.items()}
 
     def free(self) -> str:
         return f"all CPUs and {self._gpus.free():g} GPUs of this machine"
@@ -155,12 +163,13 @@ class LocalProcesses:
     def _next(self, call: _Pending) -> tuple[str, Any]:
         inbox = call.actor.pending[call.number]
         if not inbox:
-            raise ActorDied(call.actor.cause)
+            assert call.actor.death is not None
+            raise ActorDied(call.actor.death)
         return inbox.popleft()
 
 
 def _speaking(pending: Sequence[_Pending]) -> list[_Pending]:
-    return [call for call in pending if call.actor.cause or call.actor.pending[call.number]]
+    return [call for call in pending if call.actor.death or call.actor.pending[call.number]]
 
 
 def _hear(actor: _Process) -> None:
@@ -171,16 +180,16 @@ def _hear(actor: _Process) -> None:
             if number in actor.pending:
                 actor.pending[number].append((kind, value))
     except (EOFError, OSError):
-        actor.cause = actor.cause or _cause_of_death(actor)
+        actor.death = actor.death or _death_of(actor)
 
 
-def _cause_of_death(actor: _Process) -> str:
+def _death_of(actor: _Process) -> Death:
     status = actor.process.exit_code(_END_S)
     if status is None:
-        return "its process closed its connection and did not end"
+        return Death(Cause.UNREACHABLE, "its process closed its connection and did not end")
     words = last_line(actor.process.server_log or actor.log)
     if status < 0:
         name = signal.Signals(-status).name
         why = ", as the kernel sends it when memory runs out" if name == "SIGKILL" else ""
-        return f"its process ended without an exception: killed by {name}{why}{words}"
-    return f"its process ended without an exception, with exit code {status}{words}"
+        return Death(Cause.KILLED, f"its process ended without an exception: killed by {name}{why}{words}")
+    return Death(Cause.EXITED, f"its process ended without an exception, with exit code {status}{words}")

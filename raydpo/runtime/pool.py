@@ -3,7 +3,8 @@
 What comes in: a factory that each actor calls once (it loads the model) and the items. What goes out: results as they
 come, each with its item's index.
 Decision: the driver hands out one item at a time to whoever is free, so a slow actor never holds back work, and an
-item whose actor died simply goes back to the queue. Items must therefore be idempotent by the name of their output.
+item whose actor died simply goes back to the queue; one that is silent beyond the deadline is ended and counts as dead.
+Items must therefore be idempotent by the name of their output.
 Price: one round trip an item; items should be worth seconds. A pool outlives one `run`, so its actors keep what they
 loaded: `tell` reaches those that are there, and `greet_with` is what an actor that starts later is sent first.
 """
@@ -12,25 +13,30 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
-from typing import Any, Literal, TypeVar
+from typing import Any, TypeVar
 
 import cloudpickle
 
-from raydpo.errors import ResourceError, WorkerError
+from raydpo.errors import Cause, HangError, ResourceError, WorkerError
 from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
-from raydpo.runtime.failure import Failure, error_of, failure_of
-from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
+from raydpo.runtime.failure import Death, Failure, error_of
+from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, thread_variables
+from raydpo.runtime.pool_actor import PoolActor, PoolWorker
 from raydpo.runtime.said import Said
 from raydpo.runtime.sessions import current
+from raydpo.runtime.silence import Watched, frames_of, silences
+from raydpo.runtime.stops import requested
 
 T = TypeVar("T")
 R = TypeVar("R")
 
 _log = redacting_logger(__name__)
+
+HANG_TIMEOUT_S = 1800.0
+"""Of pools that nobody gives a deadline."""
 
 
 def run_pool(
@@ -42,6 +48,8 @@ def run_pool(
     cpus: float,
     gpus: float = 0.0,
     max_retries: int = 0,
+    hang_timeout_s: float = HANG_TIMEOUT_S,
+    hang_key: str = "hang_timeout_s",
     threads: float | None = None,
     own_process: bool = False,
     preload: Sequence[str] = (),
@@ -51,6 +59,9 @@ def run_pool(
     make_worker: module-level function or partial, called once an actor; returns the callable that takes items.
     cpus, gpus: reserved for each actor.
     max_retries: how often one item may lose its actor and be given to another.
+    hang_timeout_s: longest time of an actor without an answer or a beat (`schema.pulse`), from the moment when it has its
+        place. One that is here cannot be ended: it prints where it is, and goes on.
+    hang_key: the key to raise, for messages.
     threads: of each actor, by default as many as its CPUs.
     own_process: workers leave traces in their process, so none may be this one (a single worker of the local runtime
         is here otherwise).
@@ -59,7 +70,7 @@ def run_pool(
 
     Results should be small (records, not tensors). Closing the iterator ends all actors.
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
-    lost its actor once too often; ResourceError when no actor gets its CPUs and GPUs.
+    lost its actor once too often, HangError if by a hang; ResourceError when no actor gets its CPUs and GPUs.
     """
     pool = Pool(
         name,
@@ -68,62 +79,14 @@ def run_pool(
         cpus=cpus,
         gpus=gpus,
         max_retries=max_retries,
+        hang_timeout_s=hang_timeout_s,
+        hang_key=hang_key,
         threads=threads,
         own_process=own_process,
         preload=preload,
     )
     with closing(pool):
         yield from pool.run(items)
-
-
-class PoolActor:
-    """Runs in its own process: place, then prepare, then work on items one by one."""
-
-    def place(self, locate: Callable[[], Place]) -> Place:
-        """First call; answers as soon as the actor has its CPUs and GPUs."""
-        return locate()
-
-    def prepare(self, payload: bytes, variables: dict[str, str]) -> Failure | None:
-        """Make the worker (which may load a model for minutes)."""
-        try:
-            self._work = load_function(payload, variables)()
-        except Exception as error:  # noqa: BLE001 - whatever user code raises travels to the driver as a record
-            return failure_of(error)
-        return None
-
-    def work(self, item: Any) -> Any:
-        """One item. An exception comes back as a Failure, not through Ray."""
-        try:
-            return self._work(item)
-        except Exception as error:  # noqa: BLE001 - as above
-            return failure_of(error)
-
-    def work_aloud(self, item: Any) -> Iterator[Any]:
-        """One item: what its worker says meanwhile, and its answer last."""
-        try:
-            yield from self._work(item)
-        except Exception as error:  # noqa: BLE001 - as above
-            yield failure_of(error)
-
-
-@dataclass
-class _Worker:
-    """One actor of a pool, as the driver sees it.
-
-    number: its place in the pool.
-    actor: the handle that calls go to.
-    place: where it runs, None until it has answered.
-    state: what its pending call is, or ready for one.
-    item: index of the item that it works on.
-    was_idle: it stood without work since it last answered, and may have died then.
-    """
-
-    number: int
-    actor: Any
-    place: Place | None = None
-    state: Literal["placing", "preparing", "greeting", "ready", "told", "working"] = "placing"
-    item: int | None = None
-    was_idle: bool = False
 
 
 class Pool:
@@ -143,20 +106,23 @@ class Pool:
         cpus: float,
         gpus: float = 0.0,
         max_retries: int = 0,
+        hang_timeout_s: float = HANG_TIMEOUT_S,
+        hang_key: str = "hang_timeout_s",
         threads: float | None = None,
         own_process: bool = False,
         preload: Sequence[str] = (),
         hear: Callable[[int, Any], None] | None = None,
     ) -> None:
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
+        self._hang_timeout_s, self._hang_key = hang_timeout_s, hang_key
         self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
         self._actors = current().actors(num_workers, own_process=own_process, preload=preload)
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
         self._hear = hear
         self._is_closed = False
-        self._calls: dict[Any, _Worker] = {}
-        self._workers: dict[int, _Worker] = {}
+        self._calls: dict[Any, PoolWorker] = {}
+        self._workers: dict[int, PoolWorker] = {}
         self._waiting_since_s = time.monotonic()
         self._begin(())
 
@@ -167,13 +133,20 @@ class Pool:
         self._deaths_at_start = 0
 
     def run(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
-        """(index, result) of each item, in the order they finish. One run at a time; to be read to its end."""
+        """(index, result) of each item, in the order they finish. One run at a time; to be read to its end.
+
+        Once a signal has asked the run to end, no item is handed out any more: those in work are the last.
+        """
         self._begin(items)
         for worker in [worker for worker in self._workers.values() if worker.state == "ready"]:
             worker.was_idle = True
             self._feed(worker)
         self._start_missing(min(self._num_workers, len(items)))
         while self._num_unfinished:
+            if requested() and self._queue:
+                self._num_unfinished -= len(self._queue)
+                self._queue.clear()
+                continue
             for worker, answer in self._answers():
                 if worker.state != "working":
                     self._advance(worker, answer)
@@ -241,14 +214,14 @@ class Pool:
         for worker in workers:
             self._actors.kill(worker.actor)
 
-    def _answers(self) -> Iterator[tuple[_Worker, Any]]:
+    def _answers(self) -> Iterator[tuple[PoolWorker, Any]]:
         """Finished calls of living workers; the dead are buried, errors raised."""
         if self._is_closed:
-            raise WorkerError(f"{self._name}: the actors were ended while there was work for them.")
+            raise WorkerError(f"{self._name}: the actors were ended while there was work for them.", Cause.ENDED)
         calls = list(self._calls)
         if not calls:
-            raise WorkerError(f"{self._name}: no actor is left for the work. {self._remedy()}")
-        finished = self._actors.wait(calls, 5.0)
+            raise WorkerError(f"{self._name}: no actor is left for the work. {self._remedy()}", Cause.UNKNOWN)
+        finished = self._wait(calls)
         if not finished:
             self._check_placement()
         for call in finished:
@@ -261,16 +234,49 @@ class Pool:
             except CallFailed as error:
                 raise WorkerError(f"{self._describe(worker)} failed: {error}") from error
             except ActorDied as error:
-                self._bury(worker, error)
+                self._bury(worker, error.death)
                 continue
             if isinstance(answer, Failure):
                 raise error_of(answer, self._describe(worker))
             if isinstance(answer, Said):
-                self._calls[call] = worker
+                self._calls[call], worker.silent_s = worker, 0.0
                 if self._hear is not None and worker.item is not None:
                     self._hear(worker.item, answer.event)
                 continue
             yield worker, answer
+        self._check_silence()
+
+    def _wait(self, calls: list[Any]) -> list[Any]:
+        """Finished ones of `calls`. Time that the caller spends elsewhere counts for nobody's silence."""
+        started_s = time.monotonic()
+        finished = self._actors.wait(calls, min(5.0, self._hang_timeout_s))
+        waited_s = time.monotonic() - started_s
+        for worker in list(self._calls.values()):  # another thread may be stopping the pool
+            worker.silent_s += waited_s
+        return finished
+
+    def _check_silence(self) -> None:
+        """End those that are silent beyond the deadline. Raises HangError when that was once too often."""
+        calls = {worker.number: call for call, worker in list(self._calls.items()) if self._is_overdue(worker)}
+        if not calls:
+            return
+        overdue = {number: self._calls[call] for number, call in calls.items()}
+        for number, silent_s in silences(self._actors, _watched(overdue)).items():
+            overdue[number].silent_s = silent_s
+        hung = {number: worker for number, worker in overdue.items() if self._is_overdue(worker)}
+        for number, frames in frames_of(self._actors, _watched(hung)).items():
+            worker, call = hung[number], calls[number]
+            if self._actors.wait([call], 0.0):  # it answered meanwhile
+                continue
+            self._calls.pop(call, None)
+            text = (
+                f"it gave neither a result nor a sign of life for {worker.silent_s:.0f} s and was ended; the deadline is "
+                f"{self._hang_key}: {self._hang_timeout_s:g}, to be raised if its work takes longer"
+            )
+            self._bury(worker, Death(Cause.HUNG, text), f"\nWorker {number} was at\n{frames}")
+
+    def _is_overdue(self, worker: PoolWorker) -> bool:
+        return worker.place is not None and worker.silent_s >= self._hang_timeout_s
 
     def _start_missing(self, wanted: int) -> None:
         free = (number for number in range(self._num_workers) if number not in self._workers)
@@ -278,17 +284,17 @@ class Pool:
             self._start_worker(number)
 
     def _start_worker(self, number: int) -> None:
-        worker = _Worker(number, self._actors.start(PoolActor, cpus=self._cpus, gpus=self._gpus))
+        worker = PoolWorker(number, self._actors.start(PoolActor, cpus=self._cpus, gpus=self._gpus))
         self._workers[number] = worker
-        self._ask(worker, "place", self._actors.locate)
+        self._ask(worker, "place", self._actors.locate, self._actors.is_shared)
         self._waiting_since_s = time.monotonic()
         if self._is_closed:  # by another thread, which may have ended the others before this one was there
             self.stop()
 
-    def _advance(self, worker: _Worker, answer: Any) -> None:
+    def _advance(self, worker: PoolWorker, answer: Any) -> None:
         """Placed -> prepare; prepared -> greeted, if there is a greeting; then the first item."""
         if worker.state == "placing":
-            worker.place, worker.state = answer, "preparing"
+            (worker.place, worker.stacks), worker.state = answer, "preparing"
             variables = thread_variables(self._threads, self._gpus)
             self._ask(worker, "prepare", self._payload, variables)
         elif worker.state == "preparing" and self._greeting is not None:
@@ -298,50 +304,58 @@ class Pool:
             worker.state = "ready"
             self._feed(worker)
 
-    def _ask(self, worker: _Worker, method: str, *arguments: Any) -> None:
-        self._calls[self._actors.call(worker.actor, method, *arguments)] = worker
+    def _ask(self, worker: PoolWorker, method: str, *arguments: Any) -> None:
+        worker.silent_s = 0.0
+        call = self._actors.call(worker.actor, method, *arguments, hang_timeout_s=self._hang_timeout_s)
+        self._calls[call] = worker
 
-    def _feed(self, worker: _Worker) -> None:
+    def _feed(self, worker: PoolWorker) -> None:
         if self._queue:
             worker.item, worker.state = self._queue.popleft(), "working"
             if self._hear is None:
                 self._ask(worker, "work", self._items[worker.item])
                 return
-            item = self._items[worker.item]
-            stream = self._actors.stream(worker.actor, "work_aloud", item, max_unread=None, hang_timeout_s=0.0)
+            worker.silent_s = 0.0
+            item, deadline_s = self._items[worker.item], self._hang_timeout_s
+            stream = self._actors.stream(worker.actor, "work_aloud", item, max_unread=None, hang_timeout_s=deadline_s)
             self._calls[stream] = worker
 
-    def _bury(self, worker: _Worker, error: ActorDied) -> None:
-        """A dead worker's item goes to another one, within bounds."""
+    def _bury(self, worker: PoolWorker, death: Death, frames: str = "") -> None:
+        """A dead worker's item goes to another one, within bounds. frames: where it was, on lines of their own."""
         self._actors.kill(worker.actor)
         if self._workers.pop(worker.number, None) is None:
             return  # the pool was stopped meanwhile
-        message = f"{self._describe(worker)} died: {error}."
+        is_hang = death.cause is Cause.HUNG
+        message = f"{self._describe(worker)} {'hung' if is_hang else 'died'}: {death.text}."
         if worker.item is None and not self._queue:
-            _log.warning("%s", message)
+            _log.warning("%s%s", message, frames)
             return
         if worker.item is None:
             self._deaths_at_start += 1
             if self._deaths_at_start > self._max_retries:
-                raise WorkerError(f"{message} This was before it took an item. {self._remedy()}") from error
-            _log.warning("%s Another one starts in its place.", message)
-        elif worker.was_idle:  # the item need not be the cause
+                raise self._error(f"{message} This was before it took an item.", death, frames)
+            _log.warning("%s Another one starts in its place.%s", message, frames)
+        elif worker.was_idle and not is_hang:  # the item need not be the cause
             self._queue.appendleft(worker.item)
             _log.warning("%s The item goes to another one.", message)
         else:
             deaths = self._deaths_of_item[worker.item] = self._deaths_of_item.get(worker.item, 0) + 1
             if deaths > self._max_retries:
-                raise WorkerError(
-                    f"{message} {deaths} workers died over this item, and no more than {self._max_retries} retries "
-                    f"are allowed. {self._remedy()}"
-                ) from error
+                lost = f"{deaths} workers died of or hung over this item, and no more than {self._max_retries} retries"
+                raise self._error(f"{message} {lost} are allowed.", death, frames)
             self._queue.appendleft(worker.item)
-            _log.warning("%s The item goes to another one (retry %d of %d).", message, deaths, self._max_retries)
+            text = f"The item goes to another one (retry {deaths} of {self._max_retries})."
+            _log.warning("%s %s%s", message, text, frames)
         idle = next((other for other in self._workers.values() if other.state == "ready"), None)
         if idle is not None and self._queue:
             self._feed(idle)
         elif self._queue:
             self._start_worker(worker.number)
+
+    def _error(self, message: str, death: Death, frames: str) -> WorkerError:
+        if death.cause is Cause.HUNG:
+            return HangError(f"{message} {self._actors.hint[0].upper()}{self._actors.hint[1:]}.{frames}")
+        return WorkerError(f"{message} {self._remedy()}", death.cause)
 
     def _check_placement(self) -> None:
         waited_s = time.monotonic() - self._waiting_since_s
@@ -352,7 +366,7 @@ class Pool:
                 "them, or lower what each worker takes."
             )
 
-    def _describe(self, worker: _Worker) -> str:
+    def _describe(self, worker: PoolWorker) -> str:
         where = f" ({worker.place})" if worker.place else ""
         if worker.item is None:
             return f"{self._name} worker {worker.number}{where}"
@@ -362,3 +376,11 @@ class Pool:
 
     def _remedy(self) -> str:
         return f"If it was memory, run fewer workers or smaller batches; {self._actors.hint}."
+
+
+def _watched(workers: Mapping[int, PoolWorker]) -> Watched:
+    return {
+        number: (worker.place, worker.stacks, worker.silent_s)
+        for number, worker in workers.items()
+        if worker.place is not None
+    }

@@ -13,8 +13,8 @@ import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from raydpo.errors import RaydpoError, WorkerError
-from raydpo.runtime.failure import Failure
+from raydpo.errors import Cause, RaydpoError, WorkerError
+from raydpo.runtime.failure import Death, Failure
 
 _LOST_PEER = re.compile(
     r"connection (was )?(closed|reset|refused|aborted)|broken pipe|peer|gloo|nccl|socket|tcpstore|"
@@ -32,21 +32,28 @@ class RankFailure:
 
     rank: its number.
     place: where it ran, in words.
-    cause: a Failure (it raised) or a sentence (its process died).
+    cause: a Failure (it raised) or a Death (its process is gone).
     """
 
     rank: int
     place: str
-    cause: Failure | str
+    cause: Failure | Death
 
     @property
     def is_death(self) -> bool:
-        return isinstance(self.cause, str)
+        return isinstance(self.cause, Death)
+
+    @property
+    def kind(self) -> Cause:
+        """For decisions."""
+        if isinstance(self.cause, Death):
+            return self.cause.cause
+        return Cause.UNREACHABLE if self.is_collateral else Cause.RAISED
 
     @property
     def is_collateral(self) -> bool:
         """Whether it looks like the loss of another rank."""
-        if isinstance(self.cause, str) or self.cause.error is not None:
+        if isinstance(self.cause, Death) or self.cause.error is not None:
             return False
         return self.cause.class_name in _LOST_PEER_CLASSES and _LOST_PEER.search(self.cause.message) is not None
 
@@ -54,7 +61,8 @@ class RankFailure:
 def verdict(name: str, failures: Sequence[RankFailure]) -> RaydpoError:
     """The exception for `failures` (at least one) of the gang `name`.
 
-    One class of raydpo.errors on all original failures comes back as it is; anything else is a WorkerError.
+    One class of raydpo.errors on all original failures comes back as it is; anything else is a WorkerError. Its cause is
+    that of the first rank that is to blame, and a preemption where there was one: what the others met follows from it.
     """
     ordered = sorted(failures, key=lambda failure: failure.rank)
     raised = [failure for failure in ordered if not failure.is_death and not failure.is_collateral]
@@ -69,7 +77,8 @@ def verdict(name: str, failures: Sequence[RankFailure]) -> RaydpoError:
     first = original[0].cause
     if isinstance(first, Failure):
         lines.append(f"Traceback of rank {original[0].rank}:\n{first.traceback_text}")
-    return WorkerError("\n".join(lines))
+    blamed = next((failure for failure in ordered if failure.kind.is_preemption), original[0])
+    return WorkerError("\n".join(lines), blamed.kind, blamed.rank)
 
 
 def _one_own_error(name: str, original: Sequence[RankFailure]) -> RaydpoError | None:
@@ -79,6 +88,8 @@ def _one_own_error(name: str, original: Sequence[RankFailure]) -> RaydpoError | 
         return None
     ranks = ", ".join(str(failure.rank) for failure in original)
     assert isinstance(original[0].cause, Failure)
+    if isinstance(first, WorkerError) and first.rank is None:
+        first.rank = original[0].rank
     first.add_note(f"Raised in {name} by rank {ranks} ({original[0].place}):\n{original[0].cause.traceback_text}")
     return first
 
@@ -87,7 +98,7 @@ def _sentence(name: str, failures: Sequence[RankFailure]) -> str:
     """Identical causes share a sentence."""
     groups: dict[str, list[RankFailure]] = {}
     for failure in failures:
-        text = failure.cause if isinstance(failure.cause, str) else failure.cause.summary
+        text = failure.cause.text if isinstance(failure.cause, Death) else failure.cause.summary
         groups.setdefault(("died: " if failure.is_death else "raised ") + text, []).append(failure)
     return " ".join(f"{name}: {_ranks(members)} {what}." for what, members in groups.items())
 

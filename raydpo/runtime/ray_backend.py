@@ -1,28 +1,29 @@
 """Actors on Ray. Only the modules `ray_*` import it.
 
-What comes in: classes and calls. What goes out: what Ray's actors answer, and a sentence for each way in which one dies.
+What comes in: classes and calls. What goes out: what Ray's actors answer, or how they died (`ray_deaths`).
 Decision: an actor is never restarted by Ray, because what it loaded would be gone without a word; pools start others.
 """
 
 from __future__ import annotations
 
 import os
-import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import OutOfMemoryError, RayActorError, RayError, RayTaskError
+from ray.exceptions import RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raydpo.errors import ResourceError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed, Kind
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place
+from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_storage import check_ray_storage
-from raydpo.runtime.stacks import Stacks, gather_stacks, read_stack
+from raydpo.runtime.silence import read_silence_s
+from raydpo.runtime.stacks import Stacks, gather, read_stack
 
 _STACKS_TIMEOUT_S = 120.0
 
@@ -74,7 +75,7 @@ class RayActors:
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         return ray.remote(**options)(kind).remote()
 
-    def call(self, actor: Any, method: str, *arguments: Any) -> Any:
+    def call(self, actor: Any, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> Any:
         return getattr(actor, method).remote(*arguments)
 
     def stream(self, actor: Any, method: str, *arguments: Any, max_unread: int | None, hang_timeout_s: float) -> Any:
@@ -98,13 +99,13 @@ class RayActors:
         except RayTaskError as error:
             raise CallFailed(str(error)) from error
         except RayError as error:
-            raise ActorDied(cause_of_death(error)) from error
+            raise ActorDied(death_of(error)) from error
 
     def next_event(self, stream: Any) -> Any:
         try:
             return ray.get(next(stream))
         except RayError as error:
-            raise ActorDied(cause_of_death(error)) from error
+            raise ActorDied(death_of(error)) from error
 
     def kill(self, actor: Any) -> None:
         with suppress(Exception):
@@ -116,20 +117,29 @@ class RayActors:
         return Place(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), _visible_device())
 
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
-        def ask(place: Place, stacks: Stacks) -> Any:
-            affinity = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
-            return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(read_stack).remote(stacks)
+        return _read_on_nodes(read_stack, ranks)
 
-        def answer(pending: Any, timeout_s: float) -> str:
-            with suppress(RayError):
-                return str(ray.get(pending, timeout=timeout_s))
-            return ""
-
-        return gather_stacks(ranks, ask, answer, _STACKS_TIMEOUT_S)
+    def silences_s(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, float]:
+        return {number: float(text) for number, text in _read_on_nodes(read_silence_s, ranks).items()}
 
     def free(self) -> str:
         free = ray.available_resources()
         return f"{free.get('CPU', 0.0):g} CPUs and {free.get('GPU', 0.0):g} GPUs"
+
+
+def _read_on_nodes(read: Callable[[Stacks], str], ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
+    """What `read` finds in a task on the node of each."""
+
+    def ask(place: Place, stacks: Stacks) -> Any:
+        affinity = NodeAffinitySchedulingStrategy(place.node_id, soft=False)
+        return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=affinity)(read).remote(stacks)
+
+    def answer(pending: Any, timeout_s: float) -> str:
+        with suppress(RayError):
+            return str(ray.get(pending, timeout=timeout_s))
+        return ""
+
+    return gather(ranks, ask, answer, _STACKS_TIMEOUT_S)
 
 
 def _visible_device() -> str:
@@ -137,27 +147,3 @@ def _visible_device() -> str:
     visible = [device for device in os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",") if device]
     mine = [str(device) for device in ray.get_gpu_ids()]
     return str(visible.index(mine[0])) if mine and mine[0] in visible else (mine[0] if mine and not visible else "0")
-
-
-def cause_of_death(error: RayError) -> str:
-    """One sentence for an actor that ended without an exception of its own (killed, crashed, node lost)."""
-    text = str(error)
-    if isinstance(error, RayActorError) and error.preempted:
-        return "its node was preempted"
-    if isinstance(error, OutOfMemoryError) or "memory monitor" in text or "running low on memory" in text:
-        return f"it was killed because its node ran out of memory ({_first_lines(text)})"
-    if isinstance(error, RayTaskError):
-        return _first_lines(text.strip().splitlines()[-1])
-    if "The actor's node has died" in text or "node was terminated" in text or "node died" in text.lower():
-        return f"its node died ({_first_lines(text)})"
-    if "connection error code 2" in text:
-        return (
-            "its process ended without an exception: killed by a signal (SIGKILL, as the kernel sends it when memory "
-            "runs out, or SIGSEGV) or by os._exit"
-        )
-    return _first_lines(text)
-
-
-def _first_lines(text: str, num_characters: int = 600) -> str:
-    joined = re.sub(r"\s+", " ", text).strip()
-    return joined if len(joined) <= num_characters else joined[:num_characters] + " ..."

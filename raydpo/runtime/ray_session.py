@@ -25,6 +25,7 @@ from ray.exceptions import RayError
 from raydpo.errors import ResourceError
 from raydpo.runtime.import_path import LOCAL_CPUS_VARIABLE, import_path
 from raydpo.runtime.ray_backend import RayBackend
+from raydpo.runtime.stops import claim
 
 _LISTENER_TIMEOUT_S = 10.0
 _START_ATTEMPTS = 4
@@ -45,9 +46,10 @@ def open_ray(local_cpus: int | None) -> Iterator[RayBackend]:
     if ray.is_initialized():
         yield RayBackend()
         return
-    with _sigterm_kept():
+    with _signals_kept():
         address = os.environ.get("RAY_ADDRESS", "")
         with _connected_to(address) if address not in ("", "local") else _started_locally(local_cpus):
+            claim()
             yield RayBackend()
 
 
@@ -189,14 +191,15 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
 
 
 @contextmanager
-def _sigterm_kept() -> Iterator[None]:
-    """ray.init replaces the handler of SIGTERM; the caller's comes back afterwards."""
+def _signals_kept() -> Iterator[None]:
+    """ray.init replaces handlers, with its own below Python's too; the caller's come back once Ray is there, and at the end."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
-    handler = signal.getsignal(signal.SIGTERM)
+    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
     try:
         yield
     finally:
-        if handler is not None:
-            signal.signal(signal.SIGTERM, handler)
+        for each, handler in handlers.items():
+            if handler is not None:
+                signal.signal(each, handler)

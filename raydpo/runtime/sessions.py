@@ -7,12 +7,14 @@ price is one list of open sessions in this module.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from raydpo.runtime.backend import Backend, Kind
-from raydpo.runtime.resources import Demand, check_demands
+from raydpo.runtime.place import PLACEMENT_TIMEOUT_S
+from raydpo.runtime.resources import Demand, check_demands, count_fitting
 
 _open: list[Backend] = []
 
@@ -73,6 +75,19 @@ def count_gpus() -> int:
 def count_cpus() -> int:
     """CPUs of all nodes of the open session, at least 1."""
     return max(1, int(sum(node.get("CPU", 0.0) for node in current().nodes())))
+
+
+def count_room(demand: Demand) -> int:
+    """Workers of `demand` that the living nodes of the open session have room for, at most as many as it asks for."""
+    return min(demand.workers, count_fitting(demand, current().nodes()))
+
+
+def wait_for_room(demand: Demand) -> None:
+    """Return once the living nodes have room for `demand`: a node that was lost may be replaced. Raises ResourceError."""
+    deadline_s = time.monotonic() + PLACEMENT_TIMEOUT_S
+    while count_room(demand) < demand.workers and time.monotonic() < deadline_s:
+        time.sleep(1)
+    check_demands([demand], current().nodes())
 
 
 def check_storage(folder: Path) -> None:

@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
+from glob import glob
 from pathlib import Path
 from typing import Any
 
@@ -22,16 +23,22 @@ from raydpo.runtime.place import Place
 
 _NUM_FRAMES = 12
 _NOT_THEIRS = ("/ray/_private/", "/raydpo/runtime/local_actor.py", "/raydpo/runtime/fork_server.py", "<frozen runpy>")
+_RECORD_S = 5.0
+"""What NCCL, which looks once a second, gets to write its record."""
 _ANSWER_S = 30.0
 """How long a rank may take to write its stack: it gets no turn at once on a busy machine."""
 
 
 @dataclass(frozen=True)
 class Stacks:
-    """A process that writes its stack to `descriptor` on SIGUSR1; -1 where that is not possible."""
+    """A process that writes its stack to `descriptor` on SIGUSR1; -1 where that is not possible.
+
+    pulse: descriptor that holds the time of its last beat (`silence`), -1 without one.
+    """
 
     pid: int
     descriptor: int
+    pulse: int = -1
 
 
 def offer_stacks() -> Stacks:
@@ -43,15 +50,15 @@ def offer_stacks() -> Stacks:
     return Stacks(os.getpid(), descriptor)
 
 
-def gather_stacks(
+def gather(
     ranks: Mapping[int, tuple[Place, Stacks]],
     ask: Callable[[Place, Stacks], Any],
     answer: Callable[[Any, float], str],
     timeout_s: float,
 ) -> dict[int, str]:
-    """On the driver: the innermost frames of each rank, indented; ranks that do not answer are left out.
+    """On the driver: what another process of each rank's node reads of it; ranks of which it reads nothing are left out.
 
-    ask: starts `read_stack` on a rank's node. answer: waits for it.
+    ask: starts the reading on a rank's node. answer: waits for it.
     """
     readers = {rank: ask(place, stacks) for rank, (place, stacks) in ranks.items() if stacks.descriptor >= 0}
     deadline_s = time.monotonic() + timeout_s
@@ -61,6 +68,7 @@ def gather_stacks(
 
 def read_stack(stacks: Stacks) -> str:
     """On the rank's node, in another process: ask for the stack and read it."""
+    ask_flight_recorder(stacks.pid)
     path = Path(f"/proc/{stacks.pid}/fd/{stacks.descriptor}")
     before = ""
     with suppress(OSError):
@@ -73,6 +81,22 @@ def read_stack(stacks: Stacks) -> str:
                 return innermost_frames(text)
             before = text
     return ""
+
+
+def flight_pipe(pid: int) -> str:
+    """What NCCL puts its rank and ".pipe" behind, to make the pipe through which it is asked for its record."""
+    return f"/tmp/raydpo-nccl-{pid}-"
+
+
+def ask_flight_recorder(pid: int) -> None:
+    """On the rank's node: let NCCL write its last collectives where TORCH_NCCL_DEBUG_INFO_TEMP_FILE says, if it is there."""
+    pipes = glob(f"{flight_pipe(pid)}*.pipe")
+    for pipe in pipes:
+        with suppress(OSError):  # nobody reads it
+            descriptor = os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+            os.write(descriptor, b"1")
+            os.close(descriptor)
+    time.sleep(_RECORD_S * bool(pipes))
 
 
 def innermost_frames(dump: str, num_frames: int = _NUM_FRAMES) -> str:

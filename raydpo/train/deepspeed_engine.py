@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of one rank, behind five methods: forward, backward, step, save, load.
+"""The DeepSpeed engine of one rank, behind six methods: forward, backward, step, snapshot, save, load.
 
 Decision: the caller owns the accumulation boundary (`managed_gradient_accumulation: false`), so that a global batch may
 have any number of micro-batches; a step whose gradient is not finite is refused here, on all ranks alike.
@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from raydpo.config.sections import TrainSection
+from raydpo.errors import ResumeError
 from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch
+from raydpo.train.group_timeout import give_time, group_timeout
+from raydpo.train.held_state import held, refresh, trained, whole_shape
 from raydpo.train.ranges import OPTIMIZER, named
+from raydpo.train.state_files import Fragment, SavedState, StateFile, shares, write_state
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # no op is compiled: the optimizer is torch's
 
@@ -41,6 +47,22 @@ class GuardedAdamW(torch.optim.AdamW):
         return super().step(closure) if self.applied else None
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """One rank's part of a training state, in CPU memory of its own: it stays as it is while training goes on.
+
+    fragments: its elements. rank: whose. num_ranks: of how many.
+    """
+
+    fragments: Sequence[Fragment]
+    rank: int
+    num_ranks: int
+
+    def write(self, folder: Path) -> StateFile:
+        """Into a file of this rank alone. Not collective; may run in a thread. Raises StorageError when the disk is full."""
+        return write_state(folder, self.fragments, self.rank, self.num_ranks)
+
+
 class DeepSpeedEngine:
     """One rank's engine around `AnswerLogProbs`."""
 
@@ -50,7 +72,8 @@ class DeepSpeedEngine:
         # A shared-memory kernel would be compiled at the first start; gloo and nccl need no compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._owns_group = not torch.distributed.is_initialized()
-        deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+        timeout = group_timeout(train.hang_timeout_s)
+        deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False, timeout=timeout)
         self.num_ranks = num_ranks
         trainable = [p for p in scoring.parameters() if p.requires_grad]
         self._optimizer = GuardedAdamW(
@@ -71,6 +94,8 @@ class DeepSpeedEngine:
             config=deepspeed_config(train, stage, dtype, num_ranks),
             dist_init_required=False,
         )
+        if self._owns_group:
+            give_time(timeout)
         self.device = self.engine.device
 
     def forward(self, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor:
@@ -98,22 +123,67 @@ class DeepSpeedEngine:
         applied = not bool(getattr(self.engine.optimizer, "overflow", False))
         return applied, float(self.engine.get_global_grad_norm() or 0.0)
 
-    def save(self, folder: Path) -> None:
-        """Write optimizer and parameter state of this rank. Collective."""
-        self.engine.save_checkpoint(str(folder), tag="state", save_latest=False, exclude_frozen_parameters=True)
+    def snapshot(self) -> Snapshot:
+        """This rank's part of the training state as it is now, copied to CPU memory. Not collective: nothing is gathered.
+
+        Training may go on as soon as it returns; every element is in the snapshot of exactly one rank.
+        """
+        fragments, rank = held(self.engine, self.stage), torch.distributed.get_rank()
+        mine = list(shares(fragments, rank, self.num_ranks)) if self.stage == 0 else fragments
+        return Snapshot([fragment.copied() for fragment in mine], rank, self.num_ranks)
+
+    def save(self, folder: Path) -> StateFile:
+        """`snapshot`, written at once. Not collective: the state is whole when every rank has returned."""
+        return self.snapshot().write(folder)
 
     def load(self, folder: Path) -> None:
-        """Read what `save` wrote, with the same number of ranks and the same stage. Collective."""
-        path, _ = self.engine.load_checkpoint(str(folder), tag="state", load_module_strict=False)
-        if path is None:
-            raise RuntimeError(f"{folder} holds no DeepSpeed state, although its manifest is whole")
+        """Go on from what ranks saved in `folder`, however many they were and whatever their ZeRO stage. Collective.
+
+        Each rank reads the ranges that it updates from now on. Raises ResumeError, on all ranks alike, when the files do not
+        hold exactly the parameters that train here.
+        """
+        saved, fragments = SavedState(folder), held(self.engine, self.stage)
+        wanted = {name: whole_shape(parameter) for name, parameter in trained(self.engine)}
+        self._agree(saved.problems or saved.misfits(wanted))
+        self._agree(saved.fill(fragments))
+        for fragment in fragments:
+            fragment.step.fill_(saved.steps[fragment.name])
+        refresh(self.engine, self.stage)
+
+    def _agree(self, problems: list[str]) -> None:
+        """Raise ResumeError with what any rank found. Collective."""
+        found: list[Any] = [None] * self.num_ranks
+        torch.distributed.all_gather_object(found, problems)
+        if told := list(dict.fromkeys(problem for each in found for problem in each)):
+            raise ResumeError(
+                [
+                    "the training state of a checkpoint does not fit this run, so nothing was trained. Go on with the settings "
+                    "and the version that wrote it, or set run.resume: never to start anew and keep the old outputs aside.",
+                    *told,
+                ]
+            )
 
     def close(self) -> None:
-        """Destroy the process group that this engine made, so that another one can be made in this process. Collective."""
+        """Free the model and the process group that this engine made: a process can have many, one by one. Collective."""
+        self.engine.destroy()  # hooks that the garbage collector cannot see through
+        if self.stage == 3:
+            _forget_modules()
         if self._owns_group and torch.distributed.is_initialized():
             import deepspeed
 
             deepspeed.comm.destroy_process_group()  # torch's, and what DeepSpeed remembers of it
+
+
+def _forget_modules() -> None:
+    """Empty what ZeRO-3 keeps for as long as the process lives and which holds every model: a stack, and a cache of methods."""
+    from deepspeed.runtime.zero.parameter_offload import FWD_MODULE_STACK
+    from deepspeed.runtime.zero.partitioned_param_coordinator import PartitionedParameterCoordinator
+
+    FWD_MODULE_STACK.clear()
+    for function in vars(PartitionedParameterCoordinator).values():
+        for cell in getattr(function, "__closure__", None) or ():
+            if hasattr(cell.cell_contents, "cache_clear"):
+                cell.cell_contents.cache_clear()
 
 
 def deepspeed_config(train: TrainSection, stage: int, dtype: str, num_ranks: int) -> dict[str, Any]:

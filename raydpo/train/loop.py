@@ -16,6 +16,7 @@ from concurrent.futures import Future
 from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
 from raydpo.schema.rank_events import Alive, Evaluated, Finished, Noted, Skipped, Staged, Stepped, TrainEvent
+from raydpo.train.boundary import GO_ON, STOP, Boundary
 from raydpo.train.probe import probe
 from raydpo.train.profile import profiled
 from raydpo.train.push import push
@@ -46,6 +47,7 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
         yield from _before_first_step(trainer, patience)
     meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps, spec.skipped_steps, spec.skipped_in_a_row)
     stop, reason = min(spec.stop_step or num_steps, num_steps), ""
+    boundary = Boundary(trainer.rank, trainer.engine.device, spec.orders, train.save_every_minutes)
     staged: Future[Staged] | None = None
     for step in range(spec.resume_step + 1, stop + 1):
         is_logged = step % train.log_every == 0 or step == num_steps
@@ -75,18 +77,20 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
                 yield event
             if patience.exhausted(evaluation.get(MARGINS, 0.0)) and not reason:
                 reason = f"{MARGINS} did not rise in {patience.patience} evaluations"
-        if reason or step == stop or _due(step, train.save_every) or (evaluation and train.export == "best"):
+        order = boundary.order()
+        is_due = order != GO_ON or _due(step, train.save_every) or (evaluation and train.export == "best")
+        if reason or step == stop or is_due:
             staged = trainer.stage(step, evaluation, reason)
-        if reason:
+            boundary.restart()
+        if reason or order == STOP:
             break
-        if evaluation or _due(step, train.save_every):
+        if evaluation or is_due:
             meter.restart()
     yield from _written(staged)
-    if reason:
-        yield Finished(step, reason)
-    elif stop == num_steps:
-        yield Finished(spec.resume_step, "all steps were done before")
-    if spec.push and (reason or stop == num_steps):
+    was_over = spec.resume_step >= num_steps
+    if reason or was_over:
+        yield Finished(spec.resume_step if was_over else step, reason or "all steps were done before")
+    if spec.push and (reason or was_over):
         yield from push(trainer)
 
 

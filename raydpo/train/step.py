@@ -18,6 +18,7 @@ from torch import Tensor
 from raydpo.batches import MicroBatch
 from raydpo.errors import OutOfMemoryError
 from raydpo.metrics import Sums
+from raydpo.models.halving import is_out_of_memory
 from raydpo.models.logprobs import Extra, SequenceBatch
 from raydpo.objectives import ObjectiveInput
 from raydpo.objectives.loss import Loss, Observations
@@ -85,7 +86,7 @@ def fitting(batch: MicroBatch) -> Iterator[None]:
     try:
         yield
     except RuntimeError as error:  # torch.OutOfMemoryError is one; the allocator of the CPU has no class of its own
-        if not isinstance(error, torch.OutOfMemoryError) and "can't allocate memory" not in str(error):
+        if not is_out_of_memory(error):
             raise
         tokens, examples = batch.sequences.input_ids.numel(), batch.num_examples
         advice = (

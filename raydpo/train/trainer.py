@@ -41,11 +41,12 @@ from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.entry_sums import EntrySums, split_means
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
+from raydpo.train.group_timeout import record_flights
 from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
 from raydpo.train.spec import TrainSpec
-from raydpo.train.step import BatchLoss, accumulate, all_reduce, evaluate_share, observe
+from raydpo.train.step import BatchLoss, accumulate, all_reduce, evaluate_share, fitting, observe
 
 NAMES = sorted(METRICS)
 
@@ -108,7 +109,9 @@ class Trainer:
             warmup_fraction=train.warmup_fraction,
             schedule=train.schedule,
         )
-        applied, grad_norm = self.engine.step(rate)
+        largest = max(micro_batches, key=lambda batch: (batch.num_examples > 1, batch.sequences.input_ids.numel()))
+        with fitting(largest):  # DeepSpeed copies the gradient there: what micro-batches took is missing then
+            applied, grad_norm = self.engine.step(rate)
         metrics = self._means(sums) if is_logged or not applied else {}
         if balance is not None and metrics:
             metrics["router_aux_loss"] = float(balance.loss)
@@ -236,6 +239,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     training, activations = fit_activations(scoring, training, train)
     if train.compile:
         compile_layers(model, layout)
+    if rank.use_gpu:
+        record_flights(spec.staging.parents[1] / "nccl")
     engine = DeepSpeedEngine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
     _check_equal(engine.device, "whether answers share their prompt", layout == "packed")
     _check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)

@@ -17,7 +17,7 @@ from raydpo.artifacts import ReferenceCache, open_reference, verify_caches
 from raydpo.artifacts.arrow import write_shard
 from raydpo.artifacts.digest import digest_of
 from raydpo.errors import IntegrityError
-from raydpo.schema import LOGPROBS
+from raydpo.schema.rows import LOGPROBS
 from tests.artifacts.golden import IDENTITY, all_rows, assert_holds, rows_of, shard_file, write
 
 HURT, WHOLE = "second", ("first", "third")

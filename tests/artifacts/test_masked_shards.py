@@ -13,7 +13,7 @@ import pytest
 from raydpo.artifacts import ExampleTable, ExampleWriter, examples_digest
 from raydpo.artifacts.arrow import write_shard
 from raydpo.errors import IntegrityError
-from raydpo.schema import row_key
+from raydpo.schema.rows import row_key
 from tests.tables import write_examples
 
 BEFORE = pa.schema(

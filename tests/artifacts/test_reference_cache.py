@@ -15,7 +15,7 @@ import pytest
 
 from raydpo.artifacts import ReferenceCache, open_reference, write_json
 from raydpo.errors import IntegrityError, UserError
-from raydpo.schema import LOGPROBS
+from raydpo.schema.rows import LOGPROBS
 from tests.artifacts.golden import IDENTITY, SHARDS, Rows, all_rows, assert_holds, rows_of, write
 
 ROOT = Path(__file__).parents[2]

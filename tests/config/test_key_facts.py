@@ -14,26 +14,30 @@ from raydpo.config.section_base import SectionBase
 FREE_IN_TRAINING = """
     model.path model.revision reference.model reference.revision data.train data.eval data.chat_template run.dir run.resume
     run.runtime run.runtime_in_process
+    run.stop_grace_s
     reference.cache_dir reference.num_workers reference.cpus_per_worker reference.gpus_per_worker reference.rows_per_shard
-    reference.tokens_per_batch reference.max_retries train.cpus_per_worker train.tokens_per_microbatch
-    train.activation_memory_gb train.eval_every train.save_every train.keep_checkpoints train.best_metric train.export
+    reference.tokens_per_batch reference.max_retries reference.hang_timeout_s train.cpus_per_worker train.tokens_per_microbatch
+    train.activation_memory_gb train.eval_every train.save_every train.save_every_minutes train.keep_checkpoints
+    train.best_metric train.export
     train.verify_export
-    train.log_every train.sinks train.hang_timeout_s train.max_nonfinite_steps evaluate.model evaluate.tie_tolerance_nats
+    train.num_workers train.zero_stage train.offload_optimizer train.offload_parameters
+    train.log_every train.sinks train.hang_timeout_s train.max_failures train.max_preemptions
+    train.max_nonfinite_steps evaluate.model evaluate.tie_tolerance_nats
     profile generate judge rounds
 """
 FREE_IN_ROUNDS = """
     rounds.prompts rounds.eval_prompts rounds.num_rounds rounds.min_mean_score rounds.min_win_rate rounds.max_kl_nats
     rounds.max_length_drift rounds.max_duplicate_share rounds.min_distinct_2 generate.num_workers generate.cpus_per_worker
-    generate.gpus_per_worker generate.max_retries
+    generate.gpus_per_worker generate.max_retries generate.hang_timeout_s
 """
 DECIDE = """
     run.seed model.dtype model.attention data.format data.columns data.ignore
     data.eval_fraction data.max_length data.overlong data.max_bad_fraction
     data.control_tokens data.bos data.eos data.confidence_column data.min_confidence data.unpair data.weight_column
     data.deduplicate data.chat_template_kwargs objective.name
-    reference.sync_every reference.sync_alpha train.num_workers train.gpus_per_worker train.learning_rate train.schedule
+    reference.sync_every reference.sync_alpha train.gpus_per_worker train.learning_rate train.schedule
     train.warmup_fraction train.global_batch_pairs train.epochs train.max_steps train.weight_decay train.adam_beta1
-    train.adam_beta2 train.max_grad_norm train.zero_stage train.offload_optimizer train.offload_parameters
+    train.adam_beta2 train.max_grad_norm
     train.gradient_checkpointing train.compile train.lora.rank train.lora.alpha train.lora.target_modules train.lora.merge
     train.router_aux_loss
     train.lora.rslora train.lora.dora train.lora.init train.lora.experts train.lora.modules_to_save train.lora.dropout
@@ -68,7 +72,8 @@ def test_kinds_of_judges_and_their_keys() -> None:
         "pairwise": (("model",), ("endpoint", "api_key_variable", "instruction", "max_tokens", "timeout_s")),
         "ensemble": (("members",), ()),
     }
-    of_pool = {"num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "max_failed_fraction"}
+    of_pool = {"num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "hang_timeout_s"}
+    of_pool |= {"max_failed_fraction"}
     assert of_pool | {"timeout_s", "tokens_per_batch", "api_key_variable"} == JUDGE_FREE
     assert {key for key, fact in keys_that(JudgeSection) if fact.is_of_pool} == of_pool
     assert {key for key, fact in keys_that(JudgeSection) if fact.is_of_actors} == of_pool - {"max_failed_fraction"}

@@ -26,7 +26,14 @@ VALUES: dict[str, Any] = {
     "timeout_s": 7.0,
     "members": [{"kind": "json", "weight": 2.0}, {"kind": "regex", "pattern": "a: [b, 'c']"}],
 }
-COMMON = {"weight": 0.5, "num_workers": 2, "cpus_per_worker": 0.5, "gpus_per_worker": 1, "max_retries": 0}
+COMMON = {
+    "weight": 0.5,
+    "num_workers": 2,
+    "cpus_per_worker": 0.5,
+    "gpus_per_worker": 1,
+    "max_retries": 0,
+    "hang_timeout_s": 60,
+}
 
 
 def full(kind: str) -> dict[str, Any]:

@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 from raydpo.artifacts.examples import ExampleTable
 from raydpo.config import Config
 from raydpo.data import DataReport, prepare
+from raydpo.data.aliases import OTHERS
 from raydpo.data.bad_rows import BadRow
 from raydpo.data.column_names import KINDS, kind_of_column
 from raydpo.data.row_reader import RowReader
@@ -180,7 +181,7 @@ def test_no_column_is_silent(row: dict[str, Any], extra: dict[str, Any], objecti
         if name in row or name in reader.use.unread:
             continue
         # Read: then what it says is in the example, or it is a number that chose among answers.
-        is_used = f"zz {name} zz" in written or name.lower() in {"label", "kto_tag", "is_chosen", "scores"}
+        is_used = f"zz {name} zz" in written or name.lower() in {"label", *OTHERS["label"], "scores"}
         assert is_used or name in problem or not example.answers, (name, value, layout.name)
     for name in reader.use.unread:
         kind = kind_of_column(name)

@@ -17,8 +17,8 @@ from raydpo.data import prepare
 from raydpo.data.formats import detect
 from raydpo.data.mismatched import partners
 from raydpo.errors import DataError
-from raydpo.schema import row_key
 from raydpo.schema.events import Event, Note
+from raydpo.schema.rows import row_key
 from tests.data.conftest import Prepared, Run, config_of, write_jsonl
 
 PAIRS = [{"prompt": f"question {i}:", "chosen": f" yes {i}", "rejected": f" no {i} {i}"} for i in range(6)]

@@ -11,8 +11,8 @@ import pytest
 
 from raydpo.data import DataReport, prepare
 from raydpo.errors import DataError
-from raydpo.schema import row_key
 from raydpo.schema.events import Advanced, Event, Note, StageDone, StageStarted
+from raydpo.schema.rows import row_key
 from tests.data.conftest import Prepared, Run, config_of, write_jsonl
 
 

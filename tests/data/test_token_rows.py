@@ -16,7 +16,7 @@ from raydpo.data.formats import FORMATS, detect
 from raydpo.data.messages import Tokens
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.errors import DataError
-from raydpo.schema import row_key
+from raydpo.schema.rows import row_key
 from tests.data.conftest import CHATML, Run, save_tokenizer
 
 SIDES = ("chosen", "rejected")

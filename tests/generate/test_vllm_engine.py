@@ -149,6 +149,12 @@ def test_stop_texts_end_answers_as_with_transformers(found: Found, plain: Engine
 
 @pytest.mark.vllm
 @needs_vllm
+def test_every_step_of_the_engine_is_a_sign_of_life(found: Found) -> None:
+    assert found["beats"] >= max(len(sample["ids"]) for samples in found["old_greedy"] for sample in samples)
+
+
+@pytest.mark.vllm
+@needs_vllm
 def test_more_prompts_than_are_read_at_a_time(found: Found) -> None:
     """Seeded requests whose prompts vLLM would cut in two, on which its CPU build fails."""
     assert [len(samples) for samples in found["many"]] == [1] * 260

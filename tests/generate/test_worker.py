@@ -7,6 +7,7 @@ from safetensors.torch import load_file
 
 from raydpo.errors import ConfigError, WorkerError
 from raydpo.generate import EngineSpec, Generator, Health, PolicyLoaded
+from raydpo.schema.pulse import listen
 from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sampling, Score, Scored
 
 SAMPLING = Sampling(num_answers=2, max_new_tokens=4)
@@ -36,6 +37,21 @@ def test_answers_carry_the_version_that_gave_them(old: Path, new: Path) -> None:
     assert isinstance(second, Generated)
     assert second.version == 5
     assert second.answers != first.answers
+
+
+def test_tokens_and_batches_are_signs_of_life(old: Path) -> None:
+    generator, beats = Generator(EngineSpec(str(old), version=4)), []
+    before = listen(lambda: beats.append(1))
+    try:
+        answer = generator(ask(4))
+        assert isinstance(answer, Generated)
+        longest = max(len(sample.ids) for samples in answer.answers for sample in samples)
+        assert len(beats) >= longest > 0
+        beats.clear()
+        generator(SCORE)
+        assert beats
+    finally:
+        listen(before)
 
 
 def test_another_version_than_the_one_loaded_is_refused(old: Path) -> None:

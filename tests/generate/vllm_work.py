@@ -10,6 +10,7 @@ from safetensors.torch import load_file
 
 from raydpo.errors import RaydpoError
 from raydpo.generate import EngineSpec, Generator
+from raydpo.schema.pulse import listen
 from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sampling, Score, Scored
 from tests.generate.conftest import POSITIONS, PROMPTS
 
@@ -46,7 +47,11 @@ def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
             return f"{type(error).__name__}: {error}"
         return ""
 
+    beats: list[int] = []
+    listen(lambda: beats.append(1))
     found["old_greedy"], found["old_score"] = generate(GREEDY, 1), score()
+    listen(None)
+    found["beats"] = len(beats)
     found["samples"], found["samples_again"] = generate(FEW, 1), generate(FEW, 1)
     found["samples_of_another_seed"] = generate(FEW, 1, seed=8)
     found["stopped"] = generate(Sampling(num_answers=1, max_new_tokens=12, greedy=True, stop=(stop,)), 1)

@@ -67,6 +67,7 @@ def test_members_count_like_judges(tmp_path: Path) -> None:
 def test_keys_that_change_no_score() -> None:
     here = {"model": "m", "endpoint": "http://host/v1"}
     free = {"timeout_s": 3, "api_key_variable": "KEY", "num_workers": 2, "max_retries": 0, "max_failed_fraction": 0.5}
+    free |= {"hang_timeout_s": 60}
     assert inputs("pairwise", **here) == inputs("pairwise", **here, **free)
     for other in ({"model": "n"}, {"endpoint": "http://other/v1"}, {"instruction": "Short is good."}):
         assert inputs("pairwise", **here) != inputs("pairwise", **{**here, **other})

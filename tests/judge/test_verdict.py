@@ -11,6 +11,17 @@ import pytest
 import torch
 
 from raydpo.judge import NoVerdict, Row, Verdict, judge_row, judge_rows
+from raydpo.schema.pulse import listen
+
+
+def test_every_row_is_a_sign_of_life() -> None:
+    beats: list[int] = []
+    before = listen(lambda: beats.append(1))
+    try:
+        judge_rows(answering([1.0]), [("a", ["x"]), ("b", ["y"]), ("c", ["z"])])
+    finally:
+        listen(before)
+    assert len(beats) == 3
 
 
 def answering(answer: Any) -> Any:

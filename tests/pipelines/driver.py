@@ -76,7 +76,7 @@ def _is_actor(pid: int, kind: str) -> bool:
     """On Ray by its title; else by its name and that of its parent, because what an actor forks has its name too."""
     fields = _stat(pid)
     is_local = _name(pid) == kind and fields is not None and _name(int(fields[1])) == "guard"
-    return is_local or _title(pid).startswith(f"ray::{kind}")
+    return is_local or title(pid).startswith(f"ray::{kind}")
 
 
 def alive(processes: set[Process]) -> set[Process]:
@@ -92,7 +92,7 @@ def wait_for_end(processes: set[Process]) -> None:
     """Fail with their command lines if some stay alive. The last agents of Ray end by themselves after about a minute."""
     deadline = time.monotonic() + PATIENCE_S
     while left := alive(processes):
-        assert time.monotonic() < deadline, [_title(pid) for pid, _ in left]
+        assert time.monotonic() < deadline, [title(pid) for pid, _ in left]
         time.sleep(0.2)
 
 
@@ -111,7 +111,7 @@ def _name(pid: int) -> str:
         return ""
 
 
-def _title(pid: int) -> str:
+def title(pid: int) -> str:
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
     except OSError:

@@ -8,7 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
 from raydpo.pipelines import precompute
 from tests.pipelines.toy import (
     NUM_ROWS,
@@ -58,6 +60,31 @@ def test_nothing_is_scored_twice(toy: Toy, scored: Summary, tmp_path: Path, chan
     rows, rows_scored, forwards = counts(precompute(config(toy, tmp_path / "run", changes)))
     assert (rows_scored, forwards) == (0, 0)
     assert rows == (2 * NUM_TRAIN if "data.eval" in changes else NUM_ROWS)
+
+
+def test_a_worker_without_memory_for_a_batch_goes_on_and_says_so_once(
+    toy: Toy, scored: Summary, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The worker is in this process; batches of more than two rows ask for memory that no machine has."""
+    plain = AnswerLogProbs.forward
+
+    def forward(self: AnswerLogProbs, batch: SequenceBatch, *extra: Any) -> Any:
+        if batch.num_sequences > 2:
+            torch.empty(2**50, dtype=torch.uint8)
+        return plain(self, batch, *extra)
+
+    monkeypatch.setattr(AnswerLogProbs, "forward", forward)
+    notes = Notes()
+    cuts = {"reference.cache_dir": str(tmp_path / "cache"), "reference.rows_per_shard": 16}
+    summary = precompute(config(toy, tmp_path / "run", cuts), notes)
+    (text,) = [text for text in notes.warning if "did not fit into memory" in text]
+    assert "reference.tokens_per_batch (now" in text
+    assert counts(summary)[:2] == [NUM_ROWS, NUM_ROWS]
+    assert summary["reference"]["forwards"] >= NUM_ROWS / 2
+    ours, theirs = nats_by_row(tmp_path / "cache"), nats_by_row(toy.cache)
+    assert ours.keys() == theirs.keys()
+    for row, nats in ours.items():
+        assert nats == pytest.approx(theirs[row], abs=2e-5)
 
 
 def test_a_second_run_in_the_same_directory_scores_nothing(toy: Toy, scored: Summary) -> None:

@@ -5,13 +5,18 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from importlib.metadata import version
 from pathlib import Path
+from typing import Any
 
 import pytest
+import torch
 import yaml
 
+from raydpo.artifacts import commit_folder, read_commit
 from raydpo.errors import ResourceError, ResumeError
 from raydpo.pipelines import train
+from raydpo.rundir import made_with
 from raydpo.rundir.resume import differences
 from tests.pipelines.conftest import Finished
 from tests.pipelines.toy import (
@@ -114,19 +119,86 @@ def test_other_settings_are_refused_one_by_one(toy: Toy, finished: Finished, cop
     assert (copy / "config.yaml").read_bytes() == written, "config.yaml is that of the run, not of the refused one"
 
 
-def test_auto_that_becomes_another_dtype_is_refused_and_its_own_dtype_goes_on(
-    toy: Toy, machine: None, tmp_path: Path
-) -> None:
-    """Without a reference its workers are not started, and its GPUs alone decide what auto is."""
+def test_another_dtype_is_refused_however_it_came_to_be(toy: Toy, machine: None, tmp_path: Path) -> None:
+    """auto is compared as what it became. Without a reference its workers are not started, and their GPUs say nothing."""
     changes = {"model.dtype": "auto", "train.max_steps": 1, "train.eval_every": None}
     simpo = {"name": "simpo"}
     train(config(toy, tmp_path, changes, simpo))
+    summary = train(config(toy, tmp_path, {**changes, "reference.gpus_per_worker": 1}, simpo))
+    assert summary["train"]["resumed_from_step"] == 1
     with pytest.raises(
         ResumeError, match=r"model\.dtype: 'float32' then, 'bfloat16' now\. .* model\.dtype: float32 goes on"
     ):
-        train(config(toy, tmp_path, {**changes, "reference.gpus_per_worker": 1}, simpo))
-    summary = train(config(toy, tmp_path, {**changes, "reference.gpus_per_worker": 1, "model.dtype": "float32"}, simpo))
-    assert summary["train"]["resumed_from_step"] == 1
+        train(config(toy, tmp_path, {**changes, "model.dtype": "bfloat16"}, simpo))
+
+
+def cut(run: Path, step: int) -> Path:
+    """Remove what a run committed after `step`. Returns the checkpoint of `step`."""
+    for path in (run / "checkpoints").glob("step-*"):
+        if int(path.name.removeprefix("step-")) > step:
+            shutil.rmtree(path)
+    return run / f"checkpoints/step-{step:06d}"
+
+
+def test_a_run_goes_on_with_other_ranks_and_another_stage(toy: Toy, finished: Finished, copy: Path) -> None:
+    cut(copy, 2)
+    notes = Notes()
+    summary = train(config(toy, copy, {**LINES, "train.num_workers": 2, "train.zero_stage": 3}), notes)
+    assert (summary["train"]["resumed_from_step"], summary["train"]["steps"]) == (2, NUM_STEPS)
+    before, after = (
+        [line["loss"] for line in metrics(run) if "loss" in line and line["step"] > 2] for run in (finished.dir, copy)
+    )
+    assert len(before) == 2
+    assert after == pytest.approx(before, rel=1e-5)
+    assert after[0] == pytest.approx(before[0], rel=1e-6)
+    moved = ["train.num_workers: 1 up to step 2, 2 after it", "train.zero_stage: 2 up to step 2, 3 after it"]
+    assert summary["train"]["moved"] == moved
+    assert [moved[0] in text for text in notes.info].count(True) == 1
+    again = train(config(toy, copy, LINES))
+    assert again["train"]["moved"] == moved, "nothing was trained on one rank since"
+
+
+def test_other_libraries_are_a_warning_that_the_summary_keeps(
+    toy: Toy, finished: Finished, copy: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cut(copy, 3)
+    monkeypatch.setattr(made_with, "version", lambda name: "9.9" if name == "torch" else version(name))
+    notes = Notes()
+    summary = train(config(toy, copy, LINES), notes)
+    (said,) = summary["train"]["moved"]
+    assert said == f"torch: {version('torch')} up to step 3, 9.9 after it"
+    assert [said in text for text in notes.warning] == [True]
+    assert finished.summary["train"]["moved"] == []
+
+
+class Evil:
+    """Pickled, a file that is made when it is read."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> Any:
+        return Path.touch, (self.path,)
+
+
+@pytest.mark.parametrize("keeps_own", [False, True], ids=["alone", "beside ours"])
+def test_pickles_in_a_committed_checkpoint_are_refused_unread(
+    toy: Toy, copy: Path, tmp_path: Path, keeps_own: bool
+) -> None:
+    """So earlier versions wrote their state, and so whoever may write to the folder could have code run."""
+    folder, marker = cut(copy, 3), tmp_path / "ran"
+    staging = folder.rename(tmp_path / "staging")
+    if not keeps_own:
+        shutil.rmtree(staging / "engine")
+    name = "engine/state/zero_pp_rank_0_mp_rank_00_optim_states.pt"
+    (staging / name).parent.mkdir(parents=True)
+    torch.save(Evil(marker), staging / name)
+    commit_folder(staging, folder, read_commit(staging)["meta"])
+    with pytest.raises(ResumeError, match=rf"step-000003 holds 1 files .*{name}.*run\.resume: never"):
+        train(config(toy, copy, LINES))
+    assert not marker.exists()
+    torch.load(folder / name, weights_only=False)
+    assert marker.exists(), "it would have run"
 
 
 def test_directories_that_were_written_before_the_dtype_was_still_go_on() -> None:

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from raydpo.artifacts import CacheIdentity, ReferenceCache
 from raydpo.reference.forward import cut_padded, cut_stream
 from raydpo.reference.plan import Wanted, plan_shards, wanted_rows
-from raydpo.schema import row_key
+from raydpo.schema.rows import row_key
 from tests.tables import write_examples
 
 LENGTHS = st.lists(st.integers(2, 60), max_size=60)

@@ -10,11 +10,11 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache, weights_digest
-from raydpo.errors import ConfigError, IntegrityError
+from raydpo.errors import ConfigError, IntegrityError, OutOfMemoryError
 from raydpo.models.pretrained import load_tokenizer
 from raydpo.models.resolve import ResolvedModel
 from raydpo.quickstart.fresh_model import create_model
-from raydpo.reference.forward import cut_stream
+from raydpo.reference.forward import cut_stream, score_rows
 from raydpo.reference.identity import reference_identity
 from raydpo.reference.plan import plan_shards, wanted_rows
 from raydpo.reference.score import Scorer
@@ -102,6 +102,56 @@ def test_batching_changes_values_by_rounding_only(world, work, scored, tokens_pe
     assert forwards == (ROWS_PER_SHARD // 2 if tokens_per_batch == 1 else 1)  # a pair is never parted
     for one, two in zip(values, scored[0].lookup(work[1].keys), strict=True):
         np.testing.assert_allclose(one, two, atol=2e-5)
+
+
+def with_room_for(scorer, tokens):
+    """The scorer's forwards of more tokens ask for memory that no machine has."""
+    plain = scorer.scoring
+
+    def forward(batch, *extra):
+        if batch.input_ids.numel() > tokens:
+            torch.empty(2**50, dtype=torch.uint8)
+        return plain(batch, *extra)
+
+    forward.model = plain.model
+    scorer.scoring = forward
+    return scorer
+
+
+def test_a_batch_that_does_not_fit_is_done_in_halves(world, work, scored, tmp_path):
+    spec = world.scorer_spec(tmp_path, tokens_per_batch=10**6)
+    whole, forwards = Scorer(spec).score(work[1])
+    assert forwards == 1
+    longest = 2 * max(work[1].lengths)
+    scorer = with_room_for(Scorer(spec), longest)
+    done = scorer(work[1])
+    assert done.rows == len(work[1].keys)
+    assert 4 <= done.forwards <= ROWS_PER_SHARD
+    assert f"({ROWS_PER_SHARD} rows) did not fit into memory (" in done.did_not_fit
+    assert "allocate" in done.did_not_fit
+    halves = ReferenceCache(spec.cache_dir, spec.identity).open().lookup(work[1].keys)
+    for one, two in zip(halves, whole, strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-5)
+    assert scorer(work[0]).did_not_fit == "", "a worker says it once"
+
+
+def test_a_row_that_does_not_fit_alone_is_an_error_with_a_way_out(world, work, tmp_path):
+    scorer = with_room_for(Scorer(world.scorer_spec(tmp_path)), min(work[0].lengths) - 1)
+    with pytest.raises(OutOfMemoryError, match=r"a row of [\d,]+ tokens did not fit .* lower data\.max_length"):
+        scorer(work[0])
+    assert ReferenceCache(tmp_path, scorer.spec.identity).open().missing(work[0].keys)
+
+
+def test_an_error_of_another_kind_is_not_tried_again(world, work, tmp_path):
+    scorer, calls = Scorer(world.scorer_spec(tmp_path)), []
+
+    def forward(batch, *extra):
+        calls.append(batch)
+        raise RuntimeError("shapes cannot be multiplied")
+
+    with pytest.raises(RuntimeError, match="multiplied"):
+        score_rows(forward, [scorer._row(place) for place in work[0].places], 10**6, "padded", "cpu")
+    assert len(calls) == 1
 
 
 def test_bf16_is_another_cache_with_near_values(world, work, scored, tmp_path):

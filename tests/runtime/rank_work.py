@@ -14,6 +14,7 @@ from typing import Any
 
 from raydpo.errors import ConfigError, DataError, IntegrityError
 from raydpo.runtime import RankContext
+from raydpo.schema.pulse import beat
 
 AT_IMPORT = {name: os.environ.get(name) for name in ("RANK", "WORLD_SIZE", "MASTER_PORT", "OMP_NUM_THREADS")}
 """The environment at the moment a module that may import torch is imported."""
@@ -63,6 +64,41 @@ def make_raiser(kind: str, folder: str) -> Callable[[int], int]:
                 raise DataError(["first problem.", "second problem."])
             raise ZeroDivisionError("the item was two")
         return item
+
+    return work
+
+
+def make_sleeper(folder: str, num_naps: int) -> Callable[[str], str]:
+    """ "nap" hangs in its first `num_naps` tries; "beat" says that it lives until the last try of "nap" has begun."""
+
+    def work(item: str) -> str:
+        mark = Path(folder) / f"{item}-{len(list(Path(folder).glob(f'{item}-*')))}"
+        mark.touch()
+        if item == "nap" and mark.name < f"nap-{num_naps}":
+            take_a_very_long_nap()
+        deadline_s = time.monotonic() + 300
+        while item == "beat" and not (Path(folder) / f"nap-{num_naps}").exists() and time.monotonic() < deadline_s:
+            beat()
+            time.sleep(0.1)
+        return item
+
+    return work
+
+
+def napping_factory() -> Callable[[str], str]:
+    take_a_very_long_nap()
+    return str
+
+
+def make_pauser() -> Callable[[tuple[float, bool]], None]:
+    """Sleeps twice so long, with a beat between if it is asked for one."""
+
+    def work(item: tuple[float, bool]) -> None:
+        pause_s, beats = item
+        time.sleep(pause_s)
+        if beats:
+            beat()
+        time.sleep(pause_s)
 
     return work
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.errors import HangError, IntegrityError, WorkerError
+from raydpo.errors import Cause, HangError, IntegrityError, WorkerError
 from raydpo.runtime import RankContext, gang, run_gang
 from tests.runtime import rank_torch, rank_work
 
@@ -71,9 +71,14 @@ def test_ranks_find_each_other_with_torch_distributed() -> None:
 
 
 @pytest.mark.parametrize(
-    ("how", "expected"), [("raise", "ZeroDivisionError: division in the loss"), ("kill", "SIGKILL")]
+    ("how", "expected", "cause"),
+    [
+        ("raise", "ZeroDivisionError: division in the loss", Cause.RAISED),
+        ("kill", "SIGKILL", Cause.KILLED),
+    ],
+    ids=["raise-ZeroDivisionError: division in the loss", "kill-SIGKILL"],
 )
-def test_the_rank_that_failed_is_named_not_the_one_that_lost_it(how: str, expected: str) -> None:
+def test_the_rank_that_failed_is_named_not_the_one_that_lost_it(how: str, expected: str, cause: Cause) -> None:
     stream = start(partial(rank_torch.fail_in_collective, how=how), 2)
     with pytest.raises(WorkerError) as caught:
         list(stream)
@@ -81,6 +86,7 @@ def test_the_rank_that_failed_is_named_not_the_one_that_lost_it(how: str, expect
     assert first_line.startswith("trainer: rank 1 (pid ")
     assert expected in first_line
     assert not isinstance(caught.value, HangError)
+    assert (caught.value.cause, caught.value.rank) == (cause, 1)
 
 
 def test_the_cause_is_waited_for_while_a_lost_peer_is_all_that_is_known() -> None:
@@ -113,6 +119,7 @@ def test_a_sleeping_rank_is_named_with_the_line_it_sleeps_in() -> None:
         list(stream)
     message = str(caught.value)
     assert message.startswith("trainer: rank 1 yielded nothing")
+    assert (caught.value.cause, caught.value.rank) == (Cause.HUNG, 1)
     assert "take_a_very_long_nap" in message
 
 

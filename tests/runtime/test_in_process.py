@@ -122,6 +122,13 @@ def test_a_hang_prints_where_it_is(capfd: pytest.CaptureFixture[str]) -> None:
     assert "in pause" in capfd.readouterr().err
 
 
+@pytest.mark.parametrize("beats", [True, False])
+def test_a_worker_that_hangs_prints_where_it_is_unless_it_beats(capfd: pytest.CaptureFixture[str], beats: bool) -> None:
+    items = [(3.0 if beats else 1.5, beats)]
+    list(run_pool("slow", rank_work.make_pauser, items, num_workers=1, cpus=1, hang_timeout_s=5 if beats else 0.5))
+    assert ("in work" in capfd.readouterr().err) is not beats
+
+
 def test_an_interrupt_is_the_drivers_own() -> None:
     with pytest.raises(KeyboardInterrupt):
         list(run_pool("stopped", rank_work.make_interrupter, [1], num_workers=1, cpus=1))

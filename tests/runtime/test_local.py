@@ -16,7 +16,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from raydpo.errors import HangError, ResourceError, WorkerError
+from raydpo.errors import Cause, HangError, ResourceError, WorkerError
 from raydpo.runtime import Demand, run_gang, run_pool, session
 from tests.runtime import rank_work, test_gang, test_pool
 from tests.runtime.test_gang import LONG_S, start
@@ -73,8 +73,9 @@ def test_what_an_actor_started_ends_with_it(tmp_path: Path) -> None:
 def test_a_death_tells_the_signal_and_the_last_output() -> None:
     with pytest.raises(WorkerError, match=r"killed by SIGSEGV \(its last output: the last words\)"):
         list(run_pool("odd", rank_work.make_speaker, [signal.SIGSEGV], num_workers=1, cpus=1))
-    with pytest.raises(WorkerError, match=r"with exit code 7"):
+    with pytest.raises(WorkerError, match=r"with exit code 7") as caught:
         list(run_pool("odd", rank_work.make_speaker, [7], num_workers=1, cpus=1))
+    assert caught.value.cause is Cause.EXITED
 
 
 def test_more_than_the_machine_has_is_refused_before_any_work() -> None:

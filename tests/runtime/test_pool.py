@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import ray
 
-from raydpo.errors import ConfigError, DataError, WorkerError
+from raydpo.errors import Cause, ConfigError, DataError, HangError, WorkerError
 from raydpo.runtime import Pool, run_pool
 from tests.runtime import rank_work
 from tests.runtime.single import run_single
@@ -60,7 +60,47 @@ def test_an_item_that_kills_every_worker_ends_the_run(tmp_path: Path) -> None:
     assert "item 3 of 8 (3)" in message
     assert "pid" in message
     assert "SIGKILL" in message
+    assert (caught.value.cause, caught.value.rank) == (Cause.KILLED, None)
     assert len(list(tmp_path.glob("death-*"))) == 2, "one retry: two deaths"
+
+
+def test_a_worker_that_hangs_is_ended_and_its_item_goes_to_another_one(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The other one works for longer than the deadline, too, by construction, and lives: it beats."""
+    results = list(
+        run_pool(
+            "reference",
+            partial(rank_work.make_sleeper, str(tmp_path), 1),
+            ["beat", "nap"],
+            num_workers=2,
+            cpus=1,
+            max_retries=1,
+            hang_timeout_s=10,
+        )
+    )
+    assert sorted(results) == [(0, "beat"), (1, "nap")]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["beat-0", "nap-0", "nap-1"]
+    (text,) = [record.getMessage() for record in caplog.records if "hung" in record.getMessage()]
+    assert "item 1 of 2 ('nap') hung: it gave neither a result nor a sign of life" in text
+    assert "retry 1 of 1" in text
+    assert "take_a_very_long_nap" in text
+
+
+@pytest.mark.parametrize("where", ["item", "factory"])
+def test_a_hang_that_no_retry_is_left_for_names_worker_stack_and_key(tmp_path: Path, where: str) -> None:
+    make = rank_work.napping_factory if where == "factory" else partial(rank_work.make_sleeper, str(tmp_path), 9)
+    with pytest.raises(HangError) as caught:
+        list(
+            run_pool("judge", make, ["nap"], num_workers=1, cpus=1, hang_timeout_s=10, hang_key="judge.hang_timeout_s")
+        )
+    message = str(caught.value)
+    assert message.startswith("judge worker 0 (pid ")
+    assert ("item 0 of 1 ('nap')" if where == "item" else "before it took an item") in message
+    assert "judge.hang_timeout_s: 10, to be raised if its work takes longer" in message
+    assert "take_a_very_long_nap" in message.split("was at\n")[1]
+    assert "pool_actor.py" in message, "from where it was called"
+    assert caught.value.cause is Cause.HUNG
 
 
 @pytest.mark.parametrize("kind", ["own", "foreign"])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -10,8 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.errors import ConfigError, DataError, ResourceError, WorkerError
-from raydpo.runtime.failure import Failure, failure_of
+from raydpo.errors import Cause, ConfigError, DataError, HangError, ResourceError, WorkerError
+from raydpo.runtime import stacks
+from raydpo.runtime.failure import Death, Failure, failure_of
 from raydpo.runtime.job import check_paths, in_ray_job
 from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.resources import Demand, check_demands, count_fitting
@@ -78,8 +80,8 @@ def _lost(rank: int) -> RankFailure:
     return _raised(rank, "RuntimeError", "[gloo/transport/tcp/pair.cc:547] Connection closed by peer [127.0.0.1]:4711")
 
 
-def _died(rank: int) -> RankFailure:
-    return RankFailure(rank, f"pid {rank} on h", "its process ended without an exception")
+def _died(rank: int, cause: Cause = Cause.KILLED) -> RankFailure:
+    return RankFailure(rank, f"pid {rank} on h", Death(cause, "its process ended without an exception"))
 
 
 def test_an_exception_comes_before_a_death_and_a_death_before_a_lost_peer() -> None:
@@ -94,6 +96,39 @@ def test_an_exception_comes_before_a_death_and_a_death_before_a_lost_peer() -> N
     assert first_lines[0] == "train: rank 1 (pid 1 on h) raised ValueError: bad."
     assert first_lines[1] == "train: rank 2 (pid 2 on h) died: its process ended without an exception."
     assert first_lines[2].startswith("train: rank 0 (pid 0 on h) raised RuntimeError: [gloo")
+
+
+@pytest.mark.parametrize(
+    ("failures", "cause", "rank"),
+    [
+        ([_lost(0), _died(2), _raised(1, "ValueError", "bad")], Cause.RAISED, 1),
+        ([_lost(0), _died(2, Cause.OUT_OF_HOST_MEMORY)], Cause.OUT_OF_HOST_MEMORY, 2),
+        ([_lost(1), _lost(0)], Cause.UNREACHABLE, 0),
+        ([_died(0, Cause.KILLED), _died(1, Cause.PREEMPTED)], Cause.PREEMPTED, 1),
+        ([_raised(0, "ValueError", "bad"), _died(1, Cause.PREEMPTED)], Cause.PREEMPTED, 1),
+    ],
+    ids=["raised", "died", "lost", "two deaths", "raised beside a preemption"],
+)
+def test_the_error_says_by_a_value_what_happened_and_to_whom(
+    failures: list[RankFailure], cause: Cause, rank: int
+) -> None:
+    error = verdict("train", failures)
+    assert isinstance(error, WorkerError)
+    assert (error.cause, error.rank) == (cause, rank)
+
+
+def test_an_error_that_ranks_raised_gets_the_number_of_the_first() -> None:
+    failures = [RankFailure(rank, "pid 0 on h", failure_of(HangError("no news."))) for rank in (3, 2)]
+    error = verdict("train", failures)
+    assert type(error) is HangError
+    assert (error.cause, error.rank) == (Cause.HUNG, 2)
+
+
+def test_every_cause_has_one_answer_of_what_to_do() -> None:
+    assert {cause for cause in Cause if cause.is_user_error} == {Cause.RAISED}
+    assert {cause for cause in Cause if cause.is_preemption} == {Cause.PREEMPTED}
+    stop = {Cause.RAISED, Cause.DID_NOT_FIT, Cause.HUNG, Cause.OWNER_DIED, Cause.ENDED}
+    assert {cause for cause in Cause if not cause.is_loss} == stop
 
 
 def test_nothing_is_left_out() -> None:
@@ -131,6 +166,21 @@ def test_an_exception_that_cannot_be_pickled_keeps_its_text() -> None:
     failure = failure_of(Odd(1, 2))
     assert failure.error is None
     assert failure.summary == "Odd: 1 2"
+
+
+def test_a_flight_recorder_is_asked_through_its_pipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """As NCCL makes it: the prefix, a rank, .pipe. A pipe that nobody reads holds nobody up."""
+    monkeypatch.setattr(stacks, "flight_pipe", lambda pid: f"{tmp_path}/{pid}-")
+    monkeypatch.setattr(stacks, "_RECORD_S", 0.0)
+    for name in ("7-0.pipe", "7-1.pipe", "8-0.pipe"):
+        os.mkfifo(tmp_path / name)
+    readers = {name: os.open(tmp_path / name, os.O_RDONLY | os.O_NONBLOCK) for name in ("7-0.pipe", "8-0.pipe")}
+    try:
+        stacks.ask_flight_recorder(7)
+        assert [os.read(reader, 8) for reader in readers.values()] == [b"1", b""]
+    finally:
+        for reader in readers.values():
+            os.close(reader)
 
 
 def test_the_innermost_frames_are_those_of_the_main_thread() -> None:

@@ -146,7 +146,10 @@ _RAYLET, _GCS = "ray/core/src/ray/raylet/raylet", "ray/core/src/ray/gcs/gcs_serv
 _PUSH = "weights of a LoRA run that are pushed to generators would be wrong or missing"
 _MERGING = "an adapter whose file lacks tensors would be loaded as if it were whole"
 _KILLED = "a worker that was killed would be reported in Ray's words, without what it means"
+_EARLY = "torch's own time-out would end a hanging run before the driver says which rank hangs"
+_CAUSES = "a death would be taken for one of another kind, and a run restarted, or ended, for the wrong reason"
 _VLLM_LOADS = "vLLM would go on sampling from the weights of the round before"
+_STATE = "a checkpoint would lack a part of the training state, or put it in the wrong place"
 _LAYERS = "activations could not be measured, nor recomputed layer by layer"
 _FUSED_MOE = "vllm/model_executor/layers/fused_moe/unquantized_fused_moe_method.py"
 
@@ -189,16 +192,32 @@ PRIVATE: tuple[Row, ...] = (
         "worker_niceness",
     ),
     # The number is put behind the text at run time; 2 is "end of file", how a process that was killed leaves its socket.
-    Text("ray", "connection error code 2", "failure", _KILLED, _RAYLET, "connection error code "),
-    Text("ray", "running low on memory", "failure", _KILLED, _RAYLET),
-    Text("ray", "memory monitor", "failure", _KILLED, _RAYLET),
-    Text("ray", "node was terminated", "failure", "a lost node would be reported in Ray's words", _GCS),
+    Text("ray", "connection error code 2", "ray_deaths", _KILLED, _RAYLET, "connection error code "),
+    Text("ray", "running low on memory", "ray_deaths", _KILLED, _RAYLET),
+    Text("ray", "memory monitor", "ray_deaths", _KILLED, _RAYLET),
+    Text("ray", "node was terminated", "ray_deaths", "a lost node would be reported in Ray's words", _GCS),
+    Text("ray", "its node has died", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "its owner has died", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "Owner's node has crashed", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "its worker process has died", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "killed by `ray.kill`", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "node was preempted:", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "node was terminated expectedly", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "forcibly preempted", "ray_deaths", _CAUSES, _GCS),
+    Text("ray", "The object's owner has exited", "ray_deaths", _CAUSES, "ray/exceptions.py"),
     Attribute(
         "ray",
         "preempted",
-        "failure",
+        "ray_deaths",
         "a preempted node would look like a crash",
         "ray.exceptions.RayActorError.preempted",
+    ),
+    Attribute(
+        "deepspeed",
+        "FWD_MODULE_STACK",
+        "deepspeed_engine",
+        "every run of a process under ZeRO-3 would keep its model in memory",
+        "deepspeed.runtime.zero.parameter_offload.FWD_MODULE_STACK",
     ),
     Attribute(
         "torch",
@@ -206,6 +225,10 @@ PRIVATE: tuple[Row, ...] = (
         "ranges",
         "a profile would have no ranges of steps, waiting and the optimizer",
         "torch.autograd._profiler_enabled",
+    ),
+    Attribute("torch", "_world", "group_timeout", _EARLY, "torch.distributed.distributed_c10d._world"),
+    Attribute(
+        "torch", "_set_pg_timeout", "group_timeout", _EARLY, "torch.distributed.distributed_c10d._set_pg_timeout"
     ),
     Attribute("torch", "_python_dispatch", "memory", _LAYERS, "torch.utils._python_dispatch.TorchDispatchMode"),
     Attribute("torch", "_pytree", "memory", _LAYERS, "torch.utils._pytree.tree_iter"),
@@ -256,6 +279,50 @@ PRIVATE: tuple[Row, ...] = (
         "engine",
         "the first training would compile a shared-memory kernel, or fail without a compiler",
         "deepspeed/ops/op_builder/cpu/comm.py",
+    ),
+    Attribute(
+        "deepspeed",
+        "update_lp_params",
+        "held_state",
+        _STATE,
+        "deepspeed.runtime.zero.stage_1_and_2.DeepSpeedZeroOptimizer.update_lp_params",
+    ),
+    *(
+        Attribute(
+            "deepspeed",
+            name,
+            "held_state",
+            _STATE,
+            f"deepspeed.runtime.zero.stage3.DeepSpeedZeroOptimizer_Stage3.{name}",
+        )
+        for name in (
+            "_reassign_or_swap_out_partitioned_parameters",
+            "checkpoint_event_prologue",
+            "checkpoint_event_epilogue",
+            "get_param_id",
+        )
+    ),
+    *(
+        Text("deepspeed", needle, "held_state", _STATE, f"deepspeed/{file}", text)
+        for needle, file, text in (
+            ("_hp_mapping", "utils/mixed_precision_linkage.py", "lp_param._hp_mapping = "),
+            ("lp_fragment_address.start", "utils/tensor_fragment.py", "lp_fragment_address: fragment_address"),
+            ("hp_fragment_address", "utils/tensor_fragment.py", "hp_fragment_address: fragment_address"),
+            ("param_group_index", "utils/tensor_fragment.py", "param_group_index: int"),
+            (
+                "single_partition_of_fp32_groups",
+                "runtime/zero/stage_1_and_2.py",
+                "self.single_partition_of_fp32_groups = []",
+            ),
+            (
+                "grad_position",
+                "runtime/zero/stage3.py",
+                "self.grad_position[param_id] = [int(i), int(current_offset), int(num_",
+            ),
+            ("fp32_partitioned_groups_flat", "runtime/zero/stage3.py", "self.fp32_partitioned_groups_flat"),
+            ("ds_shape", "runtime/zero/partition_parameters.py", "param.ds_shape = param.shape"),
+            ("ds_numel", "runtime/zero/partition_parameters.py", "param.ds_numel = param.numel()"),
+        )
     ),
     Attribute(
         "deepspeed",
@@ -401,8 +468,5 @@ PRIVATE: tuple[Row, ...] = (
     ),
 )
 
-STALE = {
-    "The actor's node has died": "Ray 2.60 writes 'the actor's node was terminated' in its place",
-    "node died": "Ray 2.60 writes 'its node has died' in its place",
-}
+STALE: dict[str, str] = {}
 """Texts that are looked for and that the installed library does not write any more."""

@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="session")
 def gangs() -> Iterator[dict[int, Gang]]:
-    gangs = {1: Gang(1), 2: Gang(2)}
+    gangs = {number: Gang(number) for number in (1, 2, 3)}
     yield gangs
     for gang in gangs.values():
         gang.close()

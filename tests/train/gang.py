@@ -1,6 +1,7 @@
 """Ranks that stay: processes joined by gloo that run one job after the other, so that imports are paid once.
 
-Imports no torch, because a rank's environment must be there before torch is.
+Ranks of all gangs are forks of one process that has imported what they need. Imports no torch, because a rank's environment
+must be there before torch is.
 """
 
 from __future__ import annotations
@@ -13,10 +14,29 @@ from collections.abc import Callable
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+import pytest
+
 from tests.runtime.ray_head import free_ports
 
 DEADLINE_S = 600.0
 GRACE_S = 5.0
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1",
+    "MASTER_ADDR": "127.0.0.1",
+    "GLOO_SOCKET_IFNAME": "lo",
+    "DS_ACCELERATOR": "cpu",
+    "TOKENIZERS_PARALLELISM": "false",
+}
+IMPORTED = [
+    "tests.train.jobs",
+    "tests.train.state_jobs",
+    "transformers.models.llama.modeling_llama",
+    "accelerate",
+    "peft",
+    "functorch.compile",
+    "torch._inductor",
+]
+"""Before the fork: what a first training would import."""
 
 
 class Place(NamedTuple):
@@ -63,23 +83,24 @@ class Gang:
         self._ranks = []
 
     def _start(self) -> None:
-        context = multiprocessing.get_context("spawn")
+        context = multiprocessing.get_context("forkserver")
+        context.set_forkserver_preload(IMPORTED)
         (port,) = free_ports(1)  # bound only when torch is imported: none that the kernel may give away until then
-        for rank in range(self.num_ranks):
-            ours, theirs = context.Pipe()
-            process = context.Process(target=_rank, args=(rank, self.num_ranks, port, theirs), daemon=True)
-            process.start()
-            theirs.close()
-            self._ranks.append((process, ours))
+        with pytest.MonkeyPatch.context() as patch:
+            for name, value in ENVIRONMENT.items():
+                patch.setenv(name, value)  # for the process that is forked, which the first start makes
+            for rank in range(self.num_ranks):
+                ours, theirs = context.Pipe()
+                process = context.Process(target=_rank, args=(rank, self.num_ranks, port, theirs), daemon=True)
+                process.start()
+                theirs.close()
+                self._ranks.append((process, ours))
 
 
 def _rank(rank: int, num_ranks: int, port: int, pipe: Connection) -> None:
-    names = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port, "OMP_NUM_THREADS": 1}
+    names = {"RANK": rank, "LOCAL_RANK": rank, "MASTER_PORT": port}
     names |= dict.fromkeys(("WORLD_SIZE", "LOCAL_WORLD_SIZE", "LOCAL_SIZE"), num_ranks)
     os.environ.update({name: str(value) for name, value in names.items()})
-    os.environ.update(
-        MASTER_ADDR="127.0.0.1", GLOO_SOCKET_IFNAME="lo", DS_ACCELERATOR="cpu", TOKENIZERS_PARALLELISM="false"
-    )
     while True:
         try:
             job, args, options = pipe.recv()

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from raydpo.config.sections import ObjectiveSection
-from raydpo.errors import RaydpoError
+from raydpo.errors import OutOfMemoryError, RaydpoError
 from raydpo.objectives.loss import Loss
 from raydpo.schema.rank_events import Stepped
 from raydpo.train import TrainSpec, deepspeed_engine, loop
@@ -106,6 +106,17 @@ def train_until_it_fails(place: Place, spec: TrainSpec, bad_step: int) -> tuple[
     except RuntimeError as error:
         return events, str(error)
     return events, ""
+
+
+def train_without_memory_for_the_optimizer(place: Place, spec: TrainSpec) -> tuple[str, int]:
+    """(the error, tokens worth a try) of a training whose optimizer step asks for more memory than there is."""
+    trainer = build_trainer(place, spec)
+    trainer.engine.step = lambda rate: torch.empty(2**50, dtype=torch.uint8)  # type: ignore[method-assign,assignment]
+    try:
+        list(loop._train(trainer))
+    except OutOfMemoryError as error:
+        return str(error), error.smaller
+    return "", 0
 
 
 def watch_profile(

@@ -8,6 +8,7 @@ from raydpo.artifacts import ExampleTable
 from raydpo.batches import collate
 from raydpo.errors import OutOfMemoryError
 from raydpo.train.step import fitting
+from tests.train import jobs
 
 pytestmark = pytest.mark.slow
 
@@ -48,6 +49,14 @@ def test_one_example_cannot_be_split(table):
 def test_what_a_gpu_raises_is_known(table):
     with pytest.raises(OutOfMemoryError, match="CUDA out of memory"), fitting(micro_batch(table, [0, 1])):
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+
+def test_an_optimizer_step_without_memory_is_told_the_same_way(runs, gangs):
+    spec = runs.spec()
+    spec.staging.mkdir(parents=True, exist_ok=True)
+    ((error, smaller),) = gangs[1].run(jobs.train_without_memory_for_the_optimizer, spec)
+    assert "did not fit into memory" in error
+    assert smaller > 0
 
 
 def test_another_error_stays_itself(table):

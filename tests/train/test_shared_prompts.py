@@ -12,7 +12,7 @@ from raydpo.config.sections import ObjectiveSection
 from raydpo.models.attention import register
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.objectives.loss import Loss
-from raydpo.schema import row_key
+from raydpo.schema.rows import row_key
 from raydpo.train.feed import Feed
 from raydpo.train.step import BatchLoss, accumulate
 from tests.tables import write_examples

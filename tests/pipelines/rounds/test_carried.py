@@ -102,7 +102,7 @@ def test_states_that_no_round_needs_are_removed(online: Config) -> None:
 def test_a_round_whose_state_is_damaged_is_made_again(toy: Toy, online: Config) -> None:
     folder = toy.root / "carried-damaged"
     shutil.copytree(online.run.dir, folder)
-    flip_byte(next(folder.glob("rounds/002/train/checkpoints/*/engine/**/*.pt")))
+    flip_byte(next(folder.glob("rounds/002/train/checkpoints/*/engine/rank-*.safetensors")))
     config = rounds_config(toy, folder, {**ONE_BATCH, "rounds.num_rounds": 4})
     with pytest.raises(IntegrityError, match=r"state that round 2 ended with \(damaged: .*sha256.*Remove the folders"):
         list(iterate(config))
@@ -119,7 +119,7 @@ def test_a_round_that_was_trained_needs_no_state_any_more(toy: Toy, online: Conf
     folder = toy.root / "carried-trained"
     shutil.copytree(online.run.dir, folder)
     shutil.rmtree(folder / "rounds/002/summary")
-    flip_byte(next(folder.glob("rounds/001/train/checkpoints/*/engine/**/*.pt")))
+    flip_byte(next(folder.glob("rounds/001/train/checkpoints/*/engine/rank-*.safetensors")))
     leftover = folder / "rounds/002/train/checkpoints/.removed-step-000000-abcdef"
     leftover.mkdir()
     assert len(list(iterate(rounds_config(toy, folder, ONE_BATCH)))) == 3

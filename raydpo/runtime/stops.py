@@ -1,0 +1,130 @@
+"""Signals that ask a run to end: what is in work is brought to its next boundary and committed, then the run ends.
+
+Comes in: SIGTERM and SIGINT of this process while a run is watched. Goes out: `Stopped`, raised in the main thread.
+Decision: a kill anywhere loses nothing that is committed, so a signal ends a run at once; only a `deferred` block, whose
+work of seconds would be lost, is given time to reach its boundary. A second signal, or the end of that time, ends it too.
+Handlers are set after those of the runtime, whose own would end the process with a dump, and put back afterwards.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from types import FrameType
+
+from raydpo.errors import Stopped
+
+SIGNALS = (signal.SIGTERM, signal.SIGINT)
+
+
+@dataclass
+class _Block:
+    """on_request: tells the work to come to its boundary. committed: what is safe now, as a sentence."""
+
+    on_request: Callable[[], None]
+    committed: Callable[[], str]
+
+
+@dataclass
+class _Watch:
+    """grace_s: seconds that a deferred block gets. signum: of the first signal, 0 before it."""
+
+    grace_s: float
+    signum: int = 0
+    blocks: list[_Block] = field(default_factory=list)
+    timer: threading.Timer | None = None
+
+    def receive(self, signum: int, frame: FrameType | None) -> None:
+        """The handler, in the main thread."""
+        if self.signum or not self.blocks:
+            self.signum = self.signum or signum
+            raise self.stopped()
+        self.signum = signum
+        for block in self.blocks:
+            block.on_request()
+        self.timer = threading.Timer(self.grace_s, os.kill, (os.getpid(), signum))
+        self.timer.daemon = True
+        self.timer.start()
+
+    def stopped(self) -> Stopped:
+        """What is raised: says what is safe."""
+        return Stopped(self.signum, self.blocks[-1].committed() if self.blocks else "")
+
+
+_watch: _Watch | None = None
+
+
+@contextmanager
+def watching(grace_s: float) -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT of this process raise `Stopped`. Nothing changes in a thread, or inside another watch."""
+    global _watch
+    if threading.current_thread() is not threading.main_thread() or _watch is not None:
+        yield
+        return
+    watch = _watch = _Watch(grace_s)
+    before = {each: signal.getsignal(each) for each in SIGNALS}
+    claim()
+    try:
+        yield
+    finally:
+        _watch = None
+        if watch.timer is not None:
+            watch.timer.cancel()
+        for each, handler in before.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+
+
+def claim() -> None:
+    """Set our handlers, if a run is watched: the runtime calls it after it has started, as Ray sets its own."""
+    if _watch is not None and threading.current_thread() is threading.main_thread():
+        for each in SIGNALS:
+            signal.signal(each, _watch.receive)
+
+
+def requested() -> int:
+    """The signal that asked the run to end; 0: none."""
+    return 0 if _watch is None else _watch.signum
+
+
+@contextmanager
+def deferred(on_request: Callable[[], None], committed: Callable[[], str]) -> Iterator[None]:
+    """A block that a signal does not end at once: `on_request` is called, the block ends by itself, and `Stopped` is raised.
+
+    on_request: called by the signal handler, so it may write a file and set a flag, and nothing that takes a lock.
+    committed: what is safe, as a sentence.
+    """
+    watch = _watch
+    if watch is None:
+        yield
+        return
+    block = _Block(on_request, committed)
+    watch.blocks.append(block)
+    try:
+        try:
+            yield
+        except Exception as error:  # what fails after the signal fails because of it: a launcher signals every process
+            if not watch.signum:
+                raise
+            raise watch.stopped() from error
+        if watch.signum:
+            raise watch.stopped()
+    finally:
+        watch.blocks.remove(block)
+
+
+@contextmanager
+def left_to_the_driver() -> Iterator[None]:
+    """In an actor's process: a launcher that signals every process of a run does not end this one; the driver decides."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {each: signal.signal(each, signal.SIG_IGN) for each in SIGNALS}
+    try:
+        yield
+    finally:
+        for each, handler in before.items():
+            signal.signal(each, signal.SIG_DFL if handler is None else handler)

@@ -1,0 +1,57 @@
+"""What happens between two optimizer steps besides the next one: nothing, a checkpoint, or a checkpoint and the end.
+
+Comes in: the time since the last checkpoint, and the driver's file of orders. Goes out: one order, the same on every rank.
+Decision: the first rank decides and the others are told, in one broadcast of a number a step, because clocks and files are
+read at other moments by each. The driver speaks by a file: ranks share its storage anyway, and a rank in the middle of a
+step can take no call. It is opened each time: on NFS that alone asks the server whether it has changed.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import torch
+
+from raydpo.train.trainer import Rank
+
+GO_ON, SAVE, STOP = 0, 1, 2
+"""Orders: the next step; a checkpoint first; a checkpoint and the end."""
+_WORD = "stop"
+
+
+def order_stop(orders: Path) -> None:
+    """Ask the ranks that read `orders` to end at their next boundary. Safe in a signal handler."""
+    orders.write_text(_WORD)
+
+
+class Boundary:
+    """Of one rank. orders: the driver's file; None: no orders. save_every_minutes: between checkpoints; None: no time."""
+
+    def __init__(self, rank: Rank, device: torch.device, orders: Path | None, save_every_minutes: float | None) -> None:
+        self._rank, self._device, self._orders = rank, device, orders
+        self._every_s = None if save_every_minutes is None else 60 * save_every_minutes
+        self.restart()
+
+    def restart(self) -> None:
+        """A checkpoint was made: its time begins again."""
+        self._since_s = time.monotonic()
+
+    def order(self) -> int:
+        """GO_ON, SAVE or STOP, the same on every rank. Collective."""
+        if self._orders is None and self._every_s is None:
+            return GO_ON
+        found = self._own() if self._rank.rank == 0 else GO_ON
+        if self._rank.num_ranks == 1:
+            return found
+        told = torch.tensor([found], device=self._device)
+        torch.distributed.broadcast(told, src=0)
+        return int(told)
+
+    def _own(self) -> int:
+        with suppress(OSError):
+            if self._orders is not None and self._orders.read_text() == _WORD:
+                return STOP
+        is_due = self._every_s is not None and time.monotonic() - self._since_s >= self._every_s
+        return SAVE if is_due else GO_ON
