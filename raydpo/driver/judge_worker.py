@@ -20,13 +20,13 @@ from raydpo.judge.asked import EVERY_S, Judged
 from raydpo.judge.build import build_judge
 from raydpo.judge.judge_inputs import Models, asks_server, local_model, reply_tokens, runs_named_code
 from raydpo.judge.verdict import Row, Verdict, judge_row, judge_rows
-from raydpo.runtime import Said
+from raydpo.runtime import News
 
-News = Iterator[Said | list[Verdict]]
+Heard = Iterator[News | list[Verdict]]
 """What is said, and the verdicts last."""
 
 
-def make_judge_worker(section: JudgeSection, engine: EngineSpec, models: Models) -> Callable[[Sequence[Row]], News]:
+def make_judge_worker(section: JudgeSection, engine: EngineSpec, models: Models) -> Callable[[Sequence[Row]], Heard]:
     """In the actor: build the judge, with a language model of its own where it is one without an endpoint."""
     complete = None
     if (name := local_model(section)) is not None:
@@ -44,25 +44,25 @@ def make_judge_worker(section: JudgeSection, engine: EngineSpec, models: Models)
     return lambda rows: _one_by_one(lambda row: judge_row(judge, *row), rows)
 
 
-def _and_then_said(news: queue.SimpleQueue[Any], verdicts: list[Verdict]) -> News:
+def _and_then_said(news: queue.SimpleQueue[Any], verdicts: list[Verdict]) -> Heard:
     """What was said about `verdicts`, which are there already."""
     while not news.empty():
-        yield Said(news.get())
+        yield News(news.get())
     yield verdicts
 
 
-def _one_by_one(judged: Callable[[Row], Verdict], rows: Sequence[Row]) -> News:
+def _one_by_one(judged: Callable[[Row], Verdict], rows: Sequence[Row]) -> Heard:
     verdicts: list[Verdict] = []
     told_s = time.monotonic()
     for row in rows:
         verdicts.append(judged(row))
         if time.monotonic() - told_s >= EVERY_S:
             told_s = time.monotonic()
-            yield Said(Judged(len(verdicts)))
+            yield News(Judged(len(verdicts)))
     yield verdicts
 
 
-def _beside(news: queue.SimpleQueue[Any], work: Callable[[], list[Verdict]]) -> News:
+def _beside(news: queue.SimpleQueue[Any], work: Callable[[], list[Verdict]]) -> Heard:
     """`work` in a thread that puts what it says into `news`."""
 
     def run() -> None:
@@ -73,7 +73,7 @@ def _beside(news: queue.SimpleQueue[Any], work: Callable[[], list[Verdict]]) -> 
 
     threading.Thread(target=run, name="judge", daemon=True).start()
     while not isinstance(event := news.get(), list | BaseException):
-        yield Said(event)
+        yield News(event)
     if isinstance(event, BaseException):
         raise event
     yield event

@@ -16,10 +16,10 @@ if TYPE_CHECKING:
     from raydpo.runtime.gang import run_gang as run_gang
     from raydpo.runtime.job import check_paths as check_paths
     from raydpo.runtime.job import in_ray_job as in_ray_job
+    from raydpo.runtime.news import News as News
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
     from raydpo.runtime.resources import Demand as Demand
-    from raydpo.runtime.said import Said as Said
     from raydpo.runtime.sessions import check_storage as check_storage
     from raydpo.runtime.sessions import count_cpus as count_cpus
     from raydpo.runtime.sessions import count_gpus as count_gpus
@@ -35,7 +35,7 @@ _HOME = {
     "Kind": "backend",
     "Pool": "pool",
     "RankContext": "gang",
-    "Said": "said",
+    "News": "news",
     "check_paths": "job",
     "check_storage": "sessions",
     "count_cpus": "sessions",
@@ -54,9 +54,9 @@ _HOME = {
 __all__ = [
     "Demand",
     "Kind",
+    "News",
     "Pool",
     "RankContext",
-    "Said",
     "check_paths",
     "check_storage",
     "count_cpus",

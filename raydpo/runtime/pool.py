@@ -23,9 +23,9 @@ from raydpo.errors import Cause, HangError, ResourceError, WorkerError
 from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death, Failure, error_of
+from raydpo.runtime.news import News
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, thread_variables
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
-from raydpo.runtime.said import Said
 from raydpo.runtime.sessions import current
 from raydpo.runtime.silence import Watched, frames_of, silences
 from raydpo.runtime.stops import requested
@@ -93,7 +93,7 @@ class Pool:
     """Actors that stand until `close`. Arguments and errors as in `run_pool`; actors start when there is work for them.
 
     cpus, gpus: what is reserved for each. threads: of each, by default as many as its CPUs; an actor that reserves
-    nothing shares the CPUs with those of other roles. hear: gets (index of the item, event) of what a worker has `Said`;
+    nothing shares the CPUs with those of other roles. hear: gets (index of the item, event) of what a worker has `News`;
     workers then answer with an iterator, whose last value is the result.
     """
 
@@ -238,7 +238,7 @@ class Pool:
                 continue
             if isinstance(answer, Failure):
                 raise error_of(answer, self._describe(worker))
-            if isinstance(answer, Said):
+            if isinstance(answer, News):
                 self._calls[call], worker.silent_s = worker, 0.0
                 if self._hear is not None and worker.item is not None:
                     self._hear(worker.item, answer.event)

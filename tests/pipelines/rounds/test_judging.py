@@ -224,12 +224,12 @@ def test_progress_counts_rows_and_requests_of_all_batches() -> None:
 
 def test_news_of_rows_come_before_their_verdicts(monkeypatch: pytest.MonkeyPatch) -> None:
     from raydpo.driver import judge_worker
-    from raydpo.runtime import Said
+    from raydpo.runtime import News
 
     monkeypatch.setattr(judge_worker, "EVERY_S", 0.0)
     work = judge_worker.make_judge_worker(JudgeSection(kind="json"), EngineSpec("m"), {})
     assert list(work([("p", ["1"]), ("q", ["x"])])) == [
-        Said(Judged(1)),
-        Said(Judged(2)),
+        News(Judged(1)),
+        News(Judged(2)),
         [Verdict((1.0,)), Verdict((0.0,))],
     ]
