@@ -144,7 +144,8 @@ class Judging:
         if self._is_stopped or not all(map(piece.has_part, range(len(lots)))):
             raise WorkerError("judge: the run ended while there were prompts to judge.", Cause.ENDED)
         piece.commit({"failed": failed, **self._marks(lots, observer)})
-        again = f", {progress.num_again} requests sent again" * bool(progress.num_again)
+        number = progress.num_again
+        again = f", {number} request{'s' if number > 1 else ''} sent again" * bool(number)
         observer(StageDone("judge", f"{num_rows} prompts" + (f", {failed} failed" if failed else "") + again))
 
     def _marks(self, lots: Sequence[Sequence[Row]], observer: Observer) -> dict[str, int]:

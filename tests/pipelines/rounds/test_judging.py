@@ -160,7 +160,7 @@ def test_a_server_that_is_busy_is_told_while_the_batch_goes_on(tmp_path: Path, m
     assert events.index(next(e for e in events if isinstance(e, Note))) < len(events) - 2, "before the batch was done"
     last = [event for event in events if isinstance(event, Advanced)][-1]
     assert (last.done, dict(last.metrics)) == (2, {"requests": 8.0, "of": 8.0})
-    assert events[-1] == StageDone("judge", "2 prompts, 1 requests sent again")
+    assert events[-1] == StageDone("judge", "2 prompts, 1 request sent again")
 
 
 def test_a_server_that_refuses_everything_stops_the_round_after_a_batch(tmp_path: Path, machine: None) -> None:
