@@ -52,9 +52,9 @@ def test_a_rank_that_tells_its_environment(toy: Toy, tmp_path: Path, capfd: pyte
             "train.warmup_fraction": 0.0,
         },
     )
-    assert cli.main(["train", written(tmp_path / "run.yaml", dump(settings))]) == 1
+    assert cli.main(["train", written(tmp_path / "run.yaml", dump(settings))]) == 2
     streams = capfd.readouterr()
-    assert "no share for step" in streams.err
+    assert "telling_schedule raised RuntimeError: no share for step" in streams.err
     for name, value in CANARIES.items():
         assert value not in streams.out + streams.err
         assert f"<redacted {name}>" in streams.err
