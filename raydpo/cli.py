@@ -17,12 +17,14 @@ import logging
 import math
 import os
 import sys
+import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TextIO
+from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
 from raydpo.errors import RaydpoError, Stopped, UserError
+from raydpo.redaction import redacted, redacted_values
 
 if TYPE_CHECKING:
     from raydpo.config import Config
@@ -60,6 +62,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `raydpo config schema | head`: the reader has what it wanted
         _silence_stdout()
         code = 1
+    except Exception:  # a bug, told by Python itself unless its text holds a secret
+        told = traceback.format_exc()
+        if redacted(told) == told:
+            raise
+        _complain(command, [redacted(told)])
+        code = 1
     return code
 
 
@@ -77,8 +85,13 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     return args
 
 
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        super().error(redacted(message))
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser: argparse.ArgumentParser = _Parser(
         prog="raydpo",
         description="Direct preference optimisation on Ray.",
         epilog="Config values can be given after the file: raydpo train run.yaml train.learning_rate=5e-7",
@@ -302,7 +315,9 @@ def _formats(args: argparse.Namespace) -> int:
 
 
 def _print_json(result: Any) -> None:
-    """One line of strict JSON: a number that is not finite becomes null."""
+    """One line of strict JSON: a number that is not finite becomes null, a secret of the environment its name. Rows stay."""
+    if isinstance(result, dict):
+        result = {key: value if key == "rows" else redacted_values(value) for key, value in result.items()}
     print(json.dumps(_strict(result), allow_nan=False, default=str), flush=True)
 
 
@@ -318,7 +333,7 @@ def _complain(command: str, problems: Sequence[str]) -> None:
     lines = [f"{command}: {problems[0]}"] if len(problems) == 1 else [f"{command}: {len(problems)} problems"]
     if len(problems) > 1:
         lines += [f"  - {problem}" for problem in problems]
-    text = "\n".join(lines).encode("utf-8", "backslashreplace").decode()
+    text = redacted("\n".join(lines)).encode("utf-8", "backslashreplace").decode()
     with contextlib.suppress(OSError):
         print(text, file=sys.stderr, flush=True)
 

@@ -31,11 +31,16 @@ from collections.abc import Sequence
 from enum import StrEnum
 from signal import SIGINT, Signals
 
+from raydpo.redaction import redacted
+
 
 class RaydpoError(Exception):
-    """Base class. `exit_code` is what the command line returns for it."""
+    """Base class. `exit_code` is what the command line returns for it. Secrets of the environment are taken out of its text."""
 
     exit_code = 1
+
+    def __init__(self, *args: object) -> None:
+        super().__init__(*(redacted(each) if isinstance(each, str) else each for each in args))
 
 
 class UserError(RaydpoError):
@@ -44,7 +49,8 @@ class UserError(RaydpoError):
     exit_code = 2
 
     def __init__(self, problems: str | Sequence[str]) -> None:
-        self.problems: tuple[str, ...] = (problems,) if isinstance(problems, str) else tuple(problems)
+        given = (problems,) if isinstance(problems, str) else tuple(problems)
+        self.problems: tuple[str, ...] = tuple(map(redacted, given))
         super().__init__(self.problems)
 
     def __str__(self) -> str:

@@ -19,6 +19,7 @@ from rich.progress import BarColumn, Progress, ProgressColumn, Task, TaskID
 from rich.table import Column
 from rich.text import Text
 
+from raydpo.redaction import redacted
 from raydpo.schema.events import Advanced, Event, Note, StageDone, StageStarted
 
 WINDOW_S = 60.0
@@ -90,7 +91,12 @@ class StageState:
         order = [name for name in _SHOWN if name in plain] or list(plain)
         if most < len(order) and most == 2 and "loss" in order and "rewards/margins" in order:
             order = ["rewards/margins", "loss"]
-        return "  ".join(f"{name.rpartition('/')[2]} {plain[name]:.4g}" for name in order[:most])
+        return "  ".join(f"{name.rpartition('/')[2]} {_figure(plain[name])}" for name in order[:most])
+
+
+def _figure(value: float) -> str:
+    """Four digits, of a count all."""
+    return f"{value:,.0f}" if abs(value) >= 1000 and value == int(value) else f"{value:.4g}"
 
 
 class _Field(ProgressColumn):
@@ -224,7 +230,7 @@ def print_summary(summary: Mapping[str, Any], stream: TextIO | None = None) -> N
     """Print the end of a run: before and after, what became of the data, where everything is."""
     out = stream if stream is not None else sys.stdout
     for line in ["", *summary_lines(summary)]:
-        out.write(printable(line, getattr(out, "encoding", None)) + "\n")
+        out.write(printable(redacted(line), getattr(out, "encoding", None)) + "\n")
     out.flush()
 
 

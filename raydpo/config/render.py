@@ -16,13 +16,15 @@ from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.outside import PATTERN
 from raydpo.config.sections import Config
 from raydpo.config.source import PlainDumper
+from raydpo.redaction import redacted_values
 
 _PLUS = "further terms of the loss, each an objective with its weight and options"
 
 
 def dump(config: Config, origins: Mapping[str, str] | None = None) -> str:
-    """The whole config as YAML, defaults included. With `origins` each line ends in a comment: where it is from."""
-    lines = list(_lines(config.model_dump(mode="json"), "", 0))
+    """The whole config as YAML, defaults included, without secrets of the environment. With `origins` each line ends in a
+    comment: where it is from."""
+    lines = list(_lines(redacted_values(config.model_dump(mode="json")), "", 0))
     if origins is None:
         return "".join(f"{text}\n" for text, _ in lines)
     width = min(max(len(text) for text, key in lines if key in origins), 60)

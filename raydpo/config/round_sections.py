@@ -49,6 +49,9 @@ class GenerateSection(Section):
 
 OF_ACTORS = Key(changes_score=False, is_of_pool=True, is_of_actors=True)
 PAIRWISE = ("pairwise",)
+REQUEST_TIMEOUT_S = 120.0
+ROW_TIMEOUT_S = 600.0
+"""Of `judge.timeout_s` where it is not set: for a request to a server, and for a row of a function or a pattern."""
 
 
 @dataclass(frozen=True)
@@ -121,8 +124,14 @@ class JudgeSection(Section):
     """Environment variable that holds the key of the endpoint."""
     instruction: Annotated[str | None, Key(read_by=PAIRWISE)] = None
     """What a pairwise judge reads about good answers. Default: helpful, correct, to the point."""
-    timeout_s: Annotated[float, Key(read_by=PAIRWISE, changes_score=False)] = Field(default=120, gt=0)
-    """Longest wait for one answer of the endpoint."""
+    max_tokens: Annotated[int, Key(read_by=PAIRWISE)] = Field(default=512, ge=1)
+    """Longest reply of a pairwise judge's model, in tokens. One that is cut there fails its row; a model that thinks before it
+    answers needs more."""
+    timeout_s: Annotated[float | None, Key(read_by=("pairwise", "function", "regex", FORM), changes_score=False)] = (
+        Field(default=None, gt=0)
+    )
+    """Longest time for one request to the endpoint, from connecting to the last byte (default 120), or for one row of a
+    function, a pattern or a judge of your own (default 600). A row that takes longer fails."""
     members: Annotated[tuple[dict[str, Any], ...], Key(needed_by=("ensemble",))] = ()
     """Judges of an ensemble, each a section like this one with its `weight`. Scores are weighted and added."""
     weight: float = 1.0
@@ -140,6 +149,14 @@ class JudgeSection(Section):
     one."""
     max_failed_fraction: Annotated[float, Key(changes_score=False, is_of_pool=True)] = Field(default=0.02, ge=0, le=1)
     """Stop the round when the judge failed on more than this share of the prompts."""
+
+    @property
+    def request_timeout_s(self) -> float:
+        return REQUEST_TIMEOUT_S if self.timeout_s is None else self.timeout_s
+
+    @property
+    def row_timeout_s(self) -> float:
+        return ROW_TIMEOUT_S if self.timeout_s is None else self.timeout_s
 
     def clashes(self) -> Iterator[str]:
         needed, optional = JUDGES.get(self.kind) or _keys_of(FORM)

@@ -9,28 +9,30 @@ the same devices.
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
 from functools import cached_property, partial
 from typing import Any
 
 from raydpo import runtime
 from raydpo.config.round_sections import JudgeSection
 from raydpo.driver.actors import libraries_of
-from raydpo.errors import JudgeError, WorkerError
+from raydpo.driver.judge_progress import JudgeProgress
+from raydpo.driver.judge_worker import make_judge_worker
+from raydpo.errors import Cause, JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
-from raydpo.judge.build import build_judge
-from raydpo.judge.judge_inputs import Models, find_models, inputs_of, is_comparative, local_model
+from raydpo.judge.deadline import OutOfTime, within
+from raydpo.judge.judge_inputs import Models, find_models, inputs_of, is_comparative, runs_named_code, shows_marks
+from raydpo.judge.pairwise import looks_like_marks
 from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows
 from raydpo.rundir.piece import Piece
-from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
+from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
 from raydpo.schema.samples import Sample
 
 
 class Judging:
     """What judges.
 
-    judge: a function of the caller; of the section then only the bound on failures counts.
+    judge: a function of the caller; of the section then only the bounds on failures and on time count.
     section: the section `judge`, None without one.
     engine: how a language model that the judge loads itself is loaded (its `model` is not read).
     is_colocated: it works while trainers do not, on their devices.
@@ -46,7 +48,8 @@ class Judging:
         self.needs_gpu = section is not None and section.gpus_per_worker > 0
         self.is_comparative = section is not None and is_comparative(section)
         given = JudgeSection(kind="function") if section is None else section
-        self.max_failed_fraction = given.max_failed_fraction
+        self.max_failed_fraction, self._row_timeout_s = given.max_failed_fraction, given.row_timeout_s
+        self._progress = JudgeProgress(ignore, 0)
 
     def stop(self) -> None:
         """End the actors, and, at its next batch of rows, a function of the caller that another thread calls."""
@@ -69,12 +72,29 @@ class Judging:
     def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
         """(index of the batch, a verdict for each of its rows), in the order they finish."""
         if self._judge is not None:
-            yield from ((index, judge_rows(self._judge, lot)) for index, lot in enumerate(lots))
+            yield from ((index, self._by_function(self._judge, lot)) for index, lot in enumerate(lots))
             return
         pool = self._actors()
         yield from pool.run(lots)
         if self._is_colocated and (self.needs_gpu or self._models):
             pool.stop()
+
+    def _by_function(self, judge: Judge, lot: Sequence[Row]) -> list[Verdict]:
+        """Verdicts of the caller's function, which cannot be ended for good as an actor can: time out ends the round."""
+        parts = [lot] if hasattr(judge, "many") else [[row] for row in lot]
+        try:
+            return [
+                verdict
+                for rows in parts
+                for verdict in within(self._row_timeout_s * len(rows), partial(judge_rows, judge, rows))
+            ]
+        except OutOfTime:
+            name = getattr(judge, "__qualname__", type(judge).__qualname__)
+            raise JudgeError(
+                f"the function {name} that was handed in as judge had {self._row_timeout_s:g} s for each prompt and did not "
+                "finish; the round would have waited for it without an end. What was judged before is kept. Mend it, or give "
+                "it more time (judge: {kind: function, timeout_s: ...}), and run the same command."
+            ) from None
 
     def _actors(self) -> runtime.Pool:
         section = self._section
@@ -82,7 +102,7 @@ class Judging:
         if self._pool is None:
             self._pool = runtime.Pool(
                 "judge",
-                partial(_make_worker, section, self._engine, self._models),
+                partial(make_judge_worker, section, self._engine, self._models),
                 num_workers=section.num_workers,
                 cpus=0,  # it shares the CPUs with whoever trains meanwhile; a GPU is reserved
                 threads=section.cpus_per_worker,
@@ -90,40 +110,66 @@ class Judging:
                 max_retries=section.max_retries,
                 hang_timeout_s=section.hang_timeout_s,
                 hang_key="judge.hang_timeout_s",
-                own_process=bool(self._models) and self._engine.engine != "transformers",
+                # Code that the config names may hang, and only a process of its own can be ended then.
+                own_process=runs_named_code(section) or (bool(self._models) and self._engine.engine != "transformers"),
                 preload=self._libraries(),
+                hear=lambda index, event: self._progress.hear(index, event),
             )
         if self._is_stopped:  # before there was a pool to close
             self._pool.close()
         return self._pool
 
     def _libraries(self) -> Sequence[str]:
-        """Nobody knows what a function imports; where this process has torch already, the function's may need it."""
+        """Nobody knows what a function imports; where this process has torch already, those of several actors may need it."""
         if self._models:
             return libraries_of(self._engine.engine)
-        return libraries_of() if "torch" in sys.modules else ()
+        several = self._section is not None and self._section.num_workers > 1
+        return libraries_of() if several and "torch" in sys.modules else ()
 
     def judge(self, piece: Piece, lots: Sequence[Sequence[Row]], observer: Observer) -> None:
         """Judge what the piece lacks, a part for each batch, and commit. Raises JudgeError for too many failures."""
         piece.begin()
         missing = [number for number in range(len(lots)) if not piece.has_part(number)]
-        observer(StageStarted("judge", sum(map(len, lots)), "prompts"))
-        done = sum(len(lot) for number, lot in enumerate(lots) if number not in missing)
+        num_rows = sum(map(len, lots))
+        observer(StageStarted("judge", num_rows, "prompts"))
+        self._progress = progress = JudgeProgress(observer, num_rows - sum(len(lots[number]) for number in missing))
+        num_failed = 0
         for index, verdicts in self.verdicts([lots[number] for number in missing]):
             piece.write_part(missing[index], [_row(verdict) for verdict in verdicts])
-            done += len(verdicts)
-            observer(Advanced("judge", done))
-            if self._is_stopped:
-                raise WorkerError("judge: the run ended while there were prompts to judge.")
-        failed = self._failed(piece, len(lots), sum(map(len, lots)))
-        piece.commit({"failed": failed})
-        observer(StageDone("judge", f"{sum(map(len, lots))} prompts" + (f", {failed} failed" if failed else "")))
+            progress.judged(index, len(verdicts))
+            num_failed += sum(verdict.scores is None for verdict in verdicts)
+            if self._is_stopped or num_failed > self.max_failed_fraction * num_rows:
+                break  # the others cannot make it good
+        failed = self._failed(piece, len(lots), num_rows)
+        if self._is_stopped or not all(map(piece.has_part, range(len(lots)))):
+            raise WorkerError("judge: the run ended while there were prompts to judge.", Cause.ENDED)
+        piece.commit({"failed": failed, **self._marks(lots, observer)})
+        number = progress.num_again
+        again = f", {number} request{'s' if number > 1 else ''} sent again" * bool(number)
+        observer(StageDone("judge", f"{num_rows} prompts" + (f", {failed} failed" if failed else "") + again))
+
+    def _marks(self, lots: Sequence[Sequence[Row]], observer: Observer) -> dict[str, int]:
+        """How many answers speak to a judge that is a language model; said where there are any."""
+        if self._judge is not None or self._section is None or not shows_marks(self._section):
+            return {}
+        answers = [answer for lot in lots for _, answers in lot for answer in answers]
+        number = sum(map(looks_like_marks, answers))
+        if number:
+            observer(
+                Note(
+                    "warning",
+                    f"judge: {number:,} of {len(answers):,} answers hold text that looks like the marks of the question, or "
+                    "tells the judge what to reply. They were shown between marks that no answer can know, and judged as text; "
+                    "a policy whose answers do that more and more learns to persuade the judge",
+                )
+            )
+        return {"answers_with_marks": number}
 
     def _failed(self, piece: Piece, num_lots: int, num_rows: int) -> int:
         """How many rows failed. Too many: forget the parts that hold them, so that the same command asks again."""
         reasons: list[str] = []
         bad: list[int] = []
-        for number in range(num_lots):
+        for number in filter(piece.has_part, range(num_lots)):
             found = [row["reason"] for row in piece.uncommitted(number) if row["scores"] is None]
             reasons += found
             bad += [number] if found else []
@@ -142,18 +188,6 @@ class Judging:
 
 def _row(verdict: Verdict) -> dict[str, Any]:
     return {"scores": None if verdict.scores is None else list(verdict.scores), "reason": verdict.reason}
-
-
-def _make_worker(section: JudgeSection, engine: EngineSpec, models: Models) -> Callable[[Sequence[Row]], list[Verdict]]:
-    """In the actor: build the judge, with a language model of its own where it is one without an endpoint."""
-    complete = None
-    if (name := local_model(section)) is not None:
-        from raydpo.generate.complete import local_completer  # torch, which the driver does without
-
-        folder, gpus = str(models[name].here()), section.gpus_per_worker
-        spec = replace(engine, model=folder, use_gpu=gpus > 0, gpu_share=gpus or 1.0, max_length=None)
-        complete = local_completer(spec)
-    return partial(judge_rows, build_judge(section, complete, models))
 
 
 def texts(samples: Sequence[Sample]) -> list[str]:

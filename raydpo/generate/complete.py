@@ -14,21 +14,23 @@ from raydpo.errors import DataError
 from raydpo.generate.engine import Engine, EngineSpec
 from raydpo.generate.make_engine import make_engine
 from raydpo.models.pretrained import load_tokenizer
-from raydpo.schema.samples import Sampling
+from raydpo.models.quoted_text import quoted
+from raydpo.schema.samples import Sample, Sampling
 
 Messages = list[dict[str, str]]
-MAX_REPLY_TOKENS = 512
 
 
-def local_completer(spec: EngineSpec) -> Callable[[Sequence[Messages]], list[str | Exception]]:
-    """Load the model of `spec`; the function returned answers conversations, in order.
+def local_completer(spec: EngineSpec, max_tokens: int = 512) -> Callable[[Sequence[Messages]], list[str | Exception]]:
+    """Load the model of `spec`; the function returned answers conversations, in order, in at most `max_tokens` tokens each.
 
-    They are written with the tokenizer's chat template; without one, contents stand one below the other.
+    They are written with the tokenizer's chat template; without one, contents stand one below the other. Control tokens that
+    contents spell are read as text.
     """
     engine, tokenizer = make_engine(replace(spec, takes_weights=False)), load_tokenizer(Path(spec.model))
-    sampling = Sampling(1, MAX_REPLY_TOKENS, greedy=True)
+    sampling = Sampling(1, max_tokens, greedy=True)
 
     def ids_of(turns: Messages) -> list[int]:
+        turns = [{**turn, "content": quoted(tokenizer, turn["content"])} for turn in turns]
         if tokenizer.chat_template:
             text = tokenizer.apply_chat_template(turns, tokenize=False, add_generation_prompt=True)
             ids: list[int] = tokenizer(text, add_special_tokens=False)["input_ids"]
@@ -39,15 +41,24 @@ def local_completer(spec: EngineSpec) -> Callable[[Sequence[Messages]], list[str
     def complete(conversations: Sequence[Messages]) -> list[str | Exception]:
         prompts = [ids_of(turns) for turns in conversations]
         try:
-            return list(_replies(engine, prompts, sampling))
+            return _replies(engine, prompts, sampling)
         except DataError:
             return [_reply(engine, prompt, sampling) for prompt in prompts]
 
     return complete
 
 
-def _replies(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str]:
-    return [samples[0].text for samples in engine.generate(prompts, sampling, seed=0)]
+def _replies(engine: Engine, prompts: Sequence[Sequence[int]], sampling: Sampling) -> list[str | Exception]:
+    return [_whole(samples[0], sampling) for samples in engine.generate(prompts, sampling, seed=0)]
+
+
+def _whole(sample: Sample, sampling: Sampling) -> str | Exception:
+    if sample.ending == "length":
+        return DataError(
+            f"the reply was cut after judge.max_tokens = {sampling.max_new_tokens} tokens, so its last line is no verdict. "
+            "Raise judge.max_tokens, or ask for short explanations in judge.instruction."
+        )
+    return sample.text
 
 
 def _reply(engine: Engine, prompt: Sequence[int], sampling: Sampling) -> str | Exception:

@@ -16,8 +16,10 @@ from raydpo.artifacts import digest_of, file_sha256, tokenizer_digest, weights_d
 from raydpo.config.outside import is_outside, source_sha256
 from raydpo.config.round_sections import JUDGE_FREE, KINDS, JudgeSection, kind_of
 from raydpo.errors import ConfigError
+from raydpo.judge.asked import Asked
 from raydpo.judge.verdict import Judge
 from raydpo.models.resolve import ResolvedModel, resolve_model
+from raydpo.redaction import redacted_values
 
 Models = Mapping[str, ResolvedModel]
 """Name as the section gives it -> where it was found."""
@@ -30,12 +32,14 @@ class Given:
     complete: replies of a language model, if there is one.
     models: what `find_models` found; None: look now.
     use_gpu: whether there is a GPU for them.
+    tell: gets the progress of requests to a server.
     build: makes the judge of a member.
     """
 
     complete: Any
     models: Models | None
     use_gpu: bool
+    tell: Callable[[Asked], None]
     build: Callable[[JudgeSection], Judge]
 
 
@@ -53,6 +57,21 @@ def loads_model(section: JudgeSection) -> bool:
 def asks_local_model(section: JudgeSection) -> bool:
     """Whether the judge itself asks a language model that its worker loads."""
     return loads_model(section) and kind_of(section.kind).loads == "language model"
+
+
+def asks_server(section: JudgeSection) -> bool:
+    """Whether the judge, or one of its members, asks a server."""
+    return any(each.endpoint is not None for each in _judges(section))
+
+
+def shows_marks(section: JudgeSection) -> bool:
+    """Whether the judge, or one of its members, shows answers to a language model between marks."""
+    return any(kind_of(each.kind).loads == "language model" for each in _judges(section))
+
+
+def runs_named_code(section: JudgeSection) -> bool:
+    """Whether the config names what runs in the judge or in one of its members, a function or a pattern: it may hang."""
+    return any(each.kind in ("function", "regex") or is_outside(each.kind) for each in _judges(section))
 
 
 def is_comparative(section: JudgeSection) -> bool:
@@ -82,6 +101,11 @@ def local_model(section: JudgeSection) -> str | None:
     return models[0] if models else None
 
 
+def reply_tokens(section: JudgeSection) -> int:
+    """Longest reply of the model of `local_model`: what the judge that asks it allows, or the most of several members."""
+    return max(each.max_tokens for each in _judges(section) if asks_local_model(each))
+
+
 def find_model(name: str) -> ResolvedModel:
     """The model `name` of a judge, with weights that can be read. Raises ConfigError."""
     found = resolve_model("judge.model", name)
@@ -102,15 +126,20 @@ def find_models(section: JudgeSection) -> dict[str, ResolvedModel]:
 def inputs_of(section: JudgeSection, models: Models) -> dict[str, Any]:
     """What scores depend on, as JSON: settings but those of JUDGE_FREE, and contents in place of paths.
 
-    Of a function and of the model behind an endpoint only the name is known.
+    Of a function and of the model behind an endpoint only the name is known, of a secret the name of its variable.
     """
-    inputs = section.model_dump(mode="json", exclude={*JUDGE_FREE, "answers", "members", "settings"})
+    kept = section.model_dump(mode="json", exclude={*JUDGE_FREE, "answers", "members", "settings"})
+    inputs: dict[str, Any] = redacted_values(kept)
     if is_outside(section.kind):
-        inputs |= {"settings": dict(section.settings), "source_sha256": source_sha256(section.kind)}
+        settings = redacted_values(dict(section.settings))
+        inputs |= {"settings": settings, "source_sha256": source_sha256(section.kind)}
+    if kind_of(section.kind).loads != "language model":
+        del inputs["max_tokens"]  # which came later than scores that are kept
     if section.answers is not None:
         inputs["answers_sha256"] = file_sha256(Path(section.answers).expanduser())
     if loads_model(section):
-        found = models[inputs.pop("model")]
+        found = models[section.model or ""]
+        del inputs["model"]
         digests = [weights_digest(folder) for folder in found.folders]
         whole = digests[0] if found.base is None else digest_of(digests)
         inputs |= {"model_digest": whole, "tokenizer_digest": tokenizer_digest(found.tokenizer)}

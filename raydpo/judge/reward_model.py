@@ -25,6 +25,7 @@ from raydpo.models.config_file import num_positions
 from raydpo.models.layout import longest_exact
 from raydpo.models.merging import merge_adapter
 from raydpo.models.pretrained import DTYPES, load_tokenizer, switch_dropout_off
+from raydpo.models.quoted_text import quoted
 from raydpo.models.resolve import adapter_base
 from raydpo.schema.pulse import beat
 from raydpo.schema.samples import Conversation
@@ -112,7 +113,9 @@ class RewardModel:
 
     def encode(self, prompt: str, response: str) -> list[int]:
         """Token ids: by the chat template if there is one, the messages of a conversation as they came and a text as one
-        message of the user; else both texts joined, with the tokens that the tokenizer adds by itself."""
+        message of the user; else both texts joined, with the tokens that the tokenizer adds by itself. Control tokens that the
+        response spells are read as text: it cannot end its turn and begin another."""
+        response = quoted(self.tokenizer, response)
         if not self.tokenizer.chat_template:
             return list(self.tokenizer(prompt + response)["input_ids"])
         asked = list(prompt.turns) if isinstance(prompt, Conversation) else [{"role": "user", "content": prompt}]

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from numbers import Real
 from typing import Any, Protocol
 
+from raydpo.redaction import redacted
 from raydpo.schema.pulse import beat
 
 Row = tuple[str, list[str]]
@@ -37,15 +38,19 @@ class NoVerdict(Exception):
 
 @dataclass(frozen=True)
 class Verdict:
-    """scores: one for each response, or None, and then `reason` says why."""
+    """scores: one for each response, or None, and then `reason` says why, without secrets of the environment."""
 
     scores: tuple[float, ...] | None
     reason: str = ""
 
+    def __post_init__(self) -> None:
+        text = self.reason.encode("utf-8", "backslashreplace").decode()  # half of a surrogate pair fits into no file
+        object.__setattr__(self, "reason", redacted(text))
+
     @classmethod
     def failed(cls, reason: str) -> Verdict:
         """No scores; `reason` is cut to 300 characters."""
-        return cls(None, reason[:LONGEST_REASON])
+        return cls(None, redacted(reason)[:LONGEST_REASON])
 
 
 def judge_row(judge: Judge, prompt: str, responses: Sequence[str]) -> Verdict:

@@ -157,7 +157,10 @@ class Producer:
         if rounds.offline_share:
             piece.write("offline.jsonl", offline)
         failed = sum(values is None for values in found) if scores is not None else 0
-        metrics = _metrics(groups, [v for v in found if v is not None], counts, len(records), failed)
+        marks = {} if scores is None else {k: v for k, v in scores.meta.items() if k == "answers_with_marks"}
+        metrics = _metrics(
+            groups, [v for v in found if v is not None], counts, len(records), {"failed": failed, **marks}
+        )
         piece.commit({"metrics": metrics})
         self._roles.observer(StageDone("pairs", f"{len(records)} pairs of {len(prompts)} prompts ({_counted(counts)})"))
         return piece
@@ -249,7 +252,7 @@ def _metrics(
     scores: Sequence[Sequence[float]],
     counts: Mapping[str, int],
     num_pairs: int,
-    failed: int,
+    judged: Mapping[str, int],
 ) -> dict[str, float]:
     everything = [sample for samples in groups for sample in samples]
     flat = [score for of_prompt in scores for score in of_prompt]
@@ -259,7 +262,7 @@ def _metrics(
         **distinct_2("samples", everything),
         "samples/duplicate_share": duplicate_share(groups),
         "samples/truncated_share": sum(sample.ending == "length" for sample in everything) / len(everything),
-        "judge/failed": float(failed),
+        **{f"judge/{what}": float(number) for what, number in judged.items()},
         "pairs/made": float(num_pairs),
         **{f"pairs/{reason}": float(number) for reason, number in counts.items()},
     }

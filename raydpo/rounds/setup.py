@@ -29,6 +29,7 @@ from raydpo.judge.verdict import Judge
 from raydpo.models.balancing import KEY as BALANCING
 from raydpo.models.balancing import balancing_in
 from raydpo.models.config_file import num_embeddings
+from raydpo.redaction import redacted_values
 from raydpo.rounds.preflight import check_room, check_rounds, check_same_run
 from raydpo.rundir.rounds_folder import RoundsFolder
 from raydpo.rundir.workspace import Workspace, find_workspace
@@ -83,7 +84,7 @@ class Setup:
 
     def write_summary(self, summary: dict[str, Any]) -> None:
         fence(self.layout.dir / "summary.json")
-        write_json(self.layout.dir / "summary.json", summary)
+        write_json(self.layout.dir / "summary.json", redacted_values(summary))
 
 
 def set_up(config: Config, judge: Judge | None, observer: Observer, *, weights: bool = True) -> Setup:

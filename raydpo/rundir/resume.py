@@ -14,6 +14,7 @@ from raydpo.config import Config
 from raydpo.config.key_facts import free_keys
 from raydpo.errors import ResumeError
 from raydpo.models.balancing import KEY as BALANCING
+from raydpo.redaction import redacted_values
 
 STATE = "rank-*.safetensors"
 """Files of the training state in a checkpoint's `engine`."""
@@ -63,13 +64,15 @@ class Plan:
 def trajectory(config: Config, digests: Mapping[str, Any], free: Set[str] = FREE) -> dict[str, Any]:
     """Everything that decides the numbers of a run, flat: config values but those of `free`, and digests of what it reads.
 
-    digests: also stand for config values of the same name, where those say less.
+    digests: also stand for config values of the same name, where those say less. A secret of the environment is the name
+    of its variable.
     """
     flat: dict[str, Any] = {}
     for section, values in config.model_dump(mode="json").items():
         if section not in free and values is not None:
             flat |= {f"{section}.{key}": value for key, value in values.items()}
-    return {key: value for key, value in flat.items() if key not in free} | dict(digests)
+    kept = redacted_values({key: value for key, value in flat.items() if key not in free})
+    return {**kept, **digests}
 
 
 def plan_training(config: Config, newest: Checkpoint | None, wanted: Mapping[str, Any], skipped: list[str]) -> Plan:
@@ -123,7 +126,7 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     # A key that only one of them has came or went with another version of the program, which also wrote auto itself, not
     # the dtype that it had become.
     unknown = {"model.dtype"} if old.get("model.dtype") == "auto" else set()
-    old = {BALANCING: 0.0} | dict(old)  # a version that knew no balancing loss trained without one
+    old = {BALANCING: 0.0, **redacted_values(old)}  # a version that knew no balancing loss trained without one
     keys = [key for key in new if key in old and key not in unknown and old[key] != new[key]]
     return [f"{key}: {old[key]!r} then, {new[key]!r} now.{_advice(key, old[key])}" for key in keys]
 

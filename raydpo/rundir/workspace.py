@@ -33,6 +33,7 @@ from raydpo.config.render import dump
 from raydpo.disk import full_disk
 from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, describe_model, resolve_model
+from raydpo.redaction import redacted_values
 from raydpo.reference.identity import NO_ADAPTER, digests, reference_identity
 from raydpo.rundir.named_models import NamedModels
 
@@ -184,7 +185,7 @@ class Workspace:
 
     def write_summary(self, summary: dict[str, Any], name: str = "summary.json") -> None:
         fence(self.dir / name)
-        write_json(self.dir / name, summary)
+        write_json(self.dir / name, redacted_values(summary))
 
 
 @contextmanager

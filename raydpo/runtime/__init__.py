@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.gang import run_gang as run_gang
     from raydpo.runtime.job import check_paths as check_paths
     from raydpo.runtime.job import in_ray_job as in_ray_job
+    from raydpo.runtime.news import News as News
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
     from raydpo.runtime.resources import Demand as Demand
@@ -34,6 +35,7 @@ _HOME = {
     "Kind": "backend",
     "Pool": "pool",
     "RankContext": "gang",
+    "News": "news",
     "check_paths": "job",
     "check_storage": "sessions",
     "count_cpus": "sessions",
@@ -52,6 +54,7 @@ _HOME = {
 __all__ = [
     "Demand",
     "Kind",
+    "News",
     "Pool",
     "RankContext",
     "check_paths",

@@ -13,6 +13,7 @@ import traceback
 from dataclasses import dataclass
 
 from raydpo.errors import Cause, RaydpoError, WorkerError
+from raydpo.redaction import redacted
 
 
 @dataclass(frozen=True)
@@ -49,9 +50,10 @@ class Death:
 
 
 def failure_of(error: BaseException) -> Failure:
-    """Record `error`, with its traceback as text."""
+    """Record `error`, with its traceback as text; here, in its own process, whose secrets the text may hold."""
     kept = error if isinstance(error, RaydpoError) and _survives_pickling(error) else None
-    return Failure(type(error).__name__, str(error), "".join(traceback.format_exception(error)).rstrip(), kept)
+    shown = redacted("".join(traceback.format_exception(error)).rstrip())
+    return Failure(type(error).__name__, redacted(str(error)), shown, kept)
 
 
 def error_of(failure: Failure, where: str) -> RaydpoError:

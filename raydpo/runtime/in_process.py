@@ -64,7 +64,7 @@ class _Events(_Asked):
 
     def close(self) -> None:
         if self.events is not None:
-            with self.actor.state.active():
+            with self.actor.state.active(), suppress(ValueError):  # another thread is in it, and leaves it by itself
                 self.events.close()  # type: ignore[attr-defined]
 
 

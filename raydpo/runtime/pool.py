@@ -11,7 +11,6 @@ loaded: `tell` reaches those that are there, and `greet_with` is what an actor t
 
 from __future__ import annotations
 
-import logging
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
@@ -21,8 +20,10 @@ from typing import Any, TypeVar
 import cloudpickle
 
 from raydpo.errors import Cause, HangError, ResourceError, WorkerError
+from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death, Failure, error_of
+from raydpo.runtime.news import News
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, thread_variables
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
 from raydpo.runtime.sessions import current
@@ -32,7 +33,7 @@ from raydpo.runtime.stops import requested
 T = TypeVar("T")
 R = TypeVar("R")
 
-_log = logging.getLogger(__name__)
+_log = redacting_logger(__name__)
 
 HANG_TIMEOUT_S = 1800.0
 """Of pools that nobody gives a deadline."""
@@ -92,7 +93,8 @@ class Pool:
     """Actors that stand until `close`. Arguments and errors as in `run_pool`; actors start when there is work for them.
 
     cpus, gpus: what is reserved for each. threads: of each, by default as many as its CPUs; an actor that reserves
-    nothing shares the CPUs with those of other roles.
+    nothing shares the CPUs with those of other roles. hear: gets (index of the item, event) of what a worker has `News`;
+    workers then answer with an iterator, whose last value is the result.
     """
 
     def __init__(
@@ -109,6 +111,7 @@ class Pool:
         threads: float | None = None,
         own_process: bool = False,
         preload: Sequence[str] = (),
+        hear: Callable[[int, Any], None] | None = None,
     ) -> None:
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._hang_timeout_s, self._hang_key = hang_timeout_s, hang_key
@@ -117,6 +120,7 @@ class Pool:
         self._preload = preload
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
+        self._hear = hear
         self._is_closed = False
         self._calls: dict[Any, PoolWorker] = {}
         self._workers: dict[int, PoolWorker] = {}
@@ -226,7 +230,8 @@ class Pool:
             if worker is None:  # the pool was stopped meanwhile
                 continue
             try:
-                answer = self._actors.result(call)
+                is_aloud = self._hear is not None and worker.state == "working"
+                answer = self._actors.next_event(call) if is_aloud else self._actors.result(call)
             except CallFailed as error:
                 raise WorkerError(f"{self._describe(worker)} failed: {error}") from error
             except ActorDied as error:
@@ -234,6 +239,11 @@ class Pool:
                 continue
             if isinstance(answer, Failure):
                 raise error_of(answer, self._describe(worker))
+            if isinstance(answer, News):
+                self._calls[call], worker.silent_s = worker, 0.0
+                if self._hear is not None and worker.item is not None:
+                    self._hear(worker.item, answer.event)
+                continue
             yield worker, answer
         self._check_silence()
 
@@ -303,7 +313,13 @@ class Pool:
     def _feed(self, worker: PoolWorker) -> None:
         if self._queue:
             worker.item, worker.state = self._queue.popleft(), "working"
-            self._ask(worker, "work", self._items[worker.item])
+            if self._hear is None:
+                self._ask(worker, "work", self._items[worker.item])
+                return
+            worker.silent_s = 0.0
+            item, deadline_s = self._items[worker.item], self._hang_timeout_s
+            stream = self._actors.stream(worker.actor, "work_aloud", item, max_unread=None, hang_timeout_s=deadline_s)
+            self._calls[stream] = worker
 
     def _bury(self, worker: PoolWorker, death: Death, frames: str = "") -> None:
         """A dead worker's item goes to another one, within bounds. frames: where it was, on lines of their own."""

@@ -7,7 +7,7 @@ is seen, too.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -43,6 +43,14 @@ class PoolActor:
             return self._work(item)
         except Exception as error:  # noqa: BLE001 - as above
             return failure_of(error)
+
+    def work_aloud(self, item: Any) -> Iterator[Any]:
+        """One item: what its worker says meanwhile, and its answer last."""
+        beat()
+        try:
+            yield from self._work(item)
+        except Exception as error:  # noqa: BLE001 - as above
+            yield failure_of(error)
 
 
 @dataclass

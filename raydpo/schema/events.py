@@ -9,6 +9,8 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Literal
 
+from raydpo.redaction import redacted
+
 
 @dataclass(frozen=True)
 class StageStarted:
@@ -40,18 +42,24 @@ class Advanced:
 
 @dataclass(frozen=True)
 class StageDone:
-    """A stage is over. `text` says in one line what came out."""
+    """A stage is over. `text` says in one line what came out; secrets of the environment are taken out of it."""
 
     stage: str
     text: str
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", redacted(self.text))
+
 
 @dataclass(frozen=True)
 class Note:
-    """One line for the person who watches."""
+    """One line for the person who watches; secrets of the environment are taken out of it."""
 
     level: Literal["info", "warning"]
     text: str
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "text", redacted(self.text))
 
 
 Event = StageStarted | Advanced | StageDone | Note

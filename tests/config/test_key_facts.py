@@ -63,13 +63,13 @@ def test_every_other_key_decides_the_numbers() -> None:
 
 def test_kinds_of_judges_and_their_keys() -> None:
     assert JUDGES == {
-        "function": ((), ("function",)),
-        "regex": (("pattern",), ()),
+        "function": ((), ("function", "timeout_s")),
+        "regex": (("pattern",), ("timeout_s",)),
         "exact": (("answers",), ()),
         "json": ((), ()),
         "length": (("target_length",), ()),
         "reward_model": (("model",), ("tokens_per_batch",)),
-        "pairwise": (("model",), ("endpoint", "api_key_variable", "instruction", "timeout_s")),
+        "pairwise": (("model",), ("endpoint", "api_key_variable", "instruction", "max_tokens", "timeout_s")),
         "ensemble": (("members",), ()),
     }
     of_pool = {"num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "hang_timeout_s"}

@@ -22,6 +22,7 @@ VALUES: dict[str, Any] = {
     "endpoint": "http://host:8000/v1",
     "api_key_variable": "KEY",
     "instruction": "Short is good.",
+    "max_tokens": 50,
     "timeout_s": 7.0,
     "members": [{"kind": "json", "weight": 2.0}, {"kind": "regex", "pattern": "a: [b, 'c']"}],
 }

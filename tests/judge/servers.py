@@ -6,11 +6,12 @@ import json
 import re
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
 
-Answer = Callable[[dict[str, Any]], "str | tuple[int, str] | tuple[int, str, dict[str, str]]"]
+Behaviour = Callable[[BaseHTTPRequestHandler], None]
+Answer = Callable[[dict[str, Any]], "str | tuple[int, str] | tuple[int, str, dict[str, str]] | Behaviour"]
 
 
 class Served:
@@ -23,7 +24,8 @@ class Served:
 
 @contextmanager
 def serving(answer: Answer) -> Iterator[Served]:
-    """answer(body): the text of a reply, or (status, raw body) or (status, raw body, headers)."""
+    """answer(body): the text of a reply, or (status, raw body) or (status, raw body, headers), or what to
+    do with the connection."""
     lock = threading.Lock()
 
     class Handler(BaseHTTPRequestHandler):
@@ -32,6 +34,10 @@ def serving(answer: Answer) -> Iterator[Served]:
             with lock:
                 served.requests.append((self.path, dict(self.headers), body))
                 given = answer(body)
+            if callable(given):
+                with suppress(OSError):  # the client has left
+                    given(self)
+                return
             if isinstance(given, str):
                 given = (200, json.dumps({"choices": [{"message": {"role": "assistant", "content": given}}]}))
             self.send_response(given[0])
@@ -45,6 +51,7 @@ def serving(answer: Answer) -> Iterator[Served]:
             pass
 
     server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    server.daemon_threads = True  # one may still drip
     served = Served(f"http://127.0.0.1:{server.server_address[1]}/v1")
     thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
     thread.start()

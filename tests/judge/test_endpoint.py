@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 
 from raydpo.errors import ConfigError, WorkerError
-from raydpo.judge.endpoint import NUM_TRIES, Endpoint
+from raydpo.judge.asked import Asked
+from raydpo.judge.endpoint import NUM_ALIKE, NUM_TRIES, NUM_TRIES_OF_SLOW, Endpoint
 from tests.judge.servers import serving
 from tests.runtime.ray_head import free_ports
 
@@ -88,7 +89,9 @@ def test_silence_is_an_error_after_the_timeout() -> None:
         silent.bind(("127.0.0.1", 0))
         silent.listen(16)
         client = endpoint(f"http://127.0.0.1:{silent.getsockname()[1]}", timeout_s=0.05)
-        assert "no connection (TimeoutError: timed out)" in error_of(client([ONE])[0])
+        (reply,) = client([ONE])
+    assert "the judge is too slow: no whole reply within 0.05 s (judge.timeout_s)" in error_of(reply)
+    assert error_of(reply).endswith(f"(tries: {NUM_TRIES_OF_SLOW})")
 
 
 def test_the_key_is_sent_when_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -131,3 +134,77 @@ def test_a_server_that_is_busy_after_a_silence_is_asked_again() -> None:
         error_of(client([ONE])[0])
         client.url = served.url
         assert client([ONE]) == ["fine"]
+
+
+def test_the_tokens_asked_for_are_bounded() -> None:
+    with serving(lambda body: "fine") as served:
+        endpoint(served.url)([ONE])
+        endpoint(served.url, max_tokens=7)([ONE])
+    assert [body["max_tokens"] for _, _, body in served.requests] == [512, 7]
+    assert all("max_completion_tokens" not in body for _, _, body in served.requests)
+
+
+def test_a_server_that_knows_the_bound_by_its_other_name() -> None:
+    def answer(body: dict[str, Any]) -> Any:
+        if "max_tokens" in body:
+            return 400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."
+        return f"at most {body['max_completion_tokens']}"
+
+    with serving(answer) as served:
+        client = endpoint(served.url, max_tokens=9)
+        assert client([ONE]) == client([ONE]) == ["at most 9"]
+    assert len(served.requests) == 3, "it is found out once"
+
+
+@pytest.mark.parametrize("status", [401, 404, 503])
+def test_a_server_that_fails_alike_is_not_asked_for_every_row(status: int) -> None:
+    with serving(lambda body: (status, "sorry")) as served:
+        client = endpoint(served.url, num_threads=1)
+        replies = client([ONE] * 40)
+        tries = NUM_TRIES if status == 503 else 1
+        assert len(served.requests) == NUM_ALIKE * tries
+        assert all(f"status {status} (sorry)" in error_of(reply) for reply in replies)
+        assert f"not asked, after {NUM_ALIKE} requests in a row" in error_of(replies[-1])
+        served.requests.clear()
+        client([ONE] * 40)
+        assert len(served.requests) == 1, "a later batch asks once whether it is back"
+
+
+def test_a_server_that_is_back_is_asked_again() -> None:
+    bad = True
+    with serving(lambda body: (404, "starting") if bad else "fine") as served:
+        client = endpoint(served.url)
+        client([ONE] * 20)
+        bad = False
+        assert client([ONE] * 20) == ["fine"] * 20
+
+
+def test_rows_that_fail_by_themselves_stop_no_others() -> None:
+    with serving(lambda body: (400, "too long") if "long" in body["messages"][0]["content"] else "fine") as served:
+        replies = endpoint(served.url, num_threads=1)([[{"role": "user", "content": "long"}]] * 20 + [ONE])
+    assert replies[-1] == "fine"
+    assert len(served.requests) == 21
+
+
+def test_every_request_that_is_sent_again_is_told() -> None:
+    heard: list[Asked] = []
+    counter = itertools.count()
+    with serving(lambda body: (429, "later") if next(counter) < 3 else "fine") as served:
+        assert endpoint(served.url, tell=heard.append)([ONE] * 5) == ["fine"] * 5
+    lines = [asked.line for asked in heard if asked.line]
+    assert len(lines) == 3
+    assert all(line.startswith(f"{served.url}/chat/completions: status 429 (later); asked again in ") for line in lines)
+    assert heard[-1] == Asked(5, 5, 3)
+
+
+def test_a_batch_that_is_ended_does_not_wait_for_its_tries() -> None:
+    """The first wait would be an hour."""
+
+    class Enough(BaseException):
+        pass
+
+    def tell(asked: Asked) -> None:
+        raise Enough
+
+    with serving(lambda body: (503, "busy")) as served, pytest.raises(Enough):
+        endpoint(served.url, first_wait_s=3600, tell=tell)([ONE] * 3)
