@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from raydpo.config.sections import TrainSection
 from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch
 from raydpo.train.ranges import OPTIMIZER, named
+from raydpo.train.rendezvous import init_method
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # no op is compiled: the optimizer is torch's
 
@@ -50,7 +51,7 @@ class DeepSpeedEngine:
         # A shared-memory kernel would be compiled at the first start; gloo and nccl need no compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._owns_group = not torch.distributed.is_initialized()
-        deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False)
+        deepspeed.init_distributed("nccl" if use_gpu else "gloo", verbose=False, init_method=init_method())
         self.num_ranks = num_ranks
         trainable = [p for p in scoring.parameters() if p.requires_grad]
         self._optimizer = GuardedAdamW(
