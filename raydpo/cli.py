@@ -137,6 +137,13 @@ def _parser() -> argparse.ArgumentParser:
     shown.add_argument("--markdown", action="store_true", help="as the page docs/data.md")
     shown.set_defaults(act=_formats)
 
+    doctor = verbs.add_parser(
+        "doctor", parents=[machine], help="what of this machine, its stack and its disks stands in the way"
+    )
+    doctor.add_argument("config", metavar="run.yaml", nargs="?", help="look at the folders of this run")
+    doctor.add_argument("overrides", metavar="section.key=value", nargs="*", help="config values that win over it")
+    doctor.set_defaults(act=_doctor)
+
     config = verbs.add_parser("config", help="look at the configuration without running anything")
     actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
     actions.add_parser("schema", help="JSON schema of the YAML file, for editors").set_defaults(act=_config_schema)
@@ -312,6 +319,25 @@ def _formats(args: argparse.Namespace) -> int:
     else:
         print(page() if args.markdown else "\n".join([*terminal_tables(), ""]), end="")
     return 0
+
+
+def _doctor(args: argparse.Namespace) -> int:
+    from raydpo.config.load import load
+    from raydpo.config.sections import ReferenceSection
+    from raydpo.doctor import examine_all
+
+    folders = {"run.dir": "runs", "reference.cache_dir": ReferenceSection.model_fields["cache_dir"].default}
+    if args.config is not None:
+        config = load(args.config, args.overrides).config
+        folders = {"run.dir": config.run.dir, "reference.cache_dir": config.reference.cache_dir}
+    findings = examine_all({key: Path(folder) for key, folder in folders.items()})
+    failed = any(finding.level == "fail" for finding in findings)
+    if args.json:
+        _print_json({"ok": not failed, "findings": [dataclasses.asdict(finding) for finding in findings]})
+    else:
+        width = max(len(finding.name) for finding in findings)
+        print("\n".join(f"{finding.level:4}  {finding.name:{width}}  {finding.text}" for finding in findings))
+    return 1 if failed else 0
 
 
 def _print_json(result: Any) -> None:

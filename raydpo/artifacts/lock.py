@@ -14,6 +14,7 @@ import os
 import socket
 import stat
 import time
+import uuid
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -37,6 +38,7 @@ class RunLock:
         self.path = folder / "lock"
         self.is_supported = True
         self._descriptor = -1
+        self._written = b""
 
     def __enter__(self) -> RunLock:
         self.acquire()
@@ -71,11 +73,14 @@ class RunLock:
 
     @property
     def is_intact(self) -> bool:
-        """Whether the file that is locked is the one that others find under its name."""
+        """Whether the file that is locked is the one that others find under its name: the same to the kernel or, where a file
+        system numbers its files anew, by what this lock wrote into it."""
         if self._descriptor < 0 or not self.is_supported:
             return False
         try:
-            return os.path.samestat(os.fstat(self._descriptor), self.path.lstat())
+            if os.path.samestat(os.fstat(self._descriptor), self.path.lstat()):
+                return True
+            return bool(self._written) and not self.path.is_symlink() and self.path.read_bytes() == self._written
         except OSError:
             return False
 
@@ -91,11 +96,10 @@ class RunLock:
             self.is_supported = False
             return False
         if os.fstat(self._descriptor).st_nlink <= 1:  # a file with a second name may be somebody's
-            owner_text = json.dumps(
-                {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T%z")}
-            )
+            owner = {"host": socket.gethostname(), "pid": os.getpid(), "since": time.strftime("%F %T%z")}
+            self._written = json.dumps({**owner, "id": uuid.uuid4().hex}).encode()
             os.ftruncate(self._descriptor, 0)
-            os.pwrite(self._descriptor, owner_text.encode(), 0)
+            os.pwrite(self._descriptor, self._written, 0)
         return True
 
     def _close(self) -> None:

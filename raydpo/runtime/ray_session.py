@@ -5,7 +5,7 @@ With RAY_ADDRESS (every submitted job has it) the cluster there is used; without
 and ends with the block. Its processes are tied to this one by the kernel: after a SIGKILL the actors are gone in
 seconds, and two idle agents of Ray's, which hold nothing, within a minute.
 Decision: a local Ray never joins one that happens to run on the machine, and carries a token of its own in the
-environment of its processes: nothing is written to, nor needed from, the home folder.
+environment of its processes: nothing is written to, nor needed from, the home folder. It listens on loopback alone.
 """
 
 from __future__ import annotations
@@ -17,7 +17,9 @@ import signal
 import socket
 import threading
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
+from functools import partial
+from pathlib import Path
 
 import ray
 from ray.exceptions import RayError
@@ -25,6 +27,7 @@ from ray.exceptions import RayError
 from raydpo.errors import ResourceError
 from raydpo.runtime.import_path import LOCAL_CPUS_VARIABLE, import_path
 from raydpo.runtime.ray_backend import RayBackend
+from raydpo.runtime.ray_folders import leave_logs
 from raydpo.runtime.stops import claim
 
 _LISTENER_TIMEOUT_S = 10.0
@@ -112,11 +115,14 @@ def _refusal(error: BaseException) -> str:
 def _started_locally(local_cpus: int | None) -> Iterator[None]:
     declared = os.environ.get(LOCAL_CPUS_VARIABLE)
     num_cpus = local_cpus if local_cpus is not None else int(declared) if declared else None
-    with _environment(_local_environment()):
+    with _environment(_local_environment()), _on_loopback(), ExitStack() as after:
         _forget_cached_token()
         try:
             _start_with_patience(num_cpus)
             _silence_ray()
+            folder = _session_folder()
+            if folder is not None:
+                after.push(partial(leave_logs, folder))
             yield
         finally:
             ray.shutdown()
@@ -146,6 +152,29 @@ def _start_with_patience(num_cpus: int | None) -> None:
                 ) from error
 
 
+@contextmanager
+def _on_loopback() -> Iterator[None]:
+    """A Ray that starts inside listens on 127.0.0.1 alone: all of its processes bind to the node's address, or to every one
+    unless that is loopback. Ray turns a loopback address that it is given into the machine's outer one, except where it
+    supports no clusters."""
+    from ray._private import ray_constants
+
+    before = ray_constants.ENABLE_RAY_CLUSTER
+    ray_constants.ENABLE_RAY_CLUSTER = False
+    try:
+        yield
+    finally:
+        ray_constants.ENABLE_RAY_CLUSTER = before
+
+
+def _session_folder() -> Path | None:
+    """Where the local Ray keeps its sockets and logs."""
+    import ray._private.worker as ray_worker
+
+    node = ray_worker._global_node
+    return None if node is None else Path(node.get_session_dir_path())
+
+
 def _local_environment() -> dict[str, str]:
     """What the processes of a local Ray inherit: its token, no usage reports, and the driver's import path."""
     # Ray would give its workers the lowest priority, below whatever else the machine does.
@@ -153,6 +182,7 @@ def _local_environment() -> dict[str, str]:
         **_DRIVER,
         "RAY_worker_niceness": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # the same for its processes as `_on_loopback` for this one
         "PYTHONPATH": os.pathsep.join(import_path()),
     }
     if "RAY_AUTH_MODE" not in os.environ:

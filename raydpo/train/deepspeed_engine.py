@@ -24,6 +24,7 @@ from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch
 from raydpo.train.group_timeout import give_time, group_timeout
 from raydpo.train.held_state import held, refresh, trained, whole_shape
 from raydpo.train.ranges import OPTIMIZER, named
+from raydpo.train.rendezvous import init_method
 from raydpo.train.state_files import Fragment, SavedState, StateFile, shares, write_state
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # no op is compiled: the optimizer is torch's
@@ -72,8 +73,8 @@ class DeepSpeedEngine:
         # A shared-memory kernel would be compiled at the first start; gloo and nccl need no compiler.
         deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
         self._owns_group = not torch.distributed.is_initialized()
-        timeout = group_timeout(train.hang_timeout_s)
-        deepspeed.init_distributed(dist_backend="nccl" if use_gpu else "gloo", verbose=False, timeout=timeout)
+        backend, timeout = "nccl" if use_gpu else "gloo", group_timeout(train.hang_timeout_s)
+        deepspeed.init_distributed(backend, verbose=False, timeout=timeout, init_method=init_method())
         self.num_ranks = num_ranks
         trainable = [p for p in scoring.parameters() if p.requires_grad]
         self._optimizer = GuardedAdamW(

@@ -179,6 +179,18 @@ def test_a_lock_that_is_only_removed_is_taken_again(tmp_path: Path) -> None:
             fence(tmp_path / "model")
 
 
+def test_a_file_system_that_numbers_its_files_anew_is_no_other_lock(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(os.path, "samestat", lambda *_: False)
+    with Lease(tmp_path) as lease:
+        before = (tmp_path / "lock").read_bytes()
+        fence(tmp_path / "model")
+        assert (lease.attempt, (tmp_path / "lock").read_bytes()) == (1, before)
+        (tmp_path / "lock").write_bytes(before + b" ")
+        assert not lease._lock.is_intact
+
+
 def test_a_lock_that_another_driver_took_meanwhile_is_lost(tmp_path: Path) -> None:
     with Lease(tmp_path):
         (tmp_path / "lock").unlink()

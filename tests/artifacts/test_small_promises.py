@@ -73,7 +73,7 @@ def test_a_lock_says_who_holds_it_now(tmp_path: Path) -> None:
     with RunLock(tmp_path) as lock:
         owner = json.loads(lock.path.read_text())
         assert owner["pid"] == os.getpid()
-        assert set(owner) == {"host", "pid", "since"}
+        assert set(owner) == {"host", "pid", "since", "id"}
     assert lock.path.exists(), "whoever waits on the file has the same one"
 
 

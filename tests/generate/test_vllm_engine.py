@@ -77,6 +77,12 @@ def found(ending: Path, new: Path, stop: str, tmp_path_factory: pytest.TempPathF
 
 @pytest.mark.vllm
 @needs_vllm
+def test_what_it_listens_at_is_loopback(found: Found) -> None:
+    assert set(found["listens_at"]) <= {"127.0.0.1", "::1", "::ffff:127.0.0.1"}
+
+
+@pytest.mark.vllm
+@needs_vllm
 def test_greedy_answers_are_those_of_transformers(found: Found, plain: Engine) -> None:
     expected = as_records(plain.generate(PROMPTS, GREEDY, seed=0))
     assert found["old_greedy"] == expected

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import psutil
 from safetensors.torch import load_file
 
 from raydpo.errors import RaydpoError
@@ -81,6 +82,8 @@ def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
     found["missing"] = refused(LoadWeights(dict(weights[1:]), version=4, is_last=True))
     generator(LoadFolder(new, version=4))
     found["new_greedy_again"] = generate(GREEDY, 4)
+    sockets = psutil.Process().net_connections("inet")
+    found["listens_at"] = [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
     found["health"] = generator.engine.health()
     try:
         Generator(EngineSpec(odd, engine="vllm"))

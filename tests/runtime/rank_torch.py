@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
+import time
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 import torch.distributed as dist
 
 from raydpo.runtime import RankContext
+from raydpo.train.rendezvous import init_method
 from tests.runtime import rank_work
 
 
@@ -36,3 +39,14 @@ def fail_in_collective(context: RankContext, how: str) -> Iterator[str]:
             rank_work.take_a_very_long_nap()
     dist.barrier()
     yield "past the barrier"
+
+
+def meet_and_wait(context: RankContext, folder: str) -> Iterator[int]:
+    """A process group as a trainer makes it, that stays until there is a file `go` in `folder`."""
+    dist.init_process_group("gloo", init_method=init_method())
+    dist.barrier()
+    yield os.getpid()
+    while not (Path(folder) / "go").exists():
+        time.sleep(0.01)
+    dist.barrier()
+    dist.destroy_process_group()

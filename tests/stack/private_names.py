@@ -168,6 +168,27 @@ PRIVATE: tuple[Row, ...] = (
         "Ray's own lines about dead workers would come between ours",
         "ray._private.worker._worker_logs_enabled",
     ),
+    Attribute(
+        "ray",
+        "ENABLE_RAY_CLUSTER",
+        "ray_session",
+        "a local session would listen on all interfaces",
+        "ray._private.ray_constants.ENABLE_RAY_CLUSTER",
+    ),
+    Text(
+        "ray",
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER",
+        "ray_session",
+        "the processes of a local session would look for the machine's outer address",
+        "ray/_private/ray_constants.py",
+    ),
+    Attribute(
+        "ray",
+        "_global_node",
+        "ray_session",
+        "the folder of a local session would stay after its end",
+        "ray._private.worker._global_node",
+    ),
     Text(
         "ray",
         "timed out during startup",
