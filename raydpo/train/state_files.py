@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
@@ -143,7 +143,7 @@ class SavedState:
             except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 self.problems.append(f"{path} cannot be read as training state ({type(error).__name__}: {error}).")
         numbers = [int(path.name[5:10]) for path in files]
-        if not self.problems and (len(counts) != 1 or numbers != list(range(max(counts)))):
+        if not self.problems and (counts != {len(numbers)} or numbers != list(range(len(numbers)))):
             said = " or ".join(map(str, sorted(counts))) or "no"
             self.problems.append(f"{folder} holds the files of ranks {numbers}, written by {said} ranks.")
 
@@ -178,27 +178,21 @@ class SavedState:
         if other := [f"{n} {self.shapes[n]} then, {wanted[n]} now" for n in both if self.shapes[n] != wanted[n]]:
             problems.append(f"{self._folder}: other shapes: {_few(other)}.")
         steps = sorted({self.steps[name] for name in both})
-        if (
-            len(steps) > 1
-        ):  # under ZeRO many parameters share one, and DeepSpeed gives all of them a gradient in any stage
+        if len(steps) > 1:  # DeepSpeed gives every parameter a gradient, so all have the step that ZeRO has for many
             problems.append(f"{self._folder}: Adam's steps differ between parameters: {_few(list(map(str, steps)))}.")
         broken = [text for name in both for kind in KINDS if (text := self._gap(name, kind))]
         return problems + ([f"{self._folder}: {_few(broken)}."] if broken else [])
 
     def _gap(self, name: str, kind: str) -> str:
         """Where ranges do not cover a parameter once, in words."""
-        end, size = 0, torch.Size(self.shapes[name]).numel()
-        for each in sorted(self._ranges.get((name, kind), []), key=lambda each: (each.start, each.end)):
-            if each.start != end:
-                break
-            end = each.end
-        else:
-            if end == size:
-                return ""
-            return f"{name}, {kind}: elements {min(end, size)} to {max(end, size)} are {_side(end > size)}"
-        return (
-            f"{name}, {kind}: elements {min(end, each.start)} to {max(end, each.start)} are {_side(each.start < end)}"
-        )
+        end, size = 0, math.prod(self.shapes[name])
+        found = sorted((each.start, each.end) for each in self._ranges.get((name, kind), []))
+        for start, stop in [*found, (size, size)]:
+            if start != end:
+                what = "there twice" if start < end else "missing"
+                return f"{name}, {kind}: elements {min(start, end)} to {max(start, end)} are {what}"
+            end = stop
+        return ""
 
     def fill(self, fragments: Sequence[Fragment]) -> list[str]:
         """Copy what is saved into `fragments`, which fit. Returns what could not be read."""
@@ -240,10 +234,6 @@ def _count(value: Any) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or not 0 <= value < 2**63:
         raise ValueError(f"{str(value)[:50]} is no count")
     return value
-
-
-def _side(is_twice: bool) -> str:
-    return "there twice" if is_twice else "missing"
 
 
 def _few(names: Sequence[str]) -> str:

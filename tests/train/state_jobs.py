@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from deepspeed.utils import safe_get_full_fp32_param, safe_get_full_optimizer_state
 
+from raydpo.errors import RaydpoError
 from raydpo.train import TrainSpec
 from raydpo.train.trainer import Trainer, build_trainer
 from tests.train.gang import Place
@@ -57,6 +58,16 @@ def load_each(place: Place, spec: TrainSpec, step: int, sources: Sequence[Path])
         trainer.engine.load(source)
         found.append((state_of(trainer), trainer.update(step)[1]["loss"]))
     return found
+
+
+def refusal(place: Place, spec: TrainSpec, sources: Sequence[Path]) -> str:
+    """What a rank says when it is to go on from its own of `sources`."""
+    trainer = build_trainer(place, spec)
+    try:
+        trainer.engine.load(sources[place.rank])
+    except RaydpoError as error:
+        return f"{type(error).__name__}: {error}"
+    return "loaded"
 
 
 def state_of(trainer: Trainer) -> State:

@@ -7,6 +7,7 @@ what every cell wrote, in bfloat16 and with offload too.
 from __future__ import annotations
 
 import os
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -81,6 +82,26 @@ def test_every_cell_goes_on_from_the_one_before(runs: Runs, options: dict[str, A
         assert same(on_disk, flat), cell
         assert {float(found.saved[name]) for name in found.saved if name.endswith("/step")} == {step + 1.0}
         before = found
+
+
+def test_ranks_refuse_together_what_one_of_them_cannot_read(runs: Runs, tmp_path: Path) -> None:
+    """A file that one node alone sees half: none may go on and wait for the other."""
+    spec = runs.spec(**LONG, zero_stage=2)
+    whole, half = tmp_path / "whole", tmp_path / "half"
+    runs.gangs[2].run(state_jobs.visit, spec, 0, None, whole)
+    shutil.copytree(whole, half)
+    path = half / "rank-00001.safetensors"
+    path.write_bytes(path.read_bytes()[:-100])
+    one, other = runs.gangs[2].run(state_jobs.refusal, spec, [whole, half])
+    assert one == other
+    assert one.startswith(
+        "ResumeError: the training state of a checkpoint does not fit this run, so nothing was trained."
+    )
+    assert f"{path} cannot be read as training state" in one
+    assert runs.gangs[2].run(state_jobs.refusal, spec, [whole, whole]) == ["loaded", "loaded"]
+    (said,) = set(runs.gangs[2].run(state_jobs.refusal, runs.spec(**LONG, **LORA, zero_stage=2), [whole, whole]))
+    assert "lacks model.base_model" in said
+    assert "holds what this run does not train: model." in said
 
 
 @pytest.mark.skipif(not os.environ.get("RAYDPO_SOAK"), reason="all pairs take minutes: RAYDPO_SOAK=1 runs them")
