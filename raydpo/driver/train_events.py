@@ -16,6 +16,7 @@ from typing import Any
 
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
+from raydpo.data.store import taught_ends
 from raydpo.driver.export_proof import prove
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
@@ -138,6 +139,7 @@ class Driver:
             profile=config.profile and self.profiled is None,
             push=self.receive is not None,
             chat_template=Path(template).expanduser().read_text() if template else None,
+            end_ids=taught_ends(workspace.data),
         )
 
     def handle(self, event: TrainEvent) -> None:
@@ -237,7 +239,8 @@ class Driver:
         if lora is None or not lora.merge:
             return None
         merged = self.workspace.unpublished("model_merged")
-        merge_lora(self.workspace.trained_from.folder, checkpoint / "model", merged, self.workspace.dtype)
+        start, ends = self.workspace.trained_from.folder, taught_ends(self.workspace.data)
+        merge_lora(start, checkpoint / "model", merged, self.workspace.dtype, ends)
         proofs["model_merged"] = prove(self.workspace, merged, checkpoint, "model_merged", self.observer)
         return merged
 

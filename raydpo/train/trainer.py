@@ -185,7 +185,8 @@ class Trainer:
         written: Future[Staged] = Future()
         if is_writer:
             base = (self.spec.model.name, self.spec.model.commit) if self.spec.model.commit else (str(source), None)
-            task = partial(write_model, scoring.model, state, source, folder / "model", self.spec.chat_template, base)
+            more = (self.spec.chat_template, base, self.spec.end_ids)
+            task = partial(write_model, scoring.model, state, source, folder / "model", *more)
             written = self._writer.submit(lambda: task() or Staged(step, str(folder), metrics, reason))
         else:
             written.set_result(Staged(step, str(folder), metrics, reason))
