@@ -1,12 +1,15 @@
-"""Chat templates of model families, read from the installed trl, each with a small vocabulary that has its special tokens.
+"""Chat templates of model families, read from the installed trl and vLLM, each with a small vocabulary that has its special
+tokens.
 
-What comes in: nothing. What goes out: names, and a tokenizer folder for each. None of the templates is copied here.
+What comes in: nothing. What goes out: names, and a tokenizer folder for each. None of the templates is copied here. vLLM's
+wheel has fewer than its repository: those that it falls back to for models without a template of their own.
 """
 
 from __future__ import annotations
 
 import re
 from importlib.resources import files
+from importlib.util import find_spec
 from pathlib import Path
 
 _TOKENS = re.compile(r"<[|\uff5c][^<>]{1,40}[|\uff5c]>|</?[a-z_]+>|\[/?[A-Z_]+\]")
@@ -19,8 +22,24 @@ def names() -> list[str]:
     return sorted(name for name in found if not name.endswith(("_training", ".md", ".py")) and "__" not in name)
 
 
+def names_of_vllm() -> list[str]:
+    """Templates in vLLM's wheel, each as "vllm/name"; none where it is not installed."""
+    folder = _folder_of_vllm()
+    return sorted(f"vllm/{path.stem.removeprefix('template_')}" for path in folder.glob("*.jinja")) if folder else []
+
+
+def _folder_of_vllm() -> Path | None:
+    """Where vLLM keeps its templates, without importing it; None without vLLM."""
+    found = find_spec("vllm")
+    return Path(found.origin).parent / "transformers_utils/chat_templates" if found and found.origin else None
+
+
 def source(name: str) -> str:
     """The template of a family."""
+    if name.startswith("vllm/"):
+        folder = _folder_of_vllm()
+        assert folder is not None, name
+        return (folder / f"template_{name.removeprefix('vllm/')}.jinja").read_text(encoding="utf-8")
     return (files("trl") / "chat_templates" / f"{name}.jinja").read_text(encoding="utf-8")
 
 
@@ -61,7 +80,7 @@ def _end(template: str) -> str:
     for turns in (plain, parts):
         try:
             (written,), _ = render_jinja_template([turns], chat_template=template, bos_token="<s>", eos_token="</s>")
-        except TemplateError:
+        except (TemplateError, TypeError):
             continue
         found = _TOKENS.findall(written.rpartition("assistant")[2]) if "assistant" in written else []
         if found:

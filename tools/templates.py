@@ -136,7 +136,7 @@ def _difference(tokenizer: TextTokenizer, found: Encoded, whole: str) -> str:
 def table() -> dict[str, dict[str, Cell]]:
     """Every family with its cells."""
     found = {}
-    for name in template_families.names():
+    for name in [*template_families.names(), *template_families.names_of_vllm()]:
         with tempfile.TemporaryDirectory() as folder:
             path = template_families.save(template_families.source(name), Path(folder))
             found[name] = dict(cells(TextTokenizer(str(path))))
@@ -148,7 +148,8 @@ def page(found: Mapping[str, Mapping[str, Cell]]) -> str:
     lines = [
         "# Conversations under the chat templates of model families",
         "",
-        "Made by `python -m tools.templates`, from the templates that TRL's wheel carries, with vocabularies of single bytes.",
+        "Made by `python -m tools.templates`, from the templates that the wheels of TRL and vLLM carry, with vocabularies of",
+        "single bytes. vLLM's wheel has those that vLLM falls back to; the examples of its repository are not in it.",
         "Each cell is a pair that was read, rendered and tokenised, compared with `apply_chat_template` of the whole",
         "conversation: *equal*; *end* or *BOS*, where only what stands behind the end of the answer, or the token in front,",
         "differs; *left out*, where the template refuses the conversation or leaves something out of it.",

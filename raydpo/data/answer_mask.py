@@ -11,9 +11,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from raydpo.data.bad_rows import BadRow
-from raydpo.data.conversation import Span
 from raydpo.data.template import Rendered
 from raydpo.data.tokenizer import TextTokenizer
+from raydpo.data.turn_spans import Span
 
 
 def answer_masks(

@@ -1,9 +1,9 @@
 """One conversation as text: its prompt, its answers, what the assistant says in them, and the proof that all of it is there.
 
 What comes in: turns of the prompt and of each answer. What goes out: `Written`, or BadRow.
-Decision: an answer may hold several turns of the assistant with turns of tools between them; where each begins and ends is
-what the template writes for the conversation up to there, never the place where its text is found. The price is two
-renderings a turn, for such answers alone.
+Decision: what is trained is what the template writes for the whole conversation; where each turn of an answer begins and
+ends is asked of the template (`turn_spans`), never the place where its text is found. The price is two to six renderings a
+turn, for answers of several turns alone.
 """
 
 from __future__ import annotations
@@ -17,9 +17,7 @@ from raydpo.data.messages import Message
 from raydpo.data.pieces import dropped
 from raydpo.data.prompt_end import prompt_text
 from raydpo.data.spellings import spellings
-
-Span = tuple[int, int]
-"""First character, and the one behind the last."""
+from raydpo.data.turn_spans import Span, joined, turn_spans
 
 
 @dataclass(frozen=True)
@@ -64,28 +62,16 @@ def write_conversation(template: Template, prompt: list[Message], answers: list[
 
 def _write(template: Template, prompt: list[Message], answers: list[list[Message]]) -> Written:
     head = prompt_text(template, prompt)
-    full = [template.write(_joined(prompt, turns)) for turns in answers]
+    full = [template.write(joined(prompt, turns)) for turns in answers]
     if not all(text.startswith(head) for text in full):
         raise BadRow("prefix_mismatch", "the chat template writes the prompt differently when this answer follows")
     texts = [text[len(head) :] for text in full]
     reasoning = _check_prompt(template, prompt, head)
     for turns, text in zip(answers, texts, strict=True):
-        if missing := dropped(turns, text, lambda changed: _attempt(template, _joined(prompt, changed))):
+        if missing := dropped(turns, text, lambda changed: _attempt(template, joined(prompt, changed))):
             raise BadRow("template_dropped", f"the chat template does not write {missing[0]} of the answer")
-    spans = [_spans(template, prompt, turns, head, text) for turns, text in zip(answers, full, strict=True)]
+    spans = [turn_spans(template, prompt, turns, head, text) for turns, text in zip(answers, full, strict=True)]
     return Written(head, texts, spans, reasoning)
-
-
-def _joined(prompt: Sequence[Message], answer: Sequence[Message]) -> list[Message]:
-    """The whole conversation; an answer to a prompt that the assistant ends goes on with that turn."""
-    if prompt[-1]["role"] != "assistant":
-        return [*prompt, *answer]
-    opened, rest = prompt[-1], answer[0]
-    return [
-        *prompt[:-1],
-        {**opened, **rest, "content": opened["content"] + rest["content"]},
-        *answer[1:],
-    ]  # text or parts
 
 
 def _attempt(template: Template, turns: Sequence[Message], *, generation: bool = False) -> str:
@@ -113,23 +99,3 @@ def _names(tools: object) -> Iterator[str]:
         described = tool.get("function", tool)
         if isinstance(described, dict) and isinstance(name := described.get("name"), str):
             yield name
-
-
-def _spans(template: Template, prompt: list[Message], turns: list[Message], head: str, full: str) -> list[Span] | None:
-    """Where the assistant speaks in the answer, None when nobody else does."""
-    if len(turns) == 1:
-        return None
-    spans: list[Span] = []
-    for number, turn in enumerate(turns):
-        if turn["role"] != "assistant":
-            continue
-        before = prompt_text(template, [*prompt, *turns[:number]]) if number else head
-        is_last = number == len(turns) - 1
-        until = full if is_last else template.write(_joined(prompt, turns[: number + 1])).rstrip()
-        if not (full.startswith(before) and full.startswith(until)):
-            raise BadRow(
-                "prefix_mismatch",
-                f"the chat template writes turn {number + 1} of the answer differently when others follow",
-            )
-        spans.append((len(before) - len(head), len(until) - len(head)))
-    return spans

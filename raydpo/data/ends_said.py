@@ -25,10 +25,10 @@ _TOOL_CALL = Example(_QUESTION, [[{"role": "assistant", "content": "", "tool_cal
 
 @dataclass(frozen=True)
 class Said:
-    """text: how rows begin and end. warning: where the model's files name other ends; may be empty. ids: answers' ends."""
+    """text: how rows begin and end. added: what the model's files lack of it; may be empty. ids: answers' ends."""
 
     text: str
-    warning: str
+    added: str
     ids: tuple[int, ...]
 
 
@@ -48,7 +48,7 @@ def ends_said(tokenizer: TextTokenizer) -> Said:
         said = f"{ending}; {_bos(tokenizer, chat, is_templated=True)}"
         texts = [f"conversations: {said}", f"plain text: {texts[0]}"]
     ids = tuple(dict.fromkeys(_last(one) for one in found))
-    return Said(". ".join(texts), _warning(tokenizer, ids), ids)
+    return Said(". ".join(texts), _added(tokenizer, ids), ids)
 
 
 def _encoded(tokenizer: TextTokenizer, example: Example) -> Encoded | None:
@@ -105,8 +105,8 @@ def _bos(tokenizer: TextTokenizer, example: Encoded, *, is_templated: bool) -> s
     return f"no BOS: {who} writes none"
 
 
-def _warning(tokenizer: TextTokenizer, ids: tuple[int, ...]) -> str:
-    """What whoever generates with the model has to know; empty where the model's files hold every end."""
+def _added(tokenizer: TextTokenizer, ids: tuple[int, ...]) -> str:
+    """Which ends the exported model gets; empty where the files of the model that it is made from hold every one."""
     model = tokenizer.ends.model
     known = model.ids or (tokenizer.eos_id,)
     strange = [_spelled(tokenizer, one) for one in ids if one not in known]
@@ -117,6 +117,6 @@ def _warning(tokenizer: TextTokenizer, ids: tuple[int, ...]) -> str:
     else:
         says = "no file of the model names it"
     return (
-        f"answers are taught to end with {', '.join(strange)}, and {says}: whoever generates with the trained model has to add "
-        "it to eos_token_id of its generation_config.json. Rounds stop there of themselves"
+        f"answers are taught to end with {', '.join(strange)}, and {says}: eos_token_id of the exported generation_config.json "
+        "gets it, too"
     )

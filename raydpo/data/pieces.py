@@ -21,7 +21,8 @@ Kind = Literal["content", "reasoning", "call"]
 Rewrite = Callable[[Sequence[Message]], str]
 """Other turns of the same shape -> the text that the template writes for them."""
 
-_MARK = "\U0010fff8"
+MARK = "\U0010fff8"
+"""A code point of nobody, put behind a text to see where the template writes it."""
 _THOUGHT = re.compile(r"<(?:\w+:)?think>(.*?)</(?:\w+:)?think>|\[THINK\](.*?)\[/THINK\]|^(.*?)</think>", re.DOTALL)
 """Reasoning inside a text. One that begins with it may lack the tag in front, which the prompt has written then."""
 
@@ -133,11 +134,28 @@ def _follows(turns: Sequence[Message], piece: SaidPiece, rewrite: Rewrite) -> bo
         text = piece.text[0]
         for key in ("content", *REASONING):
             if isinstance(value := turn.get(key), str):
-                turn[key] = value.replace(text, text + _MARK, 1)
+                turn[key] = value.replace(text, text + MARK, 1)
             elif isinstance(value, list):
-                turn[key] = [{**part, "text": part["text"].replace(text, text + _MARK, 1)} for part in value]
+                turn[key] = [{**part, "text": part["text"].replace(text, text + MARK, 1)} for part in value]
     changed = rewrite([*turns[: piece.turn], turn, *turns[piece.turn + 1 :]])
-    return changed == "" or changed.count(_MARK) >= expected
+    return changed == "" or changed.count(MARK) >= expected
+
+
+def marked_at_end(turn: Message) -> Message:
+    """`turn` with a mark behind the last thing that it says: the name of its last call, or its content."""
+    calls = turn.get("tool_calls")
+    if isinstance(calls, list | tuple) and calls:
+        return {**turn, "tool_calls": [*calls[:-1], _marked_calls(calls[-1])]}
+    content = turn["content"]
+    if isinstance(content, list):
+        last = content[-1]
+        return {**turn, "content": [*content[:-1], {**last, "text": _marked(last["text"])}]}
+    return {**turn, "content": _marked(content)}
+
+
+def _marked(text: str) -> str:
+    said_of_it = text.rstrip()
+    return said_of_it + MARK + text[len(said_of_it) :]
 
 
 def _marked_calls(calls: Any) -> Any:
@@ -148,4 +166,4 @@ def _marked_calls(calls: Any) -> Any:
         return calls
     if isinstance(calls.get("function"), dict):
         return {**calls, "function": _marked_calls(calls["function"])}
-    return {**calls, "name": f"{calls.get('name')}{_MARK}"}
+    return {**calls, "name": f"{calls.get('name')}{MARK}"}

@@ -126,17 +126,15 @@ class _Preparation:
 
     def _prepared(self, store: Store | None) -> DataReport:
         ends = ends_said(self.tokenizer)
-        for note in [*self.mixture.notes, ends.text]:
+        for note in filter(None, [*self.mixture.notes, ends.text, ends.added]):
             self.observer(Note("info", note))
-        if ends.warning:
-            self.observer(Note("warning", ends.warning))
         threshold = self._threshold()
         tally = self._pass(store, threshold)
         self.beyond.refuse()
         if threshold and not tally.pairs["eval"] and len(tally.prompt_hashes) > 1:
             # So few prompts that the share came out empty: the one with the smallest hash is held out.
             tally = self._pass(store, min(tally.prompt_hashes) + 1)
-        report = replace(tally.report(), splits_by_name=self.mixture.notes, ends=ends.text)
+        report = replace(tally.report(), splits_by_name=self.mixture.notes, ends=ends.text, end_ids=list(ends.ids))
         quarantine = self.folder.parent / "quarantine.jsonl" if self.write else None
         if quarantine is not None:
             durable.write_text(quarantine, "".join(f"{entry}\n" for entry in tally.entries))

@@ -63,6 +63,7 @@ class DataReport:
     not_drawn, repeated, deduplicated: good lines that a mixture did not draw, further uses of lines, and lines left out by
         data.deduplicate.
     ends: how rows begin and end, and what says so.
+    end_ids: tokens that answers are taught to end with.
     empty_prompts: examples whose prompt is a BOS alone, which the tokenizer would not have written.
     reused: an earlier preparation of the same input was taken.
     """
@@ -91,6 +92,7 @@ class DataReport:
     repeated: int = 0
     deduplicated: int = 0
     ends: str = ""
+    end_ids: list[int] = field(default_factory=list)
     empty_prompts: int = 0
     reused: bool = False
 

@@ -4,7 +4,7 @@ What comes in: token ids without BOS and EOS of ours. What goes out: ids with th
 and answers that end with one token at which the model stops.
 Decision: conversations begin as their template writes them and end with the first token behind the answer's own text that
 the model's files name as an end, so that nothing behind it is trained. Price: where no file names an end, the last control
-token that the template writes is taken for one, and whoever generates has to stop there.
+token that the template writes is taken for one; the generation config of an export names it then.
 """
 
 from __future__ import annotations

@@ -26,6 +26,12 @@ _RECORD = "prepared.json"
 _SPLITS = ("train", "eval")
 
 
+def taught_ends(folder: Path) -> tuple[int, ...]:
+    """Tokens that the answers of the data prepared in `folder` are taught to end with; none where nothing was noted."""
+    record = json.loads((folder / _RECORD).read_text(encoding="utf-8"))
+    return tuple(record["report"].get("end_ids", ()))
+
+
 class Store:
     """The folder of one prepared data set. input_digest: of everything that its content depends on."""
 

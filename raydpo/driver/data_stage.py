@@ -15,7 +15,7 @@ from raydpo.data import DataReport, prepare
 from raydpo.data.embedding_rows import smallest
 from raydpo.data.shown_rows import RowViewer
 from raydpo.errors import DataError
-from raydpo.models.before_loading import facts
+from raydpo.models.before_loading import facts, forward_facts
 from raydpo.models.config_file import num_embeddings
 from raydpo.models.resolve import ResolvedModel
 from raydpo.rundir.workspace import Workspace
@@ -36,12 +36,8 @@ def data_stage(
     """
     for text in workspace.notes:
         observer(Note("warning", text))
-    config = workspace.config
-    if evaluated is None:
-        for text in facts(
-            workspace.model.folder, config.train.router_aux_loss, has_adapter=config.train.lora is not None
-        ):
-            observer(Note("info", text))
+    for text in _model_facts(workspace, evaluated):
+        observer(Note("info", text))
     folder = str(workspace.model.tokenizer)
     embedding = smallest(_embeddings(workspace, evaluated))
     return prepare(
@@ -54,6 +50,13 @@ def data_stage(
         model_folders=tuple(reversed(workspace.model.folders)),
         viewer=viewer,
     )
+
+
+def _model_facts(workspace: Workspace, evaluated: ResolvedModel | None) -> list[str]:
+    if evaluated is not None:
+        return forward_facts("evaluate.model", evaluated.whole().folder)
+    train = workspace.config.train
+    return facts(workspace.model.folder, train.router_aux_loss, has_adapter=train.lora is not None)
 
 
 def shown_data(workspace: Workspace, observer: Observer, num_rows: int) -> tuple[DataReport, list[dict[str, Any]]]:

@@ -17,6 +17,7 @@ from typing import Any
 from raydpo.artifacts import ExampleTable
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
+from raydpo.data.store import taught_ends
 from raydpo.disk import append_line, full_disk, removed_on_error
 from raydpo.driver.export_proof import prove
 from raydpo.driver.healing import Budget
@@ -187,6 +188,7 @@ class Driver:
             profile=config.profile and self.profiled is None,
             push=self.receive is not None,
             chat_template=Path(template).expanduser().read_text() if template else None,
+            end_ids=taught_ends(workspace.data),
         )
 
     def handle(self, event: TrainEvent) -> None:
@@ -301,8 +303,8 @@ class Driver:
         source = checkpoint / "model"
         makers: dict[str, Callable[[Path], object]] = {"model": lambda fresh: shutil.copytree(source, fresh)}
         if lora is not None and lora.merge:
-            base = workspace.trained_from.folder
-            makers["model_merged"] = lambda fresh: merge_lora(base, source, fresh, workspace.dtype)
+            base, ends = workspace.trained_from.folder, taught_ends(workspace.data)
+            makers["model_merged"] = lambda fresh: merge_lora(base, source, fresh, workspace.dtype, ends)
         fresh = {name: workspace.unpublished(name) for name in makers}
         proofs = {}
         with removed_on_error(*fresh.values()):

@@ -21,17 +21,9 @@ _SAMPLING = ("phimoe",)
 
 
 def facts(folder: Path, router_aux_loss: Asked, *, has_adapter: bool) -> list[str]:
-    """One sentence each on the model in `folder`. Raises ConfigError where config.json cannot be read or a key not be kept."""
-    described = config_of("model.path", folder)
-    family, found = value_of(described, "model_type"), []
-    if factors := [
-        f"{name}: {value}" for name in _FACTORS if (value := value_of(described, name)) not in (None, 1, 1.0)
-    ]:
-        found.append(
-            f"logits of {family} are changed after the head by {', '.join(factors)}; log-probs are of the changed ones"
-        )
-    if of_text(described, *POSITIONS) is None:
-        found.append(f"{family} names no limit of positions: data.max_length alone bounds the rows")
+    """One sentence each on the model in `folder`, which is trained. Raises ConfigError as `forward_facts`, and for a key that
+    cannot be kept."""
+    described, found = config_of("model.path", folder), forward_facts("model.path", folder)
     if is_multimodal(described):
         others = [name for name in described if name.endswith("_config") and name != "text_config"]
         parts = ", ".join(name.removesuffix("_config") for name in others if isinstance(described[name], dict))
@@ -42,6 +34,24 @@ def facts(folder: Path, router_aux_loss: Asked, *, has_adapter: bool) -> list[st
         )
     said = balancing(described, router_aux_loss).said
     return [*found, said] if said else found
+
+
+def forward_facts(key: str, folder: Path) -> list[str]:
+    """One sentence each on the forward of the model in `folder`, which `key` of the config names: it need not be trained.
+
+    Raises ConfigError where config.json cannot be read.
+    """
+    described = config_of(key, folder)
+    family, found = value_of(described, "model_type"), []
+    if factors := [
+        f"{name}: {value}" for name in _FACTORS if (value := value_of(described, name)) not in (None, 1, 1.0)
+    ]:
+        found.append(
+            f"logits of {family} are changed after the head by {', '.join(factors)}; log-probs are of the changed ones"
+        )
+    if of_text(described, *POSITIONS) is None:
+        found.append(f"{family} names no limit of positions: data.max_length alone bounds the rows")
+    return found
 
 
 def refuse_training(folder: Path) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +57,25 @@ def carry_files(source: Path, folder: Path, chat_template: str | None = None) ->
         _write_fast_tokenizer(source, folder)
     if chat_template is not None:
         _replace_template(folder, chat_template)
+
+
+def add_ends(folder: Path, ids: Sequence[int]) -> None:
+    """Add to eos_token_id of the generation_config.json in `folder` those of `ids` that it lacks; nothing without the file.
+
+    Where it names no end, those that config.json names stay.
+    """
+    path = folder / "generation_config.json"
+    if not ids or not path.is_file():
+        return
+    written = json.loads(path.read_text(encoding="utf-8"))
+    config = folder / "config.json"
+    described = json.loads(config.read_text(encoding="utf-8")) if config.is_file() else {}
+    places = (written, described, described.get("text_config") or {})
+    given: Any = next((found for place in places if (found := place.get("eos_token_id")) is not None), [])
+    known = given if isinstance(given, list) else [given]
+    if added := [one for one in ids if one not in known]:
+        text = json.dumps({**written, "eos_token_id": [*known, *added]}, indent=2, sort_keys=True)
+        path.write_text(f"{text}\n", encoding="utf-8")
 
 
 def _as_read(path: Path) -> dict[str, Any]:

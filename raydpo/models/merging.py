@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,7 @@ from torch import Tensor
 
 from raydpo.errors import ConfigError
 from raydpo.models.adapter_files import num_rows, shapes
-from raydpo.models.carried_files import carry_config, carry_files
+from raydpo.models.carried_files import add_ends, carry_config, carry_files
 from raydpo.models.resolve import ResolvedModel
 
 ALLOWED_NATS = 1e-3
@@ -79,9 +79,10 @@ def write_merged(found: ResolvedModel, out: Path, dtype: str) -> None:
     carry_files(found.here(), out)
 
 
-def merge_lora(base: Path, adapter: Path, out: Path, dtype: str) -> None:
-    """`write_merged` for the adapter on the model in `base`, whatever base it names."""
+def merge_lora(base: Path, adapter: Path, out: Path, dtype: str, end_ids: Sequence[int] = ()) -> None:
+    """`write_merged` for the adapter on the model in `base`, whatever base it names. end_ids: as of `add_ends`."""
     write_merged(ResolvedModel(str(adapter), None, adapter, ResolvedModel(str(base), None, base)), out, dtype)
+    add_ends(out, end_ids)
 
 
 def tied_modules(adapted: Any) -> Iterator[tuple[str, Any, list[str]]]:

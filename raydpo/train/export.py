@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import Tensor
 
 from raydpo.models.adapter_files import DESCRIBED, is_adapter
-from raydpo.models.carried_files import carry_config, carry_files
+from raydpo.models.carried_files import add_ends, carry_config, carry_files
 from raydpo.models.logprobs import AnswerLogProbs
 
 
@@ -54,11 +55,13 @@ def write_model(
     folder: Path,
     chat_template: str | None = None,
     base: tuple[str, str | None] | None = None,
+    end_ids: Sequence[int] = (),
 ) -> None:
     """Write gathered weights to `folder` as a transformers folder. Reads nothing that training changes.
 
     source: folder of the start model, whose config keys, tokenizer, processors and generation config are carried over.
     chat_template: replaces the tokenizer's. base: what an adapter says of its base: folder or hub id, and commit.
+    end_ids: tokens that answers were taught to end with; the generation config gets those that it lacks.
     """
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
@@ -66,6 +69,7 @@ def write_model(
         _name_base(folder / DESCRIBED, *base)
     carry_config(source, folder)
     carry_files(source, folder, chat_template)
+    add_ends(folder, end_ids)
     _make_readable(folder)
 
 

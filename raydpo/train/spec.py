@@ -37,6 +37,7 @@ class TrainSpec:
     eval_history: eval/rewards/margins of the evaluations before `resume`, for early stopping.
     skipped_steps, skipped_in_a_row: non-finite steps before `resume`, in all and in a row at its end.
     chat_template: Jinja text that the exported tokenizer gets.
+    end_ids: tokens that answers are taught to end with, for the exported generation config.
     chunk_tokens: answer tokens of one call of the head.
     profile: record a few steps of rank 0.
     push: after the last step, send the weights to the driver.
@@ -59,6 +60,7 @@ class TrainSpec:
     skipped_steps: int = 0
     skipped_in_a_row: int = 0
     chat_template: str | None = None
+    end_ids: tuple[int, ...] = ()
     chunk_tokens: int = CHUNK_TOKENS
     profile: bool = False
     push: bool = False

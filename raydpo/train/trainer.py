@@ -198,7 +198,8 @@ class Trainer:
     def _write_model(self, state: dict[str, Tensor], folder: Path) -> None:
         model, source = self.spec.model, self.spec.model.here()
         base = (model.name, model.commit) if model.commit else (str(source), None)
-        write_model(self.engine.engine.module.model, state, source, folder, self.spec.chat_template, base)
+        more = (self.spec.chat_template, base, self.spec.end_ids)
+        write_model(self.engine.engine.module.model, state, source, folder, *more)
 
     def close(self) -> None:
         """End the threads and, of a single rank, the process group: the next run may be in this process."""

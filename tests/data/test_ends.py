@@ -204,15 +204,15 @@ def test_one_line_says_what_was_decided_and_by_what(tmp_path: Path, run: Run) ->
     assert text == "answers end with </s> (the tokenizer's EOS); no BOS: the tokenizer names none"
 
 
-def test_an_end_that_the_model_does_not_know_is_warned_of(tmp_path: Path) -> None:
+def test_an_end_that_the_model_does_not_know_is_named(tmp_path: Path) -> None:
     known = TextTokenizer(str(family("llama3", tmp_path / "known", ["<|end_of_text|>", "<|eot_id|>"])))
-    assert ends_said(known).warning == ""
+    assert ends_said(known).added == ""
     unknown = TextTokenizer(str(family("llama3", tmp_path / "unknown")))
-    assert "end with <|eot_id|>, and no file of the model names it" in ends_said(unknown).warning
+    assert "end with <|eot_id|>, and no file of the model names it" in ends_said(unknown).added
     known.ends = decided(known, "auto", "<|eom_id|>")
     said = ends_said(known)
     assert said.ids == (known.id_of("<|eom_id|>"),)
-    assert "<|eom_id|>, and generation_config.json names <|end_of_text|>, <|eot_id|> alone" in said.warning
+    assert "<|eom_id|>, and generation_config.json names <|end_of_text|>, <|eot_id|> alone" in said.added
 
 
 def test_ends_are_looked_for_in_the_models_folders_in_order(tmp_path: Path) -> None:

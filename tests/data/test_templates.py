@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -20,9 +21,18 @@ def found() -> dict[str, dict[str, Cell]]:
     return templates.table()
 
 
+needs_vllm = pytest.mark.skipif(find_spec("vllm") is None, reason="the page has the templates of vLLM's wheel, too")
+
+
+@needs_vllm
 def test_the_page_is_what_the_command_prints() -> None:
     page = templates.page(found())
     assert page == (ROOT / "docs/templates.md").read_text(), "run: python -m tools.templates > docs/templates.md"
+
+
+@needs_vllm
+def test_vllms_templates_are_read_where_it_is_installed() -> None:
+    assert len([family for family in found() if family.startswith("vllm/")]) >= 5
 
 
 def test_no_cell_is_silent() -> None:

@@ -6,6 +6,7 @@ import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
+from raydpo.models.carried_files import add_ends
 from raydpo.models.lora import add_lora
 from raydpo.models.merging import merge_lora
 from raydpo.models.pretrained import load_model
@@ -177,3 +178,44 @@ def test_a_config_that_was_written_by_the_same_version_stays_as_it_is(family, tm
     )
     export(load_model(tmp_path / "source", "float32", "auto"), tmp_path / "source", tmp_path / "out")
     assert (tmp_path / "out/config.json").read_bytes() == (tmp_path / "source/config.json").read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("generation", "config", "taught", "expected"),
+    [
+        ({"eos_token_id": 1, "top_p": 0.5}, {"eos_token_id": 9}, [7], [1, 7]),
+        ({"eos_token_id": [1, 7]}, {}, [7, 1], [1, 7]),
+        ({"top_p": 0.5}, {"eos_token_id": 9}, [7, 8], [9, 7, 8]),
+        ({}, {"text_config": {"eos_token_id": [9, 7]}}, [7], None),
+        ({}, {}, [7], [7]),
+        ({"eos_token_id": 0}, {}, [7], [0, 7]),
+        ({"eos_token_id": 1}, {}, [], 1),
+    ],
+)
+def test_an_end_that_is_lacking_is_added_and_nothing_else_changes(tmp_path, generation, config, taught, expected):
+    path = tmp_path / "generation_config.json"
+    path.write_text(json.dumps(generation))
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    add_ends(tmp_path, taught)
+    assert json.loads(path.read_text()) == generation | ({} if expected is None else {"eos_token_id": expected})
+
+
+def test_without_a_generation_config_none_is_written(tmp_path):
+    add_ends(tmp_path, [7])
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_reloaded_export_stops_at_the_end_that_was_taught(source, tmp_path):
+    model = load_model(source, "float32", "auto")
+    state = {name: weight.detach() for name, weight in model.named_parameters()}
+    write_model(model, state, source, tmp_path / "out", end_ids=[7])
+
+    def seven_after_three(ids, scores):
+        wanted = 7 if ids.shape[1] == IDS.shape[1] + 3 else 5
+        return torch.full_like(scores, -torch.inf).index_fill_(1, torch.tensor([wanted]), 0.0)
+
+    for folder, num_new in ((tmp_path / "out", 4), (source, 6)):
+        found = AutoModelForCausalLM.from_pretrained(folder)
+        written = found.generate(IDS, max_new_tokens=6, do_sample=False, logits_processor=[seven_after_three])
+        assert written.shape[1] - IDS.shape[1] == num_new
+    assert json.loads((source / "generation_config.json").read_text())["eos_token_id"] == 1
