@@ -6,6 +6,7 @@
     |   +-- DataError          input rows, formats, templates
     |   +-- ResourceError      more CPUs or GPUs asked for than there are
     |   +-- RunInUseError      another driver holds the run directory
+    |   |   +-- LostLeaseError   another driver took the run directory over while this one ran
     |   +-- StorageError       full disk, a path that not all nodes see
     |   +-- ResumeError        the run directory holds something that this config cannot continue
     +-- IntegrityError         bytes on disk are not what was committed
@@ -64,6 +65,10 @@ class ResourceError(UserError):
 
 class RunInUseError(UserError):
     """Another driver is working in this run directory."""
+
+
+class LostLeaseError(RunInUseError):
+    """Another driver took this run directory over: nothing more may be committed here."""
 
 
 class StorageError(UserError):

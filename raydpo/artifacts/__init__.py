@@ -4,8 +4,9 @@ from raydpo.artifacts.arrow import ShardRecord
 from raydpo.artifacts.digest import digest_of, file_sha256, tokenizer_digest, weights_digest
 from raydpo.artifacts.durable import CRASH_POINTS, crash_point, fsync, write_bytes, write_json, write_text
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter, examples_digest
-from raydpo.artifacts.folders import commit_folder, newest_valid, read_commit, verify_folder
+from raydpo.artifacts.folders import commit_folder, discard, newest_valid, read_commit, verify_folder
 from raydpo.artifacts.housekeeping import collect_garbage, list_caches, verify_caches
+from raydpo.artifacts.lease import Lease, fence, require_lease
 from raydpo.artifacts.lock import RunLock
 from raydpo.artifacts.reference_cache import CacheIdentity, ReferenceCache, open_reference
 
@@ -14,6 +15,7 @@ __all__ = [
     "CacheIdentity",
     "ExampleTable",
     "ExampleWriter",
+    "Lease",
     "ReferenceCache",
     "RunLock",
     "ShardRecord",
@@ -21,13 +23,16 @@ __all__ = [
     "commit_folder",
     "crash_point",
     "digest_of",
+    "discard",
     "examples_digest",
+    "fence",
     "file_sha256",
     "fsync",
     "list_caches",
     "newest_valid",
     "open_reference",
     "read_commit",
+    "require_lease",
     "tokenizer_digest",
     "verify_caches",
     "verify_folder",

@@ -30,11 +30,15 @@ CRASH_POINTS = (
     "folder:before-manifest",
     "folder:before-rename",
     "folder:after-rename",
+    "put:before-link",
+    "put:after-link",
 )
 """Every point at which a test may end the process."""
 
 CRASH_VARIABLE = "RAYDPO_CRASH_AT"
 TEMPORARY = ".tmp-"
+_NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
+"""What link says on a file system without hard links."""
 
 _reached: dict[str, int] = {}
 
@@ -104,11 +108,56 @@ def _write_all(path: Path, data: bytes) -> None:
         file.write(data)
 
 
+def put_if_absent(path: Path, data: bytes) -> bool:
+    """Put `data` at `path`, whole and durable, unless something is there; False then. Of any number of processes that try,
+    one succeeds."""
+    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    with full_disk(path, len(data)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            _write_all(temporary, data)
+            fsync(temporary)
+            crash_point("put:before-link")
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                # A server may have done it and its answer was lost: then it is one file with two names.
+                if not os.path.samestat(temporary.stat(), path.lstat()):
+                    return False
+            except OSError as error:
+                if error.errno not in _NO_LINK:
+                    raise
+                if not _write_new(path, data):
+                    return False
+        finally:
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
+        fsync(path.parent)
+        crash_point("put:after-link")
+    return True
+
+
+def _write_new(path: Path, data: bytes) -> bool:
+    """Where there are no hard links: the name decides, before there is anything behind it."""
+    try:
+        with path.open("xb") as file:
+            file.write(data)
+            file.flush()
+            os.fsync(file.fileno())
+    except FileExistsError:
+        return False
+    return True
+
+
 def fsync(path: Path) -> None:
-    """Ask the kernel to put a file's bytes, or a folder's entries, on the disk."""
+    """Ask the kernel to put a file's bytes, or a folder's entries, on the disk. A file system that knows no such thing for
+    folders has them there, or nobody can."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOTSUP) or not path.is_dir():
+            raise
     finally:
         os.close(descriptor)
 

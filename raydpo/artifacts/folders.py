@@ -8,24 +8,36 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.digest import digest_of, file_sha256
 from raydpo.artifacts.durable import crash_point, fsync, full_disk, strict, write_json
+from raydpo.artifacts.lease import fence, require_lease
 from raydpo.errors import IntegrityError
 
 COMMIT = "COMMIT.json"
+REMOVED = ".removed-"
+"""Start of the name of a folder that is being deleted."""
 
 
-def commit_folder(staging: Path, final: Path, meta: Mapping[str, Any]) -> None:
-    """Make `staging` durable and call it `final`, which must not exist. `meta` is kept in the manifest."""
+def commit_folder(staging: Path, final: Path, meta: Mapping[str, Any], *, replace: bool = False) -> None:
+    """Make `staging` durable and call it `final`, which must not exist unless `replace`. `meta` is kept in the manifest.
+
+    Raises LostLeaseError, leaving `final` as it is, in a run directory that another driver took over.
+    """
     with full_disk(final):
-        _commit(staging, final, meta)
+        try:
+            _commit(staging, final, meta, replace)
+        except FileNotFoundError:
+            require_lease(final)  # another driver swept the staging folder away
+            raise
 
 
-def _commit(staging: Path, final: Path, meta: Mapping[str, Any]) -> None:
+def _commit(staging: Path, final: Path, meta: Mapping[str, Any], replace: bool) -> None:
     files = {}
     for path in sorted(staging.rglob("*")):
         fsync(path)  # of sub-folders too: their entries must survive a power cut like the files
@@ -37,9 +49,19 @@ def _commit(staging: Path, final: Path, meta: Mapping[str, Any]) -> None:
     crash_point("folder:before-manifest")
     write_json(staging / COMMIT, {**body, "digest": digest_of(body)})
     crash_point("folder:before-rename")
+    fence(final)
+    if replace and final.exists():
+        discard(final)
     os.rename(staging, final)
     fsync(final.parent)
     crash_point("folder:after-rename")
+
+
+def discard(folder: Path) -> None:
+    """Delete a folder, so that a kill in the middle leaves none that counts."""
+    doomed = folder.with_name(f"{REMOVED}{folder.name}-{uuid.uuid4().hex[:6]}")
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
 
 
 def read_commit(folder: Path) -> dict[str, Any]:

@@ -65,7 +65,8 @@ def allowed(field: FieldInfo) -> str:
             words.append(f"a list of {_ITEMS.get(typing.get_args(member)[0], 'sections')}")
         elif typing.get_origin(member) is dict:
             keys = typing.get_args(typing.get_args(member)[0])
-            words.append(f"a mapping of {_choices(list(keys))} to names of columns" if keys else "a mapping")
+            values = {int: "whole numbers"}.get(typing.get_args(member)[1], "names of columns")
+            words.append(f"a mapping of {_choices(list(keys))} to {values}" if keys else "a mapping")
         elif section_of(member) is not None:
             words.append(f"a section with the keys {', '.join(section_of(member).model_fields)}")  # type: ignore[union-attr]
         else:

@@ -15,6 +15,7 @@ import numpy as np
 
 from raydpo.artifacts import durable
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter
+from raydpo.artifacts.lease import fence
 from raydpo.data.encode import Encoded
 from raydpo.data.mismatched import add_mismatched
 from raydpo.errors import IntegrityError
@@ -80,6 +81,7 @@ class Store:
         """Close both splits, then commit."""
         for split, writer in self._writers.items():
             writer.close(held_out_entries(report) if split == "eval" else ())
+        fence(self.folder / _RECORD)
         durable.write_json(self.folder / _RECORD, {"input_digest": self.input_digest, "report": report})
 
 

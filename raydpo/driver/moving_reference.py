@@ -19,13 +19,13 @@ from typing import Any
 
 import numpy as np
 
-from raydpo.artifacts import commit_folder, digest_of, read_commit, verify_folder
+from raydpo.artifacts import commit_folder, digest_of, discard, read_commit, verify_folder
 from raydpo.artifacts.durable import full_disk
 from raydpo.batches.order import Order
 from raydpo.driver.reference_stage import ReferenceReport, reference_stage
 from raydpo.errors import ConfigError, IntegrityError, ResumeError
 from raydpo.models.blend import blend, other_shapes
-from raydpo.rundir.checkpoints import PREFIX, committed, discard
+from raydpo.rundir.checkpoints import PREFIX, committed
 from raydpo.rundir.resume import Checkpoint
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
@@ -185,9 +185,7 @@ def _write(policy: Path, before: Path | None, alpha: float, folder: Path, meta: 
     except BaseException:
         shutil.rmtree(staging, ignore_errors=True)
         raise
-    if folder.exists():
-        discard(folder)
-    commit_folder(staging, folder, meta)
+    commit_folder(staging, folder, meta, replace=True)
 
 
 def _other_reference(checkpoint: Checkpoint, then: str | None, now: str | None) -> ResumeError:

@@ -68,13 +68,13 @@ def _merged_into(config: Config, run_dir: Path, found: ResolvedModel, dtype: str
     if verify_folder(folder):
         runtime.check_storage(run_dir)
         staging = folder.with_name(f".{folder.name}-work")
-        for leftover in (staging, folder):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
         with full_disk(folder):
             jobs, limits = [MergeJob(found, staging, dtype)], trainer_limits(config.train)
             list(runtime.run_pool("merge", merger, jobs, num_workers=1, **limits))
-        commit_folder(staging, folder, {"adapter": found.name, "base": found.whole().name, "dtype": dtype})
+        meta = {"adapter": found.name, "base": found.whole().name, "dtype": dtype}
+        commit_folder(staging, folder, meta, replace=True)
         observer(Note("info", f"the adapter {found.name} and its base {found.whole().name} were merged into {folder}"))
     return ResolvedModel(found.name, None, folder)
 

@@ -135,8 +135,8 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
     workspace = driver.workspace
     with ExitStack() as stack:
         stack.enter_context(session_of(workspace.config))
+        runtime.check_storage(workspace.dir)  # asks every node: one that is being lost is known as lost afterwards
         runtime.wait_for_room(demand(workspace.config, "train"))
-        runtime.check_storage(workspace.dir)
         spec, num_ranks = driver.spec(stop), room_for_ranks(workspace.config)
         stack.callback(shutil.rmtree, spec.staging, ignore_errors=True)  # half a checkpoint would keep a full disk full
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))

@@ -75,11 +75,10 @@ def average_of(layout: RoundsFolder, index: int) -> Path:
     if verify_folder(folder):
         before = average_of(layout, index - 1)
         staging = folder.with_name(".reference-work")
-        for leftover in (staging, folder):
-            shutil.rmtree(leftover, ignore_errors=True)
+        shutil.rmtree(staging, ignore_errors=True)
         staging.parent.mkdir(parents=True, exist_ok=True)
         blend(layout.policy(index), before, 1 - rounds.ema_decay, staging)
-        commit_folder(staging, folder, {"decay": rounds.ema_decay})
+        commit_folder(staging, folder, {"decay": rounds.ema_decay}, replace=True)
     return folder
 
 

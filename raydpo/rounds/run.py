@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import RunLock
+from raydpo.artifacts import Lease
 from raydpo.config import Config
 from raydpo.driver.actors import session_of
 from raydpo.driver.busy import Busy
@@ -81,10 +81,12 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
     check_adapter(setup.config, setup.layout.initial.folder)
     # Roles that work at the same time cannot share one process.
     with (
-        RunLock(setup.layout.dir),
+        Lease(setup.layout.dir) as lease,
         watching(setup.config.run.stop_grace_s),
         session_of(setup.config, setup.demands, in_process=setup.rounds.placement != "split"),
     ):
+        for text in lease.notes:
+            observer(Note("warning", text))
         setup = _merged(setup, observer)
         setup.check()
         with closing(Generators(setup.config, setup.engine, observer)) as generators:

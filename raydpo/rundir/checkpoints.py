@@ -14,15 +14,14 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import commit_folder, newest_valid, read_commit, verify_folder
+from raydpo.artifacts import commit_folder, discard, newest_valid, read_commit, verify_folder
+from raydpo.artifacts.folders import REMOVED
 from raydpo.errors import IntegrityError
 from raydpo.metrics import best_direction
 from raydpo.rundir.resume import Checkpoint
 from raydpo.schema.rank_events import Staged
 
 PREFIX = "step-"
-REMOVED = ".removed-"
-"""Start of the name of a folder that is being deleted."""
 
 
 def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
@@ -34,10 +33,8 @@ def newest_checkpoint(folder: Path) -> tuple[Checkpoint | None, list[str]]:
 def commit_checkpoint(staged: Staged, folder: Path, meta: Mapping[str, Any]) -> Checkpoint:
     """Make a staged checkpoint count. Its manifest carries step, metrics, reason and `meta`."""
     final = folder / f"{PREFIX}{staged.step:06d}"
-    if final.exists():  # a damaged one of the same step, which the plan passed over
-        shutil.rmtree(final)
     full = {**meta, "step": staged.step, "metrics": dict(staged.metrics), "reason": staged.reason}
-    commit_folder(Path(staged.folder), final, full)
+    commit_folder(Path(staged.folder), final, full, replace=True)  # a damaged one, which the plan passed over
     return Checkpoint(final, full)
 
 
@@ -97,10 +94,3 @@ def retain_newest(folder: Path) -> None:
         discard(checkpoint.folder)
     for leftover in folder.glob(f"{REMOVED}*"):
         shutil.rmtree(leftover, ignore_errors=True)
-
-
-def discard(folder: Path) -> None:
-    """Delete a committed folder, so that a kill in the middle leaves none that counts."""
-    doomed = folder.with_name(f"{REMOVED}{folder.name}-{uuid.uuid4().hex[:6]}")
-    folder.rename(doomed)
-    shutil.rmtree(doomed)

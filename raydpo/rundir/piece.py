@@ -74,8 +74,8 @@ class Piece:
 
     def commit(self, meta: Mapping[str, Any]) -> None:
         """All parts are there: make them count."""
-        shutil.rmtree(self.folder, ignore_errors=True)  # damaged, or of other inputs
-        commit_folder(self._work, self.folder, {**meta, "inputs": self._inputs})
+        # What may be there is damaged, or of other inputs.
+        commit_folder(self._work, self.folder, {**meta, "inputs": self._inputs}, replace=True)
 
     def rows(self, name: str | None = None) -> Iterator[dict[str, Any]]:
         """Rows of the committed piece, in the order of its parts; or of one file."""

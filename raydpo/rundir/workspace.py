@@ -5,18 +5,28 @@ Decision: all of it is derived from the config once, here; stages get finished v
 
 from __future__ import annotations
 
-import shutil
 import time
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from raydpo import runtime
-from raydpo.artifacts import CacheIdentity, RunLock, digest_of, fsync, write_json, write_text
+from raydpo.artifacts import (
+    CacheIdentity,
+    Lease,
+    digest_of,
+    discard,
+    fence,
+    fsync,
+    require_lease,
+    write_json,
+    write_text,
+)
+from raydpo.artifacts.folders import REMOVED
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
@@ -141,6 +151,7 @@ class Workspace:
         present = [self.dir / name for name in names if (self.dir / name).exists()]
         if not present:
             return None
+        require_lease(self.dir)
         aside = self.dir / f"replaced-{time.strftime('%Y%m%d-%H%M%S')}-{uuid.uuid4().hex[:4]}"
         aside.mkdir(parents=True)
         for path in present:
@@ -152,12 +163,16 @@ class Workspace:
         return self.dir / f".{name}-{uuid.uuid4().hex[:12]}"
 
     def publish(self, fresh: Path, name: str) -> Path:
-        """Make the `unpublished` folder the run's `name`. A reader sees the old one, none, or the new one, never a half."""
+        """Make the `unpublished` folder the run's `name`. A reader sees the old one, none, or the new one, never a half.
+
+        Raises LostLeaseError, leaving the old one, when another driver took the run directory over.
+        """
         final = self.dir / name
         for path in fresh.rglob("*"):
             fsync(path)  # the checkpoint that it was copied from may be removed
+        fence(final)
         if final.exists():
-            shutil.rmtree(final)
+            discard(final)
         fresh.rename(final)
         return final
 
@@ -167,6 +182,7 @@ class Workspace:
             write_text(self.dir / "config.yaml", dump(self.config))
 
     def write_summary(self, summary: dict[str, Any], name: str = "summary.json") -> None:
+        fence(self.dir / name)
         write_json(self.dir / name, summary)
 
 
@@ -181,12 +197,19 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
             f"run.dir: {workspace.dir} cannot be made ({error.strerror}); a folder that this user may write to is needed, and "
             "nothing was started. Choose another run.dir."
         ) from error
-    with RunLock(workspace.dir), runtime.watching(config.run.stop_grace_s):
-        folders = [f"{name}/.{what}-*" for name in ("checkpoints", "references") for what in ("staging", "removed")]
-        for pattern in (*folders, ".model*-*"):
-            for leftover in workspace.dir.glob(pattern):
-                shutil.rmtree(leftover, ignore_errors=True)  # of attempts that are dead: we hold the lock
-        yield workspace
+    with Lease(workspace.dir) as lease, runtime.watching(config.run.stop_grace_s):
+        _sweep(workspace.dir)
+        yield replace(workspace, notes=(*workspace.notes, *lease.notes))
+
+
+def _sweep(folder: Path) -> None:
+    """Remove what earlier attempts left unfinished. A folder loses its name first: a driver that was given leave to commit it
+    before it lost the lease has then done so, or cannot."""
+    for name in ("checkpoints", "references", "."):
+        for pattern in (".staging-*", ".model*-*", ".profile-*", f"{REMOVED}*"):
+            for leftover in (folder / name).glob(pattern):
+                with suppress(OSError):
+                    discard(leftover)
 
 
 def find_workspace(config: Config, verb: str, *, weights: bool = True) -> Workspace:

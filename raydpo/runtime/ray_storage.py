@@ -48,7 +48,7 @@ def check_ray_storage(folder: Path) -> None:
         problems = []
         for node, answer, reply in zip(nodes, answers, pending, strict=True):
             problem = _outcome(reply) or ("" if _appears(answer, token) else "its files do not appear on the driver")
-            if problem:
+            if problem and _is_alive(node["NodeID"]):  # one that was lost meanwhile is nobody's storage
                 problems.append(
                     f"{folder}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) does not share it: "
                     f"{problem}. Caches and checkpoints would be scattered over the nodes. Mount the same storage at "
@@ -78,6 +78,10 @@ def _outcome(reply: ray.ObjectRef) -> str:
         return str(ray.get(reply, timeout=_TASK_TIMEOUT_S))
     except RayError as error:
         return f"the probe did not run there ({str(error).splitlines()[0]})"
+
+
+def _is_alive(node_id: str) -> bool:
+    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
 
 
 def _appears(path: Path, token: str) -> bool:

@@ -18,9 +18,11 @@ import pyarrow as pa
 from raydpo.artifacts import (
     ExampleTable,
     ExampleWriter,
+    Lease,
     ReferenceCache,
     commit_folder,
     durable,
+    fence,
     newest_valid,
     write_json,
 )
@@ -33,6 +35,11 @@ CHECKPOINT = {"rank-0/weights": b"w" * 5000, "state": b"s"}
 
 def work(folder: Path) -> None:
     """What of the work is not there yet."""
+    with Lease(folder):
+        _work(folder)
+
+
+def _work(folder: Path) -> None:
     cache = ReferenceCache(folder / "caches", IDENTITY).open()
     for shard in SHARDS:
         rows = rows_of(shard)
@@ -51,6 +58,7 @@ def work(folder: Path) -> None:
         for example in EXAMPLES:
             writer.add(*example)
         writer.close()
+    fence(folder / "summary.json")
     write_json(folder / "summary.json", NEW)
 
 

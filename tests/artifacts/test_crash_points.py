@@ -9,7 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from raydpo.artifacts import CRASH_POINTS, ExampleTable, ReferenceCache, newest_valid, verify_folder
+from raydpo.artifacts import CRASH_POINTS, ExampleTable, Lease, ReferenceCache, newest_valid, verify_folder
+from raydpo.artifacts.commit_log import CommitLog
 from raydpo.artifacts.durable import TEMPORARY, crash_point
 from raydpo.errors import IntegrityError
 from tests.artifacts.crash_work import CHECKPOINT, NEW, OLD, work
@@ -77,7 +78,18 @@ def test_the_same_work_again_ends_as_if_nothing_had_happened(attempts: dict[str,
 def test_a_temporary_file_is_left_only_by_a_kill_before_the_rename(attempts: dict[str, Path]) -> None:
     for point, folder in attempts.items():
         left = len(list(folder.rglob(f"{TEMPORARY}*")))
-        assert left == (point.startswith(("file:before-fsync", "file:before-rename"))), point
+        assert left == (point.startswith(("file:before-fsync", "file:before-rename", "put:before-link"))), point
+
+
+def test_the_log_of_commits_has_no_gap_and_ends_with_the_newest_attempt(attempts: dict[str, Path]) -> None:
+    for point, folder in attempts.items():
+        with Lease(folder) as lease:
+            entries = [json.loads(path.read_text()) for path in sorted((folder / "log").glob("[0-9]*.json"))]
+            assert [CommitLog(folder / "log").read(number + 1) for number in range(len(entries))] == entries, point
+            assert entries[-1]["attempt"] == lease.attempt == len([e for e in entries if e["kind"] == "attempt"]), point
+            assert [entry["attempt"] for entry in entries] == sorted(entry["attempt"] for entry in entries), point
+            named = {entry["what"] for entry in entries if entry["kind"] == "commit"}
+            assert (folder / "checkpoints" / "step-000001").is_dir() <= ("checkpoints/step-000001" in named), point
 
 
 def test_a_name_that_is_not_declared_is_refused() -> None:

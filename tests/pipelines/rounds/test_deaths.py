@@ -151,7 +151,7 @@ def test_the_trainers_die_and_the_same_call_goes_on(scene: Scene) -> None:
         scene.folder("trainer-dies"),
         Killer("RankActor", -1, "train", drawn("step", 1, 2, NUM_STEPS + 1, NUM_STEPS + 2)),
     )
-    config = scene.config(folder, {"run.runtime_in_process": False})
+    config = scene.config(folder, {"run.runtime_in_process": False, "train.max_failures": 0})
     with pytest.raises(WorkerError, match=r"train.*rank 0.*SIGKILL"):
         list(iterate(config, observer=killer))
     assert killer.killed

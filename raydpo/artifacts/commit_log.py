@@ -1,0 +1,59 @@
+"""A log of numbered entries, `00000001.json` and on: each is put once, if nobody was there before, and never changed.
+
+Comes in: entries, JSON objects. Goes out: whether an entry got its number. Decision: nothing but "put if absent" and "read" is
+relied on, which object stores have too: no rename, no lock, no complete listing. A listing only says where to begin to look for
+the newest number. The price is a small file an entry.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from raydpo.artifacts.durable import put_if_absent
+
+
+class CommitLog:
+    """The log in `folder`, which need not exist."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def put(self, number: int, entry: Mapping[str, Any]) -> bool:
+        """Make `entry` durable as `number`; False if that number is taken."""
+        return put_if_absent(self._path(number), (json.dumps(dict(entry)) + "\n").encode())
+
+    def read(self, number: int) -> dict[str, Any] | None:
+        """Entry `number`: None if there is none, {} if it cannot be read (its writer died, where there are no hard links)."""
+        try:
+            entry = json.loads(self._path(number).read_text(encoding="utf-8"))
+        except FileNotFoundError:
+            return None
+        except ValueError:
+            return {}
+        return entry if isinstance(entry, dict) else {}
+
+    def newest(self) -> int:
+        """The highest number that is taken, 0 for none."""
+        names = [path.stem for path in self.folder.glob("*.json")]
+        number = max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
+        while self.read(number + 1) is not None:
+            number += 1
+        return number
+
+    def newest_attempt(self, up_to: int) -> tuple[int, dict[str, Any]]:
+        """(number of the attempt that wrote the newest readable entry at or below `up_to`, that entry); (0, {}) for none.
+
+        An entry that cannot be read may have been an attempt, so it counts as one.
+        """
+        for number in range(up_to, 0, -1):
+            entry = self.read(number) or {}
+            attempt = entry.get("attempt")
+            if isinstance(attempt, int) and not isinstance(attempt, bool):
+                return attempt + (up_to - number), entry
+        return up_to, {}
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:08d}.json"

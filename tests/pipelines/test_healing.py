@@ -1,0 +1,149 @@
+"""Ranks and nodes that are lost while a training runs: it goes on by itself, with the numbers of an undisturbed run."""
+
+import os
+import re
+import signal
+
+import psutil
+import pytest
+
+from raydpo.driver.healing import Budget
+from raydpo.errors import Cause, WorkerError
+from raydpo.pipelines import train
+from raydpo.runtime import Demand, session, wait_for_room
+from raydpo.schema.events import Advanced
+from tests.pipelines import driver
+from tests.pipelines.toy import Notes, Toy, config, metrics, weights
+from tests.runtime.ray_head import RayHead, ray_head
+
+
+class Killer(Notes):
+    """Kills the newest rank when the first of `steps` is done, then when the next is."""
+
+    def __init__(self, *steps: int) -> None:
+        super().__init__()
+        self.steps = list(steps)
+
+    def __call__(self, event):
+        super().__call__(event)
+        if self.steps and isinstance(event, Advanced) and event.stage == "train" and event.done == self.steps[0]:
+            del self.steps[0]
+            os.kill(driver.by_age("RankActor")[-1], signal.SIGKILL)
+
+
+TWO = {"train.num_workers": 2, "train.save_every": 2, "train.epochs": 2}
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy: Toy):
+    train(config(toy, toy.root / "undisturbed-two", TWO))
+    return toy.root / "undisturbed-two"
+
+
+@pytest.mark.slow
+def test_a_rank_that_dies_is_replaced_and_no_bit_changes(toy: Toy, tmp_path, undisturbed):
+    killer = Killer(3, 6)
+    train(config(toy, tmp_path / "run", TWO), killer)
+    assert not killer.steps
+    said = [text for text in killer.warning if "Going on after step" in text]
+    assert len(said) == 2
+    assert all("SIGKILL" in text and "(failure 1 of 3)" in text for text in said), said
+    assert weights(tmp_path / "run/model") == weights(undisturbed / "model")
+    assert [line["step"] for line in metrics(tmp_path / "run")] == [line["step"] for line in metrics(undisturbed)]
+
+
+@pytest.mark.slow
+def test_a_step_that_dies_twice_ends_the_run_and_names_its_rows(toy: Toy, tmp_path):
+    wanted = config(toy, tmp_path / "run", TWO | {"train.save_every": None})
+    with pytest.raises(WorkerError, match=r"second time at step \d without a checkpoint.*Its rows: .*train\.jsonl:\d+"):
+        train(wanted, Killer(2, 2))
+
+
+def lost(cause: Cause = Cause.KILLED) -> WorkerError:
+    return WorkerError("train: rank 1 died.", cause, 1)
+
+
+def rows() -> str:
+    return "a.jsonl:1"
+
+
+def test_failures_have_a_budget_that_a_commit_fills_again():
+    budget = Budget(2, None)
+    assert budget.spend(lost(), 3, rows) == "failure 1 of 2"
+    assert budget.spend(lost(Cause.NODE_DIED), 3, rows) == "failure 2 of 2"
+    budget.refill()
+    assert budget.spend(lost(), 3, rows) == "failure 1 of 2"
+    assert budget.spend(lost(), 4, rows) == "failure 2 of 2"
+    with pytest.raises(WorkerError, match=r"number 3 since the last commit, and train\.max_failures is 2"):
+        budget.spend(lost(), 5, rows)
+
+
+def test_preemptions_have_their_own_and_may_meet_one_step_again():
+    budget = Budget(0, None)
+    for number in range(1, 5):
+        assert budget.spend(lost(Cause.PREEMPTED), 3, rows) == f"preemption {number} of any number"
+    with pytest.raises(WorkerError, match=r"train: rank 1 died\. The same command goes on"):
+        budget.spend(lost(), 3, rows)
+    strict = Budget(3, 1)
+    strict.spend(lost(Cause.PREEMPTED), 3, rows)
+    with pytest.raises(WorkerError, match=r"number 2 since the last commit, and train\.max_preemptions is 1"):
+        strict.spend(lost(Cause.PREEMPTED), 3, rows)
+
+
+@pytest.mark.parametrize("cause", [Cause.RAISED, Cause.HUNG, Cause.OWNER_DIED, Cause.ENDED, Cause.DID_NOT_FIT])
+def test_what_another_try_would_not_change_is_raised_as_it_is(cause: Cause):
+    error = lost(cause)
+    with pytest.raises(WorkerError) as raised:
+        Budget(3, None).spend(error, 1, rows)
+    assert raised.value is error
+
+
+def losses(run) -> dict[int, float]:
+    return {int(line["step"]): line["loss"] for line in metrics(run) if "loss" in line}
+
+
+class Nodes(Notes):
+    """Takes a node away after one step, and brings another after a later one."""
+
+    def __init__(self, head: RayHead, node, away: int, back: int) -> None:
+        super().__init__()
+        self.head, self.node, self.away, self.back = head, node, away, back
+
+    def __call__(self, event):
+        super().__call__(event)
+        if not isinstance(event, Advanced) or event.stage != "train":
+            return
+        if event.done == self.away and self.node is not None:
+            for process in [*psutil.Process(self.node.pid).children(recursive=True), self.node]:
+                process.kill()  # all at once, as when power goes
+            self.node = None
+        if event.done == self.back and self.back:
+            self.back = 0
+            self.head.add_node(1)
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_a_node_goes_and_another_comes(toy: Toy, tmp_path, monkeypatch):
+    """Two ranks, one, and two again: the same examples in each step, the same numbers within the noise of float32."""
+    changes = TWO | {"run.runtime": "ray", "train.num_workers": {"min": 1, "max": 2}}
+    changes |= {"train.epochs": 60, "train.learning_rate": 2e-4}
+    with ray_head(1) as head, monkeypatch.context() as patched:
+        node = head.add_node(1)
+        for name, value in head.driver_environment().items():
+            if name.startswith("RAY_"):
+                patched.setenv(name, value)
+        notes = Nodes(head, node, away=7, back=30)
+        with session(kind="ray"):
+            wait_for_room(Demand("train", 2, 1.0))
+            train(config(toy, tmp_path / "run", changes), notes)
+    text = "\n".join(notes.warning + notes.info)
+    assert re.search(r"Going on after step \d+ \(failure 1 of 3\)", text), text
+    assert "1 ranks from here on, 2 before" in text, text
+    assert "2 ranks from here on, 1 before" in text, text
+    train(config(toy, tmp_path / "alone", changes | {"run.runtime": "local", "train.num_workers": 2}))
+    there, here = losses(tmp_path / "run"), losses(tmp_path / "alone")
+    assert there.keys() == here.keys()
+    assert max(abs(there[step] - here[step]) for step in there) < 1e-5
+    changed = int(re.search(r"Going on after step (\d+)", text)[1]) + 1  # type: ignore[index]
+    assert abs(there[changed] - here[changed]) < 1e-6
