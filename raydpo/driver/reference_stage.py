@@ -125,6 +125,7 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         max_retries=section.max_retries,
         hang_timeout_s=section.hang_timeout_s,
         hang_key="reference.hang_timeout_s",
+        lighter=ShardWork.lighter,
         preload=libraries_of(),
     ):
         if shard.did_not_fit and not has_said:

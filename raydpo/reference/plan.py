@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,7 @@ class ShardWork:
     places: (split, example, answer) of each row.
     keys, lengths: of each row, in the same order.
     is_probe: their values go back to the driver, and nothing is committed.
+    budget_share: part of the token budget of a batch that they are scored with.
     """
 
     name: str
@@ -34,6 +35,11 @@ class ShardWork:
     keys: tuple[str, ...]
     lengths: tuple[int, ...]
     is_probe: bool = False
+    budget_share: float = 1.0
+
+    def lighter(self) -> ShardWork:
+        """The same rows in batches of half the tokens; their values change in the last digits."""
+        return replace(self, budget_share=self.budget_share / 2)
 
 
 @dataclass(frozen=True)

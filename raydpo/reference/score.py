@@ -104,9 +104,8 @@ class Scorer:
         check_lengths(self.scoring.model, max(work.lengths, default=0))
         rows = [self._row(place) for place in work.places]
         masks = [self._table(split).answer_masks(example)[answer] for split, example, answer in work.places]
-        values, forwards = score_rows(
-            self.scoring, rows, self.spec.tokens_per_batch, self.layout, self.device, masks, self._too_much
-        )
+        budget = max(1, int(self.spec.tokens_per_batch * work.budget_share))
+        values, forwards = score_rows(self.scoring, rows, budget, self.layout, self.device, masks, self._too_much)
         for place, nats in zip(work.places, values, strict=True):
             if not (np.isfinite(nats).all() and (nats <= 0).all()):
                 raise IntegrityError(

@@ -210,24 +210,24 @@ class _Gang:
     def _ask(self, method: str, arguments: Callable[[_Rank], tuple[Any, ...]]) -> list[Any]:
         """One call to every rank; a rank that dies over it is an error."""
         calls = [self._actors.call(member.actor, method, *arguments(member)) for member in self._ranks]
-        answers = []
-        for member, pending in self._with(calls):
-            try:
-                answers.append(self._actors.result(pending, PLACEMENT_TIMEOUT_S))
-            except (ActorDied, CallFailed) as error:
-                who = f"rank {member.rank}" if member.rank >= 0 else f"the process for bundle {member.bundle}"
-                where = f" ({member.place})" if member.place else ""
-                cause = error.death.cause if isinstance(error, ActorDied) else Cause.RAISED
-                rank = member.rank if member.rank >= 0 else None
-                raise WorkerError(f"{self._name}: {who}{where} died at its start: {error}.", cause, rank) from error
-        return answers
+        return [self._answer(member, pending) for member, pending in self._with(calls)]
+
+    def _answer(self, member: _Rank, pending: Any) -> Any:
+        try:
+            return self._actors.result(pending, PLACEMENT_TIMEOUT_S)
+        except (ActorDied, CallFailed) as error:
+            who = f"rank {member.rank}" if member.rank >= 0 else f"the process for bundle {member.bundle}"
+            where = f" ({member.place})" if member.place else ""
+            cause = error.death.cause if isinstance(error, ActorDied) else Cause.RAISED
+            rank = member.rank if member.rank >= 0 else None
+            raise WorkerError(f"{self._name}: {who}{where} died at its start: {error}.", cause, rank) from error
 
     def _shared_variables(self, *, single_node: bool) -> dict[str, str]:
         first = self._ranks[0]
         variables = thread_variables(self._cpus, self._gpus) | {
             "WORLD_SIZE": str(self._num_ranks),
             "MASTER_ADDR": "127.0.0.1" if single_node else _placed(first).host,
-            "MASTER_PORT": str(self._actors.result(self._actors.call(first.actor, "free_port"))),
+            "MASTER_PORT": str(self._answer(first, self._actors.call(first.actor, "free_port"))),
         }
         loopback = next((name for _, name in socket.if_nameindex() if name in ("lo", "lo0")), None)
         if single_node and loopback and "GLOO_SOCKET_IFNAME" not in environ:

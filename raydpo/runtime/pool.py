@@ -50,6 +50,7 @@ def run_pool(
     max_retries: int = 0,
     hang_timeout_s: float = HANG_TIMEOUT_S,
     hang_key: str = "hang_timeout_s",
+    lighter: Callable[[T], T] | None = None,
     threads: float | None = None,
     own_process: bool = False,
     preload: Sequence[str] = (),
@@ -62,6 +63,8 @@ def run_pool(
     hang_timeout_s: longest time of an actor without an answer or a beat (`schema.pulse`), from the moment when it has its
         place. One that is here cannot be ended: it prints where it is, and goes on.
     hang_key: the key to raise, for messages.
+    lighter: the item as it is tried again with less memory: after its worker was killed for the memory of its host, and
+        after a second one was killed by a signal, which may have been the kernel's for the same reason.
     threads: of each actor, by default as many as its CPUs.
     own_process: workers leave traces in their process, so none may be this one (a single worker of the local runtime
         is here otherwise).
@@ -81,6 +84,7 @@ def run_pool(
         max_retries=max_retries,
         hang_timeout_s=hang_timeout_s,
         hang_key=hang_key,
+        lighter=lighter,
         threads=threads,
         own_process=own_process,
         preload=preload,
@@ -108,13 +112,14 @@ class Pool:
         max_retries: int = 0,
         hang_timeout_s: float = HANG_TIMEOUT_S,
         hang_key: str = "hang_timeout_s",
+        lighter: Callable[[Any], Any] | None = None,
         threads: float | None = None,
         own_process: bool = False,
         preload: Sequence[str] = (),
         hear: Callable[[int, Any], None] | None = None,
     ) -> None:
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
-        self._hang_timeout_s, self._hang_key = hang_timeout_s, hang_key
+        self._hang_timeout_s, self._hang_key, self._lighter = hang_timeout_s, hang_key, lighter
         self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
         self._actors = current().actors(num_workers, own_process=own_process, preload=preload)
         self._preload = preload
@@ -128,7 +133,7 @@ class Pool:
         self._begin(())
 
     def _begin(self, items: Sequence[Any]) -> None:
-        self._items, self._queue = items, deque(range(len(items)))
+        self._items, self._queue = list(items), deque(range(len(items)))
         self._num_unfinished = len(items)
         self._deaths_of_item: dict[int, int] = {}
         self._deaths_at_start = 0
@@ -346,6 +351,9 @@ class Pool:
                 raise self._error(f"{message} {lost} are allowed.", death, frames)
             self._queue.appendleft(worker.item)
             text = f"The item goes to another one (retry {deaths} of {self._max_retries})."
+            if self._lighter is not None and _may_be_memory(death.cause, deaths):
+                self._items[worker.item] = self._lighter(self._items[worker.item])
+                text += " It is tried with less memory."
             _log.warning("%s %s%s", message, text, frames)
         idle = next((other for other in self._workers.values() if other.state == "ready"), None)
         if idle is not None and self._queue:
@@ -377,6 +385,10 @@ class Pool:
 
     def _remedy(self) -> str:
         return f"If it was memory, run fewer workers or smaller batches; {self._actors.hint}."
+
+
+def _may_be_memory(cause: Cause, deaths: int) -> bool:
+    return cause is Cause.OUT_OF_HOST_MEMORY or (cause is Cause.KILLED and deaths > 1)
 
 
 def _watched(workers: Mapping[int, PoolWorker]) -> Watched:

@@ -11,6 +11,7 @@ import re
 
 from ray.exceptions import (
     ActorUnavailableError,
+    GetTimeoutError,
     LocalRayletDiedError,
     NodeDiedError,
     OutOfMemoryError,
@@ -38,6 +39,8 @@ def death_of(error: RayError) -> Death:
     text = str(error)
     if isinstance(error, RayTaskError):
         return Death(Cause.RAISED, _shortened(text.strip().splitlines()[-1]))
+    if isinstance(error, GetTimeoutError):
+        return Death(Cause.HUNG, "it did not answer in time")
     if (isinstance(error, RayActorError) and error.preempted) or _has(text, _TAKEN):
         return Death(Cause.PREEMPTED, f"its node was preempted, drained or shut down ({_last_line(text)})")
     if isinstance(error, OutOfMemoryError) or _has(text, _OUT_OF_MEMORY):

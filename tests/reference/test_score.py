@@ -135,6 +135,16 @@ def test_a_batch_that_does_not_fit_is_done_in_halves(world, work, scored, tmp_pa
     assert scorer(work[0]).did_not_fit == "", "a worker says it once"
 
 
+def test_lighter_work_has_the_same_values_in_more_batches(world, work, scored, tmp_path):
+    scorer = Scorer(world.scorer_spec(tmp_path))
+    values, forwards = scorer.score(work[1])
+    light, more = scorer.score(work[1].lighter().lighter())
+    assert more > forwards
+    assert scorer.score(work[1])[1] == forwards
+    for one, two in zip(light, values, strict=True):
+        np.testing.assert_allclose(one, two, atol=2e-5)
+
+
 def test_a_row_that_does_not_fit_alone_is_an_error_with_a_way_out(world, work, tmp_path):
     scorer = with_room_for(Scorer(world.scorer_spec(tmp_path)), min(work[0].lengths) - 1)
     with pytest.raises(OutOfMemoryError, match=r"a row of [\d,]+ tokens did not fit .* lower data\.max_length"):

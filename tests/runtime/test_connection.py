@@ -8,13 +8,14 @@ import subprocess
 import sys
 import time
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import psutil
 import pytest
 
-from raydpo.errors import ResourceError
-from raydpo.runtime import Demand, session
+from raydpo.errors import Cause, ResourceError, WorkerError
+from raydpo.runtime import Demand, run_gang, session
 from tests.runtime import rank_work
 from tests.runtime.ray_head import free_ports
 from tests.runtime.single import run_single
@@ -120,6 +121,20 @@ def test_the_environment_and_the_signal_handler_come_back() -> None:
         assert run_single("sum", rank_work.add, 1, 2) == 3
     assert dict(os.environ) == before
     assert signal.getsignal(signal.SIGTERM) is handler
+
+
+def test_a_raylet_that_dies_is_named_and_not_the_driver_or_the_rank(tmp_path: Path) -> None:
+    function = partial(rank_work.tell_pid_and_wait, folder=str(tmp_path))
+    with session(local_cpus=1):
+        stream = run_gang("trainer", function, num_ranks=1, cpus=1, hang_timeout_s=600)
+        next(stream)
+        (raylet,) = [child for child in psutil.Process().children(recursive=True) if child.name() == "raylet"]
+        raylet.kill()
+        with pytest.raises(WorkerError) as caught:
+            next(stream)
+    assert (caught.value.cause, caught.value.rank) == (Cause.OWNER_DIED, 0)
+    assert "the raylet of the driver's own node is gone" in str(caught.value)
+    assert not caught.value.cause.is_loss, "nothing can be started from here any more"
 
 
 def test_an_impossible_demand_is_refused_at_once_with_every_number() -> None:

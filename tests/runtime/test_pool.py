@@ -103,6 +103,17 @@ def test_a_hang_that_no_retry_is_left_for_names_worker_stack_and_key(tmp_path: P
     assert caught.value.cause is Cause.HUNG
 
 
+def test_an_item_that_killed_two_workers_is_tried_with_less_memory(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The first death may be anything; 3 is the item that kills, 23 what is made of it."""
+    make = partial(rank_work.make_mortal, str(tmp_path), 99)
+    results = run_pool("mortal", make, [3], num_workers=1, cpus=1, max_retries=2, lighter=lambda item: item + 20)
+    assert list(results) == [(0, 230)]
+    assert len(list(tmp_path.glob("death-*"))) == 2
+    assert ["with less memory" in record.getMessage() for record in caplog.records] == [False, True]
+
+
 @pytest.mark.parametrize("kind", ["own", "foreign"])
 def test_an_exception_is_not_tried_again(tmp_path: Path, kind: str) -> None:
     make = partial(rank_work.make_raiser, kind, str(tmp_path))

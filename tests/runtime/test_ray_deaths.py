@@ -6,6 +6,7 @@ import pytest
 from ray.exceptions import (
     ActorDiedError,
     ActorUnavailableError,
+    GetTimeoutError,
     LocalRayletDiedError,
     NodeDiedError,
     OutOfMemoryError,
@@ -69,6 +70,7 @@ def _actor(text: str, preempted: bool = False) -> RayActorError:
             "exit code 15",
         ),
         (ActorUnavailableError("RpcError: rpc_code: 14", None), Cause.UNREACHABLE, "rpc_code: 14"),
+        (GetTimeoutError("Get timed out: some object(s) not ready."), Cause.HUNG, "did not answer in time"),
         (ActorDiedError(), Cause.UNKNOWN, "died unexpectedly"),
     ],
     ids=lambda value: value.name if isinstance(value, Cause) else None,
