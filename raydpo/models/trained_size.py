@@ -48,7 +48,7 @@ def size_of_lora(
     trained = 0
     for name, shape in shapes.items():
         module = name.removesuffix(".weight")
-        if any(_is_named(part, modules_to_save) for part in (module, module.rpartition(".")[0])):
+        if modules_to_save and any(part.endswith(modules_to_save) for part in (module, module.rpartition(".")[0])):
             trained += math.prod(shape)
         elif len(shape) in (2, 3) and _is_adapted(name, module, len(shape), target_modules, experts):
             *stack, outputs, inputs = shape
@@ -67,5 +67,5 @@ def _is_adapted(name: str, module: str, num_axes: int, targets: str | tuple[str,
 
 
 def _is_named(module: str, names: tuple[str, ...]) -> bool:
-    """As PEFT finds modules: the whole name, or its end from a dot on."""
+    """As PEFT finds modules to adapt: the whole name, or its end from a dot on. (Of modules to save, any end will do.)"""
     return any(module == name or module.endswith(f".{name}") for name in names)
