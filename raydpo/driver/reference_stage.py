@@ -16,6 +16,7 @@ import numpy as np
 from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
 from raydpo.driver.actors import actor_session, libraries_of
+from raydpo.driver.disk_room import check_cache_room
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import compare
 from raydpo.reference.plan import ShardWork, plan_shards, probe_work, wanted_rows
@@ -88,6 +89,7 @@ def reference_stage(
     write_json(workspace.dir / "reference.json", {"cache": str(cache.folder), "identity": identity.digest})
     wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
+    check_cache_room(workspace.cache_dir, works)
     scored = forwards = 0
     fresh: tuple[np.ndarray, ...] = ()
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []

@@ -19,6 +19,7 @@ from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.data.store import taught_ends
 from raydpo.disk import append_line, full_disk, removed_on_error
+from raydpo.driver.disk_room import training_need
 from raydpo.driver.export_proof import prove
 from raydpo.driver.healing import Budget
 from raydpo.driver.moving_reference import References
@@ -70,6 +71,8 @@ class Driver:
         self.workspace, self.plan, self.references = workspace, plan, references
         self.reference, self.observer = reference, observer
         self.tokens_per_microbatch = workspace.config.train.tokens_per_microbatch
+        need = training_need(workspace, references.order.num_steps, has_eval=False)
+        self._checkpoint_bytes = need.checkpoint if need else 0
         self.profiled: Path | None = None
         train = workspace.config.train
         self.budget = Budget(train.max_failures, train.max_preemptions)
@@ -189,6 +192,7 @@ class Driver:
             push=self.receive is not None,
             chat_template=Path(template).expanduser().read_text() if template else None,
             end_ids=taught_ends(workspace.data),
+            checkpoint_bytes=self._checkpoint_bytes,
         )
 
     def handle(self, event: TrainEvent) -> None:

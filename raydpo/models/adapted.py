@@ -6,30 +6,12 @@ families share names and no interface; an unknown one is counted as other, and n
 
 from __future__ import annotations
 
-import re
 from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
+from raydpo.models.matrix_kinds import kind_of_matrix
 from raydpo.models.merging import is_copied, plain_name
-
-EXPERTS = "experts"
-ROUTER = "router"
-OTHER_SENSES = "vision or sound"
-_KINDS = (
-    (OTHER_SENSES, r"(^|\.)(vision|visual|audio|image|multi_modal|mm_|embed_vision|embed_audio)"),
-    (ROUTER, r"(^|\.)(router|gate|wg|shared_expert_gate|shared_experts_gate)(\.|$)"),
-    (EXPERTS, r"(^|\.)\w*experts?(\.|$)"),
-    ("head", r"(^|\.)(lm_head|embed_out|score|output_projection)(\.|$)"),
-    ("embedding", r"(^|\.)(embed_tokens|wte|embed_in|word_embeddings|wpe|embeddings?)(\.|$)"),
-    ("attention", r"(attn|attention|(^|\.)(q|k|v|o|qkv|out)_proj(\.|$)|query_key_value|(^|\.)mixer)"),
-    ("mlp", r"(mlp|feed_forward|ffn|(^|\.)(fc\d?|gate_proj|up_proj|down_proj|w[123]|dense\w*|c_fc|c_proj)(\.|$))"),
-)
-
-
-def kind_of_matrix(name: str) -> str:
-    """Of the matrix or module `name`: attention, mlp, experts, router, head, embedding, vision or sound, or other."""
-    return next((kind for kind, pattern in _KINDS if re.search(pattern, name)), "other")
 
 
 def adapted(model: Any) -> Mapping[str, int]:

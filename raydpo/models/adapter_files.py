@@ -8,11 +8,11 @@ generator and an export would each have to know of them.
 from __future__ import annotations
 
 import json
-import struct
 from pathlib import Path
 from typing import Any
 
 from raydpo.errors import ConfigError
+from raydpo.models.weight_shapes import UNREADABLE, shapes_in
 
 DESCRIBED = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -73,9 +73,6 @@ def shapes(folder: Path) -> dict[str, list[int]]:
     """Shape of each tensor of the adapter, from the head of its file. Raises ConfigError when that is damaged."""
     path = folder / WEIGHTS_FILE
     try:
-        with path.open("rb") as file:
-            (length,) = struct.unpack("<Q", file.read(8))
-            head = json.loads(file.read(length))
-        return {name: entry["shape"] for name, entry in head.items() if name != "__metadata__"}
-    except (OSError, ValueError, struct.error, KeyError, TypeError, MemoryError, OverflowError) as error:
+        return shapes_in(path)
+    except UNREADABLE as error:
         raise ConfigError(f"{path} cannot be read: {error}. Nothing was loaded. Is the adapter whole?") from error

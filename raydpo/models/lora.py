@@ -16,8 +16,8 @@ from typing import Any
 import torch
 
 from raydpo.errors import ConfigError
-from raydpo.models.adapted import EXPERTS, OTHER_SENSES, ROUTER, kind_of_matrix
 from raydpo.models.auto_class import auto_class
+from raydpo.models.matrix_kinds import EXPERTS, OTHER_SENSES, ROUTER, kind_of_matrix
 from raydpo.models.merging import is_copied, plain_name, tied_modules
 
 EVERYTHING = "all-linear"

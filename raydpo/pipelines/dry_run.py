@@ -9,9 +9,10 @@ from typing import Any
 
 from raydpo.config import Config
 from raydpo.driver.data_stage import planned_steps, shown_data
+from raydpo.driver.disk_room import said_of_room
 from raydpo.rounds.setup import examine
 from raydpo.rundir.workspace import find_workspace
-from raydpo.schema.events import Observer, ignore
+from raydpo.schema.events import Note, Observer, ignore
 
 
 def check(config: Config, observer: Observer = ignore, *, show: int = 0) -> dict[str, Any]:
@@ -22,10 +23,14 @@ def check(config: Config, observer: Observer = ignore, *, show: int = 0) -> dict
         return rounds
     workspace = find_workspace(config, "check")
     data, rows = shown_data(workspace, observer, show)
+    plan = planned_steps(workspace.config, data)
+    if plan and (room := said_of_room(workspace, plan["steps"], has_eval=data.eval_pairs > 0)):
+        text, fits = room
+        observer(Note("info" if fits else "warning", text if fits else f"{text}: a training will be refused"))
     return {
         **rounds,
         "run_dir": str(workspace.dir),
         "data": data.to_json(),
-        "plan": planned_steps(workspace.config, data),
+        "plan": plan,
         **({"rows": rows} if show else {}),
     }

@@ -10,6 +10,7 @@ from typing import Any
 from raydpo.config import Config
 from raydpo.driver.actors import actor_session
 from raydpo.driver.data_stage import check_held_out_data, check_training_data, data_stage
+from raydpo.driver.disk_room import check_training_room
 from raydpo.driver.evaluation_stage import evaluation_stage, model_to_evaluate
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import reference_stage
@@ -50,6 +51,7 @@ def train(
         workspace = with_start(workspace, observer)
         plan = plan_stage(workspace, observer, optimizer)
         references = References.of(workspace, data.train_pairs)
+        check_training_room(workspace, plan, references.order.num_steps, has_eval=data.eval_pairs > 0)
         current = references.after(plan.checkpoint)
         workspace.write_config(replace=True)
         reference = references.score(current, plan.checkpoint, observer)

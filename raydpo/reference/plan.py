@@ -26,6 +26,7 @@ class ShardWork:
     name: of the shard.
     places: (split, example, answer) of each row.
     keys, lengths: of each row, in the same order.
+    num_answer_tokens: of all rows: as many values come out.
     is_probe: their values go back to the driver, and nothing is committed.
     budget_share: part of the token budget of a batch that they are scored with.
     """
@@ -34,6 +35,7 @@ class ShardWork:
     places: tuple[tuple[str, int, int], ...]
     keys: tuple[str, ...]
     lengths: tuple[int, ...]
+    num_answer_tokens: int = 0
     is_probe: bool = False
     budget_share: float = 1.0
 
@@ -50,12 +52,14 @@ class Wanted:
     places: (split, example, answer) where each first appears.
     lengths: prompt + answer tokens there.
     prompts: index of the prompt of each row; prompts are numbered as they first appear.
+    answers: answer tokens of each row.
     """
 
     keys: tuple[str, ...]
     places: tuple[tuple[str, int, int], ...]
     lengths: np.ndarray
     prompts: tuple[int, ...]
+    answers: tuple[int, ...] = ()
 
 
 def wanted_rows(
@@ -67,6 +71,7 @@ def wanted_rows(
     """
     places: dict[str, tuple[str, int, int]] = {}
     lengths: dict[str, int] = {}
+    answers: list[int] = []
     prompts: dict[str, int] = {}
     numbers: dict[bytes, int] = {}
     for split in splits:
@@ -79,8 +84,9 @@ def wanted_rows(
                 if key not in places:
                     places[key] = (split, example, answer)
                     lengths[key], prompts[key] = int(rows[example, answer]), number
+                    answers.append(int(table.answer_lengths[example, answer]))
     sizes = np.fromiter(lengths.values(), np.int64, len(lengths))
-    return Wanted(tuple(places), tuple(places.values()), sizes, tuple(prompts.values()))
+    return Wanted(tuple(places), tuple(places.values()), sizes, tuple(prompts.values()), tuple(answers))
 
 
 def plan_shards(wanted: Wanted, cache: ReferenceCache, rows_per_shard: int) -> list[ShardWork]:
@@ -112,4 +118,5 @@ def probe_work(data: Path, num_answers: int) -> ShardWork:
 def _shard(wanted: Wanted, rows: list[int]) -> ShardWork:
     keys = tuple(wanted.keys[i] for i in rows)
     name = hashlib.sha256("".join(keys).encode()).hexdigest()[:24]
-    return ShardWork(name, tuple(wanted.places[i] for i in rows), keys, tuple(int(wanted.lengths[i]) for i in rows))
+    places, lengths = tuple(wanted.places[i] for i in rows), tuple(int(wanted.lengths[i]) for i in rows)
+    return ShardWork(name, places, keys, lengths, sum(wanted.answers[i] for i in rows if wanted.answers))

@@ -9,8 +9,9 @@ import torch
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.errors import ConfigError
-from raydpo.models.adapted import adapted, kind_of_matrix, said
+from raydpo.models.adapted import adapted, said
 from raydpo.models.lora import add_lora
+from raydpo.models.matrix_kinds import kind_of_matrix
 
 pytestmark = pytest.mark.filterwarnings("ignore")
 BASE = {

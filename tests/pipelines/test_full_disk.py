@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import re
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raydpo import cli
 from raydpo.artifacts import verify_folder
+from raydpo.config.render import dump
 from raydpo.disk import free_bytes
 from raydpo.errors import StorageError
 from raydpo.pipelines import precompute, train
@@ -53,6 +55,20 @@ class Filling:
     def __call__(self, event: Event) -> None:
         if self.moment(event) and not self.ballast.exists():
             self.ballast.write_bytes(bytes(free_bytes(self.ballast.parent) - self.left))
+
+
+class FillingSink:
+    """Fills the disk of a run directory, up to 64 KiB, as its own sink of metrics: at step 2."""
+
+    def __init__(self, run_dir: Path, resume_step: int) -> None:
+        self.filling = Filling(run_dir.parent, lambda _: True, 2**16)
+
+    def write(self, step: int, metrics: Mapping[str, float]) -> None:
+        if step == 2:
+            self.filling(StageStarted("ballast", None, "bytes"))
+
+    def close(self) -> None:
+        """Nothing is open."""
 
 
 def started(stage: str) -> Callable[[Event], bool]:
@@ -142,3 +158,18 @@ def test_scoring_goes_on_when_there_is_room_again(disk: Path, toy: Toy, scored: 
     summary = precompute(wanted)
     assert summary["reference"]["rows"] - summary["reference"]["rows_scored"] == 16 * len(recorded)
     assert nats_by_row(disk / "cache") == nats_by_row(toy.cache)
+
+
+def test_ranks_of_their_own_say_it_in_one_sentence(
+    disk: Path, toy: Toy, scored: Any, machine: None, capsys: pytest.CaptureFixture[str]
+) -> None:
+    changes = {"train.num_workers": 2, "train.sinks": ["jsonl", f"{__name__}:FillingSink"]}
+    file = toy.root / "two-ranks.yaml"
+    file.write_text(dump(config(toy, disk / "run", changes)))
+    assert cli.main(["train", str(file)]) == 2
+    text = capsys.readouterr().err
+    (said,) = [line for line in text.splitlines() if line.startswith("raydpo train:")]
+    assert re.search(r"/checkpoints/\.staging-\w+ could not be written: the disk is full \([\d,]+ bytes needed, ", said)
+    assert "Traceback" not in text
+    assert not [found for found in disk.rglob("*") if HALF.search(found.name)]
+    assert (disk / "run/checkpoints/step-000001/COMMIT.json").is_file()

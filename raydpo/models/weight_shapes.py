@@ -1,0 +1,40 @@
+"""Shapes of the weights of a model, from the heads of its safetensors files: no weight is read, and no torch.
+
+Comes in: a file, or the folder of a model. Goes out: tensor name -> shape.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from pathlib import Path
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+UNREADABLE = (OSError, ValueError, struct.error, KeyError, TypeError, AttributeError, MemoryError, OverflowError)
+"""What `shapes_in` raises for a file that is not there or damaged."""
+_MOST_BYTES = 10**8
+"""Of a head: safetensors itself allows no more."""
+
+
+def shapes_in(path: Path) -> dict[str, list[int]]:
+    """Shape of each tensor of a safetensors file. Raises one of `UNREADABLE`."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        if length > _MOST_BYTES:
+            raise ValueError(f"its head would have {length:,} bytes")
+        head = json.loads(file.read(length))
+    return {name: entry["shape"] for name, entry in head.items() if name != "__metadata__"}
+
+
+def shapes_of_model(folder: Path) -> dict[str, list[int]] | None:
+    """Shape of each tensor of the model in `folder`; None where it has no safetensors (yet), or damaged ones."""
+    try:
+        index = folder / INDEX
+        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [SINGLE]
+        found: dict[str, list[int]] = {}
+        for name in files:
+            found |= shapes_in(folder / name)
+    except UNREADABLE:
+        return None
+    return found
