@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import logging
 import math
@@ -34,6 +35,9 @@ _RUN_VERBS = {
     "evaluate": "held-out preference metrics of a model folder or checkpoint",
     "iterate": "on-policy rounds: sample, judge, train, repeat; the same command resumes",
 }
+
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EIO}
+"""What a file system says, wherever it is met: no fault of the program."""
 
 _FUNCTIONS = {"iterate": "run_rounds"}
 _MOST_ROWS = 10_000
@@ -63,6 +67,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `raydpo config schema | head`: the reader has what it wanted
         _silence_stdout()
         code = 1
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        _complain(
+            command, [f"{error.filename or 'a file'}: {error.strerror}. Make the place usable, then run it again."]
+        )
+        code = 2
     return code
 
 

@@ -36,6 +36,9 @@ CRASH_POINTS = (
 CRASH_VARIABLE = "RAYDPO_CRASH_AT"
 TEMPORARY = ".tmp-"
 
+_NO_PLACE = frozenset({errno.EROFS, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES})
+"""What a file system says of a place where nothing can be written."""
+
 _reached: dict[str, int] = {}
 
 
@@ -115,10 +118,16 @@ def fsync(path: Path) -> None:
 
 @contextmanager
 def full_disk(path: Path, num_bytes: int = 0) -> Iterator[None]:
-    """Turn "no space left" into a StorageError with what is needed and free."""
+    """Turn "no space left" into a StorageError with what is needed and free, and what says that nothing can be written there
+    into one that names it."""
     try:
         yield
     except OSError as error:
+        if error.errno in _NO_PLACE:
+            raise StorageError(
+                f"{path} could not be written: {error.strerror} ({error.filename}). What was committed before is untouched. "
+                "Make the place writable again or name another one, then run the same command again."
+            ) from error
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             raise
         folder = next(parent for parent in [path, *path.parents] if parent.is_dir())

@@ -7,7 +7,6 @@ a node share one copy.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -20,6 +19,7 @@ from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import write_json
 from raydpo.errors import IntegrityError
 from raydpo.schema import EXAMPLES, MASKED_EXAMPLES
+from raydpo.schema.json_text import read_object
 
 Masks = Sequence[np.ndarray | Sequence[bool] | None]
 """Of each answer: which of its tokens the loss covers, None for all."""
@@ -209,7 +209,7 @@ def _manifest(folder: Path, split: str) -> Path:
 def _records(folder: Path, split: str) -> tuple[list[ShardRecord], list[tuple[str, int]]]:
     path = _manifest(folder, split)
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_object(path)
         entries = [(str(name), int(number)) for name, number in manifest.get("entries", [])]
         return [ShardRecord(**record) for record in manifest["shards"]], entries
     except (OSError, ValueError, KeyError, TypeError) as error:

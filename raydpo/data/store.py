@@ -6,19 +6,19 @@ durable, so that a killed preparation is never taken for a finished one.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from raydpo.artifacts import durable
+from raydpo.artifacts import digest_of, durable
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter
 from raydpo.data.encode import Encoded
 from raydpo.data.mismatched import add_mismatched
 from raydpo.errors import IntegrityError
 from raydpo.schema import row_key
+from raydpo.schema.json_text import read_object
 
 _RECORD = "prepared.json"
 _SPLITS = ("train", "eval")
@@ -40,8 +40,9 @@ class Store:
     def finished(self) -> dict[str, Any] | None:
         """The report of a finished preparation of the same input whose shards are intact, or None."""
         try:
-            record = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))
-            if record["input_digest"] != self.input_digest:
+            record = read_object(self.folder / _RECORD)
+            digest = record.pop("digest")  # one of a version that wrote none is not taken either
+            if digest != digest_of(record) or record["input_digest"] != self.input_digest:
                 return None
             for split in _SPLITS:
                 if len(ExampleTable.open(self.folder, split)) != record["report"][f"{split}_pairs"]:
@@ -80,7 +81,8 @@ class Store:
         """Close both splits, then commit."""
         for split, writer in self._writers.items():
             writer.close(held_out_entries(report) if split == "eval" else ())
-        durable.write_json(self.folder / _RECORD, {"input_digest": self.input_digest, "report": report})
+        body = durable.strict({"input_digest": self.input_digest, "report": report})
+        durable.write_json(self.folder / _RECORD, {**body, "digest": digest_of(body)})
 
 
 def held_out_entries(report: dict[str, Any]) -> list[tuple[str, int]]:

@@ -7,6 +7,7 @@ reads like that of an undisturbed one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -16,6 +17,7 @@ from typing import Any, Protocol
 
 from raydpo.config.doors import SINKS
 from raydpo.config.outside import calling
+from raydpo.schema.json_text import parse_json
 
 
 class Sink(Protocol):
@@ -34,12 +36,12 @@ def keep_lines(path: Path, last_step: int) -> None:
     kept = [line for line in _lines(path) if line["step"] <= last_step] if last_step > 0 else []
     if kept or path.exists():
         staging = path.with_name(path.name + ".tmp")
-        staging.write_text("".join(json.dumps(line) + "\n" for line in kept))
+        staging.write_text("".join(map(_line, kept)))
         os.replace(staging, path)
 
 
 class MetricsFile:
-    """Append-only JSON lines: {"step": n, name: value, ...}."""
+    """Append-only JSON lines: {"step": n, name: value, ...}; null for a value that is not finite."""
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         path = run_dir / "metrics.jsonl"
@@ -47,11 +49,19 @@ class MetricsFile:
         self._file = path.open("a")
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, **metrics}) + "\n")
+        self._file.write(_line({"step": step, **metrics}))
         self._file.flush()
 
     def close(self) -> None:
         self._file.close()
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    """A line that any parser of JSON reads: a number that is not finite becomes null."""
+    kept = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    return json.dumps(kept, allow_nan=False) + "\n"
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -60,8 +70,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text(errors="replace").splitlines():
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = parse_json(text)
+        except ValueError:
             continue  # the half line of a killed driver
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)
