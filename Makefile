@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate bench bench-objectives bench-rounds families lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate fuzz bench bench-objectives bench-rounds families lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -42,6 +42,10 @@ coverage: $(VENV)/.dev
 # Half an hour to an hour on two cores. SEED draws another sample, NUM is its size.
 mutate: $(VENV)/.dev
 	$(BIN)/python -m tools.mutate --seed $(or $(SEED),0) --num $(or $(NUM),400) --workers $(WORKERS)
+
+# Files of every kind changed at random, 10,000 times each instead of the 500 of `make test`. SEED draws others.
+fuzz: $(VENV)/.dev
+	RAYDPO_FUZZ=$(or $(NUM),10000) RAYDPO_FUZZ_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -s tests/hostile/test_fuzz.py
 
 # One step and one reference pass next to TRL's; ARGS="--shapes hh --repeats 5" and the like.
 bench: $(VENV)/.dev

@@ -12,6 +12,7 @@ import argparse
 import contextlib
 import dataclasses
 import datetime
+import errno
 import json
 import logging
 import math
@@ -38,6 +39,9 @@ _RUN_VERBS = {
 }
 
 _RESUMED = ("precompute", "train", "iterate")
+_STORAGE = {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EIO}
+"""What a file system says, wherever it is met: no fault of the program."""
+
 _FUNCTIONS = {"iterate": "run_rounds"}
 _MOST_ROWS = 10_000
 
@@ -62,6 +66,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     except BrokenPipeError:  # `raydpo config schema | head`: the reader has what it wanted
         _silence_stdout()
         code = 1
+    except OSError as error:
+        if error.errno not in _STORAGE:
+            raise
+        _complain(
+            command, [f"{error.filename or 'a file'}: {error.strerror}. Make the place usable, then run it again."]
+        )
+        code = 2
     except Exception:  # a bug, told by Python itself unless its text holds a secret
         told = traceback.format_exc()
         if redacted(told) == told:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import os
 import signal
 import subprocess
 import sys
+import time
 from argparse import Namespace
 from pathlib import Path
 from typing import Any
@@ -184,18 +186,30 @@ def test_ctrl_c_on_the_program(tmp_path: Path) -> None:
     # A shell without job control starts background jobs with SIGINT ignored, and children inherit that: undo it.
     program = "import signal, runpy; signal.signal(signal.SIGINT, signal.default_int_handler); "
     program += "runpy.run_module('raydpo', run_name='__main__', alter_sys=True)"
-    command = [sys.executable, "-c", program, "train", str(fifo)]
-    with subprocess.Popen(command, stderr=subprocess.PIPE, env={**os.environ, "PYTHONPATH": root}) as child:
+    held = os.open(fifo, os.O_RDWR)
+    command = [sys.executable, "-c", program, "train", f"/dev/fd/{held}"]  # as a shell's <(...) gives it
+    environment = {**os.environ, "PYTHONPATH": root}
+    with subprocess.Popen(command, stderr=subprocess.PIPE, env=environment, pass_fds=(held,)) as child:
         try:
-            writer = os.open(fifo, os.O_WRONLY)  # returns when the program has opened it
+            while child.poll() is None and _num_open(child.pid, fifo) < 2:
+                time.sleep(0.05)  # until the program reads it
             child.send_signal(signal.SIGINT)
             _, said = child.communicate(timeout=300)
-            os.close(writer)
+            os.close(held)
         finally:
             child.kill()  # a program that did not stop would be waited for without end
     assert child.returncode == 130
     assert b"stopped by Ctrl-C" in said
     assert b"Traceback" not in said
+
+
+def _num_open(pid: int, path: Path) -> int:
+    """How often a process has `path` open."""
+    found = 0
+    for link in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(OSError):
+            found += link.readlink() == path
+    return found
 
 
 @pytest.fixture

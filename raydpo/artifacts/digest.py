@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.errors import ConfigError
+from raydpo.schema.json_text import read_object
 
 VOLATILE = {"transformers_version", "_name_or_path", "torch_dtype", "dtype", "use_cache", "_attn_implementation"} | {
     "base_model_name_or_path",  # of an adapter: its base has a digest of its own
@@ -48,7 +49,7 @@ def weights_digest(folder: Path) -> str:
     described = {}
     for name in ("config.json", "adapter_config.json"):
         if (folder / name).is_file():
-            fields = json.loads((folder / name).read_text())
+            fields = read_object(folder / name)
             described[name] = _lasting(fields)
     return digest_of([described, [[path.name, file_sha256(path)] for path in shards]])
 

@@ -39,6 +39,9 @@ TEMPORARY = ".tmp-"
 _NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 """What link says on a file system without hard links."""
 
+_NO_PLACE = frozenset({errno.EROFS, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES})
+"""What a file system says of a place where nothing can be written."""
+
 _reached: dict[str, int] = {}
 
 

@@ -7,7 +7,6 @@ a node share one copy.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -19,6 +18,7 @@ from raydpo.artifacts.arrow import ShardRecord, read_shard, write_shard
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import write_json
 from raydpo.errors import IntegrityError
+from raydpo.schema.json_text import read_object
 from raydpo.schema.rows import EXAMPLES, MASKED_EXAMPLES
 
 Masks = Sequence[np.ndarray | Sequence[bool] | None]
@@ -209,7 +209,7 @@ def _manifest(folder: Path, split: str) -> Path:
 def _records(folder: Path, split: str) -> tuple[list[ShardRecord], list[tuple[str, int]]]:
     path = _manifest(folder, split)
     try:
-        manifest = json.loads(path.read_text())
+        manifest = read_object(path)
         entries = [(str(name), int(number)) for name, number in manifest.get("entries", [])]
         return [ShardRecord(**record) for record in manifest["shards"]], entries
     except (OSError, ValueError, KeyError, TypeError) as error:

@@ -6,7 +6,6 @@ that verifies. Files that are not in the manifest are ignored.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -19,6 +18,7 @@ from raydpo.artifacts.durable import crash_point, fsync, strict, write_json
 from raydpo.artifacts.lease import fence, require_lease
 from raydpo.disk import full_disk
 from raydpo.errors import IntegrityError
+from raydpo.schema.json_text import read_object
 
 COMMIT = "COMMIT.json"
 REMOVED = ".removed-"
@@ -82,14 +82,32 @@ def discard(folder: Path) -> None:
 def read_commit(folder: Path) -> dict[str, Any]:
     """The manifest of a committed folder. Raises IntegrityError when it is missing or damaged."""
     try:
-        commit = json.loads((folder / COMMIT).read_text())
+        commit = read_object(folder / COMMIT)
         body = {"files": commit["files"], "meta": commit["meta"]}
         whole = digest_of(body) == commit["digest"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{folder / COMMIT} is missing or cannot be read ({type(error).__name__})") from error
     if not whole:
         raise IntegrityError(f"{folder / COMMIT} is damaged: its digest does not fit its content")
+    if (
+        not isinstance(body["meta"], dict)
+        or not isinstance(body["files"], dict)
+        or not all(map(_is_file, *_pairs(body)))
+    ):
+        raise IntegrityError(
+            f"{folder / COMMIT} is no manifest of files below its folder, with their sizes and digests"
+        )
     return body
+
+
+def _pairs(body: dict[str, Any]) -> tuple[list[Any], list[Any]]:
+    return list(body["files"]), list(body["files"].values())
+
+
+def _is_file(name: str, expected: Any) -> bool:
+    """Whether an entry of a manifest is a file below its folder."""
+    is_below = not name.startswith("/") and "\0" not in name and not {"", ".", ".."} & set(name.split("/"))
+    return is_below and isinstance(expected, dict) and {"bytes", "sha256"} <= expected.keys()
 
 
 def verify_folder(folder: Path) -> list[str]:

@@ -9,7 +9,6 @@ stands in two shards is harmless; a shard without a valid record does not exist.
 
 from __future__ import annotations
 
-import json
 import os
 import uuid
 from collections.abc import Iterator, Sequence
@@ -24,6 +23,7 @@ from raydpo.artifacts.arrow import ShardRecord, hashed_name, read_shard, write_s
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import crash_point, write_json
 from raydpo.errors import IntegrityError, StorageError, UserError
+from raydpo.schema.json_text import read_object
 from raydpo.schema.rows import KEY_LENGTH, LOGPROBS
 
 IDENTITY = "identity.json"
@@ -204,7 +204,7 @@ def _read_verified(folder: Path, name: str) -> pa.Table:
 
 def _read_record(path: Path) -> ShardRecord:
     try:
-        body = json.loads(path.read_bytes())
+        body = read_object(path)
         digest = body.pop("digest")
         record = ShardRecord(**body)
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
@@ -229,7 +229,7 @@ def read_identity(folder: Path) -> CacheIdentity:
     """The identity of a cache folder. Raises IntegrityError when it is damaged or another folder's."""
     path = folder / IDENTITY
     try:
-        identity = CacheIdentity(**json.loads(path.read_bytes()))
+        identity = CacheIdentity(**read_object(path))
     except (OSError, ValueError, TypeError) as error:
         raise IntegrityError(f"{path} cannot be read ({type(error).__name__})") from error
     if identity.digest != folder.resolve().name:
@@ -279,7 +279,7 @@ def _cache_folder(path: Path) -> Path:
 
 def _follow(pointer: Path) -> Path:
     try:
-        folder = Path(json.loads(pointer.read_bytes())["cache"])
+        folder = Path(read_object(pointer)["cache"])
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{pointer} names no cache ({type(error).__name__}). Run raydpo precompute again.") from error
     if not (folder / IDENTITY).is_file():

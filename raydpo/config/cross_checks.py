@@ -15,7 +15,7 @@ from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.mixture_entry import paths_of
 from raydpo.config.objective_table import OBJECTIVES
 from raydpo.config.outside import is_outside, source_sha256
-from raydpo.config.places import PLACES, may_hold_out, texts_under, unread_scheme
+from raydpo.config.places import PLACES, may_hold_out, no_path, texts_under, unread_scheme
 from raydpo.config.section_base import say_what_is_known
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def cross_checks(config: Config, verb: str | None = None) -> list[str]:
 def _place(config: Config, key: str) -> Iterator[str]:
     for text in texts_under(config, key):
         yield from unread_scheme(key, text)
+        yield from no_path(key, text)
 
 
 def _labels(config: Config) -> Iterator[str]:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import difflib
 import re
+import stat
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,6 +29,8 @@ S = TypeVar("S", bound=SectionBase)
 Between = Callable[[S], Iterable[str]]
 """What is wrong between good keys: sentences that begin with a dotted key."""
 
+_MOST_CHARS = 1 << 24
+"""More than is ever parsed, of a file that may be anything."""
 _EXAMPLE = "run: {dir: runs/first}, model: {path: ...}, data: {train: [pairs.jsonl]}"
 
 
@@ -97,6 +100,8 @@ def _first_key(text: str) -> str:
 
 
 def _text(path: Path, name: str) -> str:
+    if "\0" in name:
+        raise ConfigError(f"{name!r}: a NUL character, which no path has. Give the path of a YAML file.")
     if path.is_dir():
         found = sorted(p.name for p in path.iterdir() if p.suffix in (".yaml", ".yml"))
         inside = f" In it: {', '.join(found[:5])}." if found else ""
@@ -104,7 +109,9 @@ def _text(path: Path, name: str) -> str:
     if not path.exists():
         raise ConfigError(_missing_file(path, name))
     try:
-        return path.read_text(encoding="utf-8-sig")
+        _refuse_endless(path, name)
+        with path.open(encoding="utf-8-sig") as file:
+            return file.read(_MOST_CHARS)
     except UnicodeDecodeError as error:
         raise ConfigError(
             f"{name}: not UTF-8 text (byte {error.object[error.start]:#04x} at offset {error.start}); "
@@ -112,6 +119,20 @@ def _text(path: Path, name: str) -> str:
         ) from None
     except OSError as error:
         raise ConfigError(f"{name}: cannot be read: {error.strerror}. Check the path and its permissions.") from None
+
+
+def _refuse_endless(path: Path, name: str) -> None:
+    """Refuse what may never end; standard input, and what a shell puts in its place (`<(...)`), may be read."""
+    mode = path.stat().st_mode
+    kinds = (
+        (stat.S_ISFIFO, "a FIFO"),
+        (stat.S_ISSOCK, "a socket"),
+        (stat.S_ISCHR, "a device"),
+        (stat.S_ISBLK, "a device"),
+    )
+    what = next((what for is_one, what in kinds if is_one(mode)), None)
+    if what is not None and not str(path).startswith(("/dev/fd/", "/dev/stdin", "/proc/self/fd/")):
+        raise ConfigError(f"{name}: this is {what}; allowed: a YAML file. Give the path of a file.")
 
 
 def _missing_file(path: Path, name: str) -> str:

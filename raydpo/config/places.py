@@ -6,6 +6,7 @@ name, because `s3://bucket/run` is a fine name of a local folder to the operatin
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator, Mapping
 from typing import Any
@@ -18,7 +19,11 @@ PLACES = (
     *("judge.model", "judge.answers"),
 )
 """Every key that names a file, a folder or a model. `judge.endpoint` is an address and stays one."""
-_DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow)(\.gz|\.zst)?$", re.IGNORECASE)
+_WRITTEN = ("run.dir", "reference.cache_dir")
+_DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather)(\.gz|\.zst)?$", re.IGNORECASE)
+_CONTROL = re.compile(r"[\x00-\x1f\x7f]")
+_MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4095
+"""Of one folder or file, and of all of a path, on the file systems there are."""
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://")
 
 
@@ -35,6 +40,20 @@ def unread_scheme(key: str, value: str) -> Iterator[str]:
     )
 
 
+def no_path(key: str, value: str) -> Iterator[str]:
+    """A sentence if `value` cannot be the name of a folder or file, or of none that a log could be read with."""
+    found = _CONTROL.search(value)
+    if found is not None and (found[0] == "\0" or key in _WRITTEN):
+        what = {"\0": "a NUL character", "\n": "a line break"}.get(found[0], "a control character")
+        yield f"{key}: {value[:200]!r} holds {what}, which no path may have here. Write the path without it."
+    names = os.fsencode(value.encode("utf-8", "replace").decode()).split(b"/")
+    if max(map(len, names)) > _MOST_NAME_BYTES or sum(map(len, names)) + len(names) > _MOST_PATH_BYTES:
+        yield (
+            f"{key}: a path of {len(value):,} characters, {value[:60]!r}...; a name in it may have {_MOST_NAME_BYTES} bytes, "
+            f"all of it {_MOST_PATH_BYTES:,}. Choose a shorter one."
+        )
+
+
 def may_hold_out(name: str) -> bool:
     """Whether a text of data.train may name a data set with a held-out part: anything but one file or one split."""
     if name.startswith("hub:"):
@@ -44,7 +63,9 @@ def may_hold_out(name: str) -> bool:
 
 def check_places(places: Mapping[str, str]) -> None:
     """Raise ConfigError for every value that is an address."""
-    problems = [text for key, value in places.items() for text in unread_scheme(key, value)]
+    problems = [
+        text for key, value in places.items() for check in (unread_scheme, no_path) for text in check(key, value)
+    ]
     if problems:
         raise ConfigError(problems)
 

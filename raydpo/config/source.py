@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from raydpo.config.entry import COMMAND_LINE, Entry
+from raydpo.config.source_bounds import nesting_problem, node_problem, text_problem
 
 _TAG = "tag:yaml.org,2002:"
 _FINITE = r"[-+]?(?:\.[0-9]+|[0-9]+(?:\.[0-9]*)?)(?:[eE][-+]?[0-9]+)?"
@@ -46,17 +47,28 @@ def read_yaml(text: str, name: str) -> tuple[Entry, list[tuple[str, str]]]:
     Text that is not YAML comes back as an empty tree and that one problem.
     """
     problems: list[tuple[str, str]] = []
+    found, node = text_problem(text), None
     try:
-        loader = _Loader(text)
-        try:
-            node = loader.get_single_node()
-        finally:
-            loader.dispose()
+        node = _node(text) if found is None else None
+        found = node_problem(node) if node is not None else found
     except yaml.YAMLError as error:
         return Entry({}, name), [_syntax_problem(error, name)]
+    except RecursionError:
+        found = nesting_problem()
+    if found is not None:
+        return Entry({}, name), [(f"{name}:{found[0]}", found[1])]
     if node is None:
         return Entry(None, f"{name}:1"), problems
     return _entry(node, name, "", (), problems), problems
+
+
+def _node(text: str) -> yaml.Node | None:
+    loader = _Loader(text)
+    try:
+        node: yaml.Node | None = loader.get_single_node()
+        return node
+    finally:
+        loader.dispose()
 
 
 def read_override(word: str) -> tuple[tuple[str, ...], Entry] | str:
@@ -69,7 +81,7 @@ def read_override(word: str) -> tuple[tuple[str, ...], Entry] | str:
         return path, Entry(text, COMMAND_LINE, text)
     tree, problems = read_yaml(text, COMMAND_LINE)
     if problems:
-        return f"{key}: {problems[0][1]} Put a value with special characters in quotes: {key}='\"...\"'."
+        return f"{key[:200]}: {problems[0][1]} Put a value with special characters in quotes: {key}='\"...\"'."
     return path, _at(tree, COMMAND_LINE)
 
 

@@ -42,6 +42,7 @@ REASONS: dict[str, str] = {
     "differing_prompts": "chosen and rejected answer different prompts",
     "control_tokens": "control tokens inside the text that may not or cannot be read as plain text",
     "template_error": "the chat template refuses the conversation",
+    "template_limits": "the chat template takes more time or memory for the conversation than any should",
     "template_dropped": "the chat template leaves out something that the row says",
     "prefix_mismatch": "the prompt is not the beginning of prompt + answer after the chat template or tokenizer",
     "two_systems": "a system text next to a conversation that begins with another one",

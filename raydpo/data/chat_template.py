@@ -15,7 +15,10 @@ from typing import Any
 from raydpo.config.sections import OURS
 from raydpo.data.bad_rows import BadRow, text
 from raydpo.data.messages import Message, Row
+from raydpo.data.render_watch import MOST_CPU_S, MOST_GROWTH_BYTES, Overtime, within_bounds
+from raydpo.data.template_bounds import TooMuch, bound_templates, make_room
 from raydpo.data.tokenizer import TextTokenizer
+from raydpo.errors import DataError
 
 # What templates call for today's date, with an answer that stays: 26 July 2024, the date that Llama templates name.
 _DATE_PARTS = {"%Y": "2024", "%m": "07", "%d": "26", "%b": "Jul", "%B": "July", "%A": "Friday", "%a": "Fri", "%y": "24"}
@@ -25,6 +28,9 @@ _FIXED_DATE = (
     + " }}{%- endmacro %}"
 )
 
+
+_MOST_BEYOND = 2
+"""Rows at which a template may take too much before it is the template that is at fault."""
 
 SETTINGS = "chat_template_kwargs"
 """Column of a row with settings of its own."""
@@ -55,23 +61,53 @@ class Template:
         """Text of `turns`. generation: and the beginning of an answer. continued: the last turn is left open. BadRow."""
         from jinja2 import TemplateError
 
+        bound_templates()
         template = self.source
         if "strftime_now" in template:
             template = _FIXED_DATE + template
+        make_room([list(turns), self.tools])
         try:
-            written = self.tokenizer.tokenizer.apply_chat_template(
-                list(turns),
-                tools=self.tools,
-                chat_template=template,
-                tokenize=False,
-                add_generation_prompt=generation,
-                continue_final_message=continued,
-                **self.settings,
+            written = within_bounds(
+                lambda: self.tokenizer.tokenizer.apply_chat_template(
+                    list(turns),
+                    tools=self.tools,
+                    chat_template=template,
+                    tokenize=False,
+                    add_generation_prompt=generation,
+                    continue_final_message=continued,
+                    **self.settings,
+                )
             )
+        except (Overtime, TooMuch, RecursionError, MemoryError) as error:
+            raise self._beyond(error) from error
         except (TemplateError, TypeError, ValueError, LookupError, AttributeError, ArithmeticError) as error:
             raise BadRow("template_error", (str(error) or repr(error)).splitlines()[0][:200]) from error
         assert isinstance(written, str)
         return written
+
+    def _beyond(self, error: BaseException) -> BadRow:
+        """The reason of a row at which the template took too much. Raises DataError when that is the template's way."""
+        bad = BadRow("template_limits", _what_it_took(error))
+        self.tokenizer.num_beyond += 1
+        if self.tokenizer.num_beyond > _MOST_BEYOND:
+            raise beyond_bounds(self.tokenizer, bad)
+        return bad
+
+
+def beyond_bounds(tokenizer: TextTokenizer, bad: BadRow) -> DataError:
+    """The error for a template that takes too much whatever it is given."""
+    return DataError(
+        f"The chat template of {tokenizer.path!r} {bad.detail}; templates of honest models take milliseconds, and nothing "
+        "goes on with this one. Set data.chat_template to the path of a Jinja file that you trust."
+    )
+
+
+def _what_it_took(error: BaseException) -> str:
+    if isinstance(error, Overtime):
+        return f"took more than {MOST_CPU_S:g} CPU seconds or {MOST_GROWTH_BYTES:,} bytes for one conversation and was ended"
+    if isinstance(error, RecursionError):
+        return "calls itself, or is nested, without an end"
+    return f"asks for more than it may: {str(error) or 'memory'}"
 
 
 def template_settings(row: Row, of_run: Mapping[str, Any]) -> Mapping[str, Any]:

@@ -15,7 +15,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from raydpo.artifacts import digest, durable
 from raydpo.config import Config
@@ -117,8 +117,8 @@ class _Preparation:
     def run(self) -> DataReport:
         self.observer(StageStarted("data", None, "lines"))
         store = Store(self.folder, self._input_digest()) if self.write else None
-        if store is not None and (earlier := store.finished()) is not None:
-            report = replace(DataReport.from_json(earlier), reused=True)
+        if store is not None and (earlier := _as_report(store.finished())) is not None:
+            report = replace(earlier, reused=True)
             self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
             return report
         with nullcontext() if store is None else store.dropped_on_error():
@@ -359,6 +359,14 @@ class _Good:
     factor: float
     mark: Hashable
     beside: _Beside | None = None
+
+
+def _as_report(found: dict[str, Any] | None) -> DataReport | None:
+    """The report of an earlier preparation; None also for one of a version whose reports had other fields."""
+    try:
+        return None if found is None else DataReport.from_json(found)
+    except (TypeError, AssertionError):
+        return None
 
 
 def _described(layout: Format | None, rows: Sequence[Row]) -> str:

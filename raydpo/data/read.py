@@ -21,6 +21,7 @@ from raydpo.data.columns_read import TooLarge, batches_of
 from raydpo.data.file_bytes import DAMAGE, MOST_LINE_BYTES, LongLine, byte_lines, chunks, unreadable
 from raydpo.data.file_signs import check_beginning
 from raydpo.data.json_list import list_items
+from raydpo.schema.json_text import is_deeper
 
 _ROWS_PER_BATCH = 1024
 _SAMPLE_CHARS = 200
@@ -115,19 +116,9 @@ def _parse(raw: bytes) -> dict[str, Any]:
         raise BadRow("malformed_json", str(error)[:200]) from error
     if not isinstance(value, dict):
         raise BadRow("not_an_object", f"the line is {type(value).__name__}, not an object")
-    if raw.count(b"{") + raw.count(b"[") > _MOST_DEPTH and _is_deeper(value, _MOST_DEPTH):
+    if raw.count(b"{") + raw.count(b"[") > _MOST_DEPTH and is_deeper(value, _MOST_DEPTH):
         raise BadRow("malformed_json", "nested too deeply")
     return value
-
-
-def _is_deeper(value: Any, depth: int) -> bool:
-    """Whether `value` is nested more than `depth` levels deep. Whatever reads a row later may call itself for each level."""
-    level = [value]
-    while level and depth >= 0:
-        depth -= 1
-        inner = (one.values() if isinstance(one, dict) else one for one in level if isinstance(one, dict | list))
-        level = [one for values in inner for one in values]
-    return bool(level)
 
 
 def _once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
@@ -157,7 +148,7 @@ def _json_rows(path: Path) -> Iterator[Line]:
 
 
 def _item_line(number: int, row: Any) -> Line:
-    if _is_deeper(row, _MOST_DEPTH):
+    if is_deeper(row, _MOST_DEPTH):
         return Line(number, None, BadRow("malformed_json", "nested too deeply"), b"")
     if isinstance(row, dict):
         return Line(number, row, None)

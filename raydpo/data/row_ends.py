@@ -9,7 +9,6 @@ token that the template writes is taken for one; the generation config of an exp
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -17,12 +16,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from raydpo.data.bad_rows import BadRow
 from raydpo.errors import DataError
+from raydpo.schema.json_text import read_object
 
 if TYPE_CHECKING:
     from raydpo.data.tokenizer import TextTokenizer
 
 Bos = Literal["auto", "always", "never"]
 """`data.bos`."""
+
+
+_MOST_IDS = 1 << 31
 
 
 @dataclass(frozen=True)
@@ -38,23 +41,23 @@ def model_ends(folders: Iterable[Path]) -> ModelEnds:
     for folder in folders:
         for name in ("generation_config.json", "config.json"):
             found = _read(folder / name)
-            for values in (found, found.get("text_config") or {}):
+            part = found.get("text_config")
+            for values in (found, part if isinstance(part, dict) else {}):
                 given = values.get("eos_token_id")
-                ids = [given] if isinstance(given, int) else given
-                if ids and all(type(one) is int for one in ids):
+                ids: list[Any] = given if isinstance(given, list) else [given]
+                if ids and all(type(one) is int and 0 <= one < _MOST_IDS for one in ids):
                     return ModelEnds(tuple(ids), name)
     return ModelEnds()
 
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        return read_object(path) if path.is_file() else {}
     except (OSError, ValueError) as error:
         raise DataError(
             f"{path} cannot be read: {error}. It names the tokens that end an answer (eos_token_id), and answers would have "
             "been taught another end. Repair it, or take it out of the folder."
         ) from error
-    return found if isinstance(found, dict) else {}
 
 
 @dataclass(frozen=True)

@@ -14,12 +14,13 @@ from typing import Any
 
 import numpy as np
 
-from raydpo.artifacts import durable
+from raydpo.artifacts import digest_of, durable
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter
 from raydpo.artifacts.lease import fence
 from raydpo.data.encode import Encoded
 from raydpo.data.mismatched import add_mismatched
 from raydpo.errors import IntegrityError
+from raydpo.schema.json_text import read_object
 from raydpo.schema.rows import row_key
 
 _RECORD = "prepared.json"
@@ -48,8 +49,9 @@ class Store:
     def finished(self) -> dict[str, Any] | None:
         """The report of a finished preparation of the same input whose shards are intact, or None."""
         try:
-            record = json.loads((self.folder / _RECORD).read_text(encoding="utf-8"))
-            if record["input_digest"] != self.input_digest:
+            record = read_object(self.folder / _RECORD)
+            digest = record.pop("digest")  # one of a version that wrote none is not taken either
+            if digest != digest_of(record) or record["input_digest"] != self.input_digest:
                 return None
             for split in _SPLITS:
                 if len(ExampleTable.open(self.folder, split)) != record["report"][f"{split}_pairs"]:
@@ -102,7 +104,8 @@ class Store:
         for split, writer in self._writers.items():
             writer.close(held_out_entries(report) if split == "eval" else ())
         fence(self.folder / _RECORD)
-        durable.write_json(self.folder / _RECORD, {"input_digest": self.input_digest, "report": report})
+        body = durable.strict({"input_digest": self.input_digest, "report": report})
+        durable.write_json(self.folder / _RECORD, {**body, "digest": digest_of(body)})
 
 
 def held_out_entries(report: dict[str, Any]) -> list[tuple[str, int]]:

@@ -13,13 +13,15 @@ from pathlib import Path
 from typing import Any, Literal
 
 from raydpo.data.bad_rows import BadRow, answer_texts
-from raydpo.data.chat_template import Template
+from raydpo.data.chat_template import Template, beyond_bounds
 from raydpo.data.conversation import write_conversation
 from raydpo.data.media_tokens import refuse_media_tokens
 from raydpo.data.messages import Example, Message, Tokens
 from raydpo.data.spellings import REASONING
 from raydpo.data.tokenizer import TextTokenizer, count_aliases, holds_private_marks
 from raydpo.errors import DataError
+
+_MOST_TEMPLATE_CHARS = 1 << 20
 
 ControlTokens = Literal["plain", "quarantine", "allow"]
 """What becomes of control tokens inside the text: `data.control_tokens`."""
@@ -70,8 +72,15 @@ def read_template(path: str | None) -> str | None:
     if path is None:
         return None
     try:
-        return Path(path).expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
+        place = Path(path).expanduser()
+        if place.exists() and not place.is_file():
+            raise OSError("it is no file")
+        with place.open(encoding="utf-8") as file:
+            text = file.read(_MOST_TEMPLATE_CHARS + 1)
+        if len(text) > _MOST_TEMPLATE_CHARS:
+            raise OSError(f"it has more than {_MOST_TEMPLATE_CHARS:,} characters")
+        return text
+    except (OSError, ValueError) as error:
         raise DataError(
             f"data.chat_template: {path!r} cannot be read: {error}. Give the path of a Jinja file."
         ) from error
@@ -85,12 +94,14 @@ def open_tokenizer(path: str, chat_template: str | None) -> TextTokenizer:
     from jinja2 import TemplateSyntaxError
 
     tokenizer = TextTokenizer(path, read_template(chat_template))
-    if chat_template is None:
+    if not tokenizer.has_template:
         return tokenizer
     try:
         Template(tokenizer).write([{"role": "user", "content": "x"}], generation=True)
     except BadRow as bad:
-        if isinstance(bad.__cause__, TemplateSyntaxError):
+        if bad.reason == "template_limits":
+            raise beyond_bounds(tokenizer, bad) from bad
+        if chat_template is not None and isinstance(bad.__cause__, TemplateSyntaxError):
             raise DataError(
                 f"data.chat_template: {chat_template!r} is not a Jinja template: {bad.detail} (line {bad.__cause__.lineno}). "
                 "Fix it, or leave data.chat_template out to use the tokenizer's own."

@@ -42,12 +42,13 @@ class TextTokenizer:
     bos_id, eos_id: ids or None.
     control: pattern of every control token.
     ends: how rows begin and end; as the files of `path` say, until `data.bos` and `data.eos` are known.
+    num_beyond: conversations for which its template took too much, so far.
     digest: of everything that decides the ids of a row of text or messages.
     ids_digest: of what ids mean, for ids that are there already.
     """
 
     def __init__(self, path: str, chat_template: str | None = None) -> None:
-        self.path = path
+        self.path, self.num_beyond = path, 0
         self.tokenizer = _fast_tokenizer(path)
         if chat_template is not None:
             self.tokenizer.chat_template = chat_template
@@ -175,11 +176,11 @@ def count_aliases(text: str) -> int:
 
 def _fast_tokenizer(path: str) -> Any:
     """A fast tokenizer from a folder (a bare tokenizer.json will do) or hub id. Raises DataError with what to do."""
-    from transformers import AutoTokenizer, PreTrainedTokenizerFast
+    from transformers import AutoTokenizer
 
     bare = Path(path) / "tokenizer.json"
     if bare.is_file() and not (Path(path) / "tokenizer_config.json").exists():
-        tokenizer = PreTrainedTokenizerFast(tokenizer_file=str(bare))
+        tokenizer = _read_bare(bare)
         vocabulary = tokenizer.get_vocab()
         tokenizer.eos_token = next((token for token in _BARE_EOS if token in vocabulary), None)
         tokenizer.bos_token = next((token for token in _BARE_BOS if token in vocabulary), None)
@@ -189,12 +190,25 @@ def _fast_tokenizer(path: str) -> Any:
         return _usable(tokenizer, path)
     try:
         return _usable(AutoTokenizer.from_pretrained(path, trust_remote_code=False), path)
-    except (OSError, ValueError, ImportError, KeyError, TypeError) as error:
+    except DataError:
+        raise
+    except BaseException as error:  # files that the libraries take as they are; a panic of theirs is no Exception
+        if not isinstance(error, Exception) and type(error).__name__ != "PanicException":
+            raise
         raise DataError(
             f"No tokenizer could be read from {path!r}: {(str(error) or repr(error)).splitlines()[0]}. "
             "A folder with tokenizer.json (and, as a rule, tokenizer_config.json) or the id of a hub model is needed; "
             "tokenizers that need code of their own are never run."
         ) from error
+
+
+def _read_bare(path: Path) -> Any:
+    from transformers import PreTrainedTokenizerFast
+
+    try:
+        return PreTrainedTokenizerFast(tokenizer_file=str(path))
+    except Exception as error:  # the library raises bare Exceptions for text that it cannot parse
+        raise DataError(f"{path} cannot be read: {(str(error) or repr(error)).splitlines()[0][:200]}.") from error
 
 
 def _usable(tokenizer: Any, path: str) -> Any:

@@ -7,7 +7,6 @@ once (`train.verify_export: false` where it does not). Price: one load for each 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,6 +20,7 @@ from raydpo.errors import IntegrityError
 from raydpo.models.agreement import compare
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
+from raydpo.schema.json_text import read_object
 from raydpo.schema.rank_events import PROBE_FILE
 from raydpo.schema.samples import Score
 
@@ -67,7 +67,7 @@ def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, obser
 
 def read_probe(path: Path) -> tuple[Score, list[np.ndarray]]:
     """Sequences, and the trainers' log-probs of their answers."""
-    found = json.loads(path.read_text())
+    found = read_object(path)
     request = Score(tuple((tuple(prompt), tuple(answer)) for prompt, answer in found["sequences"]))
     return request, [np.array(nats) for nats in found["nats"]]
 

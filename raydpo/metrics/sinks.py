@@ -7,6 +7,7 @@ reads like that of an undisturbed one.
 from __future__ import annotations
 
 import json
+import math
 import os
 import time
 from collections.abc import Mapping, Sequence
@@ -17,6 +18,7 @@ from typing import Any, Protocol
 from raydpo.config.doors import SINKS
 from raydpo.config.outside import calling, is_outside
 from raydpo.disk import append_line, full_disk
+from raydpo.schema.json_text import parse_json
 
 
 class Sink(Protocol):
@@ -35,7 +37,7 @@ def keep_lines(path: Path, last_step: int) -> None:
     kept = [line for line in _lines(path) if line["step"] <= last_step] if last_step > 0 else []
     if kept or path.exists():
         staging = path.with_name(path.name + ".tmp")
-        text = "".join(json.dumps(line) + "\n" for line in kept)
+        text = "".join(_line(line) + "\n" for line in kept)
         try:
             with full_disk(path, len(text)):
                 staging.write_text(text)
@@ -46,17 +48,25 @@ def keep_lines(path: Path, last_step: int) -> None:
 
 
 class MetricsFile:
-    """Append-only JSON lines: {"step": n, name: value, ...}."""
+    """Append-only JSON lines: {"step": n, name: value, ...}; null for a value that is not finite."""
 
     def __init__(self, run_dir: Path, resume_step: int) -> None:
         self._path = run_dir / "metrics.jsonl"
         keep_lines(self._path, resume_step)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        append_line(self._path, json.dumps({"step": step, **metrics}))
+        append_line(self._path, _line({"step": step, **metrics}))
 
     def close(self) -> None:
         """Every line is whole as soon as it is written."""
+
+
+def _line(values: Mapping[str, Any]) -> str:
+    """A line that any parser of JSON reads: a number that is not finite becomes null."""
+    kept = {
+        name: None if isinstance(value, float) and not math.isfinite(value) else value for name, value in values.items()
+    }
+    return json.dumps(kept, allow_nan=False)
 
 
 def _lines(path: Path) -> list[dict[str, Any]]:
@@ -65,8 +75,8 @@ def _lines(path: Path) -> list[dict[str, Any]]:
     lines = []
     for text in path.read_text(errors="replace").splitlines():
         try:
-            line = json.loads(text)
-        except json.JSONDecodeError:
+            line = parse_json(text)
+        except ValueError:
             continue  # the half line of a killed driver
         if isinstance(line, dict) and isinstance(line.get("step"), int):
             lines.append(line)

@@ -7,12 +7,12 @@ generator and an export would each have to know of them.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from raydpo.errors import ConfigError
 from raydpo.models.weight_shapes import UNREADABLE, shapes_in
+from raydpo.schema.json_text import read_object
 
 DESCRIBED = "adapter_config.json"
 WEIGHTS_FILE = "adapter_model.safetensors"
@@ -36,9 +36,7 @@ def described(folder: Path) -> dict[str, Any]:
     """adapter_config.json of an adapter that can be merged. Raises ConfigError."""
     file = folder / DESCRIBED
     try:
-        found = json.loads(file.read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds {type(found).__name__}, not an object")
+        found = read_object(file)
     except (OSError, ValueError) as error:
         raise ConfigError(f"{file} cannot be read: {error}. Nothing was loaded. Is the adapter whole?") from error
     kind = str(found.get("peft_type", "LORA")).upper()

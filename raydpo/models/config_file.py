@@ -6,13 +6,13 @@ the part that reads text is meant, and what that part leaves out is looked up ar
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from raydpo.errors import ConfigError
 from raydpo.models.adapter_files import is_adapter, num_rows
 from raydpo.models.resolve import adapter_base
+from raydpo.schema.json_text import read_object
 
 POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 """Names under which models say how many positions they have. Those that carry a state along or use ALiBi say nothing."""
@@ -30,12 +30,9 @@ def config_of(key: str, folder: Path) -> dict[str, Any]:
     if is_adapter(folder):
         return config_of(key, adapter_base(folder, weights=False).folder)
     try:
-        found = json.loads((folder / "config.json").read_text())
-        if not isinstance(found, dict):
-            raise ValueError(f"it holds {type(found).__name__}, not an object")
+        return read_object(folder / "config.json")
     except (OSError, ValueError) as error:
         raise ConfigError(f"{key}: {folder / 'config.json'} cannot be read: {error}. Is the model whole?") from error
-    return found
 
 
 def value_of(described: dict[str, Any], name: str, *more: str) -> Any:

@@ -7,12 +7,12 @@ transformers dequantises instead. Price: QLoRA is not there; whoever has only a 
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from raydpo.errors import ConfigError
 from raydpo.models.config_file import config_of
+from raydpo.schema.json_text import read_object
 
 _KEYS = ("quantization_config", "compression_config", "quant_config", "quantize_config")
 _FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
@@ -51,10 +51,11 @@ def quantisation(key: str, folder: Path) -> str | None:
 
 def _read(path: Path) -> dict[str, Any]:
     try:
-        found = json.loads(path.read_text())
+        found = read_object(path)
     except (OSError, ValueError):
         return {}
-    return found.get("quantization", found) if isinstance(found, dict) else {}
+    inner = found.get("quantization", found)
+    return inner if isinstance(inner, dict) else found
 
 
 def _method(settings: dict[str, Any]) -> str:

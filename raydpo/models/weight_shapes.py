@@ -5,9 +5,10 @@ Comes in: a file, or the folder of a model. Goes out: tensor name -> shape.
 
 from __future__ import annotations
 
-import json
 import struct
 from pathlib import Path
+
+from raydpo.schema.json_text import parse_json
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -23,7 +24,7 @@ def shapes_in(path: Path) -> dict[str, list[int]]:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _MOST_BYTES:
             raise ValueError(f"its head would have {length:,} bytes")
-        head = json.loads(file.read(length))
+        head = parse_json(file.read(length))
     return {name: entry["shape"] for name, entry in head.items() if name != "__metadata__"}
 
 
@@ -31,7 +32,7 @@ def shapes_of_model(folder: Path) -> dict[str, list[int]] | None:
     """Shape of each tensor of the model in `folder`; None where it has no safetensors (yet), or damaged ones."""
     try:
         index = folder / INDEX
-        files = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [SINGLE]
+        files = sorted(set(parse_json(index.read_text())["weight_map"].values())) if index.is_file() else [SINGLE]
         found: dict[str, list[int]] = {}
         for name in files:
             found |= shapes_in(folder / name)

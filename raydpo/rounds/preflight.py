@@ -6,7 +6,6 @@ judge, models on disk, the room on the machine, and what the run directory alrea
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Iterator
 from functools import partial
 from typing import Any
@@ -29,6 +28,7 @@ from raydpo.models.resolve import local_folder, resolve_model
 from raydpo.rundir.named_models import problems_on_disk
 from raydpo.rundir.resume import differences, trajectory
 from raydpo.rundir.rounds_folder import RoundsFolder
+from raydpo.schema.json_text import read_object
 
 FREE = free_keys(Config, "rounds")
 """Keys that change no number of a round. Prompts are compared by the digests of what is in them, the judge by what its
@@ -133,7 +133,14 @@ def check_same_run(layout: RoundsFolder, digests: dict[str, Any]) -> None:
     path = layout.dir / "rounds.json"
     if path.is_file():
         # What was written before there was a choice was made without it.
-        changed = differences({"rounds.optimizer": "fresh", **json.loads(path.read_text())}, wanted)
+        try:
+            before = read_object(path)
+        except (OSError, ValueError) as error:
+            raise ResumeError(
+                f"{path} cannot be read: {error}. It says with which settings the rounds beside it were made, and others would "
+                "have been mixed with them. Set run.dir to a new folder."
+            ) from error
+        changed = differences({"rounds.optimizer": "fresh", **before}, wanted)
         if changed:
             raise ResumeError(
                 [

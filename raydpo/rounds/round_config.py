@@ -6,7 +6,6 @@ Decision: a round's config is the user's with paths, reference and seed put in; 
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -17,9 +16,11 @@ from raydpo.artifacts import commit_folder, verify_folder, write_json
 from raydpo.config import Config
 from raydpo.config.round_sections import OF_THE_RUN, GenerateSection
 from raydpo.disk import full_disk, removed_on_error
+from raydpo.errors import IntegrityError
 from raydpo.models.blend import blend
 from raydpo.models.resolve import resolve_model
 from raydpo.rundir.rounds_folder import RoundsFolder, seed_of
+from raydpo.schema.json_text import read_object
 from raydpo.schema.rank_events import PolicyProbe
 from raydpo.schema.samples import Score
 
@@ -95,7 +96,12 @@ def read_probe(folder: Path) -> PolicyProbe | None:
     path = folder / "probe.json"
     if not path.is_file():
         return None
-    found = json.loads(path.read_text())
-    sequences = tuple((tuple(prompt), tuple(answer)) for prompt, answer in found["request"]["sequences"])
-    nats, top_ids, top_nats = (tuple(map(tuple, found[key])) for key in ("nats", "top_ids", "top_nats"))
+    try:
+        found = read_object(path)
+        sequences = tuple((tuple(prompt), tuple(answer)) for prompt, answer in found["request"]["sequences"])
+        nats, top_ids, top_nats = (tuple(map(tuple, found[key])) for key in ("nats", "top_ids", "top_nats"))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise IntegrityError(
+            f"{path} cannot be read ({type(error).__name__}). Remove it: the round's generators are then not compared"
+        ) from error
     return PolicyProbe(Score(sequences), nats, top_ids, top_nats)

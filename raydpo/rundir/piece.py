@@ -15,6 +15,7 @@ from typing import Any
 
 from raydpo.artifacts import commit_folder, digest_of, read_commit, verify_folder, write_json, write_text
 from raydpo.errors import IntegrityError
+from raydpo.schema.json_text import parse_json, read_object
 
 Rows = list[dict[str, Any]]
 
@@ -48,7 +49,7 @@ class Piece:
     def begin(self) -> None:
         """Make room for parts; those of an attempt with the same inputs stay."""
         mark = self._work / "inputs.json"
-        if not mark.is_file() or json.loads(mark.read_text())["inputs"] != self._inputs:
+        if _inputs_of(mark) != self._inputs:
             shutil.rmtree(self._work, ignore_errors=True)
             self._work.mkdir(parents=True)
             write_json(mark, {"inputs": self._inputs})
@@ -88,5 +89,16 @@ class Piece:
         return folder / f"part-{number:05d}.jsonl"
 
 
+def _inputs_of(mark: Path) -> object:
+    """What parts of an unfinished piece were made from; None where that is not known."""
+    try:
+        return read_object(mark).get("inputs")
+    except (OSError, ValueError):
+        return None
+
+
 def _read(path: Path) -> Rows:
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    try:
+        return [parse_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
+    except (OSError, ValueError) as error:
+        raise IntegrityError(f"{path} cannot be read: {error}. Remove it: the same command makes it again.") from error

@@ -215,10 +215,29 @@ def _sweep(folder: Path) -> None:
                     discard(leftover)
 
 
+def _in_the_way(run_dir: str) -> Iterator[str]:
+    """What stands where the run would put a folder of its own: said at the start, not after the training."""
+    place = Path(run_dir).expanduser()
+    names = ("data", "checkpoints", "references", "model", "model_merged", "tensorboard")
+    for path in (place, *(place / name for name in names)):
+        if path.exists() and not path.is_dir():
+            yield f"run.dir: {path} is a file, and a folder belongs there; nothing was started. Choose another run.dir."
+        elif path.name in ("model", "model_merged") and path != place and path.is_symlink():
+            yield (
+                f"run.dir: {path} is a link (to {path.readlink()}), and the trained model takes its place; what it leads to is "
+                "not touched, so nothing was started. Remove the link, or choose another run.dir."
+            )
+
+
 def find_workspace(config: Config, verb: str, *, weights: bool = True) -> Workspace:
     """The workspace of `config`, touching nothing. Every problem at once as ConfigError."""
     named = NamedModels(config, describe_model if verb == "check" or not weights else resolve_model)
-    problems = [*cross_checks(config, verb), *named.problems(), *named.training_problems(verb)]
+    problems = [
+        *cross_checks(config, verb),
+        *named.problems(),
+        *named.training_problems(verb),
+        *_in_the_way(config.run.dir),
+    ]
     model = named.found.get("model.path")
     if problems or model is None or named.fitted is None:
         raise ConfigError(problems)

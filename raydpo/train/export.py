@@ -79,7 +79,8 @@ def _name_base(path: Path, name: str, commit: str | None) -> None:
 
 
 def _make_readable(folder: Path) -> None:
-    # PEFT and safetensors may create files that only the owner can read; a model folder is meant to be shared.
+    # PEFT and safetensors may create files that only the owner can read; a model folder is as readable as the umask made it.
+    readers = folder.stat().st_mode & 0o044
     for path in folder.rglob("*"):
         if path.is_file():
-            path.chmod(path.stat().st_mode | 0o044)
+            path.chmod(path.stat().st_mode | readers)

@@ -62,3 +62,25 @@ def test_the_command_line_refuses_and_leaves_no_folder(
     assert cli.main(words) == 2
     assert "which is not read or written here" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["run.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "what"),
+    [
+        ("run.dir", "r/\0x", "a NUL character"),
+        ("run.dir", "r\nx", "a line break"),
+        ("run.dir", "r\x1b[2Jx", "a control character"),
+        ("run.dir", "r/" + "x" * 256, "255 bytes"),
+        ("run.dir", "r/" * 3000, "4,095"),
+        ("reference.cache_dir", "c\n", "a line break"),
+        *((key, "x\0", "a NUL character") for key in PLACES),
+        *((key, "x" * 5000, "255 bytes") for key in PLACES),
+    ],
+    ids=lambda value: str(len(value)),
+)
+def test_what_is_no_name_is_refused_by_its_key(key: str, value: str, what: str) -> None:
+    said = [text for text in cross_checks(Config.model_validate(with_value(key, value))) if what in text]
+    assert len(said) == 1
+    assert said[0].startswith(f"{key}: ")
+    assert "\n" not in said[0]
+    assert len(said[0]) < 500
