@@ -6,6 +6,7 @@ Decision: ranks speak, the driver acts. Every file outside a staging folder is w
 from __future__ import annotations
 
 import shutil
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
@@ -36,6 +37,10 @@ from raydpo.train.loop import run as train_rank
 
 _UNREAD = 4
 """Events that a rank may be ahead of the driver when they carry weights."""
+
+
+_ASK_NODES_S = 5.0
+"""Seconds between two questions whether a node is being drained, as Ray Train asks."""
 
 
 def check_adapter(config: Config, folder: Path) -> None:
@@ -88,6 +93,8 @@ def training_stage(
     if plan.checkpoint is not None:
         set_damaged_aside(workspace.checkpoints, plan.checkpoint)
     references.warn(observer)
+    if text := runtime.short_stop(workspace.config.run.stop_grace_s):
+        observer(Note("warning", text))
     if workspace.config.train.save == "weights" and plan.action != "done":
         text = "train.save: weights: nothing goes on from these checkpoints; a run that is interrupted starts over"
         observer(Note("warning", text))
@@ -153,9 +160,10 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
 
 
 def _follow(driver: Driver, ranks: Iterator[tuple[int, TrainEvent]], spec: TrainSpec) -> None:
-    """Handle what ranks say to its end. A signal, once they work, lets them end at a step boundary and commit it."""
+    """Handle what ranks say to its end. What asks them to end lets them come to a step boundary and commit it."""
     assert spec.orders is not None
     spec.orders.parent.mkdir(parents=True, exist_ok=True)
+    nodes = _Nodes(driver, runtime.leaving_nodes())
     stop = partial(order_stop, spec.orders)
     with ExitStack() as stack:
         is_said = False
@@ -168,6 +176,26 @@ def _follow(driver: Driver, ranks: Iterator[tuple[int, TrainEvent]], spec: Train
                 grace_s = driver.config.run.stop_grace_s
                 text = f"asked to stop: saving at the next step boundary, within {grace_s:g} s; a second signal ends at once"
                 driver.observer(Note("warning", text))
-            can_go_on = isinstance(event, Staged) and driver.config.train.save == "all"
-            if can_go_on and room_for_ranks(driver.config) > (driver.num_ranks or 0):
-                stop()  # there is room for more ranks: a checkpoint at the next boundary, and then with them
+            if driver.config.train.save == "all" and nodes.have_changed(is_committed=isinstance(event, Staged)):
+                stop()  # a checkpoint at the next boundary, and then with the nodes that there are
+
+
+class _Nodes:
+    """Whether a gang should make room for others, or take more room. leaving: nodes that were being drained before it began."""
+
+    def __init__(self, driver: Driver, leaving: frozenset[str]) -> None:
+        self._driver, self._leaving, self._since_s = driver, leaving, time.monotonic()
+
+    def have_changed(self, *, is_committed: bool) -> bool:
+        """Asked after each event; the cluster is asked every few seconds, and after a commit. Said once."""
+        if is_committed and room_for_ranks(self._driver.config) > (self._driver.num_ranks or 0):
+            return True
+        if time.monotonic() - self._since_s < _ASK_NODES_S:
+            return False
+        self._since_s = time.monotonic()
+        fresh = runtime.leaving_nodes() - self._leaving
+        self._leaving |= fresh
+        if fresh:
+            text = "a node is being taken away: saving at the next step boundary, and going on without it"
+            self._driver.observer(Note("warning", text))
+        return bool(fresh)

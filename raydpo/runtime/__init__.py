@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.gang import run_gang as run_gang
     from raydpo.runtime.job import check_paths as check_paths
     from raydpo.runtime.job import in_ray_job as in_ray_job
+    from raydpo.runtime.job import short_stop as short_stop
     from raydpo.runtime.news import News as News
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.sessions import count_cpus as count_cpus
     from raydpo.runtime.sessions import count_gpus as count_gpus
     from raydpo.runtime.sessions import count_room as count_room
+    from raydpo.runtime.sessions import leaving_nodes as leaving_nodes
     from raydpo.runtime.sessions import session as session
     from raydpo.runtime.sessions import wait_for_room as wait_for_room
     from raydpo.runtime.stops import deferred as deferred
@@ -43,10 +45,12 @@ _HOME = {
     "count_room": "sessions",
     "deferred": "stops",
     "in_ray_job": "job",
+    "leaving_nodes": "sessions",
     "requested": "stops",
     "run_gang": "gang",
     "run_pool": "pool",
     "session": "sessions",
+    "short_stop": "job",
     "wait_for_room": "sessions",
     "watching": "stops",
 }
@@ -64,10 +68,12 @@ __all__ = [
     "count_room",
     "deferred",
     "in_ray_job",
+    "leaving_nodes",
     "requested",
     "run_gang",
     "run_pool",
     "session",
+    "short_stop",
     "wait_for_room",
     "watching",
 ]

@@ -107,7 +107,11 @@ class Backend(Protocol):
     """Whether a role of one actor may run in this process."""
 
     def nodes(self) -> list[Mapping[str, float]]:
-        """Resources of every node, in Ray's words: {"CPU": 8.0, "GPU": 1.0}."""
+        """Resources of every node that stays, in Ray's words: {"CPU": 8.0, "GPU": 1.0}."""
+        ...
+
+    def leaving(self) -> frozenset[str]:
+        """Nodes that will be taken away and have said so: drained or preempted with notice."""
         ...
 
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:

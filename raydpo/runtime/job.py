@@ -15,11 +15,24 @@ from raydpo.errors import ConfigError
 
 _JOB_VARIABLE = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Ray's job supervisor gives it to the entrypoint of every submitted job, and to nothing else."""
+_WAIT_VARIABLE, _WAIT_S = "RAY_JOB_STOP_WAIT_TIME_S", 3.0
+"""How long Ray's supervisor waits between SIGTERM and SIGKILL, and its default."""
 
 
 def in_ray_job() -> bool:
     """Whether this process was started by `ray job submit` (or a KubeRay RayJob)."""
     return _JOB_VARIABLE in os.environ
+
+
+def short_stop(grace_s: float) -> str:
+    """What is to know of `ray job stop` in this job: a sentence, or nothing where it waits for `grace_s` seconds."""
+    if not in_ray_job() or float(os.environ.get(_WAIT_VARIABLE) or _WAIT_S) > grace_s:
+        return ""
+    waits_s = os.environ.get(_WAIT_VARIABLE, f"{_WAIT_S:g}")
+    return (
+        f"`ray job stop` kills this job {waits_s} s after it asks it to stop, and a checkpoint may take run.stop_grace_s: "
+        f'{grace_s:g} s. Submit it with --runtime-env-json \'{{"env_vars": {{"{_WAIT_VARIABLE}": "{grace_s + 5:.0f}"}}}}\'.'
+    )
 
 
 def check_paths(paths: Mapping[str, str]) -> None:

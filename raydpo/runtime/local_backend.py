@@ -37,6 +37,9 @@ class LocalBackend:
     def nodes(self) -> list[Mapping[str, float]]:
         return [{"CPU": float(self._num_cpus), "GPU": float(self._gpus.number)}]
 
+    def leaving(self) -> frozenset[str]:
+        return frozenset()
+
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         if num_actors == 1 and self.in_process and not own_process:
             return InProcess()

@@ -35,7 +35,15 @@ class RayBackend:
     in_process = False
 
     def nodes(self) -> list[Mapping[str, float]]:
-        return [node["Resources"] for node in ray.nodes() if node["Alive"]]
+        leaving = self.leaving()
+        return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+
+    def leaving(self) -> frozenset[str]:
+        with suppress(ImportError, AttributeError, RayError):
+            from ray._private.state import state
+
+            return frozenset(state.get_draining_nodes())
+        return frozenset()
 
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         return RayActors()

@@ -82,6 +82,11 @@ def count_room(demand: Demand) -> int:
     return min(demand.workers, count_fitting(demand, current().nodes()))
 
 
+def leaving_nodes() -> frozenset[str]:
+    """Nodes of the open session that will be taken away, as the cluster was told."""
+    return current().leaving()
+
+
 def wait_for_room(demand: Demand) -> None:
     """Return once the living nodes have room for `demand`: a node that was lost may be replaced. Raises ResourceError."""
     deadline_s = time.monotonic() + PLACEMENT_TIMEOUT_S

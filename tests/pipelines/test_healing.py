@@ -3,10 +3,12 @@
 import os
 import re
 import signal
+import time
 
 import psutil
 import pytest
 
+from raydpo.driver import training
 from raydpo.driver.healing import Budget
 from raydpo.errors import Cause, WorkerError
 from raydpo.pipelines import train
@@ -103,11 +105,12 @@ def losses(run) -> dict[int, float]:
 
 
 class Nodes(Notes):
-    """Takes a node away after one step, and brings another after a later one."""
+    """Takes a node away after one step, brings another after a later one, and drains that one in the end."""
 
     def __init__(self, head: RayHead, node, away: int, back: int) -> None:
         super().__init__()
         self.head, self.node, self.away, self.back = head, node, away, back
+        self.drain = 0
 
     def __call__(self, event):
         super().__call__(event)
@@ -120,16 +123,33 @@ class Nodes(Notes):
         if event.done == self.back and self.back:
             self.back = 0
             self.head.add_node(1)
+        if "2 ranks from here on, 1 before" in self.info:
+            self.drain = self.drain or event.done + 5
+        if event.done == self.drain:
+            drain_a_node()
+
+
+def drain_a_node() -> None:
+    """As a cloud that takes a machine back: with notice."""
+    import ray
+    from ray.core.generated import autoscaler_pb2
+
+    context = ray.get_runtime_context()
+    (other,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != context.get_node_id()]
+    client = ray._raylet.GcsClient(address=context.gcs_address)
+    reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
+    assert client.drain_node(other, reason, "taken back", int(1000 * (time.time() + 3600)))[0]
 
 
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_node_goes_and_another_comes(toy: Toy, tmp_path, monkeypatch):
-    """Two ranks, one, and two again: the same examples in each step, the same numbers within the noise of float32."""
+    """Two ranks, one, two again, one: the same examples in each step, the same numbers within the noise of float32."""
     changes = TWO | {"run.runtime": "ray", "train.num_workers": {"min": 1, "max": 2}}
     changes |= {"train.epochs": 60, "train.learning_rate": 2e-4}
     with ray_head(1) as head, monkeypatch.context() as patched:
         node = head.add_node(1)
+        patched.setattr(training, "_ASK_NODES_S", 0.1)
         for name, value in head.driver_environment().items():
             if name.startswith("RAY_"):
                 patched.setenv(name, value)
@@ -141,6 +161,8 @@ def test_a_node_goes_and_another_comes(toy: Toy, tmp_path, monkeypatch):
     assert re.search(r"Going on after step \d+ \(failure 1 of 3\)", text), text
     assert "1 ranks from here on, 2 before" in text, text
     assert "2 ranks from here on, 1 before" in text, text
+    assert "a node is being taken away" in text, text
+    assert text.count("1 ranks from here on, 2 before") == 2, text
     train(config(toy, tmp_path / "alone", changes | {"run.runtime": "local", "train.num_workers": 2}))
     there, here = losses(tmp_path / "run"), losses(tmp_path / "alone")
     assert there.keys() == here.keys()

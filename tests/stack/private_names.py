@@ -228,6 +228,13 @@ PRIVATE: tuple[Row, ...] = (
     Text("ray", "The object's owner has exited", "ray_deaths", _CAUSES, "ray/exceptions.py"),
     Attribute(
         "ray",
+        "get_draining_nodes",
+        "ray_backend",
+        "a node that is being drained would be noticed when it is gone",
+        "ray._private.state.GlobalState.get_draining_nodes",
+    ),
+    Attribute(
+        "ray",
         "preempted",
         "ray_deaths",
         "a preempted node would look like a crash",
