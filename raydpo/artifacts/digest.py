@@ -49,7 +49,12 @@ def weights_digest(folder: Path) -> str:
     described = {}
     for name in ("config.json", "adapter_config.json"):
         if (folder / name).is_file():
-            fields = read_object(folder / name)
+            try:
+                fields = read_object(folder / name)
+            except (OSError, ValueError) as error:
+                raise ConfigError(
+                    f"{folder / name} cannot be read: {error}. Nothing was loaded. Is the model whole?"
+                ) from error
             described[name] = _lasting(fields)
     return digest_of([described, [[path.name, file_sha256(path)] for path in shards]])
 

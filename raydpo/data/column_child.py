@@ -30,7 +30,7 @@ _PIECE_BYTES = 32 << 20
 _ELEMENT_BYTES = 16
 _MEMORY_BYTES, _MEMORY_TIMES = 384 << 20, 16
 _CPU_S, _BYTES_PER_CPU_S = 8, 1 << 20
-_FREE_ROWS, _ROWS_PER_BYTE = 100_000, 8
+_FREE_ROWS, _ROWS_PER_BYTE = 100_000, 2
 
 
 class Wrong(Exception):
@@ -69,11 +69,15 @@ def _answer(kind: str, name: bytes, most_bytes: int, answers: BinaryIO) -> int:
         _check_schema(batch.schema)
         _validate(batch)
         done += batch.num_rows
-        if done > _FREE_ROWS + _ROWS_PER_BYTE * size:
-            raise Wrong(f"it claims more than {_ROWS_PER_BYTE} rows to each of its {size:,} bytes")
+        _check_rows(done, size)
         for start in range(0, batch.num_rows, ROWS_PER_PIECE):
             _pieces(_plain(batch.slice(start, ROWS_PER_PIECE)), most_bytes, answers)
     return done
+
+
+def _check_rows(num_rows: int, size: int) -> None:
+    if num_rows > _FREE_ROWS + _ROWS_PER_BYTE * size:
+        raise Wrong(f"it claims more than {_ROWS_PER_BYTE} rows to each of its {size:,} bytes")
 
 
 def _limit_bytes(name: bytes) -> int:
@@ -118,6 +122,7 @@ def _parquet(name: bytes) -> Iterator[Any]:
 
 def _check_counts(metadata: Any, size: int) -> None:
     """Refuse a footer that contradicts itself: rows would be missing without a word."""
+    _check_rows(metadata.num_rows, size)
     total = 0
     for number in range(metadata.num_row_groups):
         group = metadata.row_group(number)

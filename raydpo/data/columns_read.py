@@ -63,9 +63,9 @@ def _answers(path: Path, kind: str) -> Iterator[Any]:
             else:
                 yield from pa.ipc.open_stream(payload)
             letter, payload = _frame(child)
+        _idle.append(child)  # also after a file that it refused
         if letter != b"D":
             raise _Died(payload.decode("utf-8", "replace"))
-        _idle.append(child)
     finally:
         if child not in _idle:
             child.kill()

@@ -9,7 +9,7 @@ are tokenised separately and joined, because that is what the model sees when it
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -21,6 +21,10 @@ from raydpo.data.messages import Tokens
 from raydpo.data.template import Rendered
 from raydpo.data.token_rows import check_vocabulary
 from raydpo.data.tokenizer import TextTokenizer, Unreadable
+
+_MOST_CHARS = 1 << 20
+_CHARS_A_TOKEN = 32
+"""Text with more characters than this for each token of data.max_length, and than `_MOST_CHARS`, is not tokenised."""
 
 
 @dataclass(frozen=True)
@@ -61,11 +65,19 @@ def encode(
 
     Ids that came with a row are kept as they are. A prompt without answers (`render_prompt`) must leave room for a token.
     """
-    ordinary = [part for text in texts if not text.plain and text.tokens is None for part in _parts(text)]
-    ids = iter(tokenizer.encode(ordinary) if ordinary else [])
+    most = max(_MOST_CHARS, _CHARS_A_TOKEN * max_length)
+    ordinary = [
+        part
+        for text in texts
+        if not text.plain and text.tokens is None and _num_chars(text) <= most
+        for part in _parts(text)
+    ]
+    ids = _in_groups(tokenizer, ordinary)
     results: list[Encoded | BadRow] = []
     for text in texts:
         try:
+            if (size := _num_chars(text)) > most:
+                raise BadRow("too_large", f"{size:,} characters of prompt and answer; up to {most:,} are tokenised")
             if text.tokens is not None:
                 example = _as_given(tokenizer, text.tokens)
             else:
@@ -75,6 +87,23 @@ def encode(
         except BadRow as bad:
             results.append(bad)
     return results
+
+
+def _num_chars(text: Rendered) -> int:
+    return len(text.prompt) + max(map(len, text.answers), default=0)
+
+
+def _in_groups(tokenizer: TextTokenizer, parts: Sequence[str]) -> Iterator[list[int]]:
+    """Ids of each part, tokenised in groups: a tokenizer takes hundreds of bytes for a character while it is at it."""
+    group, size = list[str](), 0
+    for part in parts:
+        if group and size + len(part) > _MOST_CHARS:
+            yield from tokenizer.encode(group)
+            group, size = [], 0
+        group.append(part)
+        size += len(part)
+    if group:
+        yield from tokenizer.encode(group)
 
 
 def _parts(text: Rendered) -> list[str]:

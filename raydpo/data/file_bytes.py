@@ -7,6 +7,7 @@ before its end mark is damaged, since a part of it would be used as if it were a
 from __future__ import annotations
 
 import gzip
+import math
 import zlib
 from collections.abc import Iterator
 from pathlib import Path
@@ -20,6 +21,7 @@ MOST_LINE_BYTES = 64 << 20
 _CHUNK_BYTES = 1 << 20
 _PACKED_BYTES = 1 << 11  # of Zstandard, whose blocks of four bytes may stand for 128 KiB
 _SHOWN_BYTES = 1 << 10
+_FREE_ROWS, _ROWS_PER_BYTE = 100_000, 2
 
 
 class Truncated(Exception):
@@ -57,13 +59,15 @@ class _Begun:
 
 def byte_lines(path: Path) -> Iterator[bytes]:
     """Lines without their line feed; the last one counts also without it. `LongLine` for one that has too many bytes."""
-    begun, num_lines = _Begun(), 0
+    begun, num_lines, most = _Begun(), 0, most_rows(path)
     try:
         for chunk in chunks(path):
             first, *others = chunk.split(b"\n")
             begun.add(first)
             if others:
                 num_lines += len(others)
+                if num_lines > most:
+                    raise Truncated(TOO_MANY)
                 yield begun.taken()
                 yield from others[:-1]
                 begun.add(others[-1])
@@ -71,6 +75,15 @@ def byte_lines(path: Path) -> Iterator[bytes]:
         unreadable(path, f"after line {num_lines}", error)
     if begun.size:
         yield begun.taken()
+
+
+TOO_MANY = "it holds more than 2 rows to each of its packed bytes"
+
+
+def most_rows(path: Path) -> float:
+    """How many rows a file may hold: of a packed one, which a few bytes may fill with millions, a few for each byte."""
+    is_packed = path.suffix.lower() in (".gz", ".zst")
+    return _FREE_ROWS + _ROWS_PER_BYTE * path.stat().st_size if is_packed else math.inf
 
 
 def chunks(path: Path) -> Iterator[bytes]:

@@ -15,8 +15,8 @@ from typing import Any
 _WHITE = re.compile(r"[ \t\n\r]*")
 
 
-def list_items(pieces: Iterable[bytes], most_chars: int) -> Iterator[Any]:
-    """Items of the list in order. most_chars: of one item. ValueError also for bytes that are not UTF-8."""
+def list_items(pieces: Iterable[bytes], most_chars: int) -> Iterator[tuple[Any, int]]:
+    """(item, its characters) of the list in order. most_chars: of one item. ValueError also for bytes that are not UTF-8."""
     text = _Ahead(pieces)
     text.skip("[")
     if text.next_char() == "]":
@@ -71,15 +71,28 @@ class _Ahead:
         self.place += 1
 
 
-def _item(text: _Ahead, most_chars: int) -> Any:
+class _TooLong(ValueError):
+    """An item that was read, and is longer than it may be."""
+
+
+def _too_long(most_chars: int) -> str:
+    return f"an item of more than {most_chars:,} characters, or one that is not JSON"
+
+
+def _item(text: _Ahead, most_chars: int) -> tuple[Any, int]:
     decoder = json.JSONDecoder()
     text.next_char()
     while True:
         try:
             value, end = decoder.raw_decode(text.buffer, text.place)
             if text.is_whole or _is_followed(text.buffer, end):
+                num_chars = end - text.place
+                if num_chars > most_chars:
+                    raise _TooLong(_too_long(most_chars))
                 text.place = end
-                return value
+                return value, num_chars
+        except _TooLong:
+            raise
         except ValueError:
             if text.is_whole:
                 raise
@@ -87,7 +100,7 @@ def _item(text: _Ahead, most_chars: int) -> Any:
             raise ValueError("nested too deeply") from error
         ahead = len(text.buffer) - text.place
         if ahead > most_chars:
-            raise ValueError(f"an item of more than {most_chars:,} characters, or one that is not JSON")
+            raise ValueError(_too_long(most_chars))
         text.grow(2 * ahead)
 
 

@@ -8,7 +8,6 @@ tokenised in batches; a batch is counted as read before any of its lines goes ou
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterator
 from typing import Literal, TypeVar
 
@@ -23,6 +22,7 @@ from raydpo.data.tokenizer import TextTokenizer
 from raydpo.schema.events import Advanced, Observer, ignore
 
 _BATCH_ROWS = 512
+_BATCH_BYTES = 32 << 20
 
 T = TypeVar("T")
 Write = Callable[[str, Row], tuple[Rendered, T]]
@@ -45,7 +45,7 @@ def encode_lines(
     beyond: is shown every good line. write(place, row): text and what belongs to it. It raises BadRow when the row cannot
     be used, DataError when the whole file cannot.
     """
-    while batch := list(itertools.islice(lines, _BATCH_ROWS)):
+    while batch := taken(lines, _BATCH_ROWS):
         tally.lines_read += len(batch)
         outcomes = [_outcome(line, f"{name}:{line.number}", write) for line in batch]
         texts = [outcome[0] for outcome in outcomes if isinstance(outcome, tuple)]
@@ -68,6 +68,15 @@ def encode_lines(
             beyond.look(place, example)
             yield place, example, rest
         observer(Advanced("data", tally.lines_read))
+
+
+def taken(lines: Iterator[Line], most_rows: int) -> list[Line]:
+    """The next lines: up to `most_rows`, and fewer where these hold much."""
+    found, size = list[Line](), 0
+    while len(found) < most_rows and size < _BATCH_BYTES and (line := next(lines, None)) is not None:
+        found.append(line)
+        size += line.num_bytes
+    return found
 
 
 def _outcome(line: Line, place: str, write: Write[T]) -> tuple[Rendered, T] | BadRow:

@@ -27,7 +27,7 @@ from raydpo.data.encode import Encoded
 from raydpo.data.ends_said import ends_said
 from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format
-from raydpo.data.lines import encode_lines
+from raydpo.data.lines import encode_lines, taken
 from raydpo.data.messages import Example, Row
 from raydpo.data.mixture import Portion, find_mixture
 from raydpo.data.report import DataReport, Tally
@@ -273,9 +273,9 @@ class _Preparation:
     def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, _Beside]]:
         """Good examples of one source with place and what belongs to them; everything else is counted in the tally."""
         rows = source.rows()
-        seen = list(itertools.islice(rows, _DETECT_ROWS))
+        seen = taken(rows, _DETECT_ROWS)
         while len(seen) < _DETECT_LINES and not any(line.row is not None for line in seen):
-            more = list(itertools.islice(rows, _DETECT_ROWS))
+            more = taken(rows, _DETECT_ROWS)
             if not more:
                 break
             seen += more

@@ -18,7 +18,17 @@ from typing import Any
 from raydpo.data.bad_rows import BadRow
 from raydpo.data.cells import DELIMITERS, cell_rows
 from raydpo.data.columns_read import TooLarge, batches_of
-from raydpo.data.file_bytes import DAMAGE, MOST_LINE_BYTES, LongLine, byte_lines, chunks, unreadable
+from raydpo.data.file_bytes import (
+    DAMAGE,
+    MOST_LINE_BYTES,
+    TOO_MANY,
+    LongLine,
+    Truncated,
+    byte_lines,
+    chunks,
+    most_rows,
+    unreadable,
+)
 from raydpo.data.file_signs import check_beginning
 from raydpo.data.json_list import list_items
 from raydpo.schema.json_text import is_deeper
@@ -38,13 +48,20 @@ class Line:
     number: counted from 1.
     row: the object, None if there is none.
     bad: the reason, None if there is an object.
-    raw: bytes of a line of a text file, None for other rows.
+    raw: bytes of a line of a text file, the beginning alone of one without an object; None for other rows.
+    size: bytes of a row without `raw`, about.
     """
 
     number: int
     row: dict[str, Any] | None
     bad: BadRow | None
     raw: bytes | None = None
+    size: int = 0
+
+    @property
+    def num_bytes(self) -> int:
+        """What it holds, about."""
+        return self.size or len(self.raw or b"")
 
     def sample(self) -> str:
         """The beginning of the line, printable, for a person who looks for it."""
@@ -61,8 +78,12 @@ def file_rows(path: Path) -> Iterator[Line]:
     if kind == "json":
         return _json_rows(path)
     if kind in DELIMITERS:
-        return (Line(*found) for found in cell_rows(path, DELIMITERS[kind]))
+        return (_cells_line(*found) for found in cell_rows(path, DELIMITERS[kind]))
     return _json_lines(path)
+
+
+def _cells_line(number: int, row: dict[str, Any] | None, bad: BadRow | None) -> Line:
+    return Line(number, row, bad, size=sum(len(cell or "") for cell in (row or {}).values()))
 
 
 def kind_of(path: Path) -> str | None:
@@ -92,7 +113,7 @@ def parse_line(number: int, raw: bytes) -> Line:
     try:
         return Line(number, _parse(raw.removeprefix(b"\xef\xbb\xbf")), None, raw)
     except BadRow as bad:
-        return Line(number, None, bad, raw)
+        return Line(number, None, bad, raw[: 4 * _SAMPLE_CHARS])
 
 
 def _json_lines(path: Path) -> Iterator[Line]:
@@ -139,19 +160,21 @@ def _json_rows(path: Path) -> Iterator[Line]:
     if not is_list:
         yield from _json_lines(path)
         return
-    number = 0
+    number, most = 0, most_rows(path)
     try:
-        for number, row in enumerate(list_items(chunks(path), MOST_LINE_BYTES), start=1):
-            yield _item_line(number, row)
+        for number, (row, size) in enumerate(list_items(chunks(path), MOST_LINE_BYTES), start=1):
+            if number > most:
+                raise Truncated(TOO_MANY)
+            yield _item_line(number, row, size)
     except (*DAMAGE, ValueError) as error:
         unreadable(path, f"after item {number} of the JSON list that it holds", error)
 
 
-def _item_line(number: int, row: Any) -> Line:
+def _item_line(number: int, row: Any, size: int) -> Line:
     if is_deeper(row, _MOST_DEPTH):
         return Line(number, None, BadRow("malformed_json", "nested too deeply"), b"")
     if isinstance(row, dict):
-        return Line(number, row, None)
+        return Line(number, row, None, size=size)
     bad = BadRow("not_an_object", f"the item is {type(row).__name__}, not an object")
     return Line(number, None, bad, json.dumps(row)[:_SAMPLE_CHARS].encode())
 
@@ -176,9 +199,10 @@ def _too_large(num_bytes: int) -> BadRow:
 
 def _table_rows(table: Any, first: int) -> Iterator[Line]:
     """Rows of a table or batch; one by one where a value cannot be turned into Python (text that is not UTF-8)."""
+    size = table.nbytes // max(1, table.num_rows)
     try:
         for number, row in enumerate(table.to_pylist(), start=first):
-            yield Line(number, _without_filling(row), None)
+            yield Line(number, _without_filling(row), None, size=size)
         return
     except _NO_VALUE:
         pass

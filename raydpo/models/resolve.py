@@ -12,6 +12,7 @@ from pathlib import Path
 
 from raydpo.errors import ConfigError
 from raydpo.models.adapter_files import DESCRIBED, described, holds_tokenizer, is_adapter
+from raydpo.models.model_files import refuse_unusable
 
 DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
 WEIGHTS = ("*.safetensors", *DESCRIPTION)
@@ -59,7 +60,7 @@ def resolve_model(key: str, name: str, revision: str | None = None, *, weights: 
     if (found := _folder(key, name)) is None:
         path = _download(name, revision, key, weights)
         found = ResolvedModel(name, path.name, path)
-    return with_base(found, weights=weights)
+    return _usable(key, with_base(found, weights=weights))
 
 
 def describe_model(key: str, name: str, revision: str | None = None) -> ResolvedModel:
@@ -73,7 +74,15 @@ def local_folder(key: str, name: str) -> ResolvedModel | None:
     Raises ConfigError for neither.
     """
     found = _folder(key, name)
-    return None if found is None else _with_local_base(found)
+    model = None if found is None else _with_local_base(found)
+    return None if model is None else _usable(key, model)
+
+
+def _usable(key: str, model: ResolvedModel) -> ResolvedModel:
+    """`model`, whose files were looked at: its own, and those of what lies under an adapter. Raises ConfigError."""
+    for folder in model.folders:
+        refuse_unusable(key, folder, has_weights=model.whole().commit is None)
+    return model
 
 
 def with_base(model: ResolvedModel, *, weights: bool = True) -> ResolvedModel:

@@ -14,7 +14,6 @@ from raydpo.config import Config
 from raydpo.config.section_base import say_what_is_known
 from raydpo.errors import ConfigError
 from raydpo.models.before_loading import facts, refuse_training
-from raydpo.models.model_files import refuse_unusable
 from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import ResolvedModel, local_folder
 from raydpo.rundir.positions import fit_to_model
@@ -72,8 +71,6 @@ class NamedModels:
     def _look_up(self, key: str, name: str, revision: str | None) -> None:
         if (found := self._find(key, name, revision)) is not None:
             self.found[key] = found
-            for place in {found.folder, found.whole().folder}:
-                refuse_unusable(key, place, has_weights=found.whole().commit is None)
             refuse_quantised(key, found.whole().folder)
 
     def _fit_to_model(self) -> None:
