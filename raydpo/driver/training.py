@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo import runtime
-from raydpo.artifacts import digest_of, examples_digest, read_commit
+from raydpo.artifacts import digest_of, examples_digest, read_commit, require_lease
 from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
 from raydpo.driver.actors import actor_session, trainer_ranks
@@ -122,6 +122,7 @@ def _run_fitting(driver: Driver, stop: int | None) -> None:
 
 def _run_gang(driver: Driver, stop: int | None) -> None:
     workspace = driver.workspace
+    require_lease(workspace.dir)
     with ExitStack() as stack:
         stack.enter_context(actor_session(workspace, "train"))
         runtime.check_storage(workspace.dir)
