@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo import runtime
-from raydpo.artifacts import digest_of, examples_digest, read_commit
+from raydpo.artifacts import digest_of, examples_digest, read_commit, require_lease
 from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
 from raydpo.driver.actors import demand, room_for_ranks, session_of, trainer_ranks
@@ -143,6 +143,7 @@ def _go_on(driver: Driver, text: str) -> None:
 
 def _run_gang(driver: Driver, stop: int | None) -> None:
     workspace = driver.workspace
+    require_lease(workspace.dir)
     with ExitStack() as stack:
         stack.enter_context(session_of(workspace.config))
         runtime.check_storage(workspace.dir)  # asks every node: one that is being lost is known as lost afterwards
