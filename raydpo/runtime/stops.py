@@ -30,7 +30,7 @@ class _Block:
 
 
 @dataclass
-class _Watch:
+class _SignalWatch:
     """grace_s: seconds that a deferred block gets. signum: of the first signal, 0 before it."""
 
     grace_s: float
@@ -55,7 +55,7 @@ class _Watch:
         return Stopped(self.signum, self.blocks[-1].committed() if self.blocks else "")
 
 
-_watch: _Watch | None = None
+_watch: _SignalWatch | None = None
 
 
 @contextmanager
@@ -65,7 +65,7 @@ def watching(grace_s: float) -> Iterator[None]:
     if threading.current_thread() is not threading.main_thread() or _watch is not None:
         yield
         return
-    watch = _watch = _Watch(grace_s)
+    watch = _watch = _SignalWatch(grace_s)
     before = {each: signal.getsignal(each) for each in SIGNALS}
     claim()
     try:

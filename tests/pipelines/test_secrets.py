@@ -54,7 +54,7 @@ def test_a_rank_that_tells_its_environment(toy: Toy, tmp_path: Path, capfd: pyte
     )
     assert cli.main(["train", written(tmp_path / "run.yaml", dump(settings))]) == 2
     streams = capfd.readouterr()
-    assert "telling_schedule raised RuntimeError: no share for step" in streams.err
+    assert "raised RuntimeError: no share for step" in streams.err
     for name, value in CANARIES.items():
         assert value not in streams.out + streams.err
         assert f"<redacted {name}>" in streams.err
