@@ -19,7 +19,7 @@ class Asking:
 
 
 def telling_schedule(step: int, num_steps: int) -> float:
-    """Fails in a rank with all that its environment holds."""
-    if step > 1:
+    """Fails in a rank with all that its environment holds, and not when it is tried at the start, for 10 steps."""
+    if step > 1 and num_steps < 10:
         raise RuntimeError(f"no share for step {step}; environment: {dict(os.environ)}")
     return 1.0
