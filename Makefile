@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate fuzz bench bench-objectives bench-rounds families lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate fuzz soak bench bench-objectives bench-rounds families lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -46,6 +46,12 @@ mutate: $(VENV)/.dev
 # Files of every kind changed at random, 10,000 times each instead of the 500 of `make test`. SEED draws others.
 fuzz: $(VENV)/.dev
 	RAYDPO_FUZZ=$(or $(NUM),10000) RAYDPO_FUZZ_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -s tests/hostile/test_fuzz.py
+
+# A training that is killed again and again (NUM times, drawn by SEED) beside one that is not; then every way from one number of
+# ranks and ZeRO stage to another, LoRA, bfloat16 and offload among them. An hour or more.
+soak: $(VENV)/.dev
+	$(BIN)/python -m tests.soak --kills $(or $(NUM),50) --seed $(or $(SEED),0) $(ARGS)
+	RAYDPO_SOAK=1 $(BIN)/python -m pytest tests/train/test_elastic.py
 
 # One step and one reference pass next to TRL's; ARGS="--shapes hh --repeats 5" and the like.
 bench: $(VENV)/.dev

@@ -67,12 +67,12 @@ def descendants(pid: int) -> set[Process]:
 
 def by_age(kind: str) -> list[int]:
     """The processes under this one that are actors of `kind` (RankActor, PoolActor), on either runtime; the oldest first."""
-    found = [(int(started), pid) for pid, started in descendants(os.getpid()) if _is_actor(pid, kind)]
+    found = [(int(started), pid) for pid, started in descendants(os.getpid()) if is_actor(pid, kind)]
     assert found, f"no process of a {kind}"
     return [pid for _, pid in sorted(found)]
 
 
-def _is_actor(pid: int, kind: str) -> bool:
+def is_actor(pid: int, kind: str) -> bool:
     """On Ray by its title; else by its name and that of its parent, because what an actor forks has its name too."""
     fields = _stat(pid)
     is_local = _name(pid) == kind and fields is not None and _name(int(fields[1])) == "guard"
