@@ -17,7 +17,9 @@ import json
 import logging
 import math
 import os
+import signal
 import sys
+import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -51,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _arguments(list(sys.argv[1:] if argv is None else argv))
     command = " ".join(word for word in ("raydpo", args.verb, getattr(args, "action", None)) if word)
     try:
-        code: int = args.act(args)
+        with _ended_by_sigterm():
+            code: int = args.act(args)
         sys.stdout.flush()
     except UserError as error:
         _complain(command, error.problems)
@@ -80,6 +83,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         _complain(command, [redacted(told)])
         code = 1
     return code
+
+
+@contextlib.contextmanager
+def _ended_by_sigterm() -> Iterator[None]:
+    """SIGTERM says its sentence before a run watches for it, too."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def stop(signum: int, _: object) -> None:
+        raise Stopped(signum)
+
+    before = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
