@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -36,9 +37,9 @@ TEXT = st.one_of(
 def test_dump_loads_back(texts: tuple[str, str, str], files: list[str], rate: float, beta: float, lora: bool) -> None:
     config = Config.model_validate(
         {
-            "run": {"dir": texts[0]},
-            "model": {"path": texts[1], "revision": texts[2]},
-            "data": {"train": files},
+            "run": {"dir": re.sub(r"[\x00-\x1f\x7f]", "_", texts[0])},  # what a path of ours may hold
+            "model": {"path": texts[1].replace("\0", "_"), "revision": texts[2]},
+            "data": {"train": [name.replace("\0", "_") for name in files]},
             "objective": {"name": "dpo", "beta": beta},
             "train": {"learning_rate": rate, "lora": {"target_modules": files} if lora else None},
         }
