@@ -21,6 +21,8 @@ from raydpo.errors import RaydpoError, StorageError
 _CODES = (errno.ENOSPC, errno.EDQUOT)
 _TEXTS = tuple(os.strerror(code) for code in _CODES)
 _PROBE_BYTES = 2**20
+_NO_PLACE = (errno.EROFS, errno.ESTALE, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.EACCES)
+"""What a file system says of a place where nothing can be written."""
 
 
 @contextmanager
@@ -38,6 +40,11 @@ def full_disk(path: Path, num_bytes: int = 0, *, asks_disk: bool = True) -> Iter
         chain = list(_chain(error))
         if said := [link for link in chain if isinstance(link, StorageError)]:
             raise said[0] from None  # what followed from it, such as closing the file, says less
+        if asks_disk and isinstance(error, OSError) and error.errno in _NO_PLACE:
+            raise StorageError(
+                f"{path} could not be written: {error.strerror} ({error.filename}). What was committed before is untouched. "
+                "Make the place writable again or name another one, then run the same command again."
+            ) from error
         folder = existing(path)
         is_asked = asks_disk and not isinstance(error, OSError)
         if not any(map(_says_full, chain)) and not (is_asked and not _has_room(folder)):

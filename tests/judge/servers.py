@@ -64,12 +64,14 @@ def serving(answer: Answer) -> Iterator[Served]:
 
 
 def shown(body: dict[str, Any]) -> tuple[str, str]:
-    """Answers A and B of a question."""
+    """Answers A and B of a question, by the code of its marks."""
     content = body["messages"][0]["content"]
-    first, second = (re.search(rf"\[answer {n}\]\n(.*)\n\[end of answer {n}\]", content, re.DOTALL) for n in "AB")
+    first, second = (
+        re.search(rf"(\w+) \[answer {n}\]\n(.*)\n\[end of answer {n}\] \1", content, re.DOTALL) for n in "AB"
+    )
     assert first is not None
     assert second is not None
-    return first[1], second[1]
+    return first[2], second[2]
 
 
 def longer(body: dict[str, Any]) -> str:

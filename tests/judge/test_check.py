@@ -56,7 +56,7 @@ def test_a_reward_model_has_one_output_and_weights_that_may_be_read(tmp_path: Pa
     (pickled / "model.safetensors").rename(pickled / "pytorch_model.bin")
     for kind in ("reward_model", "pairwise"):
         (problem,) = problems_of(section(kind, model=str(pickled)))
-        assert problem.startswith(f"judge.model: {pickled} has no *.safetensors")
+        assert problem.startswith(f"judge.model: {pickled} holds only pytorch_model.bin")
 
 
 def test_all_mistakes_of_an_ensemble_are_said() -> None:

@@ -17,7 +17,16 @@ LORA = {"rank": 4, "alpha": 8}
 def test_a_run_starts_at_ln_2_learns_and_says_what_happens(runs):
     run = runs.get()
     kinds = [type(event).__name__ for event in run.events if not isinstance(event, Alive)]
-    assert kinds == ["Noted", "Probed", "Evaluated", *["Stepped"] * NUM_STEPS, "Evaluated", "Staged", "Finished"]
+    assert kinds == [
+        "Noted",
+        "Probed",
+        "Evaluated",
+        *["Stepped"] * NUM_STEPS,
+        "Evaluated",
+        "Staging",
+        "Staged",
+        "Finished",
+    ]
     assert run.losses[0] == pytest.approx(math.log(2), abs=1e-6)
     assert run.first_evaluation["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert run.first_evaluation["eval/rewards/ties"] == 1
@@ -56,7 +65,7 @@ def test_a_weight_is_gathered_once_a_micro_batch(runs, gangs):
 def test_other_ranks_say_that_they_are_alive(runs, gangs):
     answers = gangs[2].run(jobs.train, runs.spec(max_steps=2))
     assert len(answers[0][0]) == len(answers[1][0])
-    assert {type(event) for event in answers[1][0]} == {Alive}
+    assert [type(event) for event in answers[1][0] if not isinstance(event, Alive)] == [Staged]  # its own part
     assert {event.step for event in answers[0][0] if isinstance(event, Alive)} == {0, 2}  # blocks of the evaluations
 
 
