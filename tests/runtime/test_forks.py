@@ -33,7 +33,8 @@ def ask(what: str, preload: Sequence[str] = (), cpus: float = 1) -> Any:
 
 
 def servers() -> list[psutil.Process]:
-    return [child for child in psutil.Process().children() if "raydpo.runtime.fork_server" in child.cmdline()]
+    alive = [child for child in psutil.Process().children() if child.status() != psutil.STATUS_ZOMBIE]
+    return [child for child in alive if "raydpo.runtime.fork_server" in child.cmdline()]
 
 
 def kill_servers() -> None:
