@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
 import subprocess
@@ -116,6 +117,7 @@ def test_killing_the_driver_leaves_no_process(tmp_path: Path) -> None:
 
 
 def test_the_environment_and_the_signal_handler_come_back() -> None:
+    importlib.import_module("ray")  # which sets a variable of its own
     before, handler = dict(os.environ), signal.getsignal(signal.SIGTERM)
     with session(local_cpus=1):
         assert run_single("sum", rank_work.add, 1, 2) == 3
