@@ -88,18 +88,15 @@ def main(argv: Sequence[str] | None = None) -> int:
 @contextlib.contextmanager
 def _ended_by_sigterm() -> Iterator[None]:
     """SIGTERM says its sentence before a run watches for it, too."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+    from raydpo.runtime.stops import handlers_kept
 
     def stop(signum: int, _: object) -> None:
         raise Stopped(signum)
 
-    before = signal.signal(signal.SIGTERM, stop)
-    try:
+    with handlers_kept():
+        if threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, stop)
         yield
-    finally:
-        signal.signal(signal.SIGTERM, signal.SIG_DFL if before is None else before)
 
 
 def _arguments(argv: list[str]) -> argparse.Namespace:

@@ -257,7 +257,7 @@ def _file(path: Path) -> FileSource:
     try:
         mode = path.stat().st_mode
     except OSError as error:
-        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}. Mend the link, or take it away.") from error
+        raise DataError(f"{str(path)!r} cannot be read: {error.strerror}. Repair the link, or remove it.") from error
     for is_one, what in _NO_FILES:
         if is_one(mode):
             raise DataError(

@@ -29,7 +29,7 @@ _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 _REFERENCE_BYTES = 4
 """A reference that follows the policy is kept in float32."""
 _SHARD_BYTES = 4096
-"""Of a shard and its record beside its values."""
+"""Of a shard and its record without its values."""
 
 
 @dataclass(frozen=True)
@@ -38,14 +38,14 @@ class DiskNeed:
 
     size: weights of model, training and export.
     dtype_bytes: of a weight in an export.
-    beside: bytes of tokenizer and config beside the weights of an export.
+    other_bytes: of tokenizer and config next to the weights of an export.
     num_checkpoints: checkpoints; num_references: references that follow the policy.
     is_merged: whether there is a `model_merged/`.
     """
 
     size: TrainedSize
     dtype_bytes: int
-    beside: int
+    other_bytes: int
     num_checkpoints: int
     num_references: int
     is_merged: bool
@@ -57,15 +57,15 @@ class DiskNeed:
 
     @property
     def model(self) -> int:
-        return self.size.exported * self.dtype_bytes + self.beside
+        return self.size.exported * self.dtype_bytes + self.other_bytes
 
     @property
     def merged(self) -> int:
-        return (self.size.model * self.dtype_bytes + self.beside) * self.is_merged
+        return (self.size.model * self.dtype_bytes + self.other_bytes) * self.is_merged
 
     @property
     def references(self) -> int:
-        return self.num_references * (self.size.model * _REFERENCE_BYTES + self.beside)
+        return self.num_references * (self.size.model * _REFERENCE_BYTES + self.other_bytes)
 
     @property
     def checkpoints(self) -> int:
@@ -82,7 +82,7 @@ class DiskNeed:
             f"{self.size.exported:,} weights x {self.dtype_bytes} + {self.size.trained:,} trained x {_STATE_BYTES}"
         )
         found = [
-            f"{self.num_checkpoints} checkpoints x {self.checkpoint:,} ({weights} + {self.beside:,} beside them)",
+            f"{self.num_checkpoints} checkpoints x {self.checkpoint:,} ({weights} + {self.other_bytes:,} next to them)",
             f"model/ {self.model:,}",
         ]
         found += [f"model_merged/ {self.merged:,}"] if self.merged else []
@@ -98,7 +98,9 @@ def training_need(workspace: Workspace, num_steps: int, *, has_eval: bool) -> Di
     return DiskNeed(
         size=size_of_full(shapes) if lora is None else size_of_lora(shapes, **lora.placed()),
         dtype_bytes=_DTYPE_BYTES[workspace.dtype],
-        beside=_bytes_of(path for pattern in (*TOKENIZER, *OTHERS, "config.json") for path in folder.glob(pattern)),
+        other_bytes=_bytes_of(
+            path for pattern in (*TOKENIZER, *OTHERS, "config.json") for path in folder.glob(pattern)
+        ),
         num_checkpoints=_num_checkpoints(workspace.config, num_steps, has_eval),
         num_references=_num_references(workspace.config, num_steps, has_eval),
         is_merged=lora is not None and lora.merge,

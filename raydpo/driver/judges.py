@@ -92,7 +92,7 @@ class Judging:
             name = getattr(judge, "__qualname__", type(judge).__qualname__)
             raise JudgeError(
                 f"the function {name} that was handed in as judge had {self._row_timeout_s:g} s for each prompt and did not "
-                "finish; the round would have waited for it without an end. What was judged before is kept. Mend it, or give "
+                "finish; the round would have waited for it without an end. What was judged before is kept. Repair it, or give "
                 "it more time (judge: {kind: function, timeout_s: ...}), and run the same command."
             ) from None
 

@@ -48,9 +48,6 @@ from raydpo.schema.rank_events import (
 )
 from raydpo.train import TrainSpec
 
-ORDERS = "orders"
-"""Name of the file, in a staging folder, that tells ranks to end."""
-
 TrainingReport = dict[str, Any]
 Receive = Callable[[WeightsPart | PolicyProbe], None]
 
@@ -171,14 +168,13 @@ class Driver:
     def spec(self, stop: int | None) -> TrainSpec:
         """What ranks that go on from the newest checkpoint get. stop: the step at which they end; None: the last."""
         workspace, config, identity = self.workspace, self.config, self.reference.identity
-        template, staging = config.data.chat_template, workspace.staging()
+        template = config.data.chat_template
         return TrainSpec(
             config=config,
             model=workspace.trained_from,
             dtype=workspace.dtype,
             data=workspace.data,
-            staging=staging,
-            orders=staging / ORDERS,
+            staging=workspace.staging(),
             reference=None if identity is None else (workspace.cache_dir, identity),
             probe=workspace.starts_at_reference,
             resume=self.last.folder if self.last else None,

@@ -30,7 +30,7 @@ from raydpo.rundir.checkpoints import newest_checkpoint, set_damaged_aside
 from raydpo.rundir.resume import Plan, check_state, plan_training, trajectory
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer, StageStarted
-from raydpo.schema.rank_events import Staged, TrainEvent
+from raydpo.schema.rank_events import TrainEvent
 from raydpo.train import TrainSpec
 from raydpo.train.boundary import order_stop
 from raydpo.train.loop import run as train_rank
@@ -126,19 +126,18 @@ def _run_healing(driver: Driver, stop: int | None) -> None:
             if not error.smaller:
                 raise
             driver.tokens_per_microbatch = error.smaller
-            _go_on(
-                driver,
-                f"{error} Going on after step {{step}} with train.tokens_per_microbatch: {error.smaller}; the global batch "
-                "and its update stay as they are.",
+            how = (
+                f" with train.tokens_per_microbatch: {error.smaller}; the global batch and its update stay as they are."
             )
+            _go_on(driver, error, how)
         except WorkerError as error:
             counted = driver.budget.spend(error, driver.in_work, driver.rows_in_work)
-            _go_on(driver, f"{error} Going on after step {{step}} ({counted}).")
+            _go_on(driver, error, f" ({counted}).")
 
 
-def _go_on(driver: Driver, text: str) -> None:
+def _go_on(driver: Driver, error: WorkerError, how: str) -> None:
     driver.rewind()
-    driver.observer(Note("warning", text.format(step=driver.step)))
+    driver.observer(Note("warning", f"{error} Going on after step {driver.step}{how}"))
 
 
 def _run_gang(driver: Driver, stop: int | None) -> None:
@@ -162,22 +161,22 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
 
 def _follow(driver: Driver, ranks: Iterator[tuple[int, TrainEvent]], spec: TrainSpec) -> None:
     """Handle what ranks say to its end. What asks them to end lets them come to a step boundary and commit it."""
-    assert spec.orders is not None
-    spec.orders.parent.mkdir(parents=True, exist_ok=True)
+    spec.staging.mkdir(parents=True, exist_ok=True)
     nodes = _Nodes(driver, runtime.leaving_nodes())
-    stop = partial(order_stop, spec.orders)
+    stop = partial(order_stop, spec.staging)
     with ExitStack() as stack:
         is_said = False
         for number, (_, event) in enumerate(ranks):
             if number == 0:  # what ranks did before was to load the model: nothing to save
                 stack.enter_context(runtime.deferred(stop, driver.committed))
+            before = driver.last
             driver.handle(event)
             if runtime.requested() and not is_said:
                 is_said = True
                 grace_s = driver.config.run.stop_grace_s
                 text = f"asked to stop: saving at the next step boundary, within {grace_s:g} s; a second signal ends at once"
                 driver.observer(Note("warning", text))
-            if driver.config.train.save == "all" and nodes.have_changed(is_committed=isinstance(event, Staged)):
+            if driver.config.train.save == "all" and nodes.have_changed(is_committed=driver.last is not before):
                 stop()  # a checkpoint at the next boundary, and then with the nodes that there are
 
 
@@ -189,7 +188,8 @@ class _Nodes:
 
     def have_changed(self, *, is_committed: bool) -> bool:
         """Asked after each event; the cluster is asked every few seconds, and after a commit. Said once."""
-        if is_committed and room_for_ranks(self._driver.config) > (self._driver.num_ranks or 0):
+        num_ranks, config = self._driver.num_ranks or 0, self._driver.config
+        if is_committed and num_ranks < config.train.ranks[1] and room_for_ranks(config) > num_ranks:
             return True
         if time.monotonic() - self._since_s < _ASK_NODES_S:
             return False

@@ -13,9 +13,7 @@ from __future__ import annotations
 import logging
 import os
 import secrets
-import signal
 import socket
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
@@ -28,7 +26,7 @@ from raydpo.errors import ResourceError
 from raydpo.runtime.import_path import LOCAL_CPUS_VARIABLE, import_path
 from raydpo.runtime.ray_backend import RayBackend
 from raydpo.runtime.ray_folders import leave_logs
-from raydpo.runtime.stops import claim
+from raydpo.runtime.stops import claim, handlers_kept
 
 _LISTENER_TIMEOUT_S = 10.0
 _START_ATTEMPTS = 4
@@ -49,7 +47,7 @@ def open_ray(local_cpus: int | None) -> Iterator[RayBackend]:
     if ray.is_initialized():
         yield RayBackend()
         return
-    with _signals_kept():
+    with handlers_kept():  # ray.init sets its own, below Python's too
         address = os.environ.get("RAY_ADDRESS", "")
         with _connected_to(address) if address not in ("", "local") else _started_locally(local_cpus):
             claim()
@@ -218,18 +216,3 @@ def _environment(variables: Mapping[str, str]) -> Iterator[None]:
             if name in variables or name.startswith("RAY_") or name == "PYTHONBREAKPOINT":
                 del os.environ[name]
         os.environ.update({name: before[name] for name in variables if name in before})
-
-
-@contextmanager
-def _signals_kept() -> Iterator[None]:
-    """ray.init replaces handlers, with its own below Python's too; the caller's come back once Ray is there, and at the end."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    handlers = {each: signal.getsignal(each) for each in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for each, handler in handlers.items():
-            if handler is not None:
-                signal.signal(each, handler)

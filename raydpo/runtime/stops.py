@@ -12,7 +12,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field
 from types import FrameType
 
@@ -62,27 +62,52 @@ _watch: _SignalWatch | None = None
 def watching(grace_s: float) -> Iterator[None]:
     """Inside, SIGTERM and SIGINT of this process raise `Stopped`. Nothing changes in a thread, or inside another watch."""
     global _watch
-    if threading.current_thread() is not threading.main_thread() or _watch is not None:
+    if not _may_handle() or _watch is not None:
         yield
         return
     watch = _watch = _SignalWatch(grace_s)
+    with handlers_kept():
+        claim()
+        try:
+            yield
+        finally:
+            _watch = None
+            if watch.timer is not None:
+                watch.timer.cancel()
+
+
+@contextmanager
+def handlers_kept(handler: signal.Handlers | None = None) -> Iterator[None]:
+    """Whatever the block does to the handlers of SIGNALS, they are put back. handler: set for the block; None: as they are.
+
+    Nothing happens in a thread, which may set none.
+    """
+    if not _may_handle():
+        yield
+        return
     before = {each: signal.getsignal(each) for each in SIGNALS}
-    claim()
     try:
+        if handler is not None:
+            _handle(handler)
         yield
     finally:
-        _watch = None
-        if watch.timer is not None:
-            watch.timer.cancel()
-        for each, handler in before.items():
-            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+        for each, kept in before.items():
+            signal.signal(each, signal.SIG_DFL if kept is None else kept)
 
 
 def claim() -> None:
     """Set our handlers, if a run is watched: the runtime calls it after it has started, as Ray sets its own."""
-    if _watch is not None and threading.current_thread() is threading.main_thread():
-        for each in SIGNALS:
-            signal.signal(each, _watch.receive)
+    if _watch is not None and _may_handle():
+        _handle(_watch.receive)
+
+
+def _handle(handler: Callable[[int, FrameType | None], object] | signal.Handlers) -> None:
+    for each in SIGNALS:
+        signal.signal(each, handler)
+
+
+def _may_handle() -> bool:
+    return threading.current_thread() is threading.main_thread()
 
 
 def requested() -> int:
@@ -116,15 +141,6 @@ def deferred(on_request: Callable[[], None], committed: Callable[[], str]) -> It
         watch.blocks.remove(block)
 
 
-@contextmanager
-def left_to_the_driver() -> Iterator[None]:
+def left_to_the_driver() -> AbstractContextManager[None]:
     """In an actor's process: a launcher that signals every process of a run does not end this one; the driver decides."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {each: signal.signal(each, signal.SIG_IGN) for each in SIGNALS}
-    try:
-        yield
-    finally:
-        for each, handler in before.items():
-            signal.signal(each, signal.SIG_DFL if handler is None else handler)
+    return handlers_kept(signal.SIG_IGN)

@@ -18,19 +18,20 @@ from raydpo.train.trainer import Rank
 
 GO_ON, SAVE, STOP = 0, 1, 2
 """Orders: the next step; a checkpoint first; a checkpoint and the end."""
-_WORD = "stop"
+_ORDERS, _WORD = "orders", "stop"
+"""The driver's file in the staging folder of an attempt, and what it says once the run shall end."""
 
 
-def order_stop(orders: Path) -> None:
-    """Ask the ranks that read `orders` to end at their next boundary. Safe in a signal handler."""
-    orders.write_text(_WORD)
+def order_stop(staging: Path) -> None:
+    """Ask the ranks of the attempt with this staging folder to end at their next boundary. Safe in a signal handler."""
+    (staging / _ORDERS).write_text(_WORD)
 
 
 class Boundary:
-    """Of one rank. orders: the driver's file; None: no orders. save_every_minutes: between checkpoints; None: no time."""
+    """Of one rank. staging: of its attempt. save_every_minutes: between checkpoints; None: no time."""
 
-    def __init__(self, rank: Rank, device: torch.device, orders: Path | None, save_every_minutes: float | None) -> None:
-        self._rank, self._device, self._orders = rank, device, orders
+    def __init__(self, rank: Rank, device: torch.device, staging: Path, save_every_minutes: float | None) -> None:
+        self._rank, self._device, self._orders = rank, device, staging / _ORDERS
         self._every_s = None if save_every_minutes is None else 60 * save_every_minutes
         self.restart()
 
@@ -40,8 +41,6 @@ class Boundary:
 
     def order(self) -> int:
         """GO_ON, SAVE or STOP, the same on every rank. Collective."""
-        if self._orders is None and self._every_s is None:
-            return GO_ON
         found = self._own() if self._rank.rank == 0 else GO_ON
         if self._rank.num_ranks == 1:
             return found
@@ -51,7 +50,7 @@ class Boundary:
 
     def _own(self) -> int:
         with suppress(OSError):
-            if self._orders is not None and self._orders.read_text() == _WORD:
+            if self._orders.read_text() == _WORD:
                 return STOP
         is_due = self._every_s is not None and time.monotonic() - self._since_s >= self._every_s
         return SAVE if is_due else GO_ON

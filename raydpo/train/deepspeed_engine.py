@@ -1,4 +1,4 @@
-"""The DeepSpeed engine of one rank, behind six methods: forward, backward, step, snapshot, save, load.
+"""The DeepSpeed engine of one rank, behind five methods: forward, backward, step, snapshot, load.
 
 Decision: the caller owns the accumulation boundary (`managed_gradient_accumulation: false`), so that a global batch may
 have any number of micro-batches; a step whose gradient is not finite is refused here, on all ranks alike.
@@ -132,10 +132,6 @@ class DeepSpeedEngine:
         fragments, rank = held(self.engine, self.stage), torch.distributed.get_rank()
         mine = list(shares(fragments, rank, self.num_ranks)) if self.stage == 0 else fragments
         return Snapshot([fragment.copied() for fragment in mine], rank, self.num_ranks)
-
-    def save(self, folder: Path) -> StateFile:
-        """`snapshot`, written at once. Not collective: the state is whole when every rank has returned."""
-        return self.snapshot().write(folder)
 
     def load(self, folder: Path) -> None:
         """Go on from what ranks saved in `folder`, however many they were and whatever their ZeRO stage. Collective.

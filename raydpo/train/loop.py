@@ -48,7 +48,7 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
         yield from _before_first_step(trainer, patience)
     meter, guard = _Meter(), _NonFinite(train.max_nonfinite_steps, spec.skipped_steps, spec.skipped_in_a_row)
     stop, reason = min(spec.stop_step or num_steps, num_steps), ""
-    boundary = Boundary(trainer.rank, trainer.engine.device, spec.orders, train.save_every_minutes)
+    boundary = Boundary(trainer.rank, trainer.engine.device, spec.staging, train.save_every_minutes)
     staged: Future[Staged] | None = None
     for step in range(spec.resume_step + 1, stop + 1):
         is_logged = step % train.log_every == 0 or step == num_steps

@@ -26,7 +26,6 @@ class TrainSpec:
     dtype: resolved compute dtype, "float32" or "bfloat16".
     data: folder of token shards.
     staging: folder for checkpoints before they are committed, unique to this attempt.
-    orders: file that says STOP once the run shall end at the next step boundary; None: nobody asks.
     reference: reference cache (directory and identity); None without a reference.
     probe: at a fresh start, compare cached rows with the trainer's own log-probs.
     resume: committed checkpoint to go on from; None at a fresh start.
@@ -49,7 +48,6 @@ class TrainSpec:
     dtype: str
     data: Path
     staging: Path
-    orders: Path | None = None
     reference: tuple[Path, CacheIdentity] | None = None
     probe: bool = False
     resume: Path | None = None

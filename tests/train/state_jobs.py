@@ -45,7 +45,7 @@ def visit(place: Place, spec: TrainSpec, step: int, source: Path | None, target:
         loaded = state_of(trainer)
     _, metrics = trainer.update(step)
     saved = state_of(trainer)
-    trainer.engine.save(target)
+    trainer.engine.snapshot().write(target)
     _, after = trainer.update(step + 1)
     return Visit(loaded, metrics["loss"], saved, after["loss"])
 
