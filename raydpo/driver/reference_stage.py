@@ -97,7 +97,7 @@ def reference_stage(
         with actor_session(workspace, "reference"):
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
-            with runtime.deferred(lambda: None, lambda: f"{scored} rows were scored and committed."):
+            with runtime.deferred(committed=lambda: f"{scored} rows were scored and committed."):
                 for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
                     if shard.nats:
                         fresh = shard.nats
