@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.sessions import session as session
     from raydpo.runtime.sessions import wait_for_room as wait_for_room
     from raydpo.runtime.stops import deferred as deferred
+    from raydpo.runtime.stops import has_grace as has_grace
     from raydpo.runtime.stops import requested as requested
     from raydpo.runtime.stops import watching as watching
 
@@ -44,6 +45,7 @@ _HOME = {
     "count_gpus": "sessions",
     "count_room": "sessions",
     "deferred": "stops",
+    "has_grace": "stops",
     "in_ray_job": "job",
     "leaving_nodes": "sessions",
     "requested": "stops",
@@ -67,6 +69,7 @@ __all__ = [
     "count_gpus",
     "count_room",
     "deferred",
+    "has_grace",
     "in_ray_job",
     "leaving_nodes",
     "requested",
