@@ -7,25 +7,32 @@ Decision: an actor is never restarted by Ray, because what it loaded would be go
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from raydpo.errors import ResourceError
+from raydpo.errors import Cause, ResourceError, WorkerError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed, Kind
+from raydpo.runtime.failure import Death
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place
 from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_storage import check_ray_storage
+from raydpo.runtime.resources import Demand, count_fitting
 from raydpo.runtime.silence import read_silence_s
 from raydpo.runtime.stacks import Stacks, gather, read_stack
 
 _STACKS_TIMEOUT_S = 120.0
+_EVENT_TIMEOUT_S = 300.0
+"""Longest way of an event from its node, once it is there."""
+_LOOK_AGAIN_S = 10.0
+"""Between two looks at the nodes, while ranks wait for their places."""
 
 
 class RayBackend:
@@ -49,7 +56,7 @@ class RayBackend:
         return RayActors()
 
     def check_storage(self, folder: Path) -> None:
-        check_ray_storage(folder)
+        check_ray_storage(folder, self.leaving())
 
 
 class RayActors:
@@ -61,14 +68,30 @@ class RayActors:
     def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
         bundle = {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each > 0}
         group = placement_group([bundle] * num_places, strategy="PACK")
-        if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
+        try:
+            self._wait_for_places(group, Demand(name, num_places, cpus, gpus))
+        except BaseException:
             self.release([(group, 0)])
-            raise ResourceError(
-                f"{name}: {num_places} ranks with {cpus:g} CPUs and {gpus:g} GPUs each found no "
-                f"place within {PLACEMENT_TIMEOUT_S:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the rest, "
-                "or nodes were lost. Wait for them, or lower what each rank takes."
-            )
+            raise
         return [(group, index) for index in range(num_places)]
+
+    def _wait_for_places(self, group: Any, demand: Demand) -> None:
+        """Raises WorkerError as soon as a node is lost without which they never fit: with fewer ranks they may."""
+        deadline_s = time.monotonic() + PLACEMENT_TIMEOUT_S
+        while not group.wait(timeout_seconds=_LOOK_AGAIN_S):
+            fits = count_fitting(demand, RayBackend().nodes())
+            if fits < demand.workers:
+                raise WorkerError(
+                    f"{demand.role}: {demand.workers} ranks were to start, and the nodes that are left have room for {fits}: "
+                    "others were lost or are being taken away.",
+                    Cause.NODE_DIED,
+                )
+            if time.monotonic() > deadline_s:
+                raise ResourceError(
+                    f"{demand.role}: {demand.workers} ranks with {demand.cpus:g} CPUs and {demand.gpus:g} GPUs each found no "
+                    f"place within {PLACEMENT_TIMEOUT_S:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the "
+                    "rest. Wait for them, or lower what each rank takes."
+                )
 
     def release(self, places: Sequence[Any]) -> None:
         for group, index in places:
@@ -111,7 +134,10 @@ class RayActors:
 
     def next_event(self, stream: Any) -> Any:
         try:
-            return ray.get(next(stream))
+            return ray.get(next(stream), timeout=_EVENT_TIMEOUT_S)
+        except GetTimeoutError as error:
+            text = f"an event of it did not arrive within {_EVENT_TIMEOUT_S:.0f} s; its node may be lost"
+            raise ActorDied(Death(Cause.UNREACHABLE, text)) from error
         except RayError as error:
             raise ActorDied(death_of(error)) from error
 
