@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from raydpo import runtime
+from raydpo.artifacts import digest_of
 from raydpo.config.round_sections import JudgeSection
 from raydpo.driver.actors import libraries_of
 from raydpo.driver.judge_progress import JudgeProgress
@@ -135,7 +136,8 @@ class Judging:
         self._progress = progress = JudgeProgress(observer, num_rows - sum(len(lots[number]) for number in missing))
         num_failed = 0
         for index, verdicts in self.verdicts([lots[number] for number in missing]):
-            piece.write_part(missing[index], [_row(verdict) for verdict in verdicts])
+            lot = lots[missing[index]]
+            piece.write_part(missing[index], [_row(*both) for both in zip(verdicts, lot, strict=True)])
             progress.judged(index, len(verdicts))
             num_failed += sum(verdict.scores is None for verdict in verdicts)
             if self._is_stopped or num_failed > self.max_failed_fraction * num_rows:
@@ -186,8 +188,15 @@ class Judging:
         return len(reasons)
 
 
-def _row(verdict: Verdict) -> dict[str, Any]:
-    return {"scores": None if verdict.scores is None else list(verdict.scores), "reason": verdict.reason}
+def _row(verdict: Verdict, shown: Row) -> dict[str, Any]:
+    scores = None if verdict.scores is None else list(verdict.scores)
+    return {"judged": judged_digest(shown), "scores": scores, "reason": verdict.reason}
+
+
+def judged_digest(shown: Row) -> str:
+    """What the scores of a row are found again by: 32 hex digits over the prompt and its answers."""
+    prompt, answers = shown
+    return digest_of([prompt, *answers])[:32]
 
 
 def texts(samples: Sequence[Sample]) -> list[str]:
