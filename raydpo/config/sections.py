@@ -23,6 +23,7 @@ from raydpo.config.mixture_entry import Entries, entry_problems
 from raydpo.config.objective_section import ObjectiveSection
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
 from raydpo.config.section import OneOrMany, Section, one_or_many
+from raydpo.config.worker_range import Workers, bounds, range_problems
 
 
 def _off(value: Any) -> Any:
@@ -149,8 +150,9 @@ class ReferenceSection(Section):
     """Reference model when it is not the model that training starts from."""
     revision: Annotated[str | None, FREE] = None
     """Branch, tag or commit when `reference.model` is a hub id."""
-    num_workers: Annotated[int, FREE] = Field(default=1, ge=1)
-    """Ray actors that score; each holds one copy of the reference."""
+    num_workers: Annotated[Workers, FREE] = 1
+    """Ray actors that score; each holds one copy of the reference. {min: 1, max: 8}: work begins with min of them, the others
+    take part as soon as there is room, on nodes that join later, too."""
     cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
     """CPUs reserved for one reference worker; also its number of threads."""
     gpus_per_worker: Annotated[float, FREE] = Field(default=0, ge=0)
@@ -171,6 +173,14 @@ class ReferenceSection(Section):
     margins see too. Each reference leaves a cache in `cache_dir`. None: the reference never moves."""
     sync_alpha: float = Field(default=0.6, gt=0, le=1)
     """Share of the policy in an updated reference; the rest is the reference before. 1: the policy itself."""
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        return bounds(self.num_workers)
+
+    def clashes(self) -> Iterator[str]:
+        yield from range_problems(self.num_workers)
 
 
 class LoraSection(Section):
@@ -218,7 +228,7 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    num_workers: Annotated[int | dict[Literal["min", "max"], int], FREE] = 1
+    num_workers: Annotated[Workers, FREE] = 1
     """Trainer ranks. A run may go on with another number of them. {min: 1, max: 4}: as many as there is room for, at a start
     and after each loss of one; where a node joins later, more from the next checkpoint on. The examples of each step are the
     same."""
@@ -312,13 +322,10 @@ class TrainSection(Section):
     @property
     def ranks(self) -> tuple[int, int]:
         """Fewest and most ranks."""
-        wanted = self.num_workers
-        return (wanted, wanted) if isinstance(wanted, int) else (wanted.get("min", 0), wanted.get("max", 0))
+        return bounds(self.num_workers)
 
     def clashes(self) -> Iterator[str]:
-        least, most = self.ranks
-        if not 1 <= least <= most:
-            yield f"num_workers: {self.num_workers}; allowed: a number from 1 on, or {{min: 1, max: 4}} with min from 1 to max"
+        yield from range_problems(self.num_workers)
         if "jsonl" not in self.sinks:
             yield (
                 "sinks without jsonl: metrics.jsonl is written in any case, because a run that goes on reads it; "

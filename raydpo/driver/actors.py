@@ -14,7 +14,9 @@ from typing import Any, TypeVar
 from raydpo import runtime
 from raydpo.config import Config
 from raydpo.config.sections import TrainSection
+from raydpo.config.worker_range import bounds
 from raydpo.rundir.workspace import Workspace
+from raydpo.schema.events import Note, Observer, ignore
 
 T = TypeVar("T")
 
@@ -41,9 +43,9 @@ def actor_session(workspace: Workspace, *roles: str) -> AbstractContextManager[A
 
 
 def demand(config: Config, role: str) -> runtime.Demand:
-    """What a role needs at least: as many workers as its section names, of trainers the fewest that it allows."""
+    """What a role needs at least: the fewest workers that its section allows."""
     section = getattr(config, role)
-    workers = section.ranks[0] if role == "train" else section.num_workers
+    workers, _ = bounds(section.num_workers)
     return runtime.Demand(role, workers, section.cpus_per_worker, section.gpus_per_worker)
 
 
@@ -68,11 +70,17 @@ def trainer_ranks(
     function: Callable[[runtime.RankContext], Iterator[T]],
     max_unread: int | None = None,
     num_ranks: int | None = None,
+    observer: Observer = ignore,
 ) -> Generator[tuple[int, T], None, None]:
     """Run `function` on the gang of ranks that `train` asks for: (rank, what it yields). Needs a session.
 
-    num_ranks: None: the fewest that the config allows.
+    num_ranks: None: the fewest that the config allows. observer: is told which node has which ranks, where there are several.
     """
+
+    def placed(places: Sequence[runtime.Place]) -> None:
+        if runtime.count_nodes() > 1:
+            observer(Note("info", f"{name}: ranks {runtime.spread_of(places)}"))
+
     train = workspace.config.train
     return runtime.run_gang(
         name,
@@ -83,4 +91,5 @@ def trainer_ranks(
         hang_timeout_s=train.hang_timeout_s,
         max_unread=max_unread,
         preload=libraries_of(),
+        placed=placed,
     )

@@ -121,7 +121,7 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         "reference",
         partial(Scorer, spec),
         works,
-        num_workers=min(section.num_workers, max(1, len(shards))),
+        num_workers=min(section.workers[1], max(1, len(shards))),
         cpus=section.cpus_per_worker,
         gpus=section.gpus_per_worker,
         max_retries=section.max_retries,
@@ -129,6 +129,7 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         hang_key="reference.hang_timeout_s",
         lighter=ShardWork.lighter,
         preload=libraries_of(),
+        placed=partial(_say_place, observer),
     ):
         if shard.did_not_fit and not has_said:
             has_said = True
@@ -137,6 +138,12 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
             done += shard.rows
             observer(Advanced("reference", done))
         yield shard
+
+
+def _say_place(observer: Observer, place: runtime.Place) -> None:
+    """Workers come when there is room for them, and a person wants to know that a new node is used."""
+    if runtime.count_nodes() > 1:
+        observer(Note("info", f"reference: a worker takes part on {place.host}"))
 
 
 def _halved(what: str, tokens_per_batch: int) -> str:

@@ -18,16 +18,19 @@ if TYPE_CHECKING:
     from raydpo.runtime.job import in_ray_job as in_ray_job
     from raydpo.runtime.job import short_stop as short_stop
     from raydpo.runtime.news import News as News
+    from raydpo.runtime.place import Place as Place
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
     from raydpo.runtime.resources import Demand as Demand
     from raydpo.runtime.sessions import check_storage as check_storage
     from raydpo.runtime.sessions import count_cpus as count_cpus
     from raydpo.runtime.sessions import count_gpus as count_gpus
+    from raydpo.runtime.sessions import count_nodes as count_nodes
     from raydpo.runtime.sessions import count_room as count_room
     from raydpo.runtime.sessions import leaving_nodes as leaving_nodes
     from raydpo.runtime.sessions import session as session
     from raydpo.runtime.sessions import wait_for_room as wait_for_room
+    from raydpo.runtime.spread import spread_of as spread_of
     from raydpo.runtime.stops import deferred as deferred
     from raydpo.runtime.stops import requested as requested
     from raydpo.runtime.stops import watching as watching
@@ -38,10 +41,12 @@ _HOME = {
     "Pool": "pool",
     "RankContext": "gang",
     "News": "news",
+    "Place": "place",
     "check_paths": "job",
     "check_storage": "sessions",
     "count_cpus": "sessions",
     "count_gpus": "sessions",
+    "count_nodes": "sessions",
     "count_room": "sessions",
     "deferred": "stops",
     "in_ray_job": "job",
@@ -51,6 +56,7 @@ _HOME = {
     "run_pool": "pool",
     "session": "sessions",
     "short_stop": "job",
+    "spread_of": "spread",
     "wait_for_room": "sessions",
     "watching": "stops",
 }
@@ -59,12 +65,14 @@ __all__ = [
     "Demand",
     "Kind",
     "News",
+    "Place",
     "Pool",
     "RankContext",
     "check_paths",
     "check_storage",
     "count_cpus",
     "count_gpus",
+    "count_nodes",
     "count_room",
     "deferred",
     "in_ray_job",
@@ -74,6 +82,7 @@ __all__ = [
     "run_pool",
     "session",
     "short_stop",
+    "spread_of",
     "wait_for_room",
     "watching",
 ]

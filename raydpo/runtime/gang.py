@@ -64,6 +64,7 @@ def run_gang(
     hang_timeout_s: float,
     max_unread: int | None = None,
     preload: Sequence[str] = (),
+    placed: Callable[[Sequence[Place]], None] | None = None,
 ) -> Generator[tuple[int, T], None, None]:
     """Run `function(context)`, a generator, on `num_ranks` actors; yield (rank, event) as events come.
 
@@ -74,6 +75,7 @@ def run_gang(
     max_unread: events that a rank may be ahead of the reader before it waits (backpressure); None: no bound.
     preload: modules that each rank imports anyway; local processes share one import of them, which comes before the
         variables of threads (torch is told its number of threads afterwards).
+    placed: gets the places of the ranks, in their order, before anything of theirs runs.
 
     Closing the iterator ends all ranks.
     Raises the RaydpoError that the failing ranks raised, if it is one class; else WorkerError with the errors and
@@ -83,6 +85,8 @@ def run_gang(
     gang = _Gang(name, actors, num_ranks, cpus=cpus, gpus=gpus, hang_timeout_s=hang_timeout_s)
     try:
         gang.place()
+        if placed is not None:
+            placed(gang.places)
         gang.launch(cloudpickle.dumps(function), preload, max_unread)
         yield from gang.events()
     finally:
@@ -162,9 +166,14 @@ class _Gang:
         for rank, member in enumerate(self._ranks):
             member.rank = rank
 
+    @property
+    def places(self) -> list[Place]:
+        """Of each rank, in their order."""
+        return [_placed(member) for member in self._ranks]
+
     def launch(self, payload: bytes, preload: Sequence[str], max_unread: int | None) -> None:
         """Give every rank its environment, then start the streams."""
-        node_of = [_placed(member).node_id for member in self._ranks]
+        node_of = [place.node_id for place in self.places]
         contexts = [
             RankContext(rank, self._num_ranks, node_of[:rank].count(node), node_of.count(node), self._gpus > 0)
             for rank, node in enumerate(node_of)
@@ -236,8 +245,10 @@ class _Gang:
         return variables
 
     def _rank_variables(self, member: _Rank, context: RankContext) -> dict[str, str]:
-        recorder = {"TORCH_NCCL_DEBUG_INFO_PIPE_FILE": flight_pipe(_placed(member).pid)} if self._gpus else {}
-        return recorder | {
+        variables = {"TORCH_NCCL_DEBUG_INFO_PIPE_FILE": flight_pipe(_placed(member).pid)} if self._gpus else {}
+        if context.local_size < context.num_ranks:
+            variables |= _placed(member).outward
+        return variables | {
             "RANK": str(context.rank),
             "LOCAL_RANK": _placed(member).device if self._gpus else str(context.local_rank),
             "LOCAL_WORLD_SIZE": str(context.local_size),

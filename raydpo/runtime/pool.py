@@ -24,7 +24,7 @@ from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death, Failure, error_of
 from raydpo.runtime.news import News
-from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, thread_variables
+from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, thread_variables
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
 from raydpo.runtime.sessions import current
 from raydpo.runtime.silence import Watched, frames_of, silences
@@ -54,6 +54,7 @@ def run_pool(
     threads: float | None = None,
     own_process: bool = False,
     preload: Sequence[str] = (),
+    placed: Callable[[Place], None] | None = None,
 ) -> Generator[tuple[int, R], None, None]:
     """Apply workers to `items` on up to `num_workers` actors; yield (index, result) in the order they finish.
 
@@ -70,6 +71,7 @@ def run_pool(
         is here otherwise).
     preload: modules that each actor imports anyway; local processes share one import of them, which comes before the
         variables of threads (torch is told its number of threads afterwards).
+    placed: gets the place of each actor as soon as it has one, which may be long after the others began.
 
     Results should be small (records, not tensors). Closing the iterator ends all actors.
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
@@ -88,6 +90,7 @@ def run_pool(
         threads=threads,
         own_process=own_process,
         preload=preload,
+        placed=placed,
     )
     with closing(pool):
         yield from pool.run(items)
@@ -117,6 +120,7 @@ class Pool:
         own_process: bool = False,
         preload: Sequence[str] = (),
         hear: Callable[[int, Any], None] | None = None,
+        placed: Callable[[Place], None] | None = None,
     ) -> None:
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._hang_timeout_s, self._hang_key, self._lighter = hang_timeout_s, hang_key, lighter
@@ -125,7 +129,7 @@ class Pool:
         self._preload = preload
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
-        self._hear = hear
+        self._hear, self._placed = hear, placed
         self._is_closed = False
         self._calls: dict[Any, PoolWorker] = {}
         self._workers: dict[int, PoolWorker] = {}
@@ -301,6 +305,8 @@ class Pool:
         """Placed -> prepare; prepared -> greeted, if there is a greeting; then the first item."""
         if worker.state == "placing":
             (worker.place, worker.stacks), worker.state = answer, "preparing"
+            if self._placed is not None:
+                self._placed(answer[0])
             variables = thread_variables(self._threads, self._gpus)
             self._ask(worker, "prepare", self._payload, variables, self._preload)
         elif worker.state == "preparing" and self._greeting is not None:

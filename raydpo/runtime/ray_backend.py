@@ -19,6 +19,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, Place
 
 from raydpo.errors import ResourceError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed, Kind
+from raydpo.runtime.interface import outward_variables
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place
 from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_storage import check_ray_storage
@@ -122,7 +123,8 @@ class RayActors:
     @staticmethod
     def locate() -> Place:
         context = ray.get_runtime_context()
-        return Place(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), _visible_device())
+        address = ray.util.get_node_ip_address()
+        return Place(context.get_node_id(), address, os.getpid(), _visible_device(), outward_variables(address))
 
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
         return _read_on_nodes(read_stack, ranks)

@@ -77,6 +77,11 @@ def count_cpus() -> int:
     return max(1, int(sum(node.get("CPU", 0.0) for node in current().nodes())))
 
 
+def count_nodes() -> int:
+    """Nodes of the open session."""
+    return len(current().nodes())
+
+
 def count_room(demand: Demand) -> int:
     """Workers of `demand` that the living nodes of the open session have room for, at most as many as it asks for."""
     return min(demand.workers, count_fitting(demand, current().nodes()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,9 +15,12 @@ from hypothesis import strategies as st
 from raydpo.errors import Cause, ConfigError, DataError, HangError, ResourceError, WorkerError
 from raydpo.runtime import stacks
 from raydpo.runtime.failure import Death, Failure, failure_of
+from raydpo.runtime.interface import interface_of, outward_variables
 from raydpo.runtime.job import check_paths, in_ray_job
+from raydpo.runtime.place import Place
 from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.resources import Demand, check_demands, count_fitting
+from raydpo.runtime.spread import spread_of
 from raydpo.runtime.stacks import innermost_frames
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
@@ -47,6 +51,30 @@ def test_exactly_enough_is_enough(workers: int, cpus: float) -> None:
     check_demands([Demand("train", workers, cpus)], [{"CPU": workers * cpus}])
     with pytest.raises(ResourceError):
         check_demands([Demand("train", workers + 1, cpus)], [{"CPU": workers * cpus}])
+
+
+def test_a_node_is_left_through_the_interface_of_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    loopback = interface_of("127.0.0.1")
+    assert loopback in {name for _, name in socket.if_nameindex()}
+    assert outward_variables("127.0.0.1") == {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": f"={loopback}"}
+    assert interface_of("203.0.113.9") is None, "an address of documentation"
+    assert outward_variables("203.0.113.9") == {}
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    assert outward_variables("127.0.0.1") == {"GLOO_SOCKET_IFNAME": loopback}, "what the node says stays"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ("a", "1 on 1 node: 0 on host a"),
+        ("aabb", "4 on 2 nodes: 0-1 on host a, 2-3 on host b"),
+        ("aabcc", "5 on 3 nodes: 0-1 on host a, 2 on host b, 3-4 on host c"),
+    ],
+)
+def test_the_spread_of_ranks_is_said_in_ranges(nodes: str, said: str) -> None:
+    assert spread_of([Place(node, f"host {node}", pid) for pid, node in enumerate(nodes)]) == said
 
 
 def test_relative_paths_are_refused_under_a_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
