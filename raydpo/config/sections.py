@@ -22,6 +22,7 @@ from raydpo.config.meanings import Meaning
 from raydpo.config.mixture_entry import Entries, entry_problems
 from raydpo.config.objective_section import ObjectiveSection
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
+from raydpo.config.scheduling_section import SchedulingSection
 from raydpo.config.section import OneOrMany, Section, one_or_many
 from raydpo.config.worker_range import Workers, bounds, range_problems
 
@@ -156,7 +157,9 @@ class ReferenceSection(Section):
     cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
     """CPUs reserved for one reference worker; also its number of threads."""
     gpus_per_worker: Annotated[float, FREE] = Field(default=0, ge=0)
-    """GPUs reserved for one reference worker."""
+    """GPUs reserved for one reference worker. Below 1 it shares a GPU with others."""
+    scheduling: Annotated[SchedulingSection, FREE] = SchedulingSection()
+    """On which nodes reference workers run. Of Ray alone."""
     tokens_per_batch: Annotated[int, FREE] = Field(default=8192, ge=1)
     """Tokens of one forward, padding included. A longer row gets a forward of its own; what does not fit into memory is done
     in halves."""
@@ -236,6 +239,8 @@ class TrainSection(Section):
     """CPUs reserved for one rank; also its number of threads."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs reserved for one rank. 0: train on the CPU with gloo."""
+    scheduling: Annotated[SchedulingSection, FREE] = SchedulingSection()
+    """On which nodes ranks run. Of Ray alone."""
     learning_rate: float = Field(default=5e-7, gt=0)
     """Peak learning rate."""
     schedule: Annotated[str, SCHEDULES] = "cosine"

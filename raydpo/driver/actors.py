@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 
 from raydpo import runtime
 from raydpo.config import Config
+from raydpo.config.scheduling_section import SchedulingSection
 from raydpo.config.sections import TrainSection
 from raydpo.config.worker_range import bounds
 from raydpo.rundir.workspace import Workspace
@@ -46,7 +47,14 @@ def demand(config: Config, role: str) -> runtime.Demand:
     """What a role needs at least: the fewest workers that its section allows."""
     section = getattr(config, role)
     workers, _ = bounds(section.num_workers)
-    return runtime.Demand(role, workers, section.cpus_per_worker, section.gpus_per_worker)
+    return runtime.Demand(
+        role, workers, section.cpus_per_worker, section.gpus_per_worker, placement(section.scheduling)
+    )
+
+
+def placement(scheduling: SchedulingSection) -> runtime.Placement:
+    """On which nodes the actors of a section go."""
+    return runtime.Placement(scheduling.strategy, scheduling.resources, scheduling.label_selector)
 
 
 def room_for_ranks(config: Config) -> int:
@@ -56,11 +64,12 @@ def room_for_ranks(config: Config) -> int:
 
 
 def trainer_limits(train: TrainSection) -> dict[str, Any]:
-    """CPUs and deadline of a pool that does a piece of work for the trainers."""
+    """CPUs, nodes and deadline of a pool that does a piece of work for the trainers."""
     return {
         "cpus": train.cpus_per_worker,
         "hang_timeout_s": train.hang_timeout_s,
         "hang_key": "train.hang_timeout_s",
+        "placement": replace(placement(train.scheduling), strategy="PACK"),
     }
 
 
@@ -91,5 +100,6 @@ def trainer_ranks(
         hang_timeout_s=train.hang_timeout_s,
         max_unread=max_unread,
         preload=libraries_of(),
+        placement=placement(train.scheduling),
         placed=placed,
     )

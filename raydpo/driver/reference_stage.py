@@ -15,7 +15,7 @@ import numpy as np
 
 from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
-from raydpo.driver.actors import actor_session, libraries_of
+from raydpo.driver.actors import actor_session, libraries_of, placement
 from raydpo.driver.disk_room import check_cache_room
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import compare
@@ -129,6 +129,7 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         hang_key="reference.hang_timeout_s",
         lighter=ShardWork.lighter,
         preload=libraries_of(),
+        placement=placement(section.scheduling),
         placed=partial(_say_place, observer),
     ):
         if shard.did_not_fit and not has_said:

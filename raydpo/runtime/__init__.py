@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.job import short_stop as short_stop
     from raydpo.runtime.news import News as News
     from raydpo.runtime.place import Place as Place
+    from raydpo.runtime.placement import Placement as Placement
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
     from raydpo.runtime.resources import Demand as Demand
@@ -42,6 +43,7 @@ _HOME = {
     "RankContext": "gang",
     "News": "news",
     "Place": "place",
+    "Placement": "placement",
     "check_paths": "job",
     "check_storage": "sessions",
     "count_cpus": "sessions",
@@ -66,6 +68,7 @@ __all__ = [
     "Kind",
     "News",
     "Place",
+    "Placement",
     "Pool",
     "RankContext",
     "check_paths",

@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol
 
 from raydpo.runtime.failure import Death
 from raydpo.runtime.place import Place
+from raydpo.runtime.resources import Demand, Node
 from raydpo.runtime.stacks import Stacks
 
 Kind = Literal["ray", "local"]
@@ -38,7 +39,7 @@ class Actors(Protocol):
     hint: str
     """Where the last output of a dead actor can be read, a clause."""
 
-    def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
+    def reserve(self, demand: Demand) -> Sequence[Any]:
         """Places for a gang, all at once. Raises ResourceError when they are not free in time."""
         ...
 
@@ -46,8 +47,8 @@ class Actors(Protocol):
         """Give places back. Never raises."""
         ...
 
-    def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> Any:
-        """An actor that makes `kind()` in its process; it is there once its first call is answered."""
+    def start(self, kind: type, demand: Demand, place: Any = None) -> Any:
+        """An actor that makes `kind()` in its process; it is there once its first call is answered. demand: of its role."""
         ...
 
     def call(self, actor: Any, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> Any:
@@ -106,8 +107,8 @@ class Backend(Protocol):
     in_process: bool
     """Whether a role of one actor may run in this process."""
 
-    def nodes(self) -> list[Mapping[str, float]]:
-        """Resources of every node that stays, in Ray's words: {"CPU": 8.0, "GPU": 1.0}."""
+    def nodes(self) -> list[Node]:
+        """Every node that stays."""
         ...
 
     def leaving(self) -> frozenset[str]:

@@ -25,7 +25,9 @@ from raydpo.errors import Cause, HangError, WorkerError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed
 from raydpo.runtime.failure import Failure, failure_of
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
+from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.rank_failures import RankFailure, verdict
+from raydpo.runtime.resources import Demand
 from raydpo.runtime.sessions import current
 from raydpo.runtime.stacks import Stacks, flight_pipe, offer_stacks
 from raydpo.runtime.stops import left_to_the_driver
@@ -64,13 +66,14 @@ def run_gang(
     hang_timeout_s: float,
     max_unread: int | None = None,
     preload: Sequence[str] = (),
+    placement: Placement = ANYWHERE,
     placed: Callable[[Sequence[Place]], None] | None = None,
 ) -> Generator[tuple[int, T], None, None]:
     """Run `function(context)`, a generator, on `num_ranks` actors; yield (rank, event) as events come.
 
     function: module-level function or partial. The variables of torch.distributed (RANK, WORLD_SIZE, LOCAL_RANK,
         LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and of threads are set before its module is imported.
-    cpus, gpus: reserved for each rank.
+    cpus, gpus: reserved for each rank. placement: on which nodes.
     hang_timeout_s: longest time without an event of a rank (events are the heartbeat).
     max_unread: events that a rank may be ahead of the reader before it waits (backpressure); None: no bound.
     preload: modules that each rank imports anyway; local processes share one import of them, which comes before the
@@ -82,7 +85,7 @@ def run_gang(
     their ranks; HangError with the silent ranks and where they are; ResourceError when no place is found.
     """
     actors = current().actors(num_ranks, own_process=False, preload=preload)
-    gang = _Gang(name, actors, num_ranks, cpus=cpus, gpus=gpus, hang_timeout_s=hang_timeout_s)
+    gang = _Gang(Demand(name, num_ranks, cpus, gpus, placement), actors, hang_timeout_s)
     try:
         gang.place()
         if placed is not None:
@@ -145,19 +148,17 @@ class _Rank:
 
 
 class _Gang:
-    def __init__(
-        self, name: str, actors: Actors, num_ranks: int, *, cpus: float, gpus: float, hang_timeout_s: float
-    ) -> None:
-        self._name, self._num_ranks, self._cpus, self._gpus = name, num_ranks, cpus, gpus
+    def __init__(self, demand: Demand, actors: Actors, hang_timeout_s: float) -> None:
+        self._demand, self._name, self._num_ranks = demand, demand.role, demand.workers
         self._actors, self._hang_timeout_s = actors, hang_timeout_s
         self._places: Sequence[Any] = ()
         self._ranks: list[_Rank] = []
 
     def place(self) -> None:
         """Reserve all places, start the actors, and number them node by node."""
-        self._places = self._actors.reserve(self._name, self._num_ranks, self._cpus, self._gpus)
+        self._places = self._actors.reserve(self._demand)
         for index, place in enumerate(self._places):
-            actor = self._actors.start(RankActor, cpus=self._cpus, gpus=self._gpus, place=place)
+            actor = self._actors.start(RankActor, self._demand, place)
             self._ranks.append(_Rank(actor, index))
         for member, found in zip(self._ranks, self._ask("place", lambda _: (self._actors.locate,)), strict=True):
             member.place = found
@@ -175,7 +176,7 @@ class _Gang:
         """Give every rank its environment, then start the streams."""
         node_of = [place.node_id for place in self.places]
         contexts = [
-            RankContext(rank, self._num_ranks, node_of[:rank].count(node), node_of.count(node), self._gpus > 0)
+            RankContext(rank, self._num_ranks, node_of[:rank].count(node), node_of.count(node), self._demand.gpus > 0)
             for rank, node in enumerate(node_of)
         ]
         shared = self._shared_variables(single_node=len(set(node_of)) == 1)
@@ -233,7 +234,7 @@ class _Gang:
 
     def _shared_variables(self, *, single_node: bool) -> dict[str, str]:
         first = self._ranks[0]
-        variables = thread_variables(self._cpus, self._gpus) | {
+        variables = thread_variables(self._demand.cpus, self._demand.gpus) | {
             "WORLD_SIZE": str(self._num_ranks),
             "MASTER_ADDR": "127.0.0.1" if single_node else _placed(first).host,
             "MASTER_PORT": str(self._answer(first, self._actors.call(first.actor, "free_port"))),
@@ -245,12 +246,12 @@ class _Gang:
         return variables
 
     def _rank_variables(self, member: _Rank, context: RankContext) -> dict[str, str]:
-        variables = {"TORCH_NCCL_DEBUG_INFO_PIPE_FILE": flight_pipe(_placed(member).pid)} if self._gpus else {}
+        variables = {"TORCH_NCCL_DEBUG_INFO_PIPE_FILE": flight_pipe(_placed(member).pid)} if self._demand.gpus else {}
         if context.local_size < context.num_ranks:
             variables |= _placed(member).outward
         return variables | {
             "RANK": str(context.rank),
-            "LOCAL_RANK": _placed(member).device if self._gpus else str(context.local_rank),
+            "LOCAL_RANK": _placed(member).device if self._demand.gpus else str(context.local_rank),
             "LOCAL_WORLD_SIZE": str(context.local_size),
             "LOCAL_SIZE": str(context.local_size),
         }

@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from raydpo.runtime.in_process import InProcess
 from raydpo.runtime.job import in_ray_job
 from raydpo.runtime.local_gpus import LocalGpus
 from raydpo.runtime.local_processes import LocalProcesses
+from raydpo.runtime.resources import Node
 
 
 class LocalBackend:
@@ -34,8 +35,8 @@ class LocalBackend:
         self._num_cpus, self._folder, self._gpus = num_cpus, folder, LocalGpus()
         self._servers = ForkServers(folder)
 
-    def nodes(self) -> list[Mapping[str, float]]:
-        return [{"CPU": float(self._num_cpus), "GPU": float(self._gpus.number)}]
+    def nodes(self) -> list[Node]:
+        return [Node({"CPU": float(self._num_cpus), "GPU": float(self._gpus.number)})]
 
     def leaving(self) -> frozenset[str]:
         return frozenset()

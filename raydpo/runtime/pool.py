@@ -25,7 +25,9 @@ from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death, Failure, error_of
 from raydpo.runtime.news import News
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, thread_variables
+from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
+from raydpo.runtime.resources import Demand, amounts
 from raydpo.runtime.sessions import current
 from raydpo.runtime.silence import Watched, frames_of, silences
 from raydpo.runtime.stops import requested
@@ -54,12 +56,13 @@ def run_pool(
     threads: float | None = None,
     own_process: bool = False,
     preload: Sequence[str] = (),
+    placement: Placement = ANYWHERE,
     placed: Callable[[Place], None] | None = None,
 ) -> Generator[tuple[int, R], None, None]:
     """Apply workers to `items` on up to `num_workers` actors; yield (index, result) in the order they finish.
 
     make_worker: module-level function or partial, called once an actor; returns the callable that takes items.
-    cpus, gpus: reserved for each actor.
+    cpus, gpus: reserved for each actor. placement: on which nodes.
     max_retries: how often one item may lose its actor and be given to another.
     hang_timeout_s: longest time of an actor without an answer or a beat (`schema.pulse`), from the moment when it has its
         place. One that is here cannot be ended: it prints where it is, and goes on.
@@ -90,6 +93,7 @@ def run_pool(
         threads=threads,
         own_process=own_process,
         preload=preload,
+        placement=placement,
         placed=placed,
     )
     with closing(pool):
@@ -120,11 +124,13 @@ class Pool:
         own_process: bool = False,
         preload: Sequence[str] = (),
         hear: Callable[[int, Any], None] | None = None,
+        placement: Placement = ANYWHERE,
         placed: Callable[[Place], None] | None = None,
     ) -> None:
+        self._demand = Demand(name, num_workers, cpus, gpus, placement)
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._hang_timeout_s, self._hang_key, self._lighter = hang_timeout_s, hang_key, lighter
-        self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
+        self._threads = cpus if threads is None else threads
         self._actors = current().actors(num_workers, own_process=own_process, preload=preload)
         self._preload = preload
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
@@ -294,7 +300,7 @@ class Pool:
             self._start_worker(number)
 
     def _start_worker(self, number: int) -> None:
-        worker = PoolWorker(number, self._actors.start(PoolActor, cpus=self._cpus, gpus=self._gpus))
+        worker = PoolWorker(number, self._actors.start(PoolActor, self._demand))
         self._workers[number] = worker
         self._ask(worker, "place", self._actors.locate, self._actors.is_shared)
         self._waiting_since_s = time.monotonic()
@@ -307,7 +313,7 @@ class Pool:
             (worker.place, worker.stacks), worker.state = answer, "preparing"
             if self._placed is not None:
                 self._placed(answer[0])
-            variables = thread_variables(self._threads, self._gpus)
+            variables = thread_variables(self._threads, self._demand.gpus)
             self._ask(worker, "prepare", self._payload, variables, self._preload)
         elif worker.state == "preparing" and self._greeting is not None:
             worker.state = "greeting"
@@ -376,7 +382,7 @@ class Pool:
         waited_s = time.monotonic() - self._waiting_since_s
         if waited_s > PLACEMENT_TIMEOUT_S and all(worker.place is None for worker in self._workers.values()):
             raise ResourceError(
-                f"{self._name}: no worker got its {self._cpus:g} CPUs and {self._gpus:g} GPUs within {waited_s:.0f} s. "
+                f"{self._name}: no worker got its {amounts(self._demand.each) or 'process'} within {waited_s:.0f} s. "
                 f"Free in the cluster now: {self._actors.free()}. Other jobs hold the rest, or nodes were lost. Wait for "
                 "them, or lower what each worker takes."
             )

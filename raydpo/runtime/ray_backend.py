@@ -23,6 +23,7 @@ from raydpo.runtime.interface import outward_variables
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place
 from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_storage import check_ray_storage
+from raydpo.runtime.resources import Demand, Node, amounts
 from raydpo.runtime.silence import read_silence_s
 from raydpo.runtime.stacks import Stacks, gather, read_stack
 
@@ -35,9 +36,10 @@ class RayBackend:
     kind: Kind = "ray"
     in_process = False
 
-    def nodes(self) -> list[Mapping[str, float]]:
+    def nodes(self) -> list[Node]:
         leaving = self.leaving()
-        return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+        there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+        return [Node(node["Resources"], node.get("Labels") or {}) for node in there]
 
     def leaving(self) -> frozenset[str]:
         with suppress(ImportError, AttributeError, RayError):
@@ -59,17 +61,18 @@ class RayActors:
     is_shared = False
     hint = "the logs of Ray on that node have its last output"
 
-    def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
-        bundle = {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each > 0}
-        group = placement_group([bundle] * num_places, strategy="PACK")
+    def reserve(self, demand: Demand) -> Sequence[Any]:
+        placement, number = demand.placement, demand.workers
+        selectors = [dict(placement.label_selector)] * number if placement.label_selector else None
+        group = placement_group([demand.each] * number, strategy=placement.strategy, bundle_label_selector=selectors)
         if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
             self.release([(group, 0)])
             raise ResourceError(
-                f"{name}: {num_places} ranks with {cpus:g} CPUs and {gpus:g} GPUs each found no "
+                f"{demand.role}: {number} ranks with {amounts(demand.each)} each found no "
                 f"place within {PLACEMENT_TIMEOUT_S:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the rest, "
                 "or nodes were lost. Wait for them, or lower what each rank takes."
             )
-        return [(group, index) for index in range(num_places)]
+        return [(group, index) for index in range(number)]
 
     def release(self, places: Sequence[Any]) -> None:
         for group, index in places:
@@ -77,12 +80,20 @@ class RayActors:
                 with suppress(RayError):
                     remove_placement_group(group)
 
-    def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> Any:
-        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+    def start(self, kind: type, demand: Demand, place: Any = None) -> Any:
+        placement = demand.placement
+        options: dict[str, Any] = {
+            "num_cpus": demand.cpus,
+            "num_gpus": demand.gpus,
+            "resources": dict(placement.resources),
+        }
         if place is not None:
             group, index = place
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-        return ray.remote(**options)(kind).remote()
+        else:
+            options["scheduling_strategy"] = "SPREAD" if placement.strategy == "SPREAD" else "DEFAULT"
+            options["label_selector"] = dict(placement.label_selector) or None
+        return ray.remote(max_restarts=0, max_task_retries=0, **options)(kind).remote()
 
     def call(self, actor: Any, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> Any:
         return getattr(actor, method).remote(*arguments)

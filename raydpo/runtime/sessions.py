@@ -40,7 +40,7 @@ def session(
         yield
         return
     if outer is not None and kind == "local" and local_cpus is None:
-        local_cpus = int(sum(node.get("CPU", 0.0) for node in outer.nodes()))
+        local_cpus = int(sum(node.resources.get("CPU", 0.0) for node in outer.nodes()))
     with _opened(kind, in_process, local_cpus) as backend:
         check_demands(demands, backend.nodes())
         _open.append(backend)
@@ -69,12 +69,12 @@ def current() -> Backend:
 
 def count_gpus() -> int:
     """GPUs of all nodes of the open session."""
-    return int(sum(node.get("GPU", 0.0) for node in current().nodes()))
+    return int(sum(node.resources.get("GPU", 0.0) for node in current().nodes()))
 
 
 def count_cpus() -> int:
     """CPUs of all nodes of the open session, at least 1."""
-    return max(1, int(sum(node.get("CPU", 0.0) for node in current().nodes())))
+    return max(1, int(sum(node.resources.get("CPU", 0.0) for node in current().nodes())))
 
 
 def count_nodes() -> int:
