@@ -131,6 +131,8 @@ def _actor_roles(config: Config) -> dict[str, Any]:
 def _nodes_of_the_local_runtime(config: Config) -> Iterator[str]:
     if config.run.runtime != "local":
         return
+    if config.run.wait_for_nodes_s:
+        yield "run.wait_for_nodes_s with run.runtime: local, which is one machine, and no other comes. Leave one of them out."
     for role, section in _actor_roles(config).items():
         if set_keys := [key for key in type(section.scheduling).model_fields if section.scheduling.is_changed(key)]:
             yield (

@@ -46,6 +46,9 @@ class RunSection(Section):
     numbers. `--local` is short for it."""
     runtime_in_process: Annotated[bool, FREE] = True
     """Of `runtime: local`: false runs a role of one worker in a process of its own too, which can be killed alone."""
+    wait_for_nodes_s: Annotated[float, FREE] = Field(default=0, ge=0)
+    """Seconds that a role waits for nodes that are not there when its turn comes, for instance because an autoscaler starts
+    them when they are asked for. 0: a run that the nodes of now can never hold is refused at its start. Of Ray alone."""
     stop_grace_s: Annotated[float, FREE] = Field(default=25, gt=0)
     """Seconds that a run has, after SIGTERM or Ctrl-C, to reach the next boundary of its work and commit it. What takes
     longer, and a second signal, ends it at once; what was committed before is safe. Less than what your scheduler waits

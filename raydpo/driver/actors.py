@@ -31,16 +31,23 @@ def libraries_of(engine: str = "transformers") -> Sequence[str]:
 
 
 def session_of(
-    config: Config, demands: Sequence[runtime.Demand] = (), *, in_process: bool = True
+    config: Config,
+    demands: Sequence[runtime.Demand] = (),
+    observer: Observer = ignore,
+    *,
+    in_process: bool = True,
 ) -> AbstractContextManager[Any]:
-    """A session with the runtime that a config names. in_process: whether a role of one actor may share this process."""
+    """A session with the runtime that a config names. observer: is told what is waited for. in_process: whether
+    a role of one actor may share this process."""
     run = config.run
-    return runtime.session(demands, kind=run.runtime, in_process=in_process and run.runtime_in_process)
+    patience = runtime.NodePatience(run.wait_for_nodes_s, lambda text: observer(Note("info", text)))
+    in_process = in_process and run.runtime_in_process
+    return runtime.session(demands, kind=run.runtime, in_process=in_process, patience=patience)
 
 
-def actor_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any]:
+def actor_session(workspace: Workspace, observer: Observer, *roles: str) -> AbstractContextManager[Any]:
     """A session of `run.runtime` with enough for each of `roles` ("reference", "train"), which run one after the other."""
-    return session_of(workspace.config, [demand(workspace.config, role) for role in roles])
+    return session_of(workspace.config, [demand(workspace.config, role) for role in roles], observer)
 
 
 def demand(config: Config, role: str) -> runtime.Demand:

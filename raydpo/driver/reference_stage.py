@@ -15,7 +15,7 @@ import numpy as np
 
 from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
-from raydpo.driver.actors import actor_session, libraries_of, placement
+from raydpo.driver.actors import actor_session, demand, libraries_of, placement
 from raydpo.driver.disk_room import check_cache_room
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import compare
@@ -94,7 +94,8 @@ def reference_stage(
     fresh: tuple[np.ndarray, ...] = ()
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
     if works or probed:
-        with actor_session(workspace, "reference"):
+        with actor_session(workspace, observer, "reference"):
+            runtime.wait_for_nodes(demand(workspace.config, "reference"))
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
             with runtime.deferred(lambda: None, lambda: f"{scored} rows were scored and committed."):

@@ -144,7 +144,7 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
     workspace = driver.workspace
     require_lease(workspace.dir)
     with ExitStack() as stack:
-        stack.enter_context(session_of(workspace.config))
+        stack.enter_context(session_of(workspace.config, (), driver.observer))
         runtime.check_storage(workspace.dir)  # asks every node: one that is being lost is known as lost afterwards
         runtime.wait_for_room(demand(workspace.config, "train"))
         spec, num_ranks = driver.spec(stop), room_for_ranks(workspace.config)

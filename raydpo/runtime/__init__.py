@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.job import in_ray_job as in_ray_job
     from raydpo.runtime.job import short_stop as short_stop
     from raydpo.runtime.news import News as News
+    from raydpo.runtime.patience import NodePatience as NodePatience
     from raydpo.runtime.place import Place as Place
     from raydpo.runtime.placement import Placement as Placement
     from raydpo.runtime.pool import Pool as Pool
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.sessions import count_room as count_room
     from raydpo.runtime.sessions import leaving_nodes as leaving_nodes
     from raydpo.runtime.sessions import session as session
+    from raydpo.runtime.sessions import wait_for_nodes as wait_for_nodes
     from raydpo.runtime.sessions import wait_for_room as wait_for_room
     from raydpo.runtime.spread import spread_of as spread_of
     from raydpo.runtime.stops import deferred as deferred
@@ -42,6 +44,7 @@ _HOME = {
     "Pool": "pool",
     "RankContext": "gang",
     "News": "news",
+    "NodePatience": "patience",
     "Place": "place",
     "Placement": "placement",
     "check_paths": "job",
@@ -59,6 +62,7 @@ _HOME = {
     "session": "sessions",
     "short_stop": "job",
     "spread_of": "spread",
+    "wait_for_nodes": "sessions",
     "wait_for_room": "sessions",
     "watching": "stops",
 }
@@ -67,6 +71,7 @@ __all__ = [
     "Demand",
     "Kind",
     "News",
+    "NodePatience",
     "Place",
     "Placement",
     "Pool",
@@ -86,6 +91,7 @@ __all__ = [
     "session",
     "short_stop",
     "spread_of",
+    "wait_for_nodes",
     "wait_for_room",
     "watching",
 ]

@@ -8,10 +8,12 @@ Ray, on processes of this machine and in this process alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from raydpo.runtime.failure import Death
+from raydpo.runtime.patience import NodePatience
 from raydpo.runtime.place import Place
 from raydpo.runtime.resources import Demand, Node
 from raydpo.runtime.stacks import Stacks
@@ -39,7 +41,7 @@ class Actors(Protocol):
     hint: str
     """Where the last output of a dead actor can be read, a clause."""
 
-    def reserve(self, demand: Demand) -> Sequence[Any]:
+    def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
         """Places for a gang, all at once. Raises ResourceError when they are not free in time."""
         ...
 
@@ -113,6 +115,10 @@ class Backend(Protocol):
 
     def leaving(self) -> frozenset[str]:
         """Nodes that will be taken away and have said so: drained or preempted with notice."""
+        ...
+
+    def wish(self, demand: Demand) -> AbstractContextManager[None]:
+        """While it is open, whoever starts nodes is told that `demand` lacks room."""
         ...
 
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:

@@ -28,7 +28,7 @@ from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thre
 from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.resources import Demand
-from raydpo.runtime.sessions import current
+from raydpo.runtime.sessions import current, patience
 from raydpo.runtime.stacks import Stacks, flight_pipe, offer_stacks
 from raydpo.runtime.stops import left_to_the_driver
 
@@ -156,7 +156,7 @@ class _Gang:
 
     def place(self) -> None:
         """Reserve all places, start the actors, and number them node by node."""
-        self._places = self._actors.reserve(self._demand)
+        self._places = self._actors.reserve(self._demand, patience())
         for index, place in enumerate(self._places):
             actor = self._actors.start(RankActor, self._demand, place)
             self._ranks.append(_Rank(actor, index))

@@ -17,6 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from raydpo.runtime.patience import NodePatience
 from raydpo.runtime.place import Place, load_function
 from raydpo.runtime.process_state import ProcessState
 from raydpo.runtime.resources import Demand
@@ -75,7 +76,7 @@ class InProcess:
     is_shared = True
     hint = "it runs in this process"
 
-    def reserve(self, demand: Demand) -> Sequence[Any]:
+    def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
         return [None] * demand.workers
 
     def release(self, places: Sequence[Any]) -> None:

@@ -11,7 +11,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from raydpo.errors import ResourceError
@@ -22,7 +22,7 @@ from raydpo.runtime.in_process import InProcess
 from raydpo.runtime.job import in_ray_job
 from raydpo.runtime.local_gpus import LocalGpus
 from raydpo.runtime.local_processes import LocalProcesses
-from raydpo.runtime.resources import Node
+from raydpo.runtime.resources import Demand, Node
 
 
 class LocalBackend:
@@ -40,6 +40,9 @@ class LocalBackend:
 
     def leaving(self) -> frozenset[str]:
         return frozenset()
+
+    def wish(self, demand: Demand) -> AbstractContextManager[None]:
+        return nullcontext()  # nobody starts another machine
 
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         if num_actors == 1 and self.in_process and not own_process:

@@ -31,6 +31,7 @@ from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death
 from raydpo.runtime.forked_process import ForkedProcess, ForkServers, last_line
 from raydpo.runtime.local_gpus import LocalGpus
+from raydpo.runtime.patience import NodePatience
 from raydpo.runtime.place import Place
 from raydpo.runtime.resources import Demand
 from raydpo.runtime.silence import read_silence_s
@@ -69,7 +70,7 @@ class LocalProcesses:
         self._numbers = count(1)
         self.hint = f"{folder}/*.log has the last output of each while the run goes on"
 
-    def reserve(self, demand: Demand) -> Sequence[Any]:
+    def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
         return [None] * demand.workers
 
     def release(self, places: Sequence[Any]) -> None:

@@ -24,11 +24,11 @@ from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death, Failure, error_of
 from raydpo.runtime.news import News
-from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, thread_variables
+from raydpo.runtime.place import Place, thread_variables
 from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
 from raydpo.runtime.resources import Demand, amounts
-from raydpo.runtime.sessions import current
+from raydpo.runtime.sessions import current, patience
 from raydpo.runtime.silence import Watched, frames_of, silences
 from raydpo.runtime.stops import requested
 
@@ -139,7 +139,7 @@ class Pool:
         self._is_closed = False
         self._calls: dict[Any, PoolWorker] = {}
         self._workers: dict[int, PoolWorker] = {}
-        self._waiting_since_s = time.monotonic()
+        self._waiting = patience().for_places()
         self._begin(())
 
     def _begin(self, items: Sequence[Any]) -> None:
@@ -201,7 +201,7 @@ class Pool:
         while any(worker.state != "ready" for worker in self._workers.values()):
             for worker, answer in self._answers():
                 self._advance(worker, answer)
-            if time.monotonic() - self._waiting_since_s > PLACEMENT_TIMEOUT_S:
+            if not self._waiting.goes_on(self._lacking):
                 self._give_up_unplaced()
 
     def _give_up_unplaced(self) -> None:
@@ -303,7 +303,7 @@ class Pool:
         worker = PoolWorker(number, self._actors.start(PoolActor, self._demand))
         self._workers[number] = worker
         self._ask(worker, "place", self._actors.locate, self._actors.is_shared)
-        self._waiting_since_s = time.monotonic()
+        self._waiting = patience().for_places()
         if self._is_closed:  # by another thread, which may have ended the others before this one was there
             self.stop()
 
@@ -379,13 +379,17 @@ class Pool:
         return WorkerError(f"{message} {self._remedy()}", death.cause)
 
     def _check_placement(self) -> None:
-        waited_s = time.monotonic() - self._waiting_since_s
-        if waited_s > PLACEMENT_TIMEOUT_S and all(worker.place is None for worker in self._workers.values()):
+        is_waiting = all(worker.place is None for worker in self._workers.values())
+        if is_waiting and not self._waiting.goes_on(self._lacking):
+            waited_s = self._waiting.waited_s
             raise ResourceError(
                 f"{self._name}: no worker got its {amounts(self._demand.each) or 'process'} within {waited_s:.0f} s. "
                 f"Free in the cluster now: {self._actors.free()}. Other jobs hold the rest, or nodes were lost. Wait for "
                 "them, or lower what each worker takes."
             )
+
+    def _lacking(self) -> str:
+        return f"{self._name}: waiting for a place; free in the cluster now: {self._actors.free()}"
 
     def _describe(self, worker: PoolWorker) -> str:
         where = f" ({worker.place})" if worker.place else ""

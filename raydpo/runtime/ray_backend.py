@@ -7,20 +7,21 @@ Decision: an actor is never restarted by Ray, because what it loaded would be go
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
 from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
 from raydpo.errors import ResourceError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed, Kind
 from raydpo.runtime.interface import outward_variables
-from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place
+from raydpo.runtime.patience import NodePatience
+from raydpo.runtime.place import Place
 from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_storage import check_ray_storage
 from raydpo.runtime.resources import Demand, Node, amounts
@@ -28,6 +29,8 @@ from raydpo.runtime.silence import read_silence_s
 from raydpo.runtime.stacks import Stacks, gather, read_stack
 
 _STACKS_TIMEOUT_S = 120.0
+_ASK_S = 5.0
+"""Between two looks at the clock while ranks wait for their places."""
 
 
 class RayBackend:
@@ -48,11 +51,27 @@ class RayBackend:
             return frozenset(state.get_draining_nodes())
         return frozenset()
 
+    @contextmanager
+    def wish(self, demand: Demand) -> Iterator[None]:
+        group = _group(demand)  # one that waits is what an autoscaler looks at
+        try:
+            yield
+        finally:
+            with suppress(RayError):
+                remove_placement_group(group)
+
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         return RayActors()
 
     def check_storage(self, folder: Path) -> None:
         check_ray_storage(folder)
+
+
+def _group(demand: Demand) -> PlacementGroup:
+    """A placement group for all workers of `demand`. Ray removes it when this process is gone."""
+    placement = demand.placement
+    selectors = [dict(placement.label_selector)] * demand.workers if placement.label_selector else None
+    return placement_group([demand.each] * demand.workers, strategy=placement.strategy, bundle_label_selector=selectors)
 
 
 class RayActors:
@@ -61,18 +80,19 @@ class RayActors:
     is_shared = False
     hint = "the logs of Ray on that node have its last output"
 
-    def reserve(self, demand: Demand) -> Sequence[Any]:
-        placement, number = demand.placement, demand.workers
-        selectors = [dict(placement.label_selector)] * number if placement.label_selector else None
-        group = placement_group([demand.each] * number, strategy=placement.strategy, bundle_label_selector=selectors)
-        if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
-            self.release([(group, 0)])
-            raise ResourceError(
-                f"{demand.role}: {number} ranks with {amounts(demand.each)} each found no "
-                f"place within {PLACEMENT_TIMEOUT_S:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the rest, "
-                "or nodes were lost. Wait for them, or lower what each rank takes."
-            )
-        return [(group, index) for index in range(number)]
+    def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
+        group, waiting = _group(demand), patience.for_places()
+        while not group.wait(timeout_seconds=_ASK_S):
+            if not waiting.goes_on(
+                lambda: f"{demand.role}: waiting for places; free in the cluster now: {self.free()}"
+            ):
+                self.release([(group, 0)])
+                raise ResourceError(
+                    f"{demand.role}: {demand.workers} ranks with {amounts(demand.each)} each found no "
+                    f"place within {waiting.waited_s:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the rest, "
+                    "or nodes were lost. Wait for them, or lower what each rank takes."
+                )
+        return [(group, index) for index in range(demand.workers)]
 
     def release(self, places: Sequence[Any]) -> None:
         for group, index in places:
