@@ -6,7 +6,7 @@ nowhere else, so that what is checked at the start is what is asked for later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, TypeVar
@@ -42,7 +42,7 @@ def session_of(
     run = config.run
     patience = runtime.NodePatience(run.wait_for_nodes_s, lambda text: observer(Note("info", text)))
     in_process = in_process and run.runtime_in_process
-    return runtime.session(demands, kind=run.runtime, in_process=in_process, patience=patience)
+    return runtime.session(demands, kind=run.runtime, in_process=in_process, patience=patience, run=run.dir)
 
 
 def actor_session(workspace: Workspace, observer: Observer, *roles: str) -> AbstractContextManager[Any]:
@@ -68,6 +68,19 @@ def room_for_ranks(config: Config) -> int:
     """Trainer ranks that the nodes of the open session have room for, within the range that the config allows."""
     least, most = config.train.ranks
     return max(least, runtime.count_room(replace(demand(config, "train"), workers=most)))
+
+
+def show_step(step: int, metrics: Mapping[str, float], num_ranks: int) -> None:
+    """Let the cluster's monitoring see a training step."""
+    shown: dict[str, float] = {"raydpo_step": step, "raydpo_ranks": num_ranks}
+    names = {
+        "loss": "raydpo_loss",
+        "rewards/margins": "raydpo_reward_margin",
+        "tokens_per_s": "raydpo_tokens_per_second",
+    }
+    shown |= {gauge: metrics[name] for name, gauge in names.items() if name in metrics}
+    for gauge, value in shown.items():
+        runtime.gauge(gauge, value, "train")
 
 
 def trainer_limits(train: TrainSection) -> dict[str, Any]:

@@ -98,6 +98,9 @@ def reference_stage(
             runtime.wait_for_nodes(demand(workspace.config, "reference"))
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
+            missed = sum(len(work.keys) for work in works)
+            runtime.gauge("raydpo_cache_hit_rows", len(wanted.keys) - missed, "reference")
+            runtime.gauge("raydpo_cache_missed_rows", missed, "reference")
             with runtime.deferred(lambda: None, lambda: f"{scored} rows were scored and committed."):
                 for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
                     if shard.nats:
@@ -139,6 +142,7 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         if not shard.nats:
             done += shard.rows
             observer(Advanced("reference", done))
+            runtime.gauge("raydpo_scored_rows", done, "reference")
         yield shard
 
 

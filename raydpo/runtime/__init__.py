@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.backend import Kind as Kind
     from raydpo.runtime.gang import RankContext as RankContext
     from raydpo.runtime.gang import run_gang as run_gang
+    from raydpo.runtime.gauges import gauge as gauge
     from raydpo.runtime.job import check_paths as check_paths
     from raydpo.runtime.job import in_ray_job as in_ray_job
     from raydpo.runtime.job import short_stop as short_stop
@@ -54,6 +55,7 @@ _HOME = {
     "count_nodes": "sessions",
     "count_room": "sessions",
     "deferred": "stops",
+    "gauge": "gauges",
     "in_ray_job": "job",
     "leaving_nodes": "sessions",
     "requested": "stops",
@@ -83,6 +85,7 @@ __all__ = [
     "count_nodes",
     "count_room",
     "deferred",
+    "gauge",
     "in_ray_job",
     "leaving_nodes",
     "requested",

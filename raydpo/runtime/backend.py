@@ -129,6 +129,10 @@ class Backend(Protocol):
         """
         ...
 
+    def show(self, name: str, help_text: str, value: float, labels: dict[str, str]) -> None:
+        """A number for the monitoring of the cluster, if there is any."""
+        ...
+
     def check_storage(self, folder: Path) -> None:
         """Prove that every node reads and writes the same `folder`. Raises StorageError."""
         ...

@@ -49,6 +49,9 @@ class LocalBackend:
             return InProcess()
         return LocalProcesses(self._gpus, self._folder, self._servers, preload)
 
+    def show(self, name: str, help_text: str, value: float, labels: dict[str, str]) -> None:
+        pass  # nobody scrapes a machine without a cluster
+
     def close(self) -> None:
         self._servers.close()
 

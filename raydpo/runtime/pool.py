@@ -23,6 +23,7 @@ from raydpo.errors import Cause, HangError, ResourceError, WorkerError
 from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death, Failure, error_of
+from raydpo.runtime.gauges import gauge
 from raydpo.runtime.news import News
 from raydpo.runtime.place import Place, thread_variables
 from raydpo.runtime.placement import ANYWHERE, Placement
@@ -262,8 +263,16 @@ class Pool:
             yield worker, answer
         self._check_silence()
 
+    def _show(self) -> None:
+        placed = [worker for worker in self._workers.values() if worker.place is not None]
+        busy = sum(worker.state == "working" for worker in placed)
+        gauge("raydpo_queue_items", len(self._queue), self._name)
+        gauge("raydpo_workers", len(placed), self._name)
+        gauge("raydpo_busy_share", busy / max(1, len(placed)), self._name)
+
     def _wait(self, calls: list[Any]) -> list[Any]:
         """Finished ones of `calls`. Time that the caller spends elsewhere counts for nobody's silence."""
+        self._show()
         started_s = time.monotonic()
         finished = self._actors.wait(calls, min(5.0, self._hang_timeout_s))
         waited_s = time.monotonic() - started_s

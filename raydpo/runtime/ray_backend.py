@@ -23,6 +23,7 @@ from raydpo.runtime.interface import outward_variables
 from raydpo.runtime.patience import NodePatience
 from raydpo.runtime.place import Place
 from raydpo.runtime.ray_deaths import death_of
+from raydpo.runtime.ray_gauges import set_gauge
 from raydpo.runtime.ray_storage import check_ray_storage
 from raydpo.runtime.resources import Demand, Node, amounts
 from raydpo.runtime.silence import read_silence_s
@@ -62,6 +63,9 @@ class RayBackend:
 
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         return RayActors()
+
+    def show(self, name: str, help_text: str, value: float, labels: dict[str, str]) -> None:
+        set_gauge(name, help_text, value, labels)
 
     def check_storage(self, folder: Path) -> None:
         check_ray_storage(folder)

@@ -21,10 +21,11 @@ from raydpo.runtime.resources import Demand, check_demands, count_fitting
 
 @dataclass(eq=False)
 class _Open:
-    """A session that is open, and how long its roles wait."""
+    """A session that is open, how long its roles wait, and whose it is."""
 
     backend: Backend
     patience: NodePatience
+    run: str
 
 
 _open: list[_Open] = []
@@ -38,6 +39,7 @@ def session(
     in_process: bool = True,
     local_cpus: int | None = None,
     patience: NodePatience | None = None,
+    run: str = "",
 ) -> Iterator[None]:
     """Connect, check `demands`, and disconnect at the end. A session inside one of the same kind reuses the outer one;
     a local one inside another has its CPUs.
@@ -47,24 +49,26 @@ def session(
     in_process: of local, whether a role of one actor runs in this process.
     local_cpus: CPUs that a machine declares, instead of those it has; ignored on a cluster.
     patience: with nodes that are still to come. None: that of the outer session, without one none.
+    run: whose numbers a cluster's monitoring shows; empty: that of the outer session.
 
     Raises ResourceError when a demand can never be met (unless nodes are waited for), no cluster answers at RAY_ADDRESS, or
         local is asked for on one.
     """
     outer = _open[-1] if _open else None
+    run = run or (outer.run if outer is not None else "")
     patience = patience or (outer.patience if outer is not None else NodePatience())
     if outer is not None and (outer.backend.kind, outer.backend.in_process) == (kind, in_process and kind == "local"):
-        with _within(outer.backend, demands, patience):
+        with _within(outer.backend, demands, patience, run):
             yield
         return
     if outer is not None and kind == "local" and local_cpus is None:
         local_cpus = int(sum(node.resources.get("CPU", 0.0) for node in outer.backend.nodes()))
-    with _opened(kind, in_process, local_cpus) as backend, _within(backend, demands, patience):
+    with _opened(kind, in_process, local_cpus) as backend, _within(backend, demands, patience, run):
         yield
 
 
 @contextmanager
-def _within(backend: Backend, demands: Sequence[Demand], patience: NodePatience) -> Iterator[None]:
+def _within(backend: Backend, demands: Sequence[Demand], patience: NodePatience, run: str) -> Iterator[None]:
     nodes = backend.nodes()
     if patience.wait_s and backend.kind == "ray":
         for demand in demands:
@@ -75,7 +79,7 @@ def _within(backend: Backend, demands: Sequence[Demand], patience: NodePatience)
                 )
     else:
         check_demands(demands, nodes)
-    entry = _Open(backend, patience)
+    entry = _Open(backend, patience, run)
     _open.append(entry)
     try:
         yield
@@ -103,6 +107,12 @@ def current() -> Backend:
 def patience() -> NodePatience:
     """How long roles of the session that was opened last wait for nodes."""
     return _open[-1].patience if _open else NodePatience()
+
+
+def show(name: str, help_text: str, value: float, role: str) -> None:
+    """Let the monitoring of the session's runtime see a number of the run; without a session nothing happens."""
+    if _open:
+        _open[-1].backend.show(name, help_text, value, {"run": _open[-1].run, "role": role})
 
 
 def count_gpus() -> int:
