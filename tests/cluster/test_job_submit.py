@@ -1,4 +1,4 @@
-"""A real head on loopback, a real `ray job submit`: SUCCEEDED, the model is there. Stopped and submitted again, it is the same."""
+"""A real head on loopback, a real `ray job submit`: SUCCEEDED, the model is there. Stopped and resubmitted, it is the same."""
 
 import json
 import subprocess
