@@ -93,7 +93,7 @@ def _tell(thread: int) -> None:
 
 def _hear(thread: int) -> None:
     """Let this thread, which was told and may not have heard, hear it here, so that it does not later. To take it back would
-    leave the interpreter with a mark that something is to be raised; under a trace function it then looks for it without end."""
+    leave the interpreter with a mark that something is to be raised; under a trace function it looks for it without end."""
     with suppress(Overtime):
         _tell(thread)
         while True:

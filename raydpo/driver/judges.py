@@ -16,7 +16,7 @@ from typing import Any
 from raydpo import runtime
 from raydpo.artifacts import digest_of
 from raydpo.config.round_sections import JudgeSection
-from raydpo.driver.actors import libraries_of
+from raydpo.driver.actors import libraries_of, placement
 from raydpo.driver.judge_progress import JudgeProgress
 from raydpo.driver.judge_worker import make_judge_worker
 from raydpo.errors import Cause, JudgeError, WorkerError
@@ -111,6 +111,7 @@ class Judging:
                 max_retries=section.max_retries,
                 hang_timeout_s=section.hang_timeout_s,
                 hang_key="judge.hang_timeout_s",
+                placement=placement(section.scheduling),
                 # Code that the config names may hang, and only a process of its own can be ended then.
                 own_process=runs_named_code(section) or (bool(self._models) and self._engine.engine != "transformers"),
                 preload=self._libraries(),

@@ -19,6 +19,7 @@ from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.data.store import taught_ends
 from raydpo.disk import append_line, full_disk, removed_on_error
+from raydpo.driver.actors import show_step
 from raydpo.driver.disk_room import training_need
 from raydpo.driver.export_proof import prove
 from raydpo.driver.healing import Budget
@@ -198,6 +199,7 @@ class Driver:
             case Stepped(step, metrics):
                 self._log(step, metrics)
                 self.observer(Advanced("train", step, metrics))
+                show_step(step, metrics, self.num_ranks or 0)
                 for warning in self._watch.observe(metrics):
                     self.observer(Note("warning", warning))
             case Evaluated(step, metrics):

@@ -34,7 +34,7 @@ from raydpo.rounds.round_config import read_probe, reference_of, training_config
 from raydpo.rounds.setup import Setup, set_up
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.piece import Piece
-from raydpo.runtime import watching
+from raydpo.runtime import wait_for_nodes, watching
 from raydpo.schema.events import Note, Observer, StageDone
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
 
@@ -85,10 +85,12 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
         full_disk(setup.layout.dir, asks_disk=False),
         Lease(setup.layout.dir) as lease,
         watching(setup.config.run.stop_grace_s),
-        session_of(setup.config, setup.demands, in_process=setup.rounds.placement != "split"),
+        session_of(setup.config, setup.demands, observer, in_process=setup.rounds.placement != "split"),
     ):
         for text in lease.notes:
             observer(Note("warning", text))
+        for wanted in setup.demands:
+            wait_for_nodes(wanted)
         setup = _merged(setup, observer)
         setup.check()
         with closing(Generators(setup.config, setup.engine, observer)) as generators:

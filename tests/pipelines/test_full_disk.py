@@ -66,7 +66,9 @@ class FillingSink:
         self.filling = Filling(run_dir.parent, lambda _: True, 2**16)
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
-        for _ in range(500 * (step > 1)):  # a rank says between steps what it has written, so no step may wait for all of it
+        for _ in range(
+            500 * (step > 1)
+        ):  # a rank says between steps what it has written, so no step may wait for all of it
             if any(self.checkpoints.glob("step-*")):
                 self.filling(StageStarted("ballast", None, "bytes"))
                 return

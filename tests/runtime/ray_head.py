@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ import psutil
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _START_TIMEOUT_S = 300.0
 _START_ATTEMPTS = 4
+Options = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -105,13 +106,15 @@ _QUIET = ["--disable-usage-stats", "--object-store-memory", str(200 * 2**20), "-
 
 
 @contextmanager
-def ray_head(num_cpus: int, **environment: str) -> Iterator[RayHead]:
+def ray_head(num_cpus: int, options: Options = lambda address: [], **environment: str) -> Iterator[RayHead]:
     """Start a head with `num_cpus` declared CPUs and `environment` for all its processes; stop it afterwards.
+
+    options: more of `ray start`, from the address that the cluster will have.
 
     Ray gives a node 30 s to start, too little for a machine that is busy with something else: it gets several attempts.
     """
     for attempts_left in reversed(range(_START_ATTEMPTS)):
-        with _started(num_cpus, environment) as head:
+        with _started(num_cpus, options, environment) as head:
             try:
                 _wait_until_ready(head)
             except RuntimeError as error:
@@ -123,13 +126,14 @@ def ray_head(num_cpus: int, **environment: str) -> Iterator[RayHead]:
 
 
 @contextmanager
-def _started(num_cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
+def _started(num_cpus: int, options: Options, environment: Mapping[str, str]) -> Iterator[RayHead]:
     folder = Path(tempfile.mkdtemp(prefix="rayhead-", dir="/tmp"))  # short: sockets below it have 107 characters
     token = secrets.token_hex(24)
     ports = _ports("port", "dashboard-port", "ray-client-server-port")
     output = folder / "output.txt"
     command = [*_RAY, "start", "--head", "--block", "--dashboard-host", "127.0.0.1"]
     command += ["--num-cpus", str(num_cpus), "--temp-dir", str(folder), *_options(ports), *_QUIET]
+    command += options(f"127.0.0.1:{ports['port']}")
     with open(output, "w") as file:
         process = subprocess.Popen(
             command,
