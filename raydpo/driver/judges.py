@@ -29,6 +29,8 @@ from raydpo.rundir.piece import Piece
 from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
 from raydpo.schema.samples import Sample
 
+_ENDED = "judge: the run ended while there were prompts to judge."
+
 
 class Judging:
     """What judges.
@@ -71,9 +73,13 @@ class Judging:
         return {} if self._section is None else find_models(self._section)
 
     def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
-        """(index of the batch, a verdict for each of its rows), in the order they finish."""
+        """(index of the batch, a verdict for each of its rows), in the order they finish; no more batches once a signal has
+        asked the run to end."""
         if self._judge is not None:
-            yield from ((index, self._by_function(self._judge, lot)) for index, lot in enumerate(lots))
+            for index, lot in enumerate(lots):
+                if runtime.requested():  # as a pool does
+                    return
+                yield index, self._by_function(self._judge, lot)
             return
         pool = self._actors()
         yield from pool.run(lots)
@@ -87,9 +93,13 @@ class Judging:
             return [
                 verdict
                 for rows in parts
-                for verdict in within(self._row_timeout_s * len(rows), partial(judge_rows, judge, rows))
+                for verdict in within(
+                    self._row_timeout_s * len(rows), partial(judge_rows, judge, rows), lambda: self._is_stopped
+                )
             ]
         except OutOfTime:
+            if self._is_stopped:
+                raise WorkerError(_ENDED, Cause.ENDED) from None
             name = getattr(judge, "__qualname__", type(judge).__qualname__)
             raise JudgeError(
                 f"the function {name} that was handed in as judge had {self._row_timeout_s:g} s for each prompt and did not "
@@ -145,7 +155,7 @@ class Judging:
                 break  # the others cannot make it good
         failed = self._failed(piece, len(lots), num_rows)
         if self._is_stopped or not all(map(piece.has_part, range(len(lots)))):
-            raise WorkerError("judge: the run ended while there were prompts to judge.", Cause.ENDED)
+            raise WorkerError(_ENDED, Cause.ENDED)
         piece.commit({"failed": failed, **self._marks(lots, observer)})
         number = progress.num_again
         again = f", {number} request{'s' if number > 1 else ''} sent again" * bool(number)

@@ -101,7 +101,7 @@ def reference_stage(
             missed = sum(len(work.keys) for work in works)
             runtime.gauge("raydpo_cache_hit_rows", len(wanted.keys) - missed, "reference")
             runtime.gauge("raydpo_cache_missed_rows", missed, "reference")
-            with runtime.deferred(lambda: None, lambda: f"{scored} rows were scored and committed."):
+            with runtime.deferred(committed=lambda: f"{scored} rows were scored and committed."):
                 for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
                     if shard.nats:
                         fresh = shard.nats

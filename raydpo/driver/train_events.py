@@ -27,7 +27,7 @@ from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import Sinks, Watch
 from raydpo.models.merging import merge_lora
-from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain
+from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain, step_said
 from raydpo.rundir.made_with import made_with, moved
 from raydpo.rundir.resume import Checkpoint, Plan
 from raydpo.rundir.workspace import Workspace
@@ -134,11 +134,7 @@ class Driver:
 
     def committed(self) -> str:
         """What is safe, as a sentence."""
-        if self.last is None:
-            return "No step was committed yet."
-        alone = self.last.holds_weights_alone and not self.last.reason
-        what = "Its weights alone (train.save: weights), so a run of it starts over." if alone else ""
-        return f"Step {self.step} is committed. {what}".rstrip()
+        return step_said(self.last)
 
     @property
     def is_over(self) -> bool:
