@@ -48,10 +48,10 @@ fuzz: $(VENV)/.dev
 	RAYDPO_FUZZ=$(or $(NUM),10000) RAYDPO_FUZZ_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -s tests/hostile/test_fuzz.py
 
 # A training that is killed again and again (NUM times, drawn by SEED) beside one that is not; then every way from one number of
-# ranks and ZeRO stage to another, LoRA, bfloat16 and offload among them. An hour or more.
+# ranks and ZeRO stage to another, LoRA, bfloat16 and offload among them; then SIGTERM at 20 moments. An hour or more.
 soak: $(VENV)/.dev
 	$(BIN)/python -m tests.soak --kills $(or $(NUM),50) --seed $(or $(SEED),0) $(ARGS)
-	RAYDPO_SOAK=1 $(BIN)/python -m pytest tests/train/test_elastic.py
+	RAYDPO_SOAK=1 $(BIN)/python -m pytest -s tests/train/test_elastic.py tests/pipelines/test_stop_moments.py
 
 # One step and one reference pass next to TRL's; ARGS="--shapes hh --repeats 5" and the like.
 bench: $(VENV)/.dev

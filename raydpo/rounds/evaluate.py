@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from raydpo import runtime
-from raydpo.driver.actors import libraries_of
+from raydpo.driver.actors import libraries_of, placement
 from raydpo.driver.generators import Policy
 from raydpo.driver.roles import Roles
 from raydpo.generate.engine import EngineSpec
@@ -156,6 +156,7 @@ class Evaluator:
             max_retries=section.max_retries,
             hang_timeout_s=section.hang_timeout_s,
             hang_key="generate.hang_timeout_s",
+            placement=placement(section.scheduling),
             own_process=self._engine.engine != "transformers",
             preload=libraries_of(self._engine.engine),
         )

@@ -16,6 +16,7 @@ from typing import Any
 
 from raydpo.artifacts import commit_folder, digest_of, read_commit, verify_folder, write_json, write_text
 from raydpo.errors import IntegrityError
+from raydpo.runtime import deferred
 from raydpo.schema.json_text import parse_json, read_object
 
 Rows = list[dict[str, Any]]
@@ -77,8 +78,8 @@ class Piece:
 
     def commit(self, meta: Mapping[str, Any]) -> None:
         """All parts are there: make them count."""
-        # What may be there is damaged, or of other inputs.
-        commit_folder(self._work, self.folder, {**meta, "inputs": self._inputs}, replace=True)
+        with deferred():  # what is replaced is damaged, or of other inputs, and does not stay half removed
+            commit_folder(self._work, self.folder, {**meta, "inputs": self._inputs}, replace=True)
 
     def rows(self, name: str | None = None) -> Iterator[dict[str, Any]]:
         """Rows of the committed piece, in the order of its parts; or of one file. Raises IntegrityError."""
