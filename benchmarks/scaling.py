@@ -34,7 +34,13 @@ from raydpo.quickstart.fresh_model import create_model
 
 WORDS = [f"w{number}" for number in range(200)]
 ANSWER_WORDS = 120
-SHAPE: dict[str, Any] = {"hidden_size": 16, "num_layers": 1, "num_heads": 2, "intermediate_size": 32, "max_positions": 1024}
+SHAPE: dict[str, Any] = {
+    "hidden_size": 16,
+    "num_layers": 1,
+    "num_heads": 2,
+    "intermediate_size": 32,
+    "max_positions": 1024,
+}
 ROWS_PER_SHARD = 512
 
 
