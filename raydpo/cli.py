@@ -350,6 +350,7 @@ def _formats(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    from raydpo.artifacts.mirror_path import local_path
     from raydpo.config.load import load
     from raydpo.config.sections import ReferenceSection
     from raydpo.doctor import examine_all
@@ -358,7 +359,7 @@ def _doctor(args: argparse.Namespace) -> int:
     if args.config is not None:
         config = load(args.config, args.overrides).config
         folders = {"run.dir": config.run.dir, "reference.cache_dir": config.reference.cache_dir}
-    findings = examine_all({key: Path(folder) for key, folder in folders.items()})
+    findings = examine_all({key: local_path(folder) for key, folder in folders.items()})
     failed = any(finding.level == "fail" for finding in findings)
     if args.json:
         _print_json({"ok": not failed, "findings": [dataclasses.asdict(finding) for finding in findings]})

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import Lease
+from raydpo.artifacts import Lease, local_path
 from raydpo.config import Config
 from raydpo.disk import full_disk
 from raydpo.driver.actors import session_of
@@ -110,7 +110,7 @@ def _merged(setup: Setup, observer: Observer) -> Setup:
 
 def read_summary(config: Config) -> dict[str, Any]:
     """The `summary.json` of a run that ended."""
-    summary: dict[str, Any] = json.loads((Path(config.run.dir).expanduser() / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((local_path(config.run.dir) / "summary.json").read_text())
     return summary
 
 

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raydpo import runtime
-from raydpo.artifacts import digest_of, fence, weights_digest, write_json
+from raydpo.artifacts import digest_of, fence, settle, weights_digest, write_json
 from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
 from raydpo.config.mixture_entry import paths_of
@@ -85,6 +85,7 @@ class Setup:
     def write_summary(self, summary: dict[str, Any]) -> None:
         fence(self.layout.dir / "summary.json")
         write_json(self.layout.dir / "summary.json", redacted_values(summary))
+        settle(self.layout.dir / "summary.json")
 
 
 def set_up(config: Config, judge: Judge | None, observer: Observer, *, weights: bool = True) -> Setup:

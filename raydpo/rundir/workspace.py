@@ -22,7 +22,10 @@ from raydpo.artifacts import (
     discard,
     fence,
     fsync,
+    local_path,
     require_lease,
+    settle,
+    shown,
     write_json,
     write_text,
 )
@@ -43,7 +46,7 @@ class Workspace:
     """The run directory of `config`, with the models that it names found on disk.
 
     config: fitted to the model.
-    dir: the run directory.
+    dir: the run directory, or its working copy on this machine.
     cache_dir: folder of reference caches.
     model, reference: where training starts, and what log-ratios are measured from.
     notes: what was fitted to the model, in words.
@@ -58,6 +61,11 @@ class Workspace:
     notes: tuple[str, ...] = ()
     start: ResolvedModel | None = None
     baseline: ResolvedModel | None = None
+
+    @property
+    def place(self) -> str:
+        """The run directory as a person named it: an address, or a path of this machine."""
+        return shown(self.dir)
 
     @property
     def trained_from(self) -> ResolvedModel:
@@ -176,6 +184,7 @@ class Workspace:
         if final.exists():
             discard(final)
         fresh.rename(final)
+        settle(final)
         return final
 
     def write_config(self, *, replace: bool) -> None:
@@ -186,6 +195,7 @@ class Workspace:
     def write_summary(self, summary: dict[str, Any], name: str = "summary.json") -> None:
         fence(self.dir / name)
         write_json(self.dir / name, redacted_values(summary))
+        settle(self.dir / name)
 
 
 @contextmanager
@@ -217,7 +227,7 @@ def _sweep(folder: Path) -> None:
 
 def _in_the_way(run_dir: str) -> Iterator[str]:
     """What stands where the run would put a folder of its own: said at the start, not after the training."""
-    place = Path(run_dir).expanduser()
+    place = local_path(run_dir)
     names = ("data", "checkpoints", "references", "model", "model_merged", "tensorboard")
     for path in (place, *(place / name for name in names)):
         if path.exists() and not path.is_dir():
@@ -243,8 +253,8 @@ def find_workspace(config: Config, verb: str, *, weights: bool = True) -> Worksp
         raise ConfigError(problems)
     return Workspace(
         named.fitted,
-        Path(config.run.dir).expanduser().absolute(),
-        Path(config.reference.cache_dir).expanduser().absolute(),
+        local_path(config.run.dir),
+        local_path(config.reference.cache_dir),
         model,
         named.found.get("reference.model", model),
         named.notes,
