@@ -400,7 +400,7 @@ def _silence_stdout() -> None:
 def _cache_list(args: argparse.Namespace) -> int:
     from raydpo.artifacts.housekeeping import list_caches
 
-    place = _cache_dir(args)
+    place = _cache_dir(args, in_stores=True)
     found = list_caches(place)
     if not args.json:
         print(f"{place}: {len(found)} cache{'s' if len(found) != 1 else ''}")
@@ -416,7 +416,7 @@ def _cache_list(args: argparse.Namespace) -> int:
 def _cache_verify(args: argparse.Namespace) -> int:
     from raydpo.artifacts.housekeeping import verify_caches
 
-    place = _cache_dir(args)
+    place = _cache_dir(args, in_stores=True)
     checked, problems = verify_caches(place)
     if not args.json:
         print(f"{place}: {checked:,} shards read, {len(problems):,} damaged")
@@ -446,12 +446,17 @@ def _cache_gc(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cache_dir(args: argparse.Namespace) -> Path:
-    from raydpo.config.places import check_places
+def _cache_dir(args: argparse.Namespace, *, in_stores: bool = False) -> Path:
+    """The folder that is looked at. in_stores: of an address, that of working copies, with everything fetched."""
+    from raydpo.config.places import check_places, is_in_store
     from raydpo.config.sections import ReferenceSection
 
     given = args.cache_dir or ReferenceSection.model_fields["cache_dir"].default
-    check_places({"--cache-dir": given})
+    check_places({"reference.cache_dir" if in_stores else "--cache-dir": given})
+    if is_in_store(given):
+        from raydpo.artifacts.remote_cache import pull_caches
+
+        return pull_caches(given)
     place = Path(given).expanduser()
     if not place.is_dir():
         raise UserError(

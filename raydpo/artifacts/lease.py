@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.commit_log import CommitLog
+from raydpo.artifacts.copies_room import make_room
 from raydpo.artifacts.lock import RunLock, in_use, refused
 from raydpo.artifacts.mirror_path import url_of
 from raydpo.artifacts.remote_run import RemoteRun
@@ -102,6 +103,7 @@ class Lease:
         newest = remote.newest()
         if newest.get("kind") != "end" and _runs_here(newest):
             raise in_use(url, _driver(newest))
+        make_room(self.folder)
         remote.begin()
         self.attempt, self.remote = remote.attempt, remote
         self.notes = (
@@ -196,13 +198,17 @@ def fence(path: Path) -> None:
         lease.commit(path.relative_to(lease.folder).as_posix())
 
 
-def settle(path: Path) -> None:
+def settle(path: Path, *, is_urgent: bool = True) -> None:
     """To be called once `path` counts on this machine: in a working copy of an object store, make it count there. Raises
-    LostLeaseError if another driver took the run directory over."""
+    LostLeaseError if another driver took the run directory over.
+
+    is_urgent: False for one of many, which may wait for others.
+    """
     path = Path(os.path.abspath(path))
     for lease in _covering(path)[:1]:
         if lease.remote is not None:
-            lease.remote.commit(path.relative_to(lease.folder).as_posix())
+            name = path.relative_to(lease.folder).as_posix()
+            (lease.remote.commit if is_urgent else lease.remote.commit_soon)(name)
 
 
 def require_lease(path: Path) -> None:

@@ -27,6 +27,10 @@ PART_BYTES = 8 << 20
 """Of one part of an upload and of one range of a download."""
 PARALLEL = 8
 """Requests at one time, of one file and of all files together."""
+_MOST_PARTS = 5_000
+"""Of an upload; S3 takes 10,000."""
+COPY_BYTES = 5 << 30
+"""The largest object that S3 copies in one request."""
 _TRIES, _WAIT_S = 4, 0.5
 """Of a conditional put of which nothing is known."""
 _QUERY = re.compile(r"\?[^\s\"']*")
@@ -49,9 +53,9 @@ class ObjectStore:
         num_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
         crash_point("object:before-put")
         with _said(f"{self.url}/{key} could not be written"):
-            is_large = num_bytes > PART_BYTES
+            is_large, part_bytes = num_bytes > PART_BYTES, max(PART_BYTES, num_bytes // _MOST_PARTS)
             obstore.put(
-                self._client, key, data, use_multipart=is_large, chunk_size=PART_BYTES, max_concurrency=PARALLEL // 2
+                self._client, key, data, use_multipart=is_large, chunk_size=part_bytes, max_concurrency=PARALLEL // 2
             )
         self._count("put", sent=num_bytes)
         crash_point("object:after-put")
@@ -82,9 +86,9 @@ class ObjectStore:
         except (AlreadyExistsError, PreconditionError):
             return self.get(key) == data  # an answer was lost, and this is the client's second request
         except Exception as error:
-            found = self.get(key)
-            if found is not None:
-                return found == data
+            with suppress(StorageError):
+                if (found := self.get(key)) is not None:
+                    return found == data
             if is_last or isinstance(error, PermissionError):
                 raise _refused(f"nobody knows whether {self.url}/{key} was written", error) from error
             return None

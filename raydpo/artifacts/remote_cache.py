@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -20,7 +21,7 @@ from typing import Any
 from raydpo.artifacts.commit_log import CommitLog, DiskFolder
 from raydpo.artifacts.digest import file_sha256
 from raydpo.artifacts.durable import TEMPORARY, write_bytes, write_json
-from raydpo.artifacts.mirror_path import url_of
+from raydpo.artifacts.mirror_path import local_path, url_of
 from raydpo.artifacts.object_store import PARALLEL, StoreFolder
 from raydpo.artifacts.placeholder import store_at
 from raydpo.disk import full_disk
@@ -44,6 +45,14 @@ def pull_cache(folder: Path) -> None:
         list(threads.map(lambda item: _fetch(folder, url, *item), entries.items()))
     if entries and not (folder / _IDENTITY).is_file() and (identity := store_at(url).get(_IDENTITY)) is not None:
         write_bytes(folder / _IDENTITY, identity)
+
+
+def pull_caches(url: str) -> Path:
+    """Fetch every cache below `url`: the folder of their working copies."""
+    names = {key.partition("/")[0] for key, _, _ in store_at(url).listed()}
+    for name in sorted(name for name in names if re.fullmatch("[0-9a-f]{32}", name)):
+        pull_cache(local_path(url) / name)
+    return local_path(url)
 
 
 def push_shard(folder: Path, name: str, record: Mapping[str, Any]) -> None:

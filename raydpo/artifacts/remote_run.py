@@ -10,10 +10,11 @@ of what people read (`model/`, `metrics.jsonl`, ...) are made from the objects a
 from __future__ import annotations
 
 import hashlib
+import re
 import threading
 import time
 import uuid
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import astuple
@@ -30,8 +31,11 @@ from raydpo.artifacts.working_copy import Fresh, Tree, WorkingCopy, sign_of
 from raydpo.errors import IntegrityError, StorageError
 from raydpo.schema.json_text import read_object
 
-_WHOLE_EVERY = 32
-"""Every so many entries one names everything that is reached, not only what changed."""
+_WHOLE_EVERY, _WHOLE_SHARE = 32, 8
+"""An entry names everything that is reached, not only what changed, where the last one that did is so many entries ago, and
+those after it have named at least one in so many of its files."""
+_SOON_S = 15.0
+"""What is not urgent is committed together, this long after the last commit."""
 
 
 class RemoteRun:
@@ -47,7 +51,8 @@ class RemoteRun:
         self._copy = WorkingCopy(folder, url)
         self._who, self._lost = dict(who), lost
         self._id, self._turn = uuid.uuid4().hex, threading.RLock()
-        self._last = 0
+        self._last, self._whole, self._lines_since = 0, 0, 0
+        self._committed_s = time.monotonic()
         self._tree, self._doomed = Tree(), set[str]()
 
     def newest(self) -> dict[str, Any]:
@@ -60,13 +65,14 @@ class RemoteRun:
             newest = self._log.newest()
             before, _ = self._log.newest_attempt(newest)
             self._tree = self._read_tree(newest)
-            self.attempt, self._last = before + 1, newest + 1
+            self.attempt, self._last, self._whole = before + 1, newest + 1, newest + 1
             if self._log.put(self._last, self._entry("attempt", tree=_lines(self._tree))):
                 break
         self._require_conditions()
         self._copy.reconcile(self._tree)
         self._copy.keep_state(self._tree)
-        renew_plain(self.store, self._tree)
+        renew_plain(self.store, self._tree, self._copy.read)
+        self._collect()
 
     def check(self) -> None:
         """Raise what `lost` makes if another attempt began."""
@@ -91,11 +97,24 @@ class RemoteRun:
                 raise self._lost(self._log.read(number) or {}, self.attempt)
             before, self._tree, self._last = self._tree, tree, number
             self._copy.keep_state(tree)
-            update_plain(self.store, before, tree)
+            update_plain(self.store, before, tree, self._copy.read)
             self._doomed |= {stored.key for stored in before.values()} - {stored.key for stored in tree.values()}
             with suppress(StorageError):  # they are in nobody's way, and the next commit tries again
                 self.store.delete(sorted(self._doomed))
                 self._doomed.clear()
+
+    def commit_soon(self, what: str) -> None:
+        """`commit`, unless the last one was a moment ago."""
+        if time.monotonic() - self._committed_s >= _SOON_S:
+            self.commit(what)
+
+    def _named(self, number: int, tree: Tree, changed: Tree, removed: list[str]) -> dict[str, Any]:
+        """What an entry says of what is reached from it on: all of it, or what is new."""
+        self._lines_since += len(changed) + len(removed)
+        if number - self._whole < _WHOLE_EVERY or self._lines_since * _WHOLE_SHARE < len(tree):
+            return {"put": _lines(changed), "removed": removed}
+        self._whole, self._lines_since = number, 0
+        return {"tree": _lines(tree)}
 
     def end(self) -> None:
         """Say that this attempt is over. Another may have begun."""
@@ -123,25 +142,35 @@ class RemoteRun:
         with ThreadPoolExecutor(PARALLEL // 2) as threads:
             return dict(found for found in threads.map(one, fresh) if found is not None)
 
-    def _read_tree(self, number: int) -> Tree:
-        """What entry `number` and those before it reach."""
+    def _read_tree(self, newest: int) -> Tree:
+        """What entry `newest` and those before it reach."""
         put, gone = Tree(), set[str]()
-        while number:
-            entry = self._log.read(number)
+        for number, entry in self._backwards(newest):
             if not entry:
                 raise IntegrityError(
                     f"{self._log.place}/{number:08d}.json cannot be read, and without it nobody knows what {self.url} holds. "
                     "Restore that object, or set run.dir to another place."
                 )
-            whole = entry.get("tree")
-            for name, line in whole or entry.get("put", ()):
+            for name, line in entry.get("tree") or entry.get("put", ()):
                 if name not in put and name not in gone:
                     put[name] = Stored(*line)
             gone |= set(entry.get("removed", ()))
-            if whole is not None:
+            if "tree" in entry:
                 break
-            number -= 1
         return put
+
+    def _backwards(self, newest: int) -> Iterator[tuple[int, dict[str, Any] | None]]:
+        """Numbers and entries from `newest` down, several read at a time."""
+        with ThreadPoolExecutor(PARALLEL) as threads:
+            for end in range(newest, 0, -PARALLEL):
+                numbers = range(end, max(0, end - PARALLEL), -1)
+                yield from zip(numbers, threads.map(self._log.read, numbers), strict=True)
+
+    def _collect(self) -> None:
+        """Remove objects of earlier attempts, which can commit nothing any more, that the log does not reach."""
+        kept = {stored.key for stored in self._tree.values()} | self._tree.keys()
+        found = ((key, _OBJECT.search(key)) for key, _, _ in self.store.listed())
+        self.store.delete([key for key, name in found if name and int(name[1]) < self.attempt and key not in kept])
 
     def _require_conditions(self) -> None:
         """Raise StorageError where the store puts an object over one that is there though it was asked not to."""
@@ -162,6 +191,8 @@ class RemoteRun:
         }
 
 
+_OBJECT = re.compile(r"\.(\d{4,})-\d{6,}$")
+"""End of the name of an object: attempt and entry."""
 _SHARED_BYTES = 1 << 16
 """A file from this size on shares the object of another one with the same content."""
 _IN_MEMORY_BYTES = 8 << 20

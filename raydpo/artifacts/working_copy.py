@@ -88,6 +88,11 @@ class WorkingCopy:
                     fresh.append(Fresh(name, path, sign))
         return known, fresh
 
+    def read(self, name: str) -> Path:
+        """Path of a file, fetched."""
+        fetch_files([self.folder / name])
+        return self.folder / name
+
     def know(self, sign: Sign, stored: Stored) -> None:
         """From now on the file with `sign` is the same as an object."""
         self._known[sign] = stored

@@ -63,6 +63,7 @@ def train(
             "reference": {**reference.to_json(), **moving},
             "train": training,
             "eval": evaluation,
+            **workspace.traffic,
         }
         workspace.write_summary(summary)
     return summary

@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import Lease, local_path
+from raydpo.artifacts import Lease, local_path, shown
 from raydpo.config import Config
 from raydpo.disk import full_disk
 from raydpo.driver.actors import session_of
@@ -217,10 +217,10 @@ class RoundsRun:
         return bool(found.stopped)
 
     def write_summary(self, done: list[Round]) -> None:
-        rounds = [{**asdict(found), "folder": str(found.folder), "model": str(found.model)} for found in done]
+        rounds = [{**asdict(found), "folder": shown(found.folder), "model": shown(found.model)} for found in done]
         self._setup.write_summary(
             {
-                "run_dir": str(self._layout.dir),
+                "run_dir": shown(self._layout.dir),
                 "model": rounds[-1]["model"],
                 "placement": self._section.placement,
                 "reference": self._section.reference,

@@ -30,6 +30,8 @@ from raydpo.artifacts import (
     write_text,
 )
 from raydpo.artifacts.folders import REMOVED
+from raydpo.artifacts.mirror_path import url_of
+from raydpo.artifacts.placeholder import store_at
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
@@ -66,6 +68,12 @@ class Workspace:
     def place(self) -> str:
         """The run directory as a person named it: an address, or a path of this machine."""
         return shown(self.dir)
+
+    @property
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Requests by kind and bytes of this process, under "store"; nothing for a run directory of this machine."""
+        url = url_of(self.dir)
+        return {} if url is None else {"store": dict(sorted(store_at(url).counts.items()))}
 
     @property
     def trained_from(self) -> ResolvedModel:

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from raydpo import cli
 from raydpo.artifacts import CacheIdentity, ReferenceCache, local_path, open_reference
 from raydpo.artifacts.mirror_path import ROOT_VARIABLE
 from raydpo.artifacts.object_store import ObjectStore
@@ -119,3 +120,15 @@ def test_an_input_that_changed_is_read_anew_and_one_that_did_not_is_not(bucket: 
         assert again.path.stat().st_mtime_ns == changed
         digests.append(source.digest())
     assert digests[0] != digests[1]
+
+
+def test_the_command_line_lists_and_verifies_a_cache_at_an_address(
+    bucket: str, machine: Move, capsys: pytest.CaptureFixture[str]
+) -> None:
+    machine("one")
+    write(cache(bucket), 0)
+    machine("two")
+    assert cli.main(["cache", "list", "--cache-dir", f"{bucket}/cache"]) == 0
+    assert f"{IDENTITY.digest}  10 rows" in capsys.readouterr().out
+    assert cli.main(["cache", "verify", "--cache-dir", f"{bucket}/cache"]) == 0
+    assert "1 shards read, 0 damaged" in capsys.readouterr().out

@@ -12,10 +12,11 @@ import pytest
 from raydpo.artifacts import Lease, commit_folder, fence, local_path, newest_valid, settle, verify_folder
 from raydpo.artifacts.folders import discard
 from raydpo.artifacts.lease import _started, _who
+from raydpo.artifacts.lock import RunLock
 from raydpo.artifacts.mirror_path import ROOT_VARIABLE, shown, url_of
 from raydpo.artifacts.object_store import ObjectStore
 from raydpo.artifacts.remote_run import RemoteRun
-from raydpo.errors import IntegrityError, LostLeaseError, RunInUseError, StorageError
+from raydpo.errors import ConfigError, IntegrityError, LostLeaseError, RunInUseError, StorageError
 from tests.storage.runs import log_of, named
 from tests.storage.server import Fault, Server
 
@@ -231,3 +232,53 @@ def test_a_store_that_does_not_keep_to_conditions_is_refused(url: str, monkeypat
     monkeypatch.setattr(ObjectStore, "put_if_absent", replacing)
     with pytest.raises(StorageError, match="without conditional puts"):
         Lease(local_path(url)).__enter__()
+
+
+def test_working_copies_beyond_the_bound_go_but_for_those_in_use(bucket: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    folders = [local_path(f"{bucket}/run-{number}") for number in range(4)]
+    for folder in folders[:3]:
+        with Lease(folder):
+            checkpoint(folder, 1)
+    monkeypatch.setenv("RAYDPO_STORE_GB", str(1.5 * LARGE / 1e9))
+    with RunLock(folders[0]), Lease(folders[3]):
+        assert [folder.exists() for folder in folders] == [True, False, True, True]
+    with Lease(folders[1]):
+        assert verify_folder(folders[1] / "checkpoints/step-000001") == []
+    monkeypatch.setenv("RAYDPO_STORE_GB", "many")
+    with pytest.raises(ConfigError, match="RAYDPO_STORE_GB='many' is no number"):
+        Lease(folders[0]).__enter__()
+
+
+def test_what_a_dead_driver_put_and_did_not_name_is_removed_by_the_next(url: str, tmp_path: Path) -> None:
+    first, second = driver(tmp_path / "first", url), driver(tmp_path / "second", url)
+    first.begin()
+    (tmp_path / "first/kept").write_text("kept")
+    first.commit("kept")
+    store = ObjectStore(url)
+    for key in ("lost.0001-000003", "of-the-next.0002-000009", "notes"):
+        store.put(key, b"x")
+    second.begin()
+    keys = {key for key, _, _ in store.listed() if not key.startswith("log/")}
+    assert keys == {"kept", "kept.0001-000002", "of-the-next.0002-000009", "notes"}
+
+
+def test_what_a_checkpoint_asks_of_the_store(url: str) -> None:
+    folder = local_path(url)
+    with Lease(folder) as lease:
+        assert lease.remote is not None
+        counts = lease.remote.store.counts
+        (folder / "metrics.jsonl").write_text("{}\n")
+        checkpoint(folder, 1)
+        first = counts.copy()
+        (folder / "metrics.jsonl").write_text("{}\n{}\n")
+        checkpoint(folder, 2, b"v")
+        discard(folder / "checkpoints/step-000001")
+        second = counts.copy()
+        checkpoint(folder, 3, b"u")
+        third = counts.copy()
+    asked = {kind: number for kind, number in (second - first).items() if kind != "sent"}
+    assert asked == {"put": 4, "create": 1, "copy": 1}, "three files, the metrics, one entry, and a plain copy"
+    assert {kind: number for kind, number in (third - second).items() if kind != "sent"} == {
+        **{"put": 3, "create": 1, "delete": 1}
+    }
+    assert LARGE < second["sent"] - first["sent"] < LARGE + 2000
