@@ -300,6 +300,19 @@ FAULTS = (
         ),
     ),
     Fault(
+        OWNER,
+        "driver and machine are lost, and `run.dir` is `s3://...`",
+        "steps since the newest checkpoint",
+        "same command on another machine, from the newest checkpoint, same weights bit for bit; a second driver takes the run "
+        "over",
+        (
+            "storage/test_train.py::test_a_killed_training_goes_on_where_nothing_of_it_is",
+            "storage/test_train.py::test_killed_rounds_go_on_where_nothing_of_them_is",
+            "storage/test_two_drivers.py::test_two_drivers_and_what_they_remove",
+            "storage/test_crash_points.py::test_every_request_is_a_point_where_nothing_is_lost",
+        ),
+    ),
+    Fault(
         INPUT,
         "somebody on the network tries the ports of a run on one machine",
         "nothing",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from raydpo.artifacts.durable import write_bytes
+from raydpo.artifacts.placeholder import fetch
 from raydpo.errors import IntegrityError
 
 
@@ -53,6 +54,7 @@ def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema) -> pa.Table
 
     Raises IntegrityError naming file and fault.
     """
+    fetch(path)
     try:
         with pa.memory_map(str(path)) as source:
             buffer = source.read_buffer()

@@ -16,7 +16,7 @@ import numpy as np
 
 from raydpo.artifacts import digest_of, durable
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter
-from raydpo.artifacts.lease import fence
+from raydpo.artifacts.lease import fence, settle
 from raydpo.data.encode import Encoded
 from raydpo.data.mismatched import add_mismatched
 from raydpo.errors import IntegrityError
@@ -123,6 +123,7 @@ class Store:
         fence(self.folder / _RECORD)
         body = durable.strict({"input_digest": self.input_digest, "report": report})
         durable.write_json(self.folder / _RECORD, {**body, "digest": digest_of(body)})
+        settle(self.folder)
 
 
 def held_out_entries(report: dict[str, Any]) -> list[tuple[str, int]]:

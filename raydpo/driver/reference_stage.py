@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from raydpo import runtime
-from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
+from raydpo.artifacts import CacheIdentity, ReferenceCache, shown, write_json
 from raydpo.driver.actors import actor_session, demand, libraries_of, placement
 from raydpo.driver.disk_room import check_cache_room
 from raydpo.errors import IntegrityError, ReferenceMismatchError
@@ -47,7 +47,7 @@ class ReferenceReport:
 
     def to_json(self) -> dict[str, Any]:
         counts = {"rows": self.rows, "rows_scored": self.rows_scored, "forwards": self.forwards}
-        where = {} if self.cache is None else {"cache": str(self.cache.folder)}
+        where = {} if self.cache is None else {"cache": shown(self.cache.folder)}
         return {**counts, "damaged_shards": list(self.damaged), **where}
 
 
@@ -86,7 +86,7 @@ def reference_stage(
     cache.open()
     for message in cache.damaged:
         observer(Note("warning", message))
-    write_json(workspace.dir / "reference.json", {"cache": str(cache.folder), "identity": identity.digest})
+    write_json(workspace.dir / "reference.json", {"cache": shown(cache.folder), "identity": identity.digest})
     wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     check_cache_room(workspace.cache_dir, works)
@@ -110,7 +110,7 @@ def reference_stage(
         cache.open()
         if missing := cache.missing(list(wanted.keys)):
             raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")
-    text = f"{scored} of {len(wanted.keys)} rows scored, {len(wanted.keys) - scored} were in the cache {cache.folder}"
+    text = f"{scored} of {len(wanted.keys)} rows scored, {len(wanted.keys) - scored} were in the cache {shown(cache.folder)}"
     observer(StageDone("reference", text))
     apart = _compared(cache.lookup(list(probed[0].keys)), fresh, workspace.dtype, observer) if probed else {}
     return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart)

@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import Lease
+from raydpo.artifacts import Lease, local_path, shown
 from raydpo.config import Config
 from raydpo.disk import full_disk
 from raydpo.driver.actors import session_of
@@ -114,7 +114,7 @@ def _merged(setup: Setup, observer: Observer) -> Setup:
 
 def read_summary(config: Config) -> dict[str, Any]:
     """The `summary.json` of a run that ended."""
-    summary: dict[str, Any] = json.loads((Path(config.run.dir).expanduser() / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((local_path(config.run.dir) / "summary.json").read_text())
     return summary
 
 
@@ -225,10 +225,10 @@ class RoundsRun:
         return bool(found.stopped)
 
     def write_summary(self, done: list[Round]) -> None:
-        rounds = [{**asdict(found), "folder": str(found.folder), "model": str(found.model)} for found in done]
+        rounds = [{**asdict(found), "folder": shown(found.folder), "model": shown(found.model)} for found in done]
         self._setup.write_summary(
             {
-                "run_dir": str(self._layout.dir),
+                "run_dir": shown(self._layout.dir),
                 "model": rounds[-1]["model"],
                 "placement": self._section.placement,
                 "reference": self._section.reference,

@@ -14,7 +14,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import commit_folder, digest_of, read_commit, verify_folder, write_json, write_text
+from raydpo.artifacts import commit_folder, digest_of, fetch, read_commit, settle, verify_folder, write_json, write_text
 from raydpo.errors import IntegrityError
 from raydpo.runtime import deferred
 from raydpo.schema.json_text import parse_json, read_object
@@ -51,6 +51,7 @@ class Piece:
 
     def begin(self) -> None:
         """Make room for parts; those of an attempt with the same inputs stay."""
+        fetch(self._work)
         mark = self._work / "inputs.json"
         if _inputs_of(mark) != self._inputs:
             shutil.rmtree(self._work, ignore_errors=True)
@@ -63,6 +64,7 @@ class Piece:
     def write_part(self, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Make part `number` durable."""
         write_text(self._part(self._work, number), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        settle(self._work, is_urgent=False)
 
     def drop_part(self, number: int) -> None:
         """Forget an uncommitted part: the next attempt makes it again."""

@@ -17,6 +17,7 @@ import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raydpo.artifacts.mirror_path import url_of
 from raydpo.errors import StorageError
 
 _PATIENCE_S = 20.0
@@ -57,8 +58,7 @@ def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
             if problem and _stays(node["NodeID"], _DEATH_S if found.startswith(_NOT_RUN) else 0.0):
                 problems.append(
                     f"{folder}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) does not share it: "
-                    f"{problem}. Caches and checkpoints would be scattered over the nodes. Mount the same storage at "
-                    "this path on every node, or choose a path that all of them see."
+                    f"{problem}. Caches and checkpoints would be scattered over the nodes. {_remedy(folder)}"
                 )
     finally:
         for path in (probe, *answers):
@@ -66,6 +66,12 @@ def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
                 path.unlink(missing_ok=True)
     if problems:
         raise StorageError(problems)
+
+
+def _remedy(folder: Path) -> str:
+    if (url := url_of(folder)) is not None:
+        return f"It is the working copy of {url}: set RAYDPO_STORE_DIR to a folder that every node shares."
+    return "Mount the same storage at this path on every node, or choose a path that all of them see."
 
 
 def answer_probe(probe: str, token: str, answer: str) -> str:
