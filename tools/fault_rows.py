@@ -145,6 +145,13 @@ FAULTS = (
         ),
     ),
     Fault(
+        RANKS,
+        "hosts whose names resolve to loopback",
+        "nothing",
+        "ranks meet through the interface of each node's Ray address",
+        ("pipelines/test_two_hosts.py::test_training_over_two_hosts_and_a_third_that_joins",),
+    ),
+    Fault(
         WORKERS,
         "a reference worker dies",
         "its shard in work",
@@ -182,6 +189,13 @@ FAULTS = (
             "pipelines/rounds/test_deaths.py::test_a_generator_dies",
             "pipelines/rounds/test_deaths.py::test_the_judge_dies",
         ),
+    ),
+    Fault(
+        WORKERS,
+        "a node joins during precompute",
+        "nothing",
+        "with a range of `reference.num_workers` it gets work",
+        ("pipelines/test_two_hosts.py::test_training_over_two_hosts_and_a_third_that_joins",),
     ),
     Fault(
         ROUNDS,
@@ -283,6 +297,19 @@ FAULTS = (
             "artifacts/test_lease.py::test_in_any_order_of_two_drivers_only_the_newest_attempt_commits",
             "artifacts/test_lease.py::test_without_flock_the_log_keeps_two_drivers_apart_and_one_note_says_so",
             "artifacts/test_lease.py::test_a_clock_that_jumps_decides_nothing",
+        ),
+    ),
+    Fault(
+        OWNER,
+        "driver and machine are lost, and `run.dir` is `s3://...`",
+        "steps since the newest checkpoint",
+        "same command on another machine, from the newest checkpoint, same weights bit for bit; a second driver takes the run "
+        "over",
+        (
+            "storage/test_train.py::test_a_killed_training_goes_on_where_nothing_of_it_is",
+            "storage/test_train.py::test_killed_rounds_go_on_where_nothing_of_them_is",
+            "storage/test_two_drivers.py::test_two_drivers_and_what_they_remove",
+            "storage/test_crash_points.py::test_every_request_is_a_point_where_nothing_is_lost",
         ),
     ),
     Fault(

@@ -22,6 +22,8 @@ import pyarrow as pa
 from raydpo.artifacts.arrow import ShardRecord, hashed_name, read_shard, write_shard
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import crash_point, write_json
+from raydpo.artifacts.mirror_path import local_path
+from raydpo.artifacts.remote_cache import pull_cache, push_shard
 from raydpo.errors import IntegrityError, StorageError, UserError
 from raydpo.schema.json_text import read_object
 from raydpo.schema.rows import KEY_LENGTH, LOGPROBS
@@ -69,6 +71,7 @@ class ReferenceCache:
 
         is_owner: False for a reader that scores nothing; it leaves damaged shards where they are.
         """
+        pull_cache(self.folder)
         self._table, found = read_cache(self.folder)
         for name, _ in found:
             try:  # reading the others took time: another run may have scored this one again by now
@@ -122,13 +125,15 @@ class ReferenceCache:
         )
         crash_point("shard:before-record")
         body = asdict(record)
+        signed = {**body, "digest": digest_of(body)}
         try:
-            write_json(self._shards / f"{name}.json", {**body, "digest": digest_of(body)})
+            write_json(self._shards / f"{name}.json", signed)
         except StorageError:
             if record.name not in recorded_files(self.folder):  # it may be another run's, too
                 (self._shards / record.name).unlink(missing_ok=True)
             raise
         crash_point("shard:after-record")
+        push_shard(self.folder, name, signed)
         return record
 
     @property
@@ -255,7 +260,8 @@ def open_reference(path: str | Path) -> pa.Table:
     path: a cache folder, a run directory, or a cache directory that holds exactly one cache. Raises UserError when it is
     none of these, IntegrityError naming the file when a shard is damaged.
     """
-    folder = _cache_folder(Path(path).expanduser())
+    folder = _cache_folder(local_path(str(path)))
+    pull_cache(folder)
     table, damaged = read_cache(folder)
     if damaged:
         raise IntegrityError("; ".join(problem for _, problem in damaged))
@@ -279,7 +285,8 @@ def _cache_folder(path: Path) -> Path:
 
 def _follow(pointer: Path) -> Path:
     try:
-        folder = Path(read_object(pointer)["cache"])
+        folder = local_path(str(read_object(pointer)["cache"]))
+        pull_cache(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{pointer} names no cache ({type(error).__name__}). Run raydpo precompute again.") from error
     if not (folder / IDENTITY).is_file():

@@ -14,8 +14,9 @@ from functools import cached_property, partial
 from typing import Any
 
 from raydpo import runtime
+from raydpo.artifacts import digest_of
 from raydpo.config.round_sections import JudgeSection
-from raydpo.driver.actors import libraries_of
+from raydpo.driver.actors import libraries_of, placement
 from raydpo.driver.judge_progress import JudgeProgress
 from raydpo.driver.judge_worker import make_judge_worker
 from raydpo.errors import Cause, JudgeError, WorkerError
@@ -120,6 +121,7 @@ class Judging:
                 max_retries=section.max_retries,
                 hang_timeout_s=section.hang_timeout_s,
                 hang_key="judge.hang_timeout_s",
+                placement=placement(section.scheduling),
                 # Code that the config names may hang, and only a process of its own can be ended then.
                 own_process=runs_named_code(section) or (bool(self._models) and self._engine.engine != "transformers"),
                 preload=self._libraries(),
@@ -145,7 +147,8 @@ class Judging:
         self._progress = progress = JudgeProgress(observer, num_rows - sum(len(lots[number]) for number in missing))
         num_failed = 0
         for index, verdicts in self.verdicts([lots[number] for number in missing]):
-            piece.write_part(missing[index], [_row(verdict) for verdict in verdicts])
+            lot = lots[missing[index]]
+            piece.write_part(missing[index], [_row(*both) for both in zip(verdicts, lot, strict=True)])
             progress.judged(index, len(verdicts))
             num_failed += sum(verdict.scores is None for verdict in verdicts)
             if self._is_stopped or num_failed > self.max_failed_fraction * num_rows:
@@ -196,8 +199,15 @@ class Judging:
         return len(reasons)
 
 
-def _row(verdict: Verdict) -> dict[str, Any]:
-    return {"scores": None if verdict.scores is None else list(verdict.scores), "reason": verdict.reason}
+def _row(verdict: Verdict, shown: Row) -> dict[str, Any]:
+    scores = None if verdict.scores is None else list(verdict.scores)
+    return {"judged": judged_digest(shown), "scores": scores, "reason": verdict.reason}
+
+
+def judged_digest(shown: Row) -> str:
+    """What the scores of a row are found again by: 32 hex digits over the prompt and its answers."""
+    prompt, answers = shown
+    return digest_of([prompt, *answers])[:32]
 
 
 def texts(samples: Sequence[Sample]) -> list[str]:

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 
 from raydpo import runtime
-from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
-from raydpo.driver.actors import actor_session, libraries_of
+from raydpo.artifacts import CacheIdentity, ReferenceCache, shown, write_json
+from raydpo.driver.actors import actor_session, demand, libraries_of, placement
 from raydpo.driver.disk_room import check_cache_room
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import compare
@@ -47,7 +47,7 @@ class ReferenceReport:
 
     def to_json(self) -> dict[str, Any]:
         counts = {"rows": self.rows, "rows_scored": self.rows_scored, "forwards": self.forwards}
-        where = {} if self.cache is None else {"cache": str(self.cache.folder)}
+        where = {} if self.cache is None else {"cache": shown(self.cache.folder)}
         return {**counts, "damaged_shards": list(self.damaged), **where}
 
 
@@ -86,7 +86,7 @@ def reference_stage(
     cache.open()
     for message in cache.damaged:
         observer(Note("warning", message))
-    write_json(workspace.dir / "reference.json", {"cache": str(cache.folder), "identity": identity.digest})
+    write_json(workspace.dir / "reference.json", {"cache": shown(cache.folder), "identity": identity.digest})
     wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     check_cache_room(workspace.cache_dir, works)
@@ -94,9 +94,13 @@ def reference_stage(
     fresh: tuple[np.ndarray, ...] = ()
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
     if works or probed:
-        with actor_session(workspace, "reference"):
+        with actor_session(workspace, observer, "reference"):
+            runtime.wait_for_nodes(demand(workspace.config, "reference"))
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
+            missed = sum(len(work.keys) for work in works)
+            runtime.gauge("raydpo_cache_hit_rows", len(wanted.keys) - missed, "reference")
+            runtime.gauge("raydpo_cache_missed_rows", missed, "reference")
             with runtime.deferred(committed=lambda: f"{scored} rows were scored and committed."):
                 for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
                     if shard.nats:
@@ -106,7 +110,7 @@ def reference_stage(
         cache.open()
         if missing := cache.missing(list(wanted.keys)):
             raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")
-    text = f"{scored} of {len(wanted.keys)} rows scored, {len(wanted.keys) - scored} were in the cache {cache.folder}"
+    text = f"{scored} of {len(wanted.keys)} rows scored, {len(wanted.keys) - scored} were in the cache {shown(cache.folder)}"
     observer(StageDone("reference", text))
     apart = _compared(cache.lookup(list(probed[0].keys)), fresh, workspace.dtype, observer) if probed else {}
     return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart)
@@ -121,7 +125,7 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         "reference",
         partial(Scorer, spec),
         works,
-        num_workers=min(section.num_workers, max(1, len(shards))),
+        num_workers=min(section.workers[1], max(1, len(shards))),
         cpus=section.cpus_per_worker,
         gpus=section.gpus_per_worker,
         max_retries=section.max_retries,
@@ -129,6 +133,8 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         hang_key="reference.hang_timeout_s",
         lighter=ShardWork.lighter,
         preload=libraries_of(),
+        placement=placement(section.scheduling),
+        placed=partial(_say_place, observer),
     ):
         if shard.did_not_fit and not has_said:
             has_said = True
@@ -136,7 +142,14 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         if not shard.nats:
             done += shard.rows
             observer(Advanced("reference", done))
+            runtime.gauge("raydpo_scored_rows", done, "reference")
         yield shard
+
+
+def _say_place(observer: Observer, place: runtime.Place) -> None:
+    """Workers come when there is room for them, and a person wants to know that a new node is used."""
+    if runtime.count_nodes() > 1:
+        observer(Note("info", f"reference: a worker takes part on {place.host}"))
 
 
 def _halved(what: str, tokens_per_batch: int) -> str:

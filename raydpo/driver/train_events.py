@@ -14,11 +14,12 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import ExampleTable
+from raydpo.artifacts import ExampleTable, shown
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.data.store import taught_ends
 from raydpo.disk import append_line, full_disk, removed_on_error
+from raydpo.driver.actors import show_step
 from raydpo.driver.disk_room import training_need
 from raydpo.driver.export_proof import prove
 from raydpo.driver.healing import Budget
@@ -194,6 +195,7 @@ class Driver:
             case Stepped(step, metrics):
                 self._log(step, metrics)
                 self.observer(Advanced("train", step, metrics))
+                show_step(step, metrics, self.num_ranks or 0)
                 for warning in self._watch.observe(metrics):
                     self.observer(Note("warning", warning))
             case Evaluated(step, metrics):
@@ -283,12 +285,12 @@ class Driver:
             "skipped_steps": self.skipped,
             "exported_step": chosen.step,
             "resumed_from_step": self.plan.checkpoint.step if self.plan.checkpoint else 0,
-            "model": str(published["model"]),
+            "model": shown(published["model"]),
             "probe": self.probe,
             "moved": self.moved,
         }
         if "model_merged" in published:
-            report["merged_model"] = str(published["model_merged"])
+            report["merged_model"] = shown(published["model_merged"])
         report["exports"] = {name: found for name, found in exports.items() if found}
         return report, {"first": self.eval_first, "last": self.eval_last}, self.syncs
 

@@ -29,7 +29,7 @@ def check(config: Config, observer: Observer = ignore, *, show: int = 0) -> dict
         observer(Note("info" if fits else "warning", text if fits else f"{text}: a training will be refused"))
     return {
         **rounds,
-        "run_dir": str(workspace.dir),
+        "run_dir": workspace.place,
         "data": data.to_json(),
         "plan": plan,
         **({"rows": rows} if show else {}),

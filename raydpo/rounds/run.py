@@ -15,7 +15,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import Lease
+from raydpo.artifacts import Lease, local_path, shown
 from raydpo.config import Config
 from raydpo.disk import full_disk
 from raydpo.driver.actors import session_of
@@ -36,7 +36,7 @@ from raydpo.rounds.round_config import read_probe, reference_of, training_config
 from raydpo.rounds.setup import Setup, set_up
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.piece import Piece
-from raydpo.runtime import has_grace, watching
+from raydpo.runtime import has_grace, wait_for_nodes, watching
 from raydpo.schema.events import Note, Observer, StageDone
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
 
@@ -87,10 +87,12 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
         full_disk(setup.layout.dir, asks_disk=False),
         Lease(setup.layout.dir) as lease,
         watching(setup.config.run.stop_grace_s, partial(committed_said, setup.layout), tells_all=True),
-        session_of(setup.config, setup.demands, in_process=setup.rounds.placement != "split"),
+        session_of(setup.config, setup.demands, observer, in_process=setup.rounds.placement != "split"),
     ):
         for text in lease.notes:
             observer(Note("warning", text))
+        for wanted in setup.demands:
+            wait_for_nodes(wanted)
         setup = _merged(setup, observer)
         setup.check()
         with closing(Generators(setup.config, setup.engine, observer)) as generators:
@@ -112,7 +114,7 @@ def _merged(setup: Setup, observer: Observer) -> Setup:
 
 def read_summary(config: Config) -> dict[str, Any]:
     """The `summary.json` of a run that ended."""
-    summary: dict[str, Any] = json.loads((Path(config.run.dir).expanduser() / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((local_path(config.run.dir) / "summary.json").read_text())
     return summary
 
 
@@ -223,10 +225,10 @@ class RoundsRun:
         return bool(found.stopped)
 
     def write_summary(self, done: list[Round]) -> None:
-        rounds = [{**asdict(found), "folder": str(found.folder), "model": str(found.model)} for found in done]
+        rounds = [{**asdict(found), "folder": shown(found.folder), "model": shown(found.model)} for found in done]
         self._setup.write_summary(
             {
-                "run_dir": str(self._layout.dir),
+                "run_dir": shown(self._layout.dir),
                 "model": rounds[-1]["model"],
                 "placement": self._section.placement,
                 "reference": self._section.reference,

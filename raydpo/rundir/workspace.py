@@ -22,11 +22,16 @@ from raydpo.artifacts import (
     discard,
     fence,
     fsync,
+    local_path,
     require_lease,
+    settle,
+    shown,
     write_json,
     write_text,
 )
 from raydpo.artifacts.folders import REMOVED
+from raydpo.artifacts.mirror_path import url_of
+from raydpo.artifacts.placeholder import store_at
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
@@ -44,7 +49,7 @@ class Workspace:
     """The run directory of `config`, with the models that it names found on disk.
 
     config: fitted to the model.
-    dir: the run directory.
+    dir: the run directory, or its working copy on this machine.
     cache_dir: folder of reference caches.
     model, reference: where training starts, and what log-ratios are measured from.
     notes: what was fitted to the model, in words.
@@ -59,6 +64,17 @@ class Workspace:
     notes: tuple[str, ...] = ()
     start: ResolvedModel | None = None
     baseline: ResolvedModel | None = None
+
+    @property
+    def place(self) -> str:
+        """The run directory as a person named it: an address, or a path of this machine."""
+        return shown(self.dir)
+
+    @property
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Requests by kind and bytes of this process, under "store"; nothing for a run directory of this machine."""
+        url = url_of(self.dir)
+        return {} if url is None else {"store": dict(sorted(store_at(url).counts.items()))}
 
     @property
     def trained_from(self) -> ResolvedModel:
@@ -178,6 +194,7 @@ class Workspace:
             if final.exists():
                 discard(final)
             fresh.rename(final)
+            settle(final)
         return final
 
     def write_config(self, *, replace: bool) -> None:
@@ -188,6 +205,7 @@ class Workspace:
     def write_summary(self, summary: dict[str, Any], name: str = "summary.json") -> None:
         fence(self.dir / name)
         write_json(self.dir / name, redacted_values(summary))
+        settle(self.dir / name)
 
 
 _COMMITTED: dict[str, Callable[[], str]] = {
@@ -227,7 +245,7 @@ def _sweep(folder: Path) -> None:
 
 def _in_the_way(run_dir: str) -> Iterator[str]:
     """What stands where the run would put a folder of its own: said at the start, not after the training."""
-    place = Path(run_dir).expanduser()
+    place = local_path(run_dir)
     names = ("data", "checkpoints", "references", "model", "model_merged", "tensorboard")
     for path in (place, *(place / name for name in names)):
         if path.exists() and not path.is_dir():
@@ -253,8 +271,8 @@ def find_workspace(config: Config, verb: str, *, weights: bool = True) -> Worksp
         raise ConfigError(problems)
     return Workspace(
         named.fitted,
-        Path(config.run.dir).expanduser().absolute(),
-        Path(config.reference.cache_dir).expanduser().absolute(),
+        local_path(config.run.dir),
+        local_path(config.reference.cache_dir),
         model,
         named.found.get("reference.model", model),
         named.notes,
