@@ -24,8 +24,8 @@ Answer = Iterable[bytes]
 class Fault:
     """What becomes of requests.
 
-    kind: "busy" (503, nothing done), "lost" (done, and the connection ends without an answer), "stale" (a listing without
-        what matches).
+    kind: "busy" (503, nothing done), "lost" (done, and the connection ends without an answer), "stale" (a listing that shows
+        nothing).
     method, path: of the requests, the path as a pattern.
     left: how many more.
     """
@@ -90,6 +90,9 @@ class Server:
                 answer = list(self._app(environ, start_response))
         else:
             answer = list(self._app(environ, start_response))
+        if fault is not None and fault.kind == "stale":
+            listing = re.sub(rb"<Contents>.*</Contents>", b"", b"".join(answer), flags=re.DOTALL)
+            return [listing.ljust(len(b"".join(answer)))]
         if fault is not None and fault.kind == "lost":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return answer

@@ -13,6 +13,7 @@ from raydpo.artifacts import CacheIdentity, ReferenceCache, local_path, open_ref
 from raydpo.artifacts.mirror_path import ROOT_VARIABLE
 from raydpo.artifacts.object_store import ObjectStore
 from raydpo.data.sources import find
+from tests.storage.server import Fault, Server
 
 IDENTITY = CacheIdentity("weights", "none", "tokenizer", "float32", "eager-cpu", "1")
 KEYS = [f"{number:032x}" for number in range(40)]
@@ -52,6 +53,14 @@ def test_machines_add_to_one_cache_and_each_finds_all(bucket: str, machine: Move
     assert three.missing(KEYS) == KEYS[30:]
     assert [found.tolist() for found in three.lookup(KEYS[9:11])] == [nats(9).tolist(), nats(10).tolist()]
     assert open_reference(f"{bucket}/cache/{IDENTITY.digest}").num_rows == 30
+
+
+def test_a_shard_is_found_though_no_listing_shows_it(bucket: str, machine: Move, server: Server) -> None:
+    machine("one")
+    write(cache(bucket), 0)
+    machine("two")
+    with server.failing(Fault("stale", "GET", "list-type", left=9)):
+        assert cache(bucket).open().missing(KEYS) == KEYS[10:]
 
 
 def test_what_a_machine_has_is_not_fetched_again(bucket: str, machine: Move) -> None:
