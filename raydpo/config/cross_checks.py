@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from functools import partial
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.mixture_entry import paths_of
@@ -37,6 +37,9 @@ def cross_checks(config: Config, verb: str | None = None) -> list[str]:
         partial(_outside_sinks, verb=verb),
         _idle_reference_model,
         _idle_reference_revision,
+        _nodes_of_the_local_runtime,
+        _strict_pools,
+        _parts_of_gpus,
         _flash_attention,
         _still_reference,
         _moving_reference,
@@ -117,6 +120,41 @@ def _flash_attention(config: Config) -> Iterator[str]:
             "model.attention: flash_attention_2 needs bfloat16 and GPUs for both roles (train.gpus_per_worker and "
             "reference.gpus_per_worker above 0). Use sdpa otherwise."
         )
+
+
+def _actor_roles(config: Config) -> dict[str, Any]:
+    """Sections with actors, by their names."""
+    sections = {name: getattr(config, name) for name in ("train", "reference", "generate", "judge")}
+    return {name: section for name, section in sections.items() if section is not None}
+
+
+def _nodes_of_the_local_runtime(config: Config) -> Iterator[str]:
+    if config.run.runtime != "local":
+        return
+    if config.run.wait_for_nodes_s:
+        yield "run.wait_for_nodes_s with run.runtime: local, which is one machine, and no other comes. Leave one of them out."
+    for role, section in _actor_roles(config).items():
+        if set_keys := [key for key in type(section.scheduling).model_fields if section.scheduling.is_changed(key)]:
+            yield (
+                f"{role}.scheduling sets {', '.join(set_keys)}, and run.runtime: local has one machine and no nodes to choose "
+                "from; it would do nothing. Leave it out, or use run.runtime: ray."
+            )
+
+
+def _strict_pools(config: Config) -> Iterator[str]:
+    for role, section in _actor_roles(config).items():
+        if role != "train" and section.scheduling.strategy.startswith("STRICT"):
+            yield (
+                f"{role}.scheduling.strategy: {section.scheduling.strategy}; PACK and SPREAD are allowed. Workers of a pool "
+                "come and go one by one, and nothing holds places for all; a label_selector keeps them on certain nodes."
+            )
+
+
+def _parts_of_gpus(config: Config) -> Iterator[str]:
+    for role, section in _actor_roles(config).items():
+        gpus = section.gpus_per_worker
+        if role != "train" and gpus > 1 and gpus != int(gpus):
+            yield f"{role}.gpus_per_worker: {gpus:g}; a part of one GPU (0.5) or a whole number is allowed."
 
 
 def _still_reference(config: Config) -> Iterator[str]:

@@ -14,6 +14,7 @@ from pydantic import Field, ValidationError
 from raydpo.config.doors import ENGINES, PAIRS
 from raydpo.config.key_facts import FREE_IN_ROUNDS, STOP_RULE, Key, ReadWith, keys_that
 from raydpo.config.outside import FORM, Door
+from raydpo.config.scheduling_section import SchedulingSection
 from raydpo.config.section import OneOrMany, Section
 from raydpo.config.section_base import as_pydantic_says
 
@@ -27,7 +28,9 @@ class GenerateSection(Section):
     cpus_per_worker: Annotated[float, FREE_IN_ROUNDS] = Field(default=1, gt=0)
     """CPUs of one generator; also its number of threads."""
     gpus_per_worker: Annotated[float, FREE_IN_ROUNDS] = Field(default=0, ge=0)
-    """GPUs of one generator."""
+    """GPUs of one generator. Below 1 it shares a GPU with others."""
+    scheduling: Annotated[SchedulingSection, FREE_IN_ROUNDS] = SchedulingSection()
+    """On which nodes generators run. Of Ray alone."""
     num_answers: int = Field(default=4, ge=1)
     """Answers sampled for each prompt."""
     temperature: float = Field(default=1.0, gt=0)
@@ -141,7 +144,9 @@ class JudgeSection(Section):
     cpus_per_worker: Annotated[float, OF_ACTORS] = Field(default=1, gt=0)
     """CPUs of one judge actor."""
     gpus_per_worker: Annotated[float, OF_ACTORS] = Field(default=0, ge=0)
-    """GPUs of one judge actor."""
+    """GPUs of one judge actor. Below 1 it shares a GPU with others."""
+    scheduling: Annotated[SchedulingSection, OF_ACTORS] = SchedulingSection()
+    """On which nodes judge actors run. Of Ray alone."""
     max_retries: Annotated[int, OF_ACTORS] = Field(default=2, ge=0)
     """How often rows are given to another judge actor after theirs died or hung."""
     hang_timeout_s: Annotated[float, OF_ACTORS] = Field(default=1800, gt=0)

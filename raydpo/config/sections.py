@@ -22,7 +22,9 @@ from raydpo.config.meanings import Meaning
 from raydpo.config.mixture_entry import Entries, entry_problems
 from raydpo.config.objective_section import ObjectiveSection
 from raydpo.config.round_sections import GenerateSection, JudgeSection, RoundsSection
+from raydpo.config.scheduling_section import SchedulingSection
 from raydpo.config.section import OneOrMany, Section, one_or_many
+from raydpo.config.worker_range import Workers, bounds, range_problems
 
 
 def _off(value: Any) -> Any:
@@ -44,6 +46,9 @@ class RunSection(Section):
     numbers. `--local` is short for it."""
     runtime_in_process: Annotated[bool, FREE] = True
     """Of `runtime: local`: false runs a role of one worker in a process of its own too, which can be killed alone."""
+    wait_for_nodes_s: Annotated[float, FREE] = Field(default=0, ge=0)
+    """Seconds that a role waits for nodes that are not there when its turn comes, for instance because an autoscaler starts
+    them when they are asked for. 0: a run that the nodes of now can never hold is refused at its start. Of Ray alone."""
     stop_grace_s: Annotated[float, FREE] = Field(default=25, gt=0)
     """Seconds that a run has, after SIGTERM or Ctrl-C, to reach the next boundary of its work and commit it. What takes
     longer, and a second signal, ends it at once; what was committed before is safe. Less than what your scheduler waits
@@ -149,12 +154,15 @@ class ReferenceSection(Section):
     """Reference model when it is not the model that training starts from."""
     revision: Annotated[str | None, FREE] = None
     """Branch, tag or commit when `reference.model` is a hub id."""
-    num_workers: Annotated[int, FREE] = Field(default=1, ge=1)
-    """Ray actors that score; each holds one copy of the reference."""
+    num_workers: Annotated[Workers, FREE] = 1
+    """Ray actors that score; each holds one copy of the reference. {min: 1, max: 8}: work begins with min of them, the others
+    take part as soon as there is room, on nodes that join later, too."""
     cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
     """CPUs reserved for one reference worker; also its number of threads."""
     gpus_per_worker: Annotated[float, FREE] = Field(default=0, ge=0)
-    """GPUs reserved for one reference worker."""
+    """GPUs reserved for one reference worker. Below 1 it shares a GPU with others."""
+    scheduling: Annotated[SchedulingSection, FREE] = SchedulingSection()
+    """On which nodes reference workers run. Of Ray alone."""
     tokens_per_batch: Annotated[int, FREE] = Field(default=8192, ge=1)
     """Tokens of one forward, padding included. A longer row gets a forward of its own; what does not fit into memory is done
     in halves."""
@@ -171,6 +179,14 @@ class ReferenceSection(Section):
     margins see too. Each reference leaves a cache in `cache_dir`. None: the reference never moves."""
     sync_alpha: float = Field(default=0.6, gt=0, le=1)
     """Share of the policy in an updated reference; the rest is the reference before. 1: the policy itself."""
+
+    @property
+    def workers(self) -> tuple[int, int]:
+        """Fewest and most workers."""
+        return bounds(self.num_workers)
+
+    def clashes(self) -> Iterator[str]:
+        yield from range_problems(self.num_workers)
 
 
 class LoraSection(Section):
@@ -218,7 +234,7 @@ class LoraSection(Section):
 
 
 class TrainSection(Section):
-    num_workers: Annotated[int | dict[Literal["min", "max"], int], FREE] = 1
+    num_workers: Annotated[Workers, FREE] = 1
     """Trainer ranks. A run may go on with another number of them. {min: 1, max: 4}: as many as there is room for, at a start
     and after each loss of one; where a node joins later, more from the next checkpoint on. The examples of each step are the
     same."""
@@ -226,6 +242,8 @@ class TrainSection(Section):
     """CPUs reserved for one rank; also its number of threads."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs reserved for one rank. 0: train on the CPU with gloo."""
+    scheduling: Annotated[SchedulingSection, FREE] = SchedulingSection()
+    """On which nodes ranks run. Of Ray alone."""
     learning_rate: float = Field(default=5e-7, gt=0)
     """Peak learning rate."""
     schedule: Annotated[str, SCHEDULES] = "cosine"
@@ -312,13 +330,10 @@ class TrainSection(Section):
     @property
     def ranks(self) -> tuple[int, int]:
         """Fewest and most ranks."""
-        wanted = self.num_workers
-        return (wanted, wanted) if isinstance(wanted, int) else (wanted.get("min", 0), wanted.get("max", 0))
+        return bounds(self.num_workers)
 
     def clashes(self) -> Iterator[str]:
-        least, most = self.ranks
-        if not 1 <= least <= most:
-            yield f"num_workers: {self.num_workers}; allowed: a number from 1 on, or {{min: 1, max: 4}} with min from 1 to max"
+        yield from range_problems(self.num_workers)
         if "jsonl" not in self.sinks:
             yield (
                 "sinks without jsonl: metrics.jsonl is written in any case, because a run that goes on reads it; "

@@ -121,6 +121,9 @@ class _Preparation:
             report = replace(earlier, reused=True)
             self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
             return report
+        if store is not None and store.damage:
+            text = f"the data that was prepared in {self.folder} is not used: {store.damage}. It is prepared again"
+            self.observer(Note("warning", text))
         with nullcontext() if store is None else store.dropped_on_error():
             return self._prepared(store)
 

@@ -6,15 +6,18 @@ nowhere else, so that what is checked at the start is what is asked for later.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import replace
 from typing import Any, TypeVar
 
 from raydpo import runtime
 from raydpo.config import Config
+from raydpo.config.scheduling_section import SchedulingSection
 from raydpo.config.sections import TrainSection
+from raydpo.config.worker_range import bounds
 from raydpo.rundir.workspace import Workspace
+from raydpo.schema.events import Note, Observer, ignore
 
 T = TypeVar("T")
 
@@ -28,23 +31,37 @@ def libraries_of(engine: str = "transformers") -> Sequence[str]:
 
 
 def session_of(
-    config: Config, demands: Sequence[runtime.Demand] = (), *, in_process: bool = True
+    config: Config,
+    demands: Sequence[runtime.Demand] = (),
+    observer: Observer = ignore,
+    *,
+    in_process: bool = True,
 ) -> AbstractContextManager[Any]:
-    """A session with the runtime that a config names. in_process: whether a role of one actor may share this process."""
+    """A session with the runtime that a config names. observer: is told what is waited for. in_process: whether
+    a role of one actor may share this process."""
     run = config.run
-    return runtime.session(demands, kind=run.runtime, in_process=in_process and run.runtime_in_process)
+    patience = runtime.NodePatience(run.wait_for_nodes_s, lambda text: observer(Note("info", text)))
+    in_process = in_process and run.runtime_in_process
+    return runtime.session(demands, kind=run.runtime, in_process=in_process, patience=patience, run=run.dir)
 
 
-def actor_session(workspace: Workspace, *roles: str) -> AbstractContextManager[Any]:
+def actor_session(workspace: Workspace, observer: Observer, *roles: str) -> AbstractContextManager[Any]:
     """A session of `run.runtime` with enough for each of `roles` ("reference", "train"), which run one after the other."""
-    return session_of(workspace.config, [demand(workspace.config, role) for role in roles])
+    return session_of(workspace.config, [demand(workspace.config, role) for role in roles], observer)
 
 
 def demand(config: Config, role: str) -> runtime.Demand:
-    """What a role needs at least: as many workers as its section names, of trainers the fewest that it allows."""
+    """What a role needs at least: the fewest workers that its section allows."""
     section = getattr(config, role)
-    workers = section.ranks[0] if role == "train" else section.num_workers
-    return runtime.Demand(role, workers, section.cpus_per_worker, section.gpus_per_worker)
+    workers, _ = bounds(section.num_workers)
+    return runtime.Demand(
+        role, workers, section.cpus_per_worker, section.gpus_per_worker, placement(section.scheduling)
+    )
+
+
+def placement(scheduling: SchedulingSection) -> runtime.Placement:
+    """On which nodes the actors of a section go."""
+    return runtime.Placement(scheduling.strategy, scheduling.resources, scheduling.label_selector)
 
 
 def room_for_ranks(config: Config) -> int:
@@ -53,12 +70,26 @@ def room_for_ranks(config: Config) -> int:
     return max(least, runtime.count_room(replace(demand(config, "train"), workers=most)))
 
 
+def show_step(step: int, metrics: Mapping[str, float], num_ranks: int) -> None:
+    """Let the cluster's monitoring see a training step."""
+    shown: dict[str, float] = {"raydpo_step": step, "raydpo_ranks": num_ranks}
+    names = {
+        "loss": "raydpo_loss",
+        "rewards/margins": "raydpo_reward_margin",
+        "tokens_per_s": "raydpo_tokens_per_second",
+    }
+    shown |= {gauge: metrics[name] for name, gauge in names.items() if name in metrics}
+    for gauge, value in shown.items():
+        runtime.gauge(gauge, value, "train")
+
+
 def trainer_limits(train: TrainSection) -> dict[str, Any]:
-    """CPUs and deadline of a pool that does a piece of work for the trainers."""
+    """CPUs, nodes and deadline of a pool that does a piece of work for the trainers."""
     return {
         "cpus": train.cpus_per_worker,
         "hang_timeout_s": train.hang_timeout_s,
         "hang_key": "train.hang_timeout_s",
+        "placement": replace(placement(train.scheduling), strategy="PACK"),
     }
 
 
@@ -68,11 +99,17 @@ def trainer_ranks(
     function: Callable[[runtime.RankContext], Iterator[T]],
     max_unread: int | None = None,
     num_ranks: int | None = None,
+    observer: Observer = ignore,
 ) -> Generator[tuple[int, T], None, None]:
     """Run `function` on the gang of ranks that `train` asks for: (rank, what it yields). Needs a session.
 
-    num_ranks: None: the fewest that the config allows.
+    num_ranks: None: the fewest that the config allows. observer: is told which node has which ranks, where there are several.
     """
+
+    def placed(places: Sequence[runtime.Place]) -> None:
+        if runtime.count_nodes() > 1:
+            observer(Note("info", f"{name}: ranks {runtime.spread_of(places)}"))
+
     train = workspace.config.train
     return runtime.run_gang(
         name,
@@ -83,4 +120,6 @@ def trainer_ranks(
         hang_timeout_s=train.hang_timeout_s,
         max_unread=max_unread,
         preload=libraries_of(),
+        placement=placement(train.scheduling),
+        placed=placed,
     )

@@ -10,10 +10,11 @@ from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
+from raydpo import runtime
 from raydpo.artifacts import fetch
 from raydpo.artifacts.input_copies import copied
 from raydpo.config.places import is_in_store
-from raydpo.driver.actors import actor_session, trainer_ranks
+from raydpo.driver.actors import actor_session, demand, trainer_ranks
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import ResolvedModel, resolve_model
@@ -57,7 +58,8 @@ def evaluation_stage(
     )
     observer(StageStarted("evaluate", num_examples, "examples"))
     total, entries, done = list[float](), tuple[str, ...](), dict[int, int]()
-    with actor_session(workspace, "train"):
+    with actor_session(workspace, observer, "train"):
+        runtime.wait_for_nodes(demand(workspace.config, "train"))
         for rank, share in trainer_ranks(workspace, "evaluate", partial(evaluate_rank, spec=spec)):
             done[rank] = share.examples
             observer(Advanced("evaluate", sum(done.values())))

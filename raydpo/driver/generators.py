@@ -19,7 +19,7 @@ import numpy as np
 from raydpo import runtime
 from raydpo.artifacts import weights_digest
 from raydpo.config import Config
-from raydpo.driver.actors import libraries_of
+from raydpo.driver.actors import libraries_of, placement
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator, Health
@@ -71,6 +71,7 @@ class Generators:
             max_retries=section.max_retries,
             hang_timeout_s=section.hang_timeout_s,
             hang_key="generate.hang_timeout_s",
+            placement=placement(section.scheduling),
             own_process=engine.engine != "transformers",
             preload=libraries_of(engine.engine),
         )

@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from raydpo import runtime
 from raydpo.artifacts import commit_folder, digest_of, discard, read_commit, verify_folder
 from raydpo.batches.order import Order
 from raydpo.disk import full_disk, removed_on_error
@@ -107,9 +108,10 @@ class References:
         kept = set()
         for step in (checkpoint.step for checkpoint in committed(self.workspace.checkpoints)):
             kept |= {self._folder(step - step % self.every), self._folder(self._number(step))}
-        for path in self.workspace.references.glob(f"{PREFIX}*"):
-            if path not in kept:
-                discard(path)
+        with runtime.deferred():
+            for path in self.workspace.references.glob(f"{PREFIX}*"):
+                if path not in kept:
+                    discard(path)
 
     def _number(self, step: int) -> int:
         """The reference that step `step` was trained against."""

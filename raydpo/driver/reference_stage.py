@@ -15,7 +15,7 @@ import numpy as np
 
 from raydpo import runtime
 from raydpo.artifacts import CacheIdentity, ReferenceCache, shown, write_json
-from raydpo.driver.actors import actor_session, libraries_of
+from raydpo.driver.actors import actor_session, demand, libraries_of, placement
 from raydpo.driver.disk_room import check_cache_room
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import compare
@@ -94,10 +94,14 @@ def reference_stage(
     fresh: tuple[np.ndarray, ...] = ()
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
     if works or probed:
-        with actor_session(workspace, "reference"):
+        with actor_session(workspace, observer, "reference"):
+            runtime.wait_for_nodes(demand(workspace.config, "reference"))
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
-            with runtime.deferred(lambda: None, lambda: f"{scored} rows were scored and committed."):
+            missed = sum(len(work.keys) for work in works)
+            runtime.gauge("raydpo_cache_hit_rows", len(wanted.keys) - missed, "reference")
+            runtime.gauge("raydpo_cache_missed_rows", missed, "reference")
+            with runtime.deferred(committed=lambda: f"{scored} rows were scored and committed."):
                 for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
                     if shard.nats:
                         fresh = shard.nats
@@ -121,7 +125,7 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         "reference",
         partial(Scorer, spec),
         works,
-        num_workers=min(section.num_workers, max(1, len(shards))),
+        num_workers=min(section.workers[1], max(1, len(shards))),
         cpus=section.cpus_per_worker,
         gpus=section.gpus_per_worker,
         max_retries=section.max_retries,
@@ -129,6 +133,8 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         hang_key="reference.hang_timeout_s",
         lighter=ShardWork.lighter,
         preload=libraries_of(),
+        placement=placement(section.scheduling),
+        placed=partial(_say_place, observer),
     ):
         if shard.did_not_fit and not has_said:
             has_said = True
@@ -136,7 +142,14 @@ def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], obser
         if not shard.nats:
             done += shard.rows
             observer(Advanced("reference", done))
+            runtime.gauge("raydpo_scored_rows", done, "reference")
         yield shard
+
+
+def _say_place(observer: Observer, place: runtime.Place) -> None:
+    """Workers come when there is room for them, and a person wants to know that a new node is used."""
+    if runtime.count_nodes() > 1:
+        observer(Note("info", f"reference: a worker takes part on {place.host}"))
 
 
 def _halved(what: str, tokens_per_batch: int) -> str:

@@ -19,6 +19,7 @@ from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.data.store import taught_ends
 from raydpo.disk import append_line, full_disk, removed_on_error
+from raydpo.driver.actors import show_step
 from raydpo.driver.disk_room import training_need
 from raydpo.driver.export_proof import prove
 from raydpo.driver.healing import Budget
@@ -26,7 +27,7 @@ from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import Sinks, Watch
 from raydpo.models.merging import merge_lora
-from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain
+from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain, step_said
 from raydpo.rundir.made_with import made_with, moved
 from raydpo.rundir.resume import Checkpoint, Plan
 from raydpo.rundir.workspace import Workspace
@@ -133,11 +134,7 @@ class Driver:
 
     def committed(self) -> str:
         """What is safe, as a sentence."""
-        if self.last is None:
-            return "No step was committed yet."
-        alone = self.last.holds_weights_alone and not self.last.reason
-        what = "Its weights alone (train.save: weights), so a run of it starts over." if alone else ""
-        return f"Step {self.step} is committed. {what}".rstrip()
+        return step_said(self.last)
 
     @property
     def is_over(self) -> bool:
@@ -198,6 +195,7 @@ class Driver:
             case Stepped(step, metrics):
                 self._log(step, metrics)
                 self.observer(Advanced("train", step, metrics))
+                show_step(step, metrics, self.num_ranks or 0)
                 for warning in self._watch.observe(metrics):
                     self.observer(Note("warning", warning))
             case Evaluated(step, metrics):

@@ -144,7 +144,7 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
     workspace = driver.workspace
     require_lease(workspace.dir)
     with ExitStack() as stack:
-        stack.enter_context(session_of(workspace.config))
+        stack.enter_context(session_of(workspace.config, (), driver.observer))
         runtime.check_storage(workspace.dir)  # asks every node: one that is being lost is known as lost afterwards
         runtime.wait_for_room(demand(workspace.config, "train"))
         spec, num_ranks = driver.spec(stop), room_for_ranks(workspace.config)
@@ -152,7 +152,9 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
         function, unread = partial(train_rank, spec=spec), _UNREAD if spec.push else None
-        ranks = stack.enter_context(closing(trainer_ranks(workspace, "train", function, unread, num_ranks)))
+        ranks = stack.enter_context(
+            closing(trainer_ranks(workspace, "train", function, unread, num_ranks, driver.observer))
+        )
         if driver.num_ranks not in (None, num_ranks):
             driver.observer(Note("info", f"{num_ranks} ranks from here on, {driver.num_ranks} before"))
         driver.num_ranks = num_ranks

@@ -45,7 +45,7 @@ def train(
     against: the first one from the reference of the config, the last one from that of the last steps.
     """
     # One session for all stages: a demand that can never be met is refused before any work is done.
-    with open_workspace(config, "train") as workspace, actor_session(workspace, *workspace.roles):
+    with open_workspace(config, "train") as workspace, actor_session(workspace, observer, *workspace.roles):
         data = data_stage(workspace, observer)
         check_training_data(workspace.config, data)
         workspace = with_start(workspace, observer)

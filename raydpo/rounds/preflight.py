@@ -110,7 +110,7 @@ def check_room(config: Config) -> None:
     for kind, there in (("cpus", runtime.count_cpus()), ("gpus", runtime.count_gpus())):
         each = f"{kind}_per_worker"
         needs = {"train": train.ranks[0] * getattr(train, each)}
-        needs |= {"reference": reference.num_workers * getattr(reference, each)} if scored else {}
+        needs |= {"reference": reference.workers[0] * getattr(reference, each)} if scored else {}
         most = max(needs, key=lambda role: needs[role])
         if kind == "cpus":
             ours = generate.num_workers * generate.cpus_per_worker

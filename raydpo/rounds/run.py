@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from raydpo.driver.training import check_adapter
 from raydpo.driver.weight_sync import Push
 from raydpo.errors import NonFiniteError
 from raydpo.judge.verdict import Judge as Judge
+from raydpo.rounds.committed import committed_said
 from raydpo.rounds.evaluate import Evaluator
 from raydpo.rounds.optimizer_state import optimizer_of, tidy
 from raydpo.rounds.produce import Produced as Produced
@@ -34,7 +36,7 @@ from raydpo.rounds.round_config import read_probe, reference_of, training_config
 from raydpo.rounds.setup import Setup, set_up
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.piece import Piece
-from raydpo.runtime import watching
+from raydpo.runtime import requested, wait_for_nodes, watching
 from raydpo.schema.events import Note, Observer, StageDone
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
 
@@ -84,11 +86,13 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
     with (
         full_disk(setup.layout.dir, asks_disk=False),
         Lease(setup.layout.dir) as lease,
-        watching(setup.config.run.stop_grace_s),
-        session_of(setup.config, setup.demands, in_process=setup.rounds.placement != "split"),
+        watching(setup.config.run.stop_grace_s, partial(committed_said, setup.layout), tells_all=True),
+        session_of(setup.config, setup.demands, observer, in_process=setup.rounds.placement != "split"),
     ):
         for text in lease.notes:
             observer(Note("warning", text))
+        for wanted in setup.demands:
+            wait_for_nodes(wanted)
         setup = _merged(setup, observer)
         setup.check()
         with closing(Generators(setup.config, setup.engine, observer)) as generators:
@@ -134,9 +138,13 @@ class RoundsRun:
         return self._section.num_rounds
 
     def close(self) -> None:
-        self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
-        self._setup.judging.stop()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        try:
+            if requested():  # what is asked of generators and judge now is committed first, within the grace
+                wait(self._ahead.values())
+        finally:
+            self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
+            self._setup.judging.stop()
+            self._thread.shutdown(wait=True, cancel_futures=True)
 
     def evaluate_start(self) -> None:
         """Measure the initial policy, from which others are measured."""

@@ -71,6 +71,20 @@ def committed(folder: Path) -> list[Checkpoint]:
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
 
 
+def committed_said(folder: Path) -> str:
+    """Which step is safe, as a sentence. Reads manifests alone."""
+    return step_said(next(reversed(committed(folder)), None))
+
+
+def step_said(last: Checkpoint | None) -> str:
+    """The same of the newest checkpoint."""
+    if last is None:
+        return "No step was committed yet."
+    alone = last.holds_weights_alone and not last.reason
+    what = " Its weights alone (train.save: weights), so a run of it starts over." if alone else ""
+    return f"Step {last.step} is committed.{what}"
+
+
 def set_damaged_aside(folder: Path, newest: Checkpoint) -> None:
     """Move what is above `newest`, the newest that verifies, to `damaged/`: it must not be counted or called the best."""
     for path in sorted(folder.glob(f"{PREFIX}*")):

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +40,7 @@ from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, describe_model, resolve_model
 from raydpo.redaction import redacted_values
 from raydpo.reference.identity import NO_ADAPTER, digests, reference_identity
+from raydpo.rundir.checkpoints import committed_said
 from raydpo.rundir.named_models import NamedModels
 
 
@@ -188,10 +189,11 @@ class Workspace:
         final = self.dir / name
         for path in fresh.rglob("*"):
             fsync(path)  # the checkpoint that it was copied from may be removed
-        fence(final)
-        if final.exists():
-            discard(final)
-        fresh.rename(final)
+        with runtime.deferred():  # of a signal, too, a reader sees no half
+            fence(final)
+            if final.exists():
+                discard(final)
+            fresh.rename(final)
         settle(final)
         return final
 
@@ -206,6 +208,13 @@ class Workspace:
         settle(self.dir / name)
 
 
+_COMMITTED: dict[str, Callable[[], str]] = {
+    "precompute": lambda: "Every shard of rows that was scored is committed.",
+    "evaluate": lambda: "An evaluation commits nothing before its end.",
+}
+"""What is safe where a signal ends a verb between its stages."""
+
+
 @contextmanager
 def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
     """Check paths, find models and lock the run directory."""
@@ -218,7 +227,8 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
             "nothing was started. Choose another run.dir."
         ) from error
     quiet = full_disk(workspace.dir, asks_disk=False)
-    with quiet, Lease(workspace.dir) as lease, runtime.watching(config.run.stop_grace_s):
+    said = _COMMITTED.get(verb, partial(committed_said, workspace.checkpoints))
+    with quiet, Lease(workspace.dir) as lease, runtime.watching(config.run.stop_grace_s, said):
         _sweep(workspace.dir)
         yield replace(workspace, notes=(*workspace.notes, *lease.notes))
 

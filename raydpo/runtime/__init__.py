@@ -14,20 +14,27 @@ if TYPE_CHECKING:
     from raydpo.runtime.backend import Kind as Kind
     from raydpo.runtime.gang import RankContext as RankContext
     from raydpo.runtime.gang import run_gang as run_gang
+    from raydpo.runtime.gauges import gauge as gauge
     from raydpo.runtime.job import check_paths as check_paths
     from raydpo.runtime.job import in_ray_job as in_ray_job
     from raydpo.runtime.job import short_stop as short_stop
     from raydpo.runtime.news import News as News
+    from raydpo.runtime.patience import NodePatience as NodePatience
+    from raydpo.runtime.place import Place as Place
+    from raydpo.runtime.placement import Placement as Placement
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool import run_pool as run_pool
     from raydpo.runtime.resources import Demand as Demand
     from raydpo.runtime.sessions import check_storage as check_storage
     from raydpo.runtime.sessions import count_cpus as count_cpus
     from raydpo.runtime.sessions import count_gpus as count_gpus
+    from raydpo.runtime.sessions import count_nodes as count_nodes
     from raydpo.runtime.sessions import count_room as count_room
     from raydpo.runtime.sessions import leaving_nodes as leaving_nodes
     from raydpo.runtime.sessions import session as session
+    from raydpo.runtime.sessions import wait_for_nodes as wait_for_nodes
     from raydpo.runtime.sessions import wait_for_room as wait_for_room
+    from raydpo.runtime.spread import spread_of as spread_of
     from raydpo.runtime.stops import deferred as deferred
     from raydpo.runtime.stops import requested as requested
     from raydpo.runtime.stops import watching as watching
@@ -38,12 +45,17 @@ _HOME = {
     "Pool": "pool",
     "RankContext": "gang",
     "News": "news",
+    "NodePatience": "patience",
+    "Place": "place",
+    "Placement": "placement",
     "check_paths": "job",
     "check_storage": "sessions",
     "count_cpus": "sessions",
     "count_gpus": "sessions",
+    "count_nodes": "sessions",
     "count_room": "sessions",
     "deferred": "stops",
+    "gauge": "gauges",
     "in_ray_job": "job",
     "leaving_nodes": "sessions",
     "requested": "stops",
@@ -51,6 +63,8 @@ _HOME = {
     "run_pool": "pool",
     "session": "sessions",
     "short_stop": "job",
+    "spread_of": "spread",
+    "wait_for_nodes": "sessions",
     "wait_for_room": "sessions",
     "watching": "stops",
 }
@@ -59,14 +73,19 @@ __all__ = [
     "Demand",
     "Kind",
     "News",
+    "NodePatience",
+    "Place",
+    "Placement",
     "Pool",
     "RankContext",
     "check_paths",
     "check_storage",
     "count_cpus",
     "count_gpus",
+    "count_nodes",
     "count_room",
     "deferred",
+    "gauge",
     "in_ray_job",
     "leaving_nodes",
     "requested",
@@ -74,6 +93,8 @@ __all__ = [
     "run_pool",
     "session",
     "short_stop",
+    "spread_of",
+    "wait_for_nodes",
     "wait_for_room",
     "watching",
 ]

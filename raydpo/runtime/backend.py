@@ -8,11 +8,14 @@ Ray, on processes of this machine and in this process alike.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
 from raydpo.runtime.failure import Death
+from raydpo.runtime.patience import NodePatience
 from raydpo.runtime.place import Place
+from raydpo.runtime.resources import Demand, Node
 from raydpo.runtime.stacks import Stacks
 
 Kind = Literal["ray", "local"]
@@ -38,7 +41,7 @@ class Actors(Protocol):
     hint: str
     """Where the last output of a dead actor can be read, a clause."""
 
-    def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
+    def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
         """Places for a gang, all at once. Raises ResourceError when they are not free in time."""
         ...
 
@@ -46,8 +49,8 @@ class Actors(Protocol):
         """Give places back. Never raises."""
         ...
 
-    def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> Any:
-        """An actor that makes `kind()` in its process; it is there once its first call is answered."""
+    def start(self, kind: type, demand: Demand, place: Any = None) -> Any:
+        """An actor that makes `kind()` in its process; it is there once its first call is answered. demand: of its role."""
         ...
 
     def call(self, actor: Any, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> Any:
@@ -106,12 +109,16 @@ class Backend(Protocol):
     in_process: bool
     """Whether a role of one actor may run in this process."""
 
-    def nodes(self) -> list[Mapping[str, float]]:
-        """Resources of every node that stays, in Ray's words: {"CPU": 8.0, "GPU": 1.0}."""
+    def nodes(self) -> list[Node]:
+        """Every node that stays."""
         ...
 
     def leaving(self) -> frozenset[str]:
         """Nodes that will be taken away and have said so: drained or preempted with notice."""
+        ...
+
+    def wish(self, demand: Demand) -> AbstractContextManager[None]:
+        """While it is open, whoever starts nodes is told that `demand` lacks room."""
         ...
 
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
@@ -120,6 +127,10 @@ class Backend(Protocol):
         own_process: they leave traces in their process.
         preload: modules that each of them imports anyway, and that may be there before its variables are.
         """
+        ...
+
+    def show(self, name: str, help_text: str, value: float, labels: dict[str, str]) -> None:
+        """A number for the monitoring of the cluster, if there is any."""
         ...
 
     def check_storage(self, folder: Path) -> None:

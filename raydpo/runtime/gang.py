@@ -25,8 +25,10 @@ from raydpo.errors import Cause, HangError, WorkerError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed
 from raydpo.runtime.failure import Failure, failure_of
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
+from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.rank_failures import RankFailure, verdict
-from raydpo.runtime.sessions import current
+from raydpo.runtime.resources import Demand
+from raydpo.runtime.sessions import current, patience
 from raydpo.runtime.stacks import Stacks, flight_pipe, offer_stacks
 from raydpo.runtime.stops import left_to_the_driver
 
@@ -64,25 +66,30 @@ def run_gang(
     hang_timeout_s: float,
     max_unread: int | None = None,
     preload: Sequence[str] = (),
+    placement: Placement = ANYWHERE,
+    placed: Callable[[Sequence[Place]], None] | None = None,
 ) -> Generator[tuple[int, T], None, None]:
     """Run `function(context)`, a generator, on `num_ranks` actors; yield (rank, event) as events come.
 
     function: module-level function or partial. The variables of torch.distributed (RANK, WORLD_SIZE, LOCAL_RANK,
         LOCAL_WORLD_SIZE, MASTER_ADDR, MASTER_PORT) and of threads are set before its module is imported.
-    cpus, gpus: reserved for each rank.
+    cpus, gpus: reserved for each rank. placement: on which nodes.
     hang_timeout_s: longest time without an event of a rank (events are the heartbeat).
     max_unread: events that a rank may be ahead of the reader before it waits (backpressure); None: no bound.
     preload: modules that each rank imports anyway; local processes share one import of them, which comes before the
         variables of threads (torch is told its number of threads afterwards).
+    placed: gets the places of the ranks, in their order, before anything of theirs runs.
 
     Closing the iterator ends all ranks.
     Raises the RaydpoError that the failing ranks raised, if it is one class; else WorkerError with the errors and
     their ranks; HangError with the silent ranks and where they are; ResourceError when no place is found.
     """
     actors = current().actors(num_ranks, own_process=False, preload=preload)
-    gang = _Gang(name, actors, num_ranks, cpus=cpus, gpus=gpus, hang_timeout_s=hang_timeout_s)
+    gang = _Gang(Demand(name, num_ranks, cpus, gpus, placement), actors, hang_timeout_s)
     try:
         gang.place()
+        if placed is not None:
+            placed(gang.places)
         gang.launch(cloudpickle.dumps(function), preload, max_unread)
         yield from gang.events()
     finally:
@@ -141,19 +148,17 @@ class _Rank:
 
 
 class _Gang:
-    def __init__(
-        self, name: str, actors: Actors, num_ranks: int, *, cpus: float, gpus: float, hang_timeout_s: float
-    ) -> None:
-        self._name, self._num_ranks, self._cpus, self._gpus = name, num_ranks, cpus, gpus
+    def __init__(self, demand: Demand, actors: Actors, hang_timeout_s: float) -> None:
+        self._demand, self._name, self._num_ranks = demand, demand.role, demand.workers
         self._actors, self._hang_timeout_s = actors, hang_timeout_s
         self._places: Sequence[Any] = ()
         self._ranks: list[_Rank] = []
 
     def place(self) -> None:
         """Reserve all places, start the actors, and number them node by node."""
-        self._places = self._actors.reserve(self._name, self._num_ranks, self._cpus, self._gpus)
+        self._places = self._actors.reserve(self._demand, patience())
         for index, place in enumerate(self._places):
-            actor = self._actors.start(RankActor, cpus=self._cpus, gpus=self._gpus, place=place)
+            actor = self._actors.start(RankActor, self._demand, place)
             self._ranks.append(_Rank(actor, index))
         for member, found in zip(self._ranks, self._ask("place", lambda _: (self._actors.locate,)), strict=True):
             member.place = found
@@ -162,11 +167,16 @@ class _Gang:
         for rank, member in enumerate(self._ranks):
             member.rank = rank
 
+    @property
+    def places(self) -> list[Place]:
+        """Of each rank, in their order."""
+        return [_placed(member) for member in self._ranks]
+
     def launch(self, payload: bytes, preload: Sequence[str], max_unread: int | None) -> None:
         """Give every rank its environment, then start the streams."""
-        node_of = [_placed(member).node_id for member in self._ranks]
+        node_of = [place.node_id for place in self.places]
         contexts = [
-            RankContext(rank, self._num_ranks, node_of[:rank].count(node), node_of.count(node), self._gpus > 0)
+            RankContext(rank, self._num_ranks, node_of[:rank].count(node), node_of.count(node), self._demand.gpus > 0)
             for rank, node in enumerate(node_of)
         ]
         shared = self._shared_variables(single_node=len(set(node_of)) == 1)
@@ -224,7 +234,7 @@ class _Gang:
 
     def _shared_variables(self, *, single_node: bool) -> dict[str, str]:
         first = self._ranks[0]
-        variables = thread_variables(self._cpus, self._gpus) | {
+        variables = thread_variables(self._demand.cpus, self._demand.gpus) | {
             "WORLD_SIZE": str(self._num_ranks),
             "MASTER_ADDR": "127.0.0.1" if single_node else _placed(first).host,
             "MASTER_PORT": str(self._answer(first, self._actors.call(first.actor, "free_port"))),
@@ -236,10 +246,12 @@ class _Gang:
         return variables
 
     def _rank_variables(self, member: _Rank, context: RankContext) -> dict[str, str]:
-        recorder = {"TORCH_NCCL_DEBUG_INFO_PIPE_FILE": flight_pipe(_placed(member).pid)} if self._gpus else {}
-        return recorder | {
+        variables = {"TORCH_NCCL_DEBUG_INFO_PIPE_FILE": flight_pipe(_placed(member).pid)} if self._demand.gpus else {}
+        if context.local_size < context.num_ranks:
+            variables |= _placed(member).outward
+        return variables | {
             "RANK": str(context.rank),
-            "LOCAL_RANK": _placed(member).device if self._gpus else str(context.local_rank),
+            "LOCAL_RANK": _placed(member).device if self._demand.gpus else str(context.local_rank),
             "LOCAL_WORLD_SIZE": str(context.local_size),
             "LOCAL_SIZE": str(context.local_size),
         }

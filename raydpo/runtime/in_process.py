@@ -17,8 +17,10 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from typing import Any
 
+from raydpo.runtime.patience import NodePatience
 from raydpo.runtime.place import Place, load_function
 from raydpo.runtime.process_state import ProcessState
+from raydpo.runtime.resources import Demand
 from raydpo.runtime.stacks import Stacks
 from raydpo.schema.pulse import listen
 
@@ -74,13 +76,13 @@ class InProcess:
     is_shared = True
     hint = "it runs in this process"
 
-    def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
-        return [None] * num_places
+    def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
+        return [None] * demand.workers
 
     def release(self, places: Sequence[Any]) -> None:
         pass
 
-    def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> _Here:
+    def start(self, kind: type, demand: Demand, place: Any = None) -> _Here:
         return _Here(kind)
 
     def call(self, actor: _Here, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> _Asked:

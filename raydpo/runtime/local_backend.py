@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from pathlib import Path
 
 from raydpo.errors import ResourceError
@@ -22,6 +22,7 @@ from raydpo.runtime.in_process import InProcess
 from raydpo.runtime.job import in_ray_job
 from raydpo.runtime.local_gpus import LocalGpus
 from raydpo.runtime.local_processes import LocalProcesses
+from raydpo.runtime.resources import Demand, Node
 
 
 class LocalBackend:
@@ -34,16 +35,22 @@ class LocalBackend:
         self._num_cpus, self._folder, self._gpus = num_cpus, folder, LocalGpus()
         self._servers = ForkServers(folder)
 
-    def nodes(self) -> list[Mapping[str, float]]:
-        return [{"CPU": float(self._num_cpus), "GPU": float(self._gpus.number)}]
+    def nodes(self) -> list[Node]:
+        return [Node({"CPU": float(self._num_cpus), "GPU": float(self._gpus.number)})]
 
     def leaving(self) -> frozenset[str]:
         return frozenset()
+
+    def wish(self, demand: Demand) -> AbstractContextManager[None]:
+        return nullcontext()  # nobody starts another machine
 
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         if num_actors == 1 and self.in_process and not own_process:
             return InProcess()
         return LocalProcesses(self._gpus, self._folder, self._servers, preload)
+
+    def show(self, name: str, help_text: str, value: float, labels: dict[str, str]) -> None:
+        pass  # nobody scrapes a machine without a cluster
 
     def close(self) -> None:
         self._servers.close()

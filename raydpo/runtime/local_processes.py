@@ -31,7 +31,9 @@ from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death
 from raydpo.runtime.forked_process import ForkedProcess, ForkServers, last_line
 from raydpo.runtime.local_gpus import LocalGpus
+from raydpo.runtime.patience import NodePatience
 from raydpo.runtime.place import Place
+from raydpo.runtime.resources import Demand
 from raydpo.runtime.silence import read_silence_s
 from raydpo.runtime.stacks import Stacks, gather, read_stack
 
@@ -68,18 +70,18 @@ class LocalProcesses:
         self._numbers = count(1)
         self.hint = f"{folder}/*.log has the last output of each while the run goes on"
 
-    def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
-        return [None] * num_places
+    def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
+        return [None] * demand.workers
 
     def release(self, places: Sequence[Any]) -> None:
         pass
 
-    def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> _Process:
-        devices = self._gpus.take(gpus)
+    def start(self, kind: type, demand: Demand, place: Any = None) -> _Process:
+        devices = self._gpus.take(demand.gpus)
         descriptor, name = tempfile.mkstemp(prefix="actor-", suffix=".log", dir=self._folder)
         os.close(descriptor)
         process, connection = self._servers.fork(kind.__name__, ",".join(devices), Path(name), self._preload)
-        actor = _Process(process, connection, Path(name), devices, gpus)
+        actor = _Process(process, connection, Path(name), devices, demand.gpus)
         self._send(actor, 0, "make", (kind,))
         return actor
 

@@ -11,7 +11,7 @@ import os
 import pickle
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from raydpo.runtime.bulk_import import import_modules, uncollected
@@ -27,12 +27,14 @@ class Place:
     node_id: the runtime's id of the node.
     host, pid: machine and process.
     device: index of its GPU among those that its process sees.
+    outward: variables with which it meets processes of other nodes.
     """
 
     node_id: str
     host: str
     pid: int
     device: str = "0"
+    outward: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         return f"pid {self.pid} on {self.host}"

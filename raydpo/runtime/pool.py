@@ -23,10 +23,13 @@ from raydpo.errors import Cause, HangError, ResourceError, WorkerError
 from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death, Failure, error_of
+from raydpo.runtime.gauges import gauge
 from raydpo.runtime.news import News
-from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, thread_variables
+from raydpo.runtime.place import Place, thread_variables
+from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
-from raydpo.runtime.sessions import current
+from raydpo.runtime.resources import Demand, amounts
+from raydpo.runtime.sessions import current, patience
 from raydpo.runtime.silence import Watched, frames_of, silences
 from raydpo.runtime.stops import requested
 
@@ -54,11 +57,13 @@ def run_pool(
     threads: float | None = None,
     own_process: bool = False,
     preload: Sequence[str] = (),
+    placement: Placement = ANYWHERE,
+    placed: Callable[[Place], None] | None = None,
 ) -> Generator[tuple[int, R], None, None]:
     """Apply workers to `items` on up to `num_workers` actors; yield (index, result) in the order they finish.
 
     make_worker: module-level function or partial, called once an actor; returns the callable that takes items.
-    cpus, gpus: reserved for each actor.
+    cpus, gpus: reserved for each actor. placement: on which nodes.
     max_retries: how often one item may lose its actor and be given to another.
     hang_timeout_s: longest time of an actor without an answer or a beat (`schema.pulse`), from the moment when it has its
         place. One that is here cannot be ended: it prints where it is, and goes on.
@@ -70,6 +75,7 @@ def run_pool(
         is here otherwise).
     preload: modules that each actor imports anyway; local processes share one import of them, which comes before the
         variables of threads (torch is told its number of threads afterwards).
+    placed: gets the place of each actor as soon as it has one, which may be long after the others began.
 
     Results should be small (records, not tensors). Closing the iterator ends all actors.
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
@@ -88,6 +94,8 @@ def run_pool(
         threads=threads,
         own_process=own_process,
         preload=preload,
+        placement=placement,
+        placed=placed,
     )
     with closing(pool):
         yield from pool.run(items)
@@ -117,19 +125,22 @@ class Pool:
         own_process: bool = False,
         preload: Sequence[str] = (),
         hear: Callable[[int, Any], None] | None = None,
+        placement: Placement = ANYWHERE,
+        placed: Callable[[Place], None] | None = None,
     ) -> None:
+        self._demand = Demand(name, num_workers, cpus, gpus, placement)
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._hang_timeout_s, self._hang_key, self._lighter = hang_timeout_s, hang_key, lighter
-        self._cpus, self._gpus, self._threads = cpus, gpus, cpus if threads is None else threads
+        self._threads = cpus if threads is None else threads
         self._actors = current().actors(num_workers, own_process=own_process, preload=preload)
         self._preload = preload
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
-        self._hear = hear
+        self._hear, self._placed = hear, placed
         self._is_closed = False
         self._calls: dict[Any, PoolWorker] = {}
         self._workers: dict[int, PoolWorker] = {}
-        self._waiting_since_s = time.monotonic()
+        self._waiting = patience().for_places()
         self._begin(())
 
     def _begin(self, items: Sequence[Any]) -> None:
@@ -191,7 +202,7 @@ class Pool:
         while any(worker.state != "ready" for worker in self._workers.values()):
             for worker, answer in self._answers():
                 self._advance(worker, answer)
-            if time.monotonic() - self._waiting_since_s > PLACEMENT_TIMEOUT_S:
+            if not self._waiting.goes_on(self._lacking):
                 self._give_up_unplaced()
 
     def _give_up_unplaced(self) -> None:
@@ -252,8 +263,16 @@ class Pool:
             yield worker, answer
         self._check_silence()
 
+    def _show(self) -> None:
+        placed = [worker for worker in self._workers.values() if worker.place is not None]
+        busy = sum(worker.state == "working" for worker in placed)
+        gauge("raydpo_queue_items", len(self._queue), self._name)
+        gauge("raydpo_workers", len(placed), self._name)
+        gauge("raydpo_busy_share", busy / max(1, len(placed)), self._name)
+
     def _wait(self, calls: list[Any]) -> list[Any]:
         """Finished ones of `calls`. Time that the caller spends elsewhere counts for nobody's silence."""
+        self._show()
         started_s = time.monotonic()
         finished = self._actors.wait(calls, min(5.0, self._hang_timeout_s))
         waited_s = time.monotonic() - started_s
@@ -290,10 +309,10 @@ class Pool:
             self._start_worker(number)
 
     def _start_worker(self, number: int) -> None:
-        worker = PoolWorker(number, self._actors.start(PoolActor, cpus=self._cpus, gpus=self._gpus))
+        worker = PoolWorker(number, self._actors.start(PoolActor, self._demand))
         self._workers[number] = worker
         self._ask(worker, "place", self._actors.locate, self._actors.is_shared)
-        self._waiting_since_s = time.monotonic()
+        self._waiting = patience().for_places()
         if self._is_closed:  # by another thread, which may have ended the others before this one was there
             self.stop()
 
@@ -301,7 +320,9 @@ class Pool:
         """Placed -> prepare; prepared -> greeted, if there is a greeting; then the first item."""
         if worker.state == "placing":
             (worker.place, worker.stacks), worker.state = answer, "preparing"
-            variables = thread_variables(self._threads, self._gpus)
+            if self._placed is not None:
+                self._placed(answer[0])
+            variables = thread_variables(self._threads, self._demand.gpus)
             self._ask(worker, "prepare", self._payload, variables, self._preload)
         elif worker.state == "preparing" and self._greeting is not None:
             worker.state = "greeting"
@@ -367,13 +388,17 @@ class Pool:
         return WorkerError(f"{message} {self._remedy()}", death.cause)
 
     def _check_placement(self) -> None:
-        waited_s = time.monotonic() - self._waiting_since_s
-        if waited_s > PLACEMENT_TIMEOUT_S and all(worker.place is None for worker in self._workers.values()):
+        is_waiting = all(worker.place is None for worker in self._workers.values())
+        if is_waiting and not self._waiting.goes_on(self._lacking):
+            waited_s = self._waiting.waited_s
             raise ResourceError(
-                f"{self._name}: no worker got its {self._cpus:g} CPUs and {self._gpus:g} GPUs within {waited_s:.0f} s. "
+                f"{self._name}: no worker got its {amounts(self._demand.each) or 'process'} within {waited_s:.0f} s. "
                 f"Free in the cluster now: {self._actors.free()}. Other jobs hold the rest, or nodes were lost. Wait for "
                 "them, or lower what each worker takes."
             )
+
+    def _lacking(self) -> str:
+        return f"{self._name}: waiting for a place; free in the cluster now: {self._actors.free()}"
 
     def _describe(self, worker: PoolWorker) -> str:
         where = f" ({worker.place})" if worker.place else ""

@@ -7,25 +7,34 @@ Decision: an actor is never restarted by Ray, because what it loaded would be go
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
-from ray.util.placement_group import placement_group, remove_placement_group
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
+from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from raydpo.errors import ResourceError
+from raydpo.errors import Cause, ResourceError, WorkerError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed, Kind
-from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place
+from raydpo.runtime.failure import Death
+from raydpo.runtime.interface import outward_variables
+from raydpo.runtime.patience import NodePatience
+from raydpo.runtime.place import Place
 from raydpo.runtime.ray_deaths import death_of
+from raydpo.runtime.ray_gauges import set_gauge
 from raydpo.runtime.ray_storage import check_ray_storage
+from raydpo.runtime.resources import Demand, Node, amounts, count_fitting
 from raydpo.runtime.silence import read_silence_s
 from raydpo.runtime.stacks import Stacks, gather, read_stack
 
 _STACKS_TIMEOUT_S = 120.0
+_EVENT_TIMEOUT_S = 300.0
+"""Longest way of an event from its node, once it is there."""
+_ASK_S = 5.0
+"""Between two looks at the nodes and at the clock, while ranks wait for their places."""
 
 
 class RayBackend:
@@ -34,9 +43,10 @@ class RayBackend:
     kind: Kind = "ray"
     in_process = False
 
-    def nodes(self) -> list[Mapping[str, float]]:
+    def nodes(self) -> list[Node]:
         leaving = self.leaving()
-        return [node["Resources"] for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+        there = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
+        return [Node(node["Resources"], node.get("Labels") or {}) for node in there]
 
     def leaving(self) -> frozenset[str]:
         with suppress(ImportError, AttributeError, RayError):
@@ -45,11 +55,30 @@ class RayBackend:
             return frozenset(state.get_draining_nodes())
         return frozenset()
 
+    @contextmanager
+    def wish(self, demand: Demand) -> Iterator[None]:
+        group = _group(demand)  # one that waits is what an autoscaler looks at
+        try:
+            yield
+        finally:
+            with suppress(RayError):
+                remove_placement_group(group)
+
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         return RayActors()
 
+    def show(self, name: str, help_text: str, value: float, labels: dict[str, str]) -> None:
+        set_gauge(name, help_text, value, labels)
+
     def check_storage(self, folder: Path) -> None:
-        check_ray_storage(folder)
+        check_ray_storage(folder, self.leaving())
+
+
+def _group(demand: Demand) -> PlacementGroup:
+    """A placement group for all workers of `demand`. Ray removes it when this process is gone."""
+    placement = demand.placement
+    selectors = [dict(placement.label_selector)] * demand.workers if placement.label_selector else None
+    return placement_group([demand.each] * demand.workers, strategy=placement.strategy, bundle_label_selector=selectors)
 
 
 class RayActors:
@@ -58,17 +87,35 @@ class RayActors:
     is_shared = False
     hint = "the logs of Ray on that node have its last output"
 
-    def reserve(self, name: str, num_places: int, cpus: float, gpus: float) -> Sequence[Any]:
-        bundle = {kind: each for kind, each in (("CPU", cpus), ("GPU", gpus)) if each > 0}
-        group = placement_group([bundle] * num_places, strategy="PACK")
-        if not group.wait(timeout_seconds=PLACEMENT_TIMEOUT_S):
+    def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
+        group = _group(demand)
+        try:
+            self._wait_for_places(group, demand, patience)
+        except BaseException:
             self.release([(group, 0)])
-            raise ResourceError(
-                f"{name}: {num_places} ranks with {cpus:g} CPUs and {gpus:g} GPUs each found no "
-                f"place within {PLACEMENT_TIMEOUT_S:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the rest, "
-                "or nodes were lost. Wait for them, or lower what each rank takes."
-            )
-        return [(group, index) for index in range(num_places)]
+            raise
+        return [(group, index) for index in range(demand.workers)]
+
+    def _wait_for_places(self, group: PlacementGroup, demand: Demand, patience: NodePatience) -> None:
+        """Raises WorkerError as soon as a node is lost without which they never fit, unless others may come: with fewer ranks
+        they may. ResourceError when it is too late."""
+        waiting = patience.for_places()
+        while not group.wait(timeout_seconds=_ASK_S):
+            fits = count_fitting(demand, RayBackend().nodes())
+            if fits < demand.workers and not patience.wait_s:
+                raise WorkerError(
+                    f"{demand.role}: {demand.workers} ranks were to start, and the nodes that are left have room for {fits}: "
+                    "others were lost or are being taken away.",
+                    Cause.NODE_DIED,
+                )
+            if not waiting.goes_on(
+                lambda: f"{demand.role}: waiting for places; free in the cluster now: {self.free()}"
+            ):
+                raise ResourceError(
+                    f"{demand.role}: {demand.workers} ranks with {amounts(demand.each)} each found no "
+                    f"place within {waiting.waited_s:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the "
+                    "rest. Wait for them, or lower what each rank takes."
+                )
 
     def release(self, places: Sequence[Any]) -> None:
         for group, index in places:
@@ -76,12 +123,20 @@ class RayActors:
                 with suppress(RayError):
                     remove_placement_group(group)
 
-    def start(self, kind: type, *, cpus: float, gpus: float, place: Any = None) -> Any:
-        options: dict[str, Any] = {"num_cpus": cpus, "num_gpus": gpus, "max_restarts": 0, "max_task_retries": 0}
+    def start(self, kind: type, demand: Demand, place: Any = None) -> Any:
+        placement = demand.placement
+        options: dict[str, Any] = {
+            "num_cpus": demand.cpus,
+            "num_gpus": demand.gpus,
+            "resources": dict(placement.resources),
+        }
         if place is not None:
             group, index = place
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
-        return ray.remote(**options)(kind).remote()
+        else:
+            options["scheduling_strategy"] = "SPREAD" if placement.strategy == "SPREAD" else "DEFAULT"
+            options["label_selector"] = dict(placement.label_selector) or None
+        return ray.remote(max_restarts=0, max_task_retries=0, **options)(kind).remote()
 
     def call(self, actor: Any, method: str, *arguments: Any, hang_timeout_s: float | None = None) -> Any:
         return getattr(actor, method).remote(*arguments)
@@ -111,7 +166,10 @@ class RayActors:
 
     def next_event(self, stream: Any) -> Any:
         try:
-            return ray.get(next(stream))
+            return ray.get(next(stream), timeout=_EVENT_TIMEOUT_S)
+        except GetTimeoutError as error:
+            text = f"an event of it did not arrive within {_EVENT_TIMEOUT_S:.0f} s; its node may be lost"
+            raise ActorDied(Death(Cause.UNREACHABLE, text)) from error
         except RayError as error:
             raise ActorDied(death_of(error)) from error
 
@@ -122,7 +180,8 @@ class RayActors:
     @staticmethod
     def locate() -> Place:
         context = ray.get_runtime_context()
-        return Place(context.get_node_id(), ray.util.get_node_ip_address(), os.getpid(), _visible_device())
+        address = ray.util.get_node_ip_address()
+        return Place(context.get_node_id(), address, os.getpid(), _visible_device(), outward_variables(address))
 
     def stacks(self, ranks: Mapping[int, tuple[Place, Stacks]]) -> dict[int, str]:
         return _read_on_nodes(read_stack, ranks)

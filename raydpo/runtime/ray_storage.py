@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -22,14 +23,18 @@ from raydpo.errors import StorageError
 _PATIENCE_S = 20.0
 """Network file systems may show a new file a few seconds late."""
 _TASK_TIMEOUT_S = 300.0
+_NOT_RUN = "the probe did not run there"
+_DEATH_S = 60.0
+"""How long Ray may take to know that a node is lost on which a probe did not run."""
 
 
-def check_ray_storage(folder: Path) -> None:
+def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
     """Prove that every node reads and writes the same `folder`. Nothing is done on one node.
 
+    leaving: nodes that are being taken away, and get no work.
     Raises StorageError with one sentence for each node that does not.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     if len(nodes) <= 1:
         return
     folder.mkdir(parents=True, exist_ok=True)
@@ -48,8 +53,9 @@ def check_ray_storage(folder: Path) -> None:
         ]
         problems = []
         for node, answer, reply in zip(nodes, answers, pending, strict=True):
-            problem = _outcome(reply) or ("" if _appears(answer, token) else "its files do not appear on the driver")
-            if problem and _is_alive(node["NodeID"]):  # one that was lost meanwhile is nobody's storage
+            found = _outcome(reply)
+            problem = found or ("" if _appears(answer, token) else "its files do not appear on the driver")
+            if problem and _stays(node["NodeID"], _DEATH_S if found.startswith(_NOT_RUN) else 0.0):
                 problems.append(
                     f"{folder}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) does not share it: "
                     f"{problem}. Caches and checkpoints would be scattered over the nodes. {_remedy(folder)}"
@@ -83,11 +89,17 @@ def _outcome(reply: ray.ObjectRef) -> str:
     try:
         return str(ray.get(reply, timeout=_TASK_TIMEOUT_S))
     except RayError as error:
-        return f"the probe did not run there ({str(error).splitlines()[0]})"
+        return f"{_NOT_RUN} ({str(error).splitlines()[0]})"
 
 
-def _is_alive(node_id: str) -> bool:
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+def _stays(node_id: str, patience_s: float) -> bool:
+    """Whether a node lives for so long. One that is lost meanwhile is nobody's storage."""
+    deadline_s = time.monotonic() + patience_s
+    while any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes()):
+        if time.monotonic() >= deadline_s:
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def _appears(path: Path, token: str) -> bool:

@@ -1,7 +1,9 @@
-"""A real head on loopback, a real `ray job submit`: SUCCEEDED, and the model is there."""
+"""A real head on loopback, a real `ray job submit`: SUCCEEDED, the model is there. Stopped and resubmitted, it is the same."""
 
 import json
+import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -37,6 +39,8 @@ def working_dir(tmp_path_factory):
         "reference": {"cache_dir": str(shared / "cache"), "num_workers": 2},
         "train": {
             "num_workers": 2,
+            "epochs": 40,
+            "save_every": 5,
             "global_batch_pairs": 8,
             "learning_rate": 1e-3,
             "schedule": "outside_schedule:flat",
@@ -44,6 +48,7 @@ def working_dir(tmp_path_factory):
         },
     }
     (folder / "run.yaml").write_text(yaml.safe_dump(config))
+    (folder / "again.yaml").write_text(yaml.safe_dump({**config, "run": {"dir": str(shared / "again")}}))
     config["run"]["dir"] = "runs/first"
     config["reference"]["cache_dir"] = "cache"
     (folder / "relative.yaml").write_text(yaml.safe_dump(config))
@@ -54,11 +59,16 @@ def working_dir(tmp_path_factory):
     return folder, shared
 
 
-def test_a_submitted_job_trains_and_a_relative_run_dir_is_refused(working_dir):
+@pytest.fixture(scope="module")
+def head():
+    with ray_head(num_cpus=4) as running:
+        yield running
+
+
+def test_a_submitted_job_trains_and_a_relative_run_dir_is_refused(working_dir, head):
     """One job, whose script gives both commands."""
     folder, shared = working_dir
-    with ray_head(num_cpus=4) as head:
-        done = head.submit(folder, "sh", "both.sh")
+    done = head.submit(folder, "sh", "both.sh")
     assert done.returncode == 0, done.stdout
     refused, ended, trained = done.stdout.partition("it ended with 2")
     assert ended, done.stdout
@@ -72,3 +82,51 @@ def test_a_submitted_job_trains_and_a_relative_run_dir_is_refused(working_dir):
     assert [line for line in metrics if "learning_rate" in line][-1]["learning_rate"] == 0.5e-3, "the module travelled"
     assert summary["reference"]["rows_scored"] == summary["reference"]["rows"] == 2 * len(PAIRS)
     assert load_model(shared / "run/model", "float32", "sdpa").num_parameters() > 0
+
+
+def test_a_job_that_is_stopped_and_submitted_again_ends_where_the_undisturbed_one_does(working_dir, head):
+    """The first test's run is the undisturbed one."""
+    folder, shared = working_dir
+    command = [sys.executable, "-m", "raydpo", "train", "again.yaml"]
+    waits = ["--runtime-env-json", '{"env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": "300"}}']
+    begun = head.submit(folder, *command, options=["--no-wait", "--submission-id", "first", *waits])
+    assert begun.returncode == 0, begun.stdout
+    deadline_s = time.monotonic() + 600
+    while num_steps(shared / "again") < 8:
+        assert time.monotonic() < deadline_s, jobs(head, "logs", "first")
+        time.sleep(0.05)
+    jobs(head, "stop", "first")
+    log = jobs(head, "logs", "first")
+    assert "asked to stop: saving at the next step boundary" in log, log
+    assert "STOPPED" in jobs(head, "status", "first")
+    done = num_steps(shared / "again")
+    assert 8 <= done < num_steps(shared / "run")
+
+    again = head.submit(folder, *command)
+    print(again.stdout)
+    assert again.returncode == 0, again.stdout
+    assert "succeeded" in again.stdout.lower()
+    assert 8 <= json.loads((shared / "again/summary.json").read_text())["train"]["resumed_from_step"] <= done
+    name = "model/model.safetensors"
+    assert (shared / "again" / name).read_bytes() == (shared / "run" / name).read_bytes()
+
+
+def num_steps(run):
+    """Steps that a run has logged."""
+    path = run / "metrics.jsonl"
+    lines = path.read_text().splitlines() if path.is_file() else []
+    return max((json.loads(line)["step"] for line in lines if "learning_rate" in line), default=0)
+
+
+def jobs(head, *arguments):
+    """What `ray job ...` says."""
+    environment = head.driver_environment() | {"RAY_API_SERVER_ADDRESS": head.dashboard}
+    return subprocess.run(
+        [sys.executable, "-m", "ray.scripts.scripts", "job", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        check=True,
+        timeout=600,
+    ).stdout

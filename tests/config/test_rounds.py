@@ -31,6 +31,7 @@ COMMON = {
     "num_workers": 2,
     "cpus_per_worker": 0.5,
     "gpus_per_worker": 1,
+    "scheduling": {"strategy": "SPREAD"},
     "max_retries": 0,
     "hang_timeout_s": 60,
 }

@@ -20,7 +20,7 @@ import sys
 import tempfile
 import time
 import urllib.request
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -31,6 +31,7 @@ import psutil
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _START_TIMEOUT_S = 300.0
 _START_ATTEMPTS = 4
+Options = Callable[[str], Sequence[str]]
 
 
 @dataclass(frozen=True)
@@ -48,6 +49,28 @@ class RayHead:
     def driver_environment(self) -> dict[str, str]:
         """Environment of a driver that is started by hand on this machine."""
         return _clean_environment(self.token) | {"RAY_ADDRESS": self.address}
+
+    def join(self, num_cpus: int) -> tuple[subprocess.Popen[str], str]:
+        """Join another node and wait until the open session has it: its process and its id.
+
+        One that ends at its start, because Ray gives it 30 s and the machine is busy, is followed by another, for five
+        minutes. Then it fails with what the nodes printed.
+        """
+        before, deadline_s, tries = living_nodes(), time.monotonic() + _START_TIMEOUT_S, 0
+        while time.monotonic() < deadline_s:
+            process, tries = self.add_node(num_cpus), tries + 1
+            while process.poll() is None and time.monotonic() < deadline_s:
+                if fresh := living_nodes() - before:
+                    return process, fresh.pop()
+                time.sleep(0.5)
+            stop(process)
+        raise AssertionError(
+            f"{tries} nodes were started within {_START_TIMEOUT_S:.0f} s, and none joined {self.address}:\n{self.said()}"
+        )
+
+    def said(self) -> str:
+        """The end of what the processes of the cluster printed."""
+        return self.output.read_text(errors="replace")[-5000:]
 
     def submit(
         self, working_dir: Path, *command: str, options: Sequence[str] = (), timeout_s: float = 1200.0
@@ -83,13 +106,15 @@ _QUIET = ["--disable-usage-stats", "--object-store-memory", str(200 * 2**20), "-
 
 
 @contextmanager
-def ray_head(num_cpus: int, **environment: str) -> Iterator[RayHead]:
+def ray_head(num_cpus: int, options: Options = lambda address: [], **environment: str) -> Iterator[RayHead]:
     """Start a head with `num_cpus` declared CPUs and `environment` for all its processes; stop it afterwards.
+
+    options: more of `ray start`, from the address that the cluster will have.
 
     Ray gives a node 30 s to start, too little for a machine that is busy with something else: it gets several attempts.
     """
     for attempts_left in reversed(range(_START_ATTEMPTS)):
-        with _started(num_cpus, environment) as head:
+        with _started(num_cpus, options, environment) as head:
             try:
                 _wait_until_ready(head)
             except RuntimeError as error:
@@ -101,13 +126,14 @@ def ray_head(num_cpus: int, **environment: str) -> Iterator[RayHead]:
 
 
 @contextmanager
-def _started(num_cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]:
+def _started(num_cpus: int, options: Options, environment: Mapping[str, str]) -> Iterator[RayHead]:
     folder = Path(tempfile.mkdtemp(prefix="rayhead-", dir="/tmp"))  # short: sockets below it have 107 characters
     token = secrets.token_hex(24)
     ports = _ports("port", "dashboard-port", "ray-client-server-port")
     output = folder / "output.txt"
     command = [*_RAY, "start", "--head", "--block", "--dashboard-host", "127.0.0.1"]
     command += ["--num-cpus", str(num_cpus), "--temp-dir", str(folder), *_options(ports), *_QUIET]
+    command += options(f"127.0.0.1:{ports['port']}")
     with open(output, "w") as file:
         process = subprocess.Popen(
             command,
@@ -123,6 +149,24 @@ def _started(num_cpus: int, environment: Mapping[str, str]) -> Iterator[RayHead]
     finally:
         stop(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def living_nodes() -> set[str]:
+    """Ids of the nodes of the open session that live and are not being taken away."""
+    import ray
+    from ray._private.state import state
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(state.get_draining_nodes())
+
+
+def power_off(process: subprocess.Popen[str]) -> None:
+    """End a node with all its processes at once, without a word to anybody."""
+    with suppress(psutil.NoSuchProcess):
+        for below in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                below.kill()
+    process.kill()
+    process.wait()
 
 
 def stop(process: subprocess.Popen[str]) -> None:

@@ -102,6 +102,10 @@ def test_a_second_node_is_used_and_must_see_the_storage(head: RayHead, tmp_path:
     assert f"left {shared} []" in output, "the probe files are gone"
     assert "refused train: 2 workers with 3 CPUs each" in output, "4 CPUs on two nodes hold no 3 on one"
     assert "ranks [(0, 0, 2), (1, 1, 2), (2, 0, 2), (3, 1, 2)]" in output
+    (line,) = [line for line in output.splitlines() if line.startswith("scraped ray_raydpo_loss{")]
+    assert 'run="/shared/first"' in line
+    assert 'role="train"' in line
+    assert line.endswith(" 0.625")
     if not mounts:
         pytest.skip("this machine lets nobody mount a file system of his own: a node with another disk was not tried")
     assert "not shared 1 " in output

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,23 +17,27 @@ from hypothesis import strategies as st
 from raydpo.errors import Cause, ConfigError, DataError, HangError, ResourceError, WorkerError
 from raydpo.runtime import stacks
 from raydpo.runtime.failure import Death, Failure, failure_of
+from raydpo.runtime.interface import interface_of, outward_variables
 from raydpo.runtime.job import check_paths, in_ray_job
+from raydpo.runtime.place import Place
+from raydpo.runtime.placement import Placement
 from raydpo.runtime.rank_failures import RankFailure, verdict
-from raydpo.runtime.resources import Demand, check_demands, count_fitting
+from raydpo.runtime.resources import Demand, Node, check_demands, count_fitting
+from raydpo.runtime.spread import spread_of
 from raydpo.runtime.stacks import innermost_frames
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 
 
 def test_workers_are_fitted_node_by_node() -> None:
-    nodes = [{"CPU": 3.0}, {"CPU": 3.0}]
+    nodes = [Node({"CPU": 3.0}), Node({"CPU": 3.0})]
     assert count_fitting(Demand("train", 3, 2.0), nodes) == 2
     with pytest.raises(ResourceError, match="room for 1 on any single node"):
         check_demands([Demand("train", 3, 2.0)], nodes)
 
 
 def test_a_demand_that_fits_is_silent_and_all_that_do_not_are_listed() -> None:
-    nodes = [{"CPU": 4.0, "GPU": 1.0}]
+    nodes = [Node({"CPU": 4.0, "GPU": 1.0})]
     check_demands([Demand("a", 4, 1.0), Demand("b", 1, 4.0, 1.0), Demand("c", 8, 0.5, 0.125)], nodes)
     with pytest.raises(ResourceError) as caught:
         check_demands([Demand("a", 5, 1.0), Demand("b", 1, 1.0), Demand("c", 1, 1.0, 2.0)], nodes)
@@ -38,15 +45,77 @@ def test_a_demand_that_fits_is_silent_and_all_that_do_not_are_listed() -> None:
 
 
 def test_a_head_without_cpus_takes_no_worker() -> None:
-    assert count_fitting(Demand("train", 2, 1.0), [{"memory": 1e9}, {"CPU": 2.0}]) == 2
-    assert count_fitting(Demand("train", 2, 1.0), [{"memory": 1e9}]) == 0
+    assert count_fitting(Demand("train", 2, 1.0), [Node({"memory": 1e9}), Node({"CPU": 2.0})]) == 2
+    assert count_fitting(Demand("train", 2, 1.0), [Node({"memory": 1e9})]) == 0
+
+
+@pytest.mark.parametrize(
+    ("strategy", "room"),
+    [("PACK", 5), ("SPREAD", 5), ("STRICT_PACK", 3), ("STRICT_SPREAD", 2)],
+    ids=lambda value: str(value),
+)
+def test_a_strategy_decides_how_many_fit(strategy: Any, room: int) -> None:
+    nodes = [Node({"CPU": 3.0}), Node({"CPU": 2.5}), Node({"CPU": 0.5})]
+    demand = Demand("train", 6, 1.0, placement=Placement(strategy))
+    assert count_fitting(demand, nodes) == room
+    check_demands([replace(demand, workers=room)], nodes)
+    with pytest.raises(ResourceError, match=f"enough for {room}"):
+        check_demands([demand], nodes)
+
+
+def test_parts_of_one_gpu_are_not_of_two() -> None:
+    assert count_fitting(Demand("generate", 9, 0.0, 0.6), [Node({"GPU": 2.0})]) == 2
+    assert count_fitting(Demand("generate", 9, 0.0, 0.25), [Node({"GPU": 2.0})]) == 8
+
+
+@pytest.mark.parametrize(
+    ("wanted", "found"),
+    [("spot", "b"), ("!spot", "ac"), ("in(spot, reserved)", "bc"), ("!in(spot,reserved)", "a"), ("reserved", "c")],
+)
+def test_labels_choose_nodes(wanted: str, found: str) -> None:
+    labels: dict[str, dict[str, str]] = {"a": {}, "b": {"market": "spot"}, "c": {"market": "reserved"}}
+    placement = Placement(label_selector={"market": wanted})
+    assert "".join(name for name, those in labels.items() if placement.takes(those)) == found
+
+
+def test_custom_resources_and_labels_are_named_when_they_lack() -> None:
+    nodes = [Node({"CPU": 8.0, "nvme": 1.0}, {"zone": "a"}), Node({"CPU": 8.0}, {"zone": "b"})]
+    check_demands([Demand("train", 1, 1.0, placement=Placement("PACK", {"nvme": 1.0}, {"zone": "a"}))], nodes)
+    with pytest.raises(
+        ResourceError, match=r"1 CPUs and 1 nvme each .* There: 8 CPUs and 0 nvme on the 1 of 2 nodes with "
+    ):
+        check_demands([Demand("train", 1, 1.0, placement=Placement("PACK", {"nvme": 1.0}, {"zone": "b"}))], nodes)
 
 
 @given(st.integers(1, 40), st.sampled_from([0.1, 0.2, 0.25, 0.3, 0.5, 1.0, 1.5]))
 def test_exactly_enough_is_enough(workers: int, cpus: float) -> None:
-    check_demands([Demand("train", workers, cpus)], [{"CPU": workers * cpus}])
+    check_demands([Demand("train", workers, cpus)], [Node({"CPU": workers * cpus})])
     with pytest.raises(ResourceError):
-        check_demands([Demand("train", workers + 1, cpus)], [{"CPU": workers * cpus}])
+        check_demands([Demand("train", workers + 1, cpus)], [Node({"CPU": workers * cpus})])
+
+
+def test_a_node_is_left_through_the_interface_of_its_address(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME"):
+        monkeypatch.delenv(name, raising=False)
+    loopback = interface_of("127.0.0.1")
+    assert loopback in {name for _, name in socket.if_nameindex()}
+    assert outward_variables("127.0.0.1") == {"GLOO_SOCKET_IFNAME": loopback, "NCCL_SOCKET_IFNAME": f"={loopback}"}
+    assert interface_of("203.0.113.9") is None, "an address of documentation"
+    assert outward_variables("203.0.113.9") == {}
+    monkeypatch.setenv("NCCL_SOCKET_IFNAME", "ib0")
+    assert outward_variables("127.0.0.1") == {"GLOO_SOCKET_IFNAME": loopback}, "what the node says stays"
+
+
+@pytest.mark.parametrize(
+    ("nodes", "said"),
+    [
+        ("a", "1 on 1 node: 0 on host a"),
+        ("aabb", "4 on 2 nodes: 0-1 on host a, 2-3 on host b"),
+        ("aabcc", "5 on 3 nodes: 0-1 on host a, 2 on host b, 3-4 on host c"),
+    ],
+)
+def test_the_spread_of_ranks_is_said_in_ranges(nodes: str, said: str) -> None:
+    assert spread_of([Place(node, f"host {node}", pid) for pid, node in enumerate(nodes)]) == said
 
 
 def test_relative_paths_are_refused_under_a_job_only(monkeypatch: pytest.MonkeyPatch) -> None:
