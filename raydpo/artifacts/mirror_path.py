@@ -48,6 +48,11 @@ def url_of(path: Path) -> str | None:
     return f"{inside[0]}://{'/'.join(inside[1:])}" if len(inside) > 2 and inside[0] in STORES else None
 
 
+def is_input(path: Path) -> bool:
+    """Whether `path` is a copy of something that is only read."""
+    return f"/{_MARK}/{_INPUTS}/" in path.as_posix()
+
+
 def shown(path: Path) -> str:
     """`path` as a person named it: the address, where it is a working copy."""
     return url_of(path) or str(path)

@@ -57,16 +57,21 @@ class WorkingCopy:
         self.folder, self._url = folder, url
         self._known: dict[Sign, Stored] = {}
 
-    def reconcile(self, tree: Mapping[str, Stored]) -> None:
-        """Make the folder what `tree` says, with placeholders for what is large and not known to be here."""
+    def reconcile(self, tree: Mapping[str, Stored], inside: str | None = None) -> None:
+        """Make the folder what `tree` says, with placeholders for what is large and not known to be here.
+
+        inside: only the file or folder of that name, and all of it is fetched.
+        """
         self._known = self._kept_state()
         there, fresh = self.scan()
+        wanted = {name: stored for name, stored in tree.items() if _lies_in(name, inside)}
         for name in {*there, *(each.name for each in fresh)} - tree.keys():
-            (self.folder / name).unlink(missing_ok=True)
-        for name, stored in tree.items():
+            if _lies_in(name, inside):
+                (self.folder / name).unlink(missing_ok=True)
+        for name, stored in wanted.items():
             if there.get(name) != stored:
                 leave_out(self.folder / name, self._url, stored)
-        eager = [name for name, stored in tree.items() if _is_eager(name, stored)]
+        eager = [name for name, stored in wanted.items() if inside is not None or _is_eager(name, stored)]
         fetch_files(self.folder / name for name in eager)
         for name in eager:
             self.know(sign_of(self.folder / name), tree[name])
@@ -112,6 +117,10 @@ class WorkingCopy:
             return {(line[0], line[1], line[2]): Stored(*line[3:]) for line in state["files"]}
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return {}
+
+
+def _lies_in(name: str, inside: str | None) -> bool:
+    return inside is None or name == inside or name.startswith(f"{inside}/")
 
 
 def _is_eager(name: str, stored: Stored) -> bool:
