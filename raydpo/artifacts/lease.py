@@ -114,6 +114,7 @@ class Lease:
         self.notes = (
             f"{url} is an object store: a driver that is started on another machine while this one runs takes the run over, "
             f"and this one ends at its next commit. The working copy is {self.folder}.",
+            *(f"{text}; it is left out" for text in remote.damaged),
         )
 
     def _end_remote(self, remote: RemoteRun, *, is_whole: bool) -> None:

@@ -21,9 +21,8 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.commit_log import CommitLog
-from raydpo.artifacts.digest import file_sha256
 from raydpo.artifacts.durable import COMMIT
-from raydpo.artifacts.object_store import PARALLEL, StoreFolder
+from raydpo.artifacts.object_store import PARALLEL, StoreFolder, blocks_of
 from raydpo.artifacts.placeholder import Stored, store_at
 from raydpo.artifacts.plain_copies import renew_plain, update_plain
 from raydpo.artifacts.run_tree import lines, read_tree
@@ -40,12 +39,15 @@ _SOON_S = 15.0
 
 class RemoteRun:
     """The run directory at `url` while this process owns it. who: what an entry says of the process. lost: makes the error for
-    an entry of another driver."""
+    an entry of another driver.
+
+    damaged: after `begin`, a sentence for each small file that is not what was committed.
+    """
 
     def __init__(
         self, folder: Path, url: str, who: Mapping[str, Any], lost: Callable[[dict[str, Any], int], Exception]
     ):
-        self.url, self.attempt = url, 0
+        self.url, self.attempt, self.damaged = url, 0, tuple[str, ...]()
         self.store = store_at(url)
         self._log = CommitLog(StoreFolder(self.store, "log"))
         self._copy = WorkingCopy(folder, url)
@@ -69,7 +71,7 @@ class RemoteRun:
             if self._log.put(self._last, self._entry("attempt", tree=lines(self._tree))):
                 break
         self._require_conditions()
-        self._copy.reconcile(self._tree)
+        self.damaged = tuple(self._copy.reconcile(self._tree))
         self._copy.keep_state(self._tree)
         renew_plain(self.store, self._tree, self._copy.read)
         self._collect()
@@ -88,9 +90,10 @@ class RemoteRun:
             tree |= self._upload(fresh)
             changed = {name: stored for name, stored in tree.items() if self._tree.get(name) != stored}
             removed = sorted(self._tree.keys() - tree.keys())
+            self._committed_s = time.monotonic()
             if not changed and not removed:
                 return
-            named = {"tree": lines(tree)} if number % _WHOLE_EVERY == 0 else {"put": lines(changed), "removed": removed}
+            named = self._named(number, tree, changed, removed)
             if not self._log.put(number, self._entry("commit", what=what, **named)):
                 raise self._lost(self._log.read(number) or {}, self.attempt)
             before, self._tree, self._last = self._tree, tree, number
@@ -127,12 +130,14 @@ class RemoteRun:
 
         def one(file: Fresh) -> tuple[str, Stored] | None:
             try:
-                data: bytes | Path = file.path if file.sign[1] > _IN_MEMORY_BYTES else file.path.read_bytes()
-                sha256, size = _sha256(file.path, data), file.sign[1] if isinstance(data, Path) else len(data)
+                is_small = file.sign[1] <= _IN_MEMORY_BYTES
+                data: bytes | Path = file.path.read_bytes() if is_small else file.path
+                size = len(data) if isinstance(data, bytes) else file.sign[1]
+                sha256 = _sha256(file.path, data, size)
                 stored = by_content.get(sha256)
                 if stored is None or stored.bytes != size:
                     stored = Stored(f"{file.name}.{self.attempt:04d}-{self._tries:06d}", size, sha256)
-                    self.store.put(stored.key, data)
+                    self.store.put(stored.key, data, size)
                 if sign_of(file.path) == file.sign:
                     self._copy.know(file.sign, stored)
             except FileNotFoundError:  # it went away meanwhile
@@ -172,19 +177,21 @@ _OBJECT = re.compile(r"\.(\d{4,})-\d{6,}$")
 _SHARED_BYTES = 1 << 16
 """A file from this size on shares the object of another one with the same content."""
 _IN_MEMORY_BYTES = 8 << 20
-"""A file up to this size is read once, so that what is hashed is what is put though it may be growing."""
+"""A file up to this size is read once. Of a larger one that is growing, what it had at first is hashed and put."""
 
 
-def _sha256(path: Path, data: bytes | Path) -> str:
-    """Of the content; that of a committed folder's file is in its manifest."""
+def _sha256(path: Path, data: bytes | Path, num_bytes: int) -> str:
+    """Of the first `num_bytes` of the content; that of a committed folder's file is in its manifest."""
     if isinstance(data, bytes):
         return hashlib.sha256(data).hexdigest()
     for parent in path.parents:
-        manifest = parent / COMMIT
-        if manifest.is_file():
-            files = read_object(manifest)["files"]
-            found = files.get(path.relative_to(parent).as_posix())
-            if found is not None and found["bytes"] == path.stat().st_size:
-                return str(found["sha256"])
+        if (parent / COMMIT).is_file():
+            with suppress(OSError, ValueError, KeyError, TypeError):
+                found = read_object(parent / COMMIT)["files"][path.relative_to(parent).as_posix()]
+                if found["bytes"] == num_bytes:
+                    return str(found["sha256"])
             break
-    return file_sha256(path)
+    digest = hashlib.sha256()
+    for block in blocks_of(path, num_bytes):
+        digest.update(block)
+    return digest.hexdigest()
