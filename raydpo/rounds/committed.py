@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from raydpo.artifacts.folders import COMMIT
+from raydpo.artifacts.durable import COMMIT
 from raydpo.rundir.checkpoints import committed
 from raydpo.rundir.rounds_folder import RoundsFolder
 
