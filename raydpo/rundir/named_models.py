@@ -93,5 +93,6 @@ def _said_by(look: Callable[[], object]) -> tuple[str, ...]:
 
 
 def _copied(url: str) -> str:
+    from raydpo.artifacts.input_copies import copied
 
     return str(copied(url))
