@@ -27,6 +27,16 @@ DISK, OWNER, INPUT, NUMBERS = "Disk and files", "Two drivers", "Data, models, se
 FAULTS = (
     Fault(
         DRIVER,
+        "driver killed while it prepares data",
+        "the part in work; of a file below 4 MiB everything",
+        "of a large file only parts of 4,096 rows that were not committed are encoded again",
+        (
+            "data/test_parts.py::test_a_kill_costs_no_part_that_was_committed",
+            "data/test_parts.py::test_a_part_that_is_damaged_is_made_again",
+        ),
+    ),
+    Fault(
+        DRIVER,
         "driver killed during precompute",
         "shards in work",
         "only uncommitted shards are scored again",

@@ -151,6 +151,26 @@ class Tally:
         if split == "eval":
             self._eval_prompts.append(prompt_hash)
 
+    def read_to_json(self) -> dict[str, Any]:
+        """What was counted while rows were read and encoded, before any of them was used, as plain values."""
+        return {
+            "lines_read": self.lines_read,
+            "quarantined": dict(self.quarantined),
+            "samples": self.samples,
+            "entries": self.entries,
+            "counts": dict(self.counts),
+        }
+
+    def absorb(self, read: Mapping[str, Any]) -> None:
+        """Take in what `read_to_json` gave of later rows."""
+        self.lines_read += read["lines_read"]
+        self.quarantined.update(read["quarantined"])
+        for reason, places in read["samples"].items():
+            samples = self.samples.setdefault(reason, [])
+            samples += places[: _SAMPLES_PER_REASON - len(samples)]
+        self.entries += read["entries"]
+        self.counts.update(read["counts"])
+
     def repeat(self, split: str) -> None:
         """Count the examples of a line that was used before, once more."""
         self.pairs[split] += self.examples_per_line
