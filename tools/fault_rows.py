@@ -163,6 +163,16 @@ FAULTS = (
     ),
     Fault(
         WORKERS,
+        "a run that scores on a shared cache dies",
+        "the shards in work",
+        "other runs that want its shards score them",
+        (
+            "pipelines/test_shared_scoring.py::test_what_a_dead_run_claimed_is_taken_over",
+            "artifacts/test_claim.py::test_a_claim_ends_with_its_process",
+        ),
+    ),
+    Fault(
+        WORKERS,
         "a reference worker dies",
         "its shard in work",
         "its shard goes to another one, a bounded number of times; with smaller batches where it may have been memory",

@@ -104,7 +104,7 @@ def collect_garbage(
             removals.append(Removal(folder, _size(folder), f"not used for {unused_days:.0f} days"))
             continue
         removals += [Removal(path, _size(path), "damaged shard") for path in sorted(folder.glob("damaged/*"))]
-        for path in _leftovers(folder.rglob(f"{TEMPORARY}*"), now):
+        for path in _leftovers([*folder.rglob(f"{TEMPORARY}*"), *folder.glob("claims/*")], now):
             removals.append(Removal(path, _size(path), "leftover of a killed run"))
         removals += _orphans(folder, now)
     if not dry_run:

@@ -137,6 +137,18 @@ class ReferenceCache:
         return record
 
     @property
+    def claims(self) -> Path:
+        """Where runs claim the shards that they score."""
+        return self.folder / "claims"
+
+    def has_shard(self, name: str) -> bool:
+        """Whether shard `name` is committed now, by whomever. Its rows are not verified."""
+        try:
+            return (self._shards / _read_record(self._shards / f"{name}.json").name).is_file()
+        except IntegrityError:
+            return False
+
+    @property
     def _shards(self) -> Path:
         return self.folder / "shards"
 

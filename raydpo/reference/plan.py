@@ -29,6 +29,7 @@ class ShardWork:
     num_answer_tokens: of all rows: as many values come out.
     is_probe: their values go back to the driver, and nothing is committed.
     budget_share: part of the token budget of a batch that they are scored with.
+    is_claimed: a run that scores it claims it first, and leaves it if another has it.
     """
 
     name: str
@@ -38,6 +39,7 @@ class ShardWork:
     num_answer_tokens: int = 0
     is_probe: bool = False
     budget_share: float = 1.0
+    is_claimed: bool = True
 
     def lighter(self) -> ShardWork:
         """The same rows in batches of half the tokens; their values change in the last digits."""
