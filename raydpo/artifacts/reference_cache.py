@@ -90,12 +90,19 @@ class ReferenceCache:
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that the cache does not hold, in order, each once."""
         distinct = list(dict.fromkeys(keys))
-        present = self._index.find(distinct) >= 0
+        present = self.holds(np.array([key.encode() for key in distinct]))
         return [key for key, is_present in zip(distinct, present, strict=True) if not is_present]
+
+    def holds(self, keys: np.ndarray) -> np.ndarray:
+        """Whether the cache holds each of `keys`, [n] bytes: [n] bool."""
+        found: np.ndarray = self._index.find(keys) >= 0
+        return found
 
     def lookup(self, keys: Sequence[str]) -> list[np.ndarray]:
         """Log-probs of each row's answer tokens in the loss, float32 nats. Raises IntegrityError when rows are missing."""
-        places = self._index.find(keys)
+        places = self._index.find(
+            np.array([key.encode() for key in keys])
+        )  # as wide as they are: none is cut to one that fits
         if (places < 0).any():
             absent = [key for key, place in zip(keys, places, strict=True) if place < 0]
             raise IntegrityError(
@@ -161,7 +168,7 @@ class _Index:
     """Sorted keys -> rows of a table, by binary search over the whole batch of keys."""
 
     def __init__(self, table: pa.Table) -> None:
-        keys = np.array(table["row_key"].to_pylist(), dtype=f"S{KEY_LENGTH}")
+        keys = np.concatenate([np.zeros(0, f"S{KEY_LENGTH}"), *map(_bytes_of, table["row_key"].chunks)])
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
         chunks = table["token_nats"].chunks  # views of the mapped files, never copied together
@@ -169,9 +176,8 @@ class _Index:
         self._offsets = [chunk.offsets.to_numpy(zero_copy_only=False) for chunk in chunks]
         self._values = [chunk.values.to_numpy(zero_copy_only=False) for chunk in chunks]
 
-    def find(self, keys: Sequence[str]) -> np.ndarray:
-        """Row of each key, -1 where there is none."""
-        wanted = np.array([key.encode() for key in keys])  # as wide as it is: a longer key is not cut to one that fits
+    def find(self, wanted: np.ndarray) -> np.ndarray:
+        """Row of each key, [n] bytes of any width; -1 where there is none."""
         if not len(self._sorted) or not len(wanted):
             return np.full(len(wanted), -1)
         at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
@@ -188,6 +194,16 @@ class _Index:
         """Rows in their order, the first of each key."""
         _, first = np.unique(self._sorted, return_index=True)
         return np.sort(self._order[first])
+
+
+def _bytes_of(keys: pa.StringArray) -> np.ndarray:
+    """Keys as [n] S32, a view of them where each has that length."""
+    if not len(keys):
+        return np.zeros(0, f"S{KEY_LENGTH}")
+    ends = np.frombuffer(keys.buffers()[1], np.int32)[keys.offset : keys.offset + len(keys) + 1]
+    if not (np.diff(ends) == KEY_LENGTH).all():
+        return np.array(keys.to_pylist(), dtype=f"S{KEY_LENGTH}")
+    return np.frombuffer(keys.buffers()[2], f"S{KEY_LENGTH}", count=len(keys), offset=int(ends[0]))
 
 
 def read_cache(folder: Path) -> tuple[pa.Table, list[tuple[str, str]]]:

@@ -98,7 +98,7 @@ def reference_stage(
             runtime.wait_for_nodes(demand(workspace.config, "reference"))
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
-            missed = sum(len(work.keys) for work in works)
+            missed = works.num_rows
             runtime.gauge("raydpo_cache_hit_rows", len(wanted.keys) - missed, "reference")
             runtime.gauge("raydpo_cache_missed_rows", missed, "reference")
             with runtime.deferred(committed=lambda: f"{scored} rows were scored and committed."):
@@ -109,8 +109,8 @@ def reference_stage(
                         scored, forwards = scored + shard.rows, forwards + shard.forwards
         by_others = missed - scored
         cache.open()
-        if missing := cache.missing(list(wanted.keys)):
-            raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")
+        if missing := int((~cache.holds(wanted.keys)).sum()):
+            raise IntegrityError(f"{missing} rows are still missing from {cache.folder} after the reference pass")
     others = f", {by_others} were scored by other runs meanwhile" if by_others else ""
     there = len(wanted.keys) - scored - by_others
     text = f"{scored} of {len(wanted.keys)} rows scored, {there} were in the cache {shown(cache.folder)}{others}"

@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from typing import overload
 
 from raydpo import runtime
 from raydpo.artifacts import ReferenceCache
 from raydpo.artifacts.claim import is_claimed
 from raydpo.driver.actors import libraries_of, placement
-from raydpo.reference.plan import ShardWork
+from raydpo.reference.plan import ShardPlan, ShardWork
 from raydpo.reference.score import Scorer, ScorerSpec, ShardDone
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageStarted
@@ -34,18 +35,20 @@ class SharedScoring:
         self._cache = ReferenceCache(spec.cache_dir, spec.identity)
         self._done, self._has_said_halved, self._has_said_waiting = 0, False, False
 
-    def run(self, works: Sequence[ShardWork], probed: Sequence[ShardWork]) -> Iterator[ShardDone]:
+    def run(self, works: ShardPlan, probed: Sequence[ShardWork]) -> Iterator[ShardDone]:
         """Score `works`, and `probed` for this run alone. What another run scored comes with 0 rows and `is_left`."""
-        self._observer(StageStarted("reference", sum(len(work.keys) for work in works), "rows"))
+        self._observer(StageStarted("reference", works.num_rows, "rows"))
         with closing(self._pool(len(works))) as pool:
-            left, quiet_since_s = list(works), time.monotonic()
-            todo = [*left, *probed]
+            left, quiet_since_s = list[ShardWork](), time.monotonic()
+            todo: Sequence[ShardWork] = _Both(works, probed)
             while todo or left:
                 scored = set[str]()
                 for index, shard in pool.run(todo):
                     if not shard.is_left:
-                        scored.add(todo[index].name)
+                        scored.add(shard.name)
                         yield self._told(shard)
+                    elif isinstance(todo, _Both):
+                        left.append(todo[index])
                 left = [work for work in left if work.name not in scored]
                 if runtime.requested():
                     return
@@ -101,6 +104,26 @@ class SharedScoring:
             placement=placement(section.scheduling),
             placed=partial(_say_place, self._observer),
         )
+
+
+class _Both(Sequence[ShardWork]):
+    """A plan, and what is done besides: no shard is written down before its turn."""
+
+    def __init__(self, works: ShardPlan, more: Sequence[ShardWork]) -> None:
+        self._works, self._more = works, more
+
+    def __len__(self) -> int:
+        return len(self._works) + len(self._more)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardWork: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ShardWork]: ...
+    def __getitem__(self, number: int | slice) -> ShardWork | list[ShardWork]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        number = range(len(self))[number]
+        return self._works[number] if number < len(self._works) else self._more[number - len(self._works)]
 
 
 def _say_place(observer: Observer, place: runtime.Place) -> None:
