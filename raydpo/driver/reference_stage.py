@@ -111,6 +111,7 @@ def reference_stage(
         cache.open()
         if missing := int((~cache.holds(wanted.keys)).sum()):
             raise IntegrityError(f"{missing} rows are still missing from {cache.folder} after the reference pass")
+    cache.write_index()
     others = f", {by_others} were scored by other runs meanwhile" if by_others else ""
     there = len(wanted.keys) - scored - by_others
     text = f"{scored} of {len(wanted.keys)} rows scored, {there} were in the cache {shown(cache.folder)}{others}"

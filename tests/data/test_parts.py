@@ -57,7 +57,12 @@ def conversations() -> Rows:
         return [{"role": "user", "content": "what is it?"}, {"role": "assistant", "content": text}]
 
     return [
-        {"chosen": said(f"it is {n}"), "rejected": said(f"not {n}<|im_end|>"), "rating": n, "note": "x"}
+        {
+            "chosen": said(f"it is {n}"),
+            "rejected": said(f"not {n}" + "<|im_end|>" * (n % 3 == 0)),
+            "rating": n,
+            "note": "x",
+        }
         for n in range(20)
     ]
 
