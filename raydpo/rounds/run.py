@@ -36,7 +36,7 @@ from raydpo.rounds.round_config import read_probe, reference_of, training_config
 from raydpo.rounds.setup import Setup, set_up
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.piece import Piece
-from raydpo.runtime import requested, wait_for_nodes, watching
+from raydpo.runtime import has_grace, wait_for_nodes, watching
 from raydpo.schema.events import Note, Observer, StageDone
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
 
@@ -139,7 +139,7 @@ class RoundsRun:
 
     def close(self) -> None:
         try:
-            if requested():  # what is asked of generators and judge now is committed first, within the grace
+            if has_grace():  # what is asked of generators and judge now is committed first, within the grace
                 wait(self._ahead.values())
         finally:
             self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error

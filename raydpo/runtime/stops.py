@@ -37,18 +37,20 @@ class _Block:
 @dataclass
 class _SignalWatch:
     """grace_s: seconds that a deferred block gets. committed: what is safe, as a sentence, outside of a block that knows more.
-    tells_all: inside of blocks, too. signum: of the first signal, 0 before it."""
+    tells_all: inside of blocks, too. signum: of the first signal, 0 before it. is_over: a second one came."""
 
     grace_s: float
     committed: Callable[[], str]
     tells_all: bool
     signum: int = 0
+    is_over: bool = False
     blocks: list[_Block] = field(default_factory=list)
     timer: threading.Timer | None = None
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         """The handler, in the main thread."""
         if self.signum:
+            self.is_over = True
             raise self.stopped()
         self.signum = signum
         for block in self.blocks:
@@ -126,6 +128,11 @@ def _may_handle() -> bool:
 def requested() -> int:
     """The signal that asked the run to end; 0: none."""
     return 0 if _watch is None else _watch.signum
+
+
+def has_grace() -> bool:
+    """Whether a signal asked the run to end, and work of other threads may still come to its boundary."""
+    return _watch is not None and bool(_watch.signum) and not _watch.is_over
 
 
 @contextmanager

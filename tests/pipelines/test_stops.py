@@ -11,7 +11,7 @@ import pytest
 from raydpo.config.render import dump
 from raydpo.errors import Stopped
 from raydpo.pipelines import evaluate, precompute, train
-from raydpo.runtime import deferred, watching
+from raydpo.runtime import deferred, has_grace, watching
 from raydpo.schema.events import Advanced, Event, StageStarted
 from tests.pipelines import driver
 from tests.pipelines.conftest import Finished
@@ -103,6 +103,22 @@ def test_what_takes_longer_than_the_grace_ends_at_once():
 def test_outside_a_block_that_saves_a_signal_ends_at_once(toy: Toy, tmp_path):
     with pytest.raises(Stopped):
         train(without_steps(toy, tmp_path / "run"), Signal(in_first_evaluation))
+
+
+def test_other_threads_have_grace_until_the_second_signal():
+    seen = []
+
+    def end_twice() -> None:
+        seen.append(has_grace())
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            seen.append(has_grace())
+
+    with pytest.raises(Stopped):
+        stop_in_block("Nothing yet.", end_twice, 60)
+    assert seen == [True, False]
+    assert not has_grace()
 
 
 def swallow_a_stop() -> None:
