@@ -7,6 +7,7 @@ that it lacks. Price: what is damaged after the driver looked is met in the midd
 
 from __future__ import annotations
 
+import threading
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -32,9 +33,17 @@ class CacheReader:
         self._open: OrderedDict[str, pa.Table] = OrderedDict()
         self._rest: KeyIndex | None = None
         self.num_verified = 0
+        self._lock = threading.Lock()
 
     def lookup(self, keys: Sequence[str]) -> list[np.ndarray]:
-        """Log-probs of each row's answer tokens in the loss, float32 nats. Raises IntegrityError when rows are missing."""
+        """Log-probs of each row's answer tokens in the loss, float32 nats. Raises IntegrityError when rows are missing.
+
+        From any thread: the next batch is made while a split is evaluated.
+        """
+        with self._lock:
+            return self._lookup(keys)
+
+    def _lookup(self, keys: Sequence[str]) -> list[np.ndarray]:
         wanted = np.array([key.encode() for key in keys])
         places = np.full((len(keys), 2), -1) if self._index is None else self._index.find(wanted)
         found: dict[int, np.ndarray] = {}
@@ -49,7 +58,7 @@ class CacheReader:
             if self._index is None:
                 raise
             self._index = self._rest = None  # it may be damaged, or of shards that are gone: all are looked through
-            return self.lookup(keys)
+            return self._lookup(keys)
         found |= dict(zip(left, rest, strict=True))
         return [found[number] for number in range(len(keys))]
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import hashlib
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from raydpo.artifacts import ReferenceCache, collect_garbage
+from raydpo.artifacts import ReferenceCache, cache_reader, collect_garbage
 from raydpo.artifacts.cache_index import INDEX_FOLDER, MappedIndex
 from raydpo.artifacts.cache_reader import CacheReader
 from raydpo.errors import IntegrityError
@@ -54,6 +55,17 @@ def test_only_shards_whose_rows_are_read_are_opened(tmp_path: Path) -> None:
     assert reader.num_verified == 2
     assert_reads(reader, *((shard, row) for shard in range(40) for row in range(ROWS)))
     assert reader.num_verified == 40
+
+
+def test_threads_read_at_the_same_time(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(cache_reader, "_MOST_OPEN", 3)
+    reader, rows = (
+        CacheReader(cache_of(tmp_path, 20).folder),
+        [(shard, row) for shard in range(20) for row in range(ROWS)],
+    )
+    with ThreadPoolExecutor(4) as threads:
+        for done in [threads.submit(assert_reads, reader, *rows[start::3]) for start in range(12)]:
+            done.result()
 
 
 def test_few_shards_need_no_index(tmp_path: Path) -> None:
