@@ -6,6 +6,7 @@ neither vanish nor be counted twice; a mixture adds lines that are not drawn, or
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections import Counter
@@ -127,7 +128,7 @@ class Tally:
         self.uses: list[ColumnUse] = []
         self._prompt_tokens, self._answer_tokens = array("q"), array("q")
         self.entries_of_key: dict[str, dict[str, Counter[str]]] = {"train": {}, "eval": {}}
-        self._seen: set[tuple[str, ...]] = set()
+        self._seen: set[bytes] = set()
         self._prompts: dict[str, set[int]] = {"train": set(), "eval": set()}
         self._eval_prompts = array("Q")
 
@@ -145,8 +146,9 @@ class Tally:
         self.pairs[split] += self.examples_per_line
         self._prompt_tokens.append(lengths[0])
         self._answer_tokens.append(lengths[1])
-        self.counts["duplicates"] += keys in self._seen
-        self._seen.add(keys)
+        seen = hashlib.blake2b("".join(keys).encode(), digest_size=16).digest()  # a third of the memory of the keys
+        self.counts["duplicates"] += seen in self._seen
+        self._seen.add(seen)
         self._prompts[split].add(prompt_hash)
         if split == "eval":
             self._eval_prompts.append(prompt_hash)
