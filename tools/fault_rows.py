@@ -27,6 +27,16 @@ DISK, OWNER, INPUT, NUMBERS = "Disk and files", "Two drivers", "Data, models, se
 FAULTS = (
     Fault(
         DRIVER,
+        "driver killed while it prepares data",
+        "the part in work; of a file below 4 MiB everything",
+        "of a large file only parts of 4,096 rows that were not committed are encoded again",
+        (
+            "data/test_parts.py::test_a_kill_costs_no_part_that_was_committed",
+            "data/test_parts.py::test_a_part_that_is_damaged_is_made_again",
+        ),
+    ),
+    Fault(
+        DRIVER,
         "driver killed during precompute",
         "shards in work",
         "only uncommitted shards are scored again",
@@ -173,6 +183,16 @@ FAULTS = (
         "nothing",
         "ranks meet through the interface of each node's Ray address",
         ("pipelines/test_two_hosts.py::test_training_over_two_hosts_and_a_third_that_joins",),
+    ),
+    Fault(
+        WORKERS,
+        "a run that scores on a shared cache dies",
+        "the shards in work",
+        "other runs that want its shards score them",
+        (
+            "pipelines/test_shared_scoring.py::test_what_a_dead_run_claimed_is_taken_over",
+            "artifacts/test_claim.py::test_a_claim_ends_with_its_process",
+        ),
     ),
     Fault(
         WORKERS,

@@ -39,13 +39,14 @@ def printable(path: Path) -> str:
 
 @dataclass(frozen=True)
 class FileSource:
-    """One file of rows."""
+    """One file of rows. shown: its name in messages; None: its path."""
 
     path: Path
+    shown: str | None = None
 
     @property
     def name(self) -> str:
-        return printable(self.path)
+        return self.shown or printable(self.path)
 
     def digest(self) -> str:
         """sha256 of the bytes. Raises DataError for a file that cannot be read."""
@@ -60,13 +61,14 @@ class FileSource:
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A folder that `Dataset.save_to_disk` wrote."""
+    """A folder that `Dataset.save_to_disk` wrote. shown: its name in messages; None: its path."""
 
     path: Path
+    shown: str | None = None
 
     @property
     def name(self) -> str:
-        return printable(self.path)
+        return self.shown or printable(self.path)
 
     def digest(self) -> str:
         """sha256 of each file, joined."""

@@ -7,7 +7,7 @@ checkpoint; the price is that a run which would just fit may be refused. Where n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from raydpo.errors import StorageError
 from raydpo.models.carried_files import OTHERS, TOKENIZER
 from raydpo.models.trained_size import TrainedSize, size_of_full, size_of_lora
 from raydpo.models.weight_shapes import shapes_of_model
-from raydpo.reference.plan import ShardWork
+from raydpo.reference.plan import ShardPlan
 from raydpo.rundir.checkpoints import PREFIX
 from raydpo.rundir.resume import Plan
 from raydpo.rundir.workspace import Workspace
@@ -159,9 +159,9 @@ def said_of_room(workspace: Workspace, num_steps: int, *, has_eval: bool) -> tup
     return text, need.total <= free
 
 
-def check_cache_room(cache_dir: Path, works: Sequence[ShardWork]) -> None:
+def check_cache_room(cache_dir: Path, works: ShardPlan) -> None:
     """Raise StorageError where the log-probs of `works` do not fit on the disk of the cache."""
-    rows, tokens = sum(len(work.keys) for work in works), sum(work.num_answer_tokens for work in works)
+    rows, tokens = works.num_rows, works.num_answer_tokens
     need, free = rows * (KEY_LENGTH + 12) + tokens * 4 + len(works) * _SHARD_BYTES, free_bytes(cache_dir)
     if need > free:
         raise StorageError(

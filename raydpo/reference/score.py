@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
+from raydpo.artifacts.claim import claimed
 from raydpo.artifacts.elsewhere import bring
 from raydpo.errors import IntegrityError
 from raydpo.models.layout import check_lengths, choose_layout
@@ -54,6 +55,7 @@ class ShardDone:
     forwards: forwards of the model for them.
     nats: values of a probe's rows, which are not written.
     did_not_fit: of the first batch of this worker that was done in halves, a sentence; said once.
+    is_left: another run has the shard, or had it: nothing was scored here.
     """
 
     name: str
@@ -62,6 +64,7 @@ class ShardDone:
     forwards: int
     nats: tuple[np.ndarray, ...] = ()
     did_not_fit: str = ""
+    is_left: bool = False
 
 
 class Scorer:
@@ -84,6 +87,14 @@ class Scorer:
 
     def __call__(self, work: ShardWork) -> ShardDone:
         """Raises IntegrityError when a value is not a log-probability."""
+        if work.is_probe or not work.is_claimed:
+            return self._done(work)
+        with claimed(self.cache.claims, work.name) as is_ours:
+            if not is_ours or self.cache.has_shard(work.name):
+                return ShardDone(work.name, 0, 0, 0, is_left=True)
+            return self._done(work)
+
+    def _done(self, work: ShardWork) -> ShardDone:
         values, forwards = self.score(work)
         if not work.is_probe:
             self.cache.write_shard(work.name, list(work.keys), values)

@@ -16,7 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydpo.artifacts import ExampleTable, ReferenceCache
+from raydpo.artifacts import ExampleTable
+from raydpo.artifacts.cache_reader import CacheReader
 from raydpo.artifacts.elsewhere import bring, hand_over
 from raydpo.batches import MicroBatch, Order
 from raydpo.batches.micro_batches import Lookup
@@ -306,9 +307,8 @@ def open_lookup(spec: TrainSpec) -> Lookup | None:
     """Row keys -> cached reference log-probs; None for an objective without a reference."""
     if spec.reference is None:
         return None
-    cache = ReferenceCache(*spec.reference)
-    cache.open(is_owner=False)
-    return cache.lookup
+    cache_dir, identity = spec.reference
+    return CacheReader(cache_dir / identity.digest).lookup
 
 
 def longest_row(feed: Feed) -> int:
