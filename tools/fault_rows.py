@@ -57,6 +57,29 @@ FAULTS = (
     ),
     Fault(
         DRIVER,
+        "driver and machine are lost, and `run.dir` is `s3://...`",
+        "steps since the newest checkpoint; of a round, parts of the last seconds",
+        "same command on another machine, from what was committed, same weights bit for bit (fp32, CPU, same ranks)",
+        (
+            "storage/test_train.py::test_a_killed_training_goes_on_where_nothing_of_it_is",
+            "storage/test_train.py::test_killed_rounds_go_on_where_nothing_of_them_is",
+            "storage/test_remote_run.py::test_another_machine_sees_what_was_committed_and_fetches_what_it_needs",
+        ),
+    ),
+    Fault(
+        DRIVER,
+        "the process dies at any request to an object store, or the answer is lost",
+        "what no entry of the log had named",
+        "what was committed is whole; a put whose answer was lost is known to be ours or not",
+        (
+            "storage/test_crash_points.py::test_every_request_is_a_point_where_nothing_is_lost",
+            "storage/test_object_store.py::test_a_conditional_put_without_an_answer_is_known_to_be_ours_or_not",
+            "storage/test_remote_run.py::test_a_commit_whose_answers_are_lost_is_made_once",
+            "storage/test_remote_run.py::test_listings_that_come_late_hide_nothing",
+        ),
+    ),
+    Fault(
+        DRIVER,
         "the process dies at any step of a durable write",
         "what was being written",
         "nothing lost, nothing twice",
@@ -289,6 +312,17 @@ FAULTS = (
     ),
     Fault(
         OWNER,
+        "a second driver on the same address of an object store, on another machine",
+        "what the older driver had not committed",
+        "the driver that began last goes on; the other one can commit nothing more",
+        (
+            "storage/test_two_drivers.py::test_two_drivers_and_what_they_remove",
+            "storage/test_remote_run.py::test_of_two_drivers_the_one_that_began_last_goes_on",
+            "storage/test_remote_run.py::test_a_store_that_does_not_keep_to_conditions_is_refused",
+        ),
+    ),
+    Fault(
+        OWNER,
         "its lock is removed, or the file system has no flock",
         "what the older driver had not committed",
         "the driver that began last goes on; the other one can commit nothing more, and ends with the name of the one that "
@@ -297,19 +331,6 @@ FAULTS = (
             "artifacts/test_lease.py::test_in_any_order_of_two_drivers_only_the_newest_attempt_commits",
             "artifacts/test_lease.py::test_without_flock_the_log_keeps_two_drivers_apart_and_one_note_says_so",
             "artifacts/test_lease.py::test_a_clock_that_jumps_decides_nothing",
-        ),
-    ),
-    Fault(
-        OWNER,
-        "driver and machine are lost, and `run.dir` is `s3://...`",
-        "steps since the newest checkpoint",
-        "same command on another machine, from the newest checkpoint, same weights bit for bit; a second driver takes the run "
-        "over",
-        (
-            "storage/test_train.py::test_a_killed_training_goes_on_where_nothing_of_it_is",
-            "storage/test_train.py::test_killed_rounds_go_on_where_nothing_of_them_is",
-            "storage/test_two_drivers.py::test_two_drivers_and_what_they_remove",
-            "storage/test_crash_points.py::test_every_request_is_a_point_where_nothing_is_lost",
         ),
     ),
     Fault(

@@ -20,6 +20,7 @@ import pyarrow as pa
 from raydpo.artifacts.arrow import ShardRecord, read_shard, write_shard
 from raydpo.artifacts.digest import canonical
 from raydpo.artifacts.durable import write_json
+from raydpo.artifacts.elsewhere import bring
 from raydpo.artifacts.example_chunk import ExampleChunk, mixed
 from raydpo.errors import IntegrityError
 from raydpo.schema.json_text import read_object
@@ -115,6 +116,7 @@ class ExampleTable:
     @classmethod
     def open(cls, folder: Path, split: str) -> ExampleTable:
         """Verify and map every shard of `split`. Raises IntegrityError when one is not what was committed."""
+        bring(folder)
         records, entries = _records(folder, split)
         tables = [read_shard(folder / r.name, r, EXAMPLES, MASKED_EXAMPLES) for r in records]
         return cls(tables, entries)

@@ -16,7 +16,7 @@ from typing import Any
 from raydpo.artifacts.digest import digest_of, file_sha256
 from raydpo.artifacts.durable import COMMIT, crash_point, fsync, strict, write_json
 from raydpo.artifacts.lease import fence, require_lease, settle
-from raydpo.artifacts.placeholder import fetch
+from raydpo.artifacts.placeholder import fetch, left_out
 from raydpo.disk import full_disk
 from raydpo.errors import IntegrityError
 from raydpo.schema.json_text import read_object
@@ -53,6 +53,9 @@ def _commit(
 ) -> None:
     files = {}
     for path in sorted(staging.rglob("*")):
+        if (found := left_out(path)) is not None:  # a rank of another node has put it into the store
+            files[path.relative_to(staging).as_posix()] = {"bytes": found[1].bytes, "sha256": found[1].sha256}
+            continue
         fsync(path)  # of sub-folders too: their entries must survive a power cut like the files
         if not path.is_file() or path == staging / COMMIT:
             continue

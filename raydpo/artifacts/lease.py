@@ -99,6 +99,11 @@ class Lease:
 
     def _begin_remote(self, url: str) -> None:
         """Take the run directory at `url`, of which `folder` is the working copy, and make the copy what counts there."""
+        if not self._lock.is_supported:
+            raise StorageError(
+                f"{self.folder}, the working copy of {url}, is on a file system without locks (flock), which tell who works "
+                "there; nothing was started. Set RAYDPO_STORE_DIR to a folder on a local disk."
+            )
         remote = RemoteRun(self.folder, url, _who(), partial(_lost_remote, url))
         newest = remote.newest()
         if newest.get("kind") != "end" and _runs_here(newest):
@@ -109,6 +114,7 @@ class Lease:
         self.notes = (
             f"{url} is an object store: a driver that is started on another machine while this one runs takes the run over, "
             f"and this one ends at its next commit. The working copy is {self.folder}.",
+            *(f"{text}; it is left out" for text in remote.damaged),
         )
 
     def _end_remote(self, remote: RemoteRun, *, is_whole: bool) -> None:

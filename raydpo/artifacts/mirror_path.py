@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from raydpo.config.places import STORES, is_in_store, store_problem
+from raydpo.config.places import READ_ONLY, STORES, is_in_store, store_problem
 
 _MARK = "raydpo-store"
 _INPUTS = "inputs"
@@ -44,8 +44,14 @@ def url_of(path: Path) -> str | None:
     if _MARK not in parts:
         return None
     inside = parts[len(parts) - parts[::-1].index(_MARK) :]
+    known = (*STORES, *READ_ONLY) if inside[:1] == (_INPUTS,) else STORES
     inside = inside[1:] if inside[:1] == (_INPUTS,) else inside
-    return f"{inside[0]}://{'/'.join(inside[1:])}" if len(inside) > 2 and inside[0] in STORES else None
+    return f"{inside[0]}://{'/'.join(inside[1:])}" if len(inside) > 2 and inside[0] in known else None
+
+
+def is_input(path: Path) -> bool:
+    """Whether `path` is a copy of something that is only read."""
+    return f"/{_MARK}/{_INPUTS}/" in path.as_posix()
 
 
 def shown(path: Path) -> str:

@@ -46,16 +46,21 @@ class ObjectStore:
         with _said(f"{self.url} cannot be opened"):
             self._client = _client(self.url)
 
-    def put(self, key: str, data: bytes | Path) -> None:
-        """Put `data`, or the content of a file, at `key`, whole, replacing what was there."""
+    def put(self, key: str, data: bytes | Path, num_bytes: int | None = None) -> None:
+        """Put `data`, or the content of a file, at `key`, whole, replacing what was there.
+
+        num_bytes: of a file that may be growing, how much of it; None: all.
+        """
         import obstore
 
-        num_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
+        if num_bytes is None:
+            num_bytes = data.stat().st_size if isinstance(data, Path) else len(data)
         crash_point("object:before-put")
         with _said(f"{self.url}/{key} could not be written"):
             is_large, part_bytes = num_bytes > PART_BYTES, max(PART_BYTES, num_bytes // _MOST_PARTS)
+            content = blocks_of(data, num_bytes) if isinstance(data, Path) and is_large else data
             obstore.put(
-                self._client, key, data, use_multipart=is_large, chunk_size=part_bytes, max_concurrency=PARALLEL // 2
+                self._client, key, content, use_multipart=is_large, chunk_size=part_bytes, max_concurrency=PARALLEL // 2
             )
         self._count("put", sent=num_bytes)
         crash_point("object:after-put")
@@ -193,6 +198,14 @@ class StoreFolder:
 
     def names(self) -> list[str]:
         return [key.rpartition("/")[2] for key, _, _ in self._store.listed(self._prefix)]
+
+
+def blocks_of(path: Path, num_bytes: int) -> Iterator[bytes]:
+    """The first `num_bytes` of a file, piece by piece."""
+    with path.open("rb") as file:
+        while num_bytes > 0 and (block := file.read(min(PART_BYTES, num_bytes))):
+            num_bytes -= len(block)
+            yield block
 
 
 def _client(url: str) -> Any:

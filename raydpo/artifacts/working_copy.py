@@ -11,12 +11,15 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
 from raydpo.artifacts.durable import write_text
+from raydpo.artifacts.object_store import PARALLEL
 from raydpo.artifacts.placeholder import Stored, fetch_files, leave_out, left_out
+from raydpo.errors import IntegrityError
 
 STATE = ".objects.json"
 _EAGER_BYTES = 1 << 18
@@ -57,19 +60,37 @@ class WorkingCopy:
         self.folder, self._url = folder, url
         self._known: dict[Sign, Stored] = {}
 
-    def reconcile(self, tree: Mapping[str, Stored]) -> None:
-        """Make the folder what `tree` says, with placeholders for what is large and not known to be here."""
+    def reconcile(self, tree: Mapping[str, Stored], inside: str | None = None) -> list[str]:
+        """Make the folder what `tree` says, with placeholders for what is large and not known to be here. Returns a sentence
+        for each file that was fetched and is damaged; it is left out, and so is a folder whose manifest it is.
+
+        inside: only the file or folder of that name, and all of it is fetched.
+        """
         self._known = self._kept_state()
         there, fresh = self.scan()
+        wanted = {name: stored for name, stored in tree.items() if _lies_in(name, inside)}
         for name in {*there, *(each.name for each in fresh)} - tree.keys():
-            (self.folder / name).unlink(missing_ok=True)
-        for name, stored in tree.items():
+            if _lies_in(name, inside):
+                (self.folder / name).unlink(missing_ok=True)
+        for name, stored in wanted.items():
             if there.get(name) != stored:
                 leave_out(self.folder / name, self._url, stored)
-        eager = [name for name, stored in tree.items() if _is_eager(name, stored)]
-        fetch_files(self.folder / name for name in eager)
-        for name in eager:
-            self.know(sign_of(self.folder / name), tree[name])
+        eager = [name for name, stored in wanted.items() if inside is not None or _is_eager(name, stored)]
+        with ThreadPoolExecutor(PARALLEL) as threads:
+            problems = list(threads.map(self._fetched, eager))
+        for name, problem in zip(eager, problems, strict=True):
+            if not problem:
+                self.know(sign_of(self.folder / name), tree[name])
+        return [problem for problem in problems if problem]
+
+    def _fetched(self, name: str) -> str:
+        """Fetch a file; what is wrong with it, or an empty text."""
+        try:
+            self.read(name)
+        except IntegrityError as error:
+            (self.folder / name).unlink(missing_ok=True)
+            return str(error)
+        return ""
 
     def scan(self) -> tuple[Tree, list[Fresh]]:
         """(name -> object of what is known, files that are not)."""
@@ -112,6 +133,10 @@ class WorkingCopy:
             return {(line[0], line[1], line[2]): Stored(*line[3:]) for line in state["files"]}
         except (OSError, ValueError, KeyError, TypeError, IndexError):
             return {}
+
+
+def _lies_in(name: str, inside: str | None) -> bool:
+    return inside is None or name == inside or name.startswith(f"{inside}/")
 
 
 def _is_eager(name: str, stored: Stored) -> bool:

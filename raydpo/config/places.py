@@ -23,11 +23,15 @@ PLACES = (
 _WRITTEN = ("run.dir", "reference.cache_dir")
 STORES = ("s3", "gs", "az", "abfs", "abfss")
 """Schemes of object stores with a conditional put: S3 and what speaks like it, Google Cloud Storage, Azure Blob Storage."""
+READ_ONLY = ("hdfs", "webhdfs", "hf", "http", "https", "sftp")
+"""Schemes of storage that data and prompts are read from, by fsspec."""
 _READ = ("data.train", "data.eval", "rounds.prompts", "rounds.eval_prompts")
 _IN_STORES = ("run.dir", "reference.cache_dir", "model.path", "reference.model", "evaluate.model", *_READ)
 """Keys whose places may lie in an object store."""
 _NAME = re.compile(r"[A-Za-z0-9_=+@,-][A-Za-z0-9_.=+@,-]*")
 """Of one part of an address: what needs no quoting anywhere and hides nowhere."""
+_HOST, _LINK = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_.-]*(:\d+)?"), re.compile(r"[\w=+@,%&?~:-][\w.=+@,%&?~:-]*")
+"""Of an address that is only read: its host, without user or password, and each of the other parts."""
 _DATA_FILE = re.compile(r"\.(jsonl|ndjson|json|csv|tsv|parquet|arrow|feather)(\.gz|\.zst)?$", re.IGNORECASE)
 _CONTROL = re.compile(r"[\x00-\x1f\x7f]")
 _MOST_NAME_BYTES, _MOST_PATH_BYTES = 255, 4095
@@ -45,6 +49,11 @@ def unread_scheme(key: str, value: str) -> Iterator[str]:
         if problem := store_problem(value):
             yield f"{key}: {value!r} {problem} Nothing was started."
         return
+    if reads_only(value) and key in _READ:
+        host, *names = value[found.end() :].split("/")
+        if odd := [name for name in (host, *names) if not (_HOST if name is host else _LINK).fullmatch(name)]:
+            yield f"{key}: {value!r} has the part {odd[0]!r}, which no address may have here. Nothing was started."
+        return
     rest = value[found.end() :]
     yield (
         f"{key}: {value!r} begins with {found[0]}, which is not read or written here; it would have become a local folder "
@@ -56,6 +65,11 @@ def unread_scheme(key: str, value: str) -> Iterator[str]:
 def is_in_store(place: str) -> bool:
     """Whether a place is an address of an object store."""
     return place.partition("://")[0] in STORES and "://" in place
+
+
+def reads_only(place: str) -> bool:
+    """Whether a place is an address of storage that is read and never written."""
+    return place.partition("://")[0] in READ_ONLY and "://" in place
 
 
 def store_problem(url: str) -> str:

@@ -21,7 +21,7 @@ from typing import Any
 from raydpo.artifacts.digest import file_sha256
 from raydpo.artifacts.input_copies import copied
 from raydpo.artifacts.mirror_path import shown
-from raydpo.config.places import is_in_store
+from raydpo.config.places import is_in_store, reads_only
 from raydpo.data.columns_read import batches_of
 from raydpo.data.read import Line, dataset_rows, file_rows, kind_of
 from raydpo.data.splits import Parts, Role, Split, by_name, split_of
@@ -198,7 +198,8 @@ def _parts(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
         return _hub(name, role, asks_hub)
     if "\0" in name:
         raise DataError(f"{name!r} holds a NUL character, which no path has; write the path without it.")
-    path = copied(name, _is_data) if is_in_store(name) else Path(name).expanduser()
+    is_remote = is_in_store(name) or reads_only(name)
+    path = copied(name, _is_data) if is_remote else Path(name).expanduser()
     if path.is_dir():
         return by_name(name, _folder(path), role)
     if path.exists():
@@ -206,7 +207,7 @@ def _parts(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
             raise DataError(f"{name!r} has an ending that is not known; {_ENDINGS}")
         return Parts([_file(path)], [])
     if not glob.has_magic(name):
-        if is_in_store(name):
+        if is_remote:
             raise DataError(f"{name!r} does not exist, and no data file lies below it; {_ENDINGS}")
         link = f", a link that leads nowhere: to {os.readlink(path)!r}" if path.is_symlink() else ""
         raise DataError(f"{name!r} does not exist (looked for {path.absolute()}{link}).")

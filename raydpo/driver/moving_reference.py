@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from raydpo import runtime
-from raydpo.artifacts import commit_folder, digest_of, discard, read_commit, verify_folder
+from raydpo.artifacts import commit_folder, digest_of, discard, fetch, read_commit, verify_folder
 from raydpo.batches.order import Order
 from raydpo.disk import full_disk, removed_on_error
 from raydpo.driver.reference_stage import ReferenceReport, reference_stage
@@ -154,6 +154,7 @@ class References:
         folder = self._folder(checkpoint.step)
         if not _is_made_of(source, folder):
             meta = {"step": checkpoint.step, "alpha": alpha, "source": source}
+            fetch(checkpoint.folder)
             _write(checkpoint.folder / "model", before.measured_by.here() if before else None, alpha, folder, meta)
         return self.workspace.measured_from(folder)
 

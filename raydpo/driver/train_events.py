@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import ExampleTable, shown
+from raydpo.artifacts import ExampleTable, fetch, shown
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.data.store import taught_ends
@@ -202,6 +202,11 @@ class Driver:
                 self._evaluated(step, dict(metrics))
             case Noted(text):
                 self.observer(Note("info", text))
+            case Profiled(folder, text) if not Path(folder).is_dir():
+                self.profiled = Path(folder)
+                self.observer(
+                    Note("info", f"{text}; table.txt and the trace are in {folder} on the node of the first rank")
+                )
             case Profiled(folder, text):
                 self.profiled = self.workspace.publish(Path(folder), "profile")
                 self.observer(Note("info", f"{text}; table.txt and the trace are in {self.profiled}"))
@@ -278,6 +283,7 @@ class Driver:
             for text in skipped:
                 self.observer(Note("warning", f"checkpoint passed over as the best: {text}"))
             chosen = best or self.last
+        fetch(chosen.folder)
         published, exports = self._export(chosen.folder)
         report: TrainingReport = {
             "steps": self.last.step,

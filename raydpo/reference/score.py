@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
+from raydpo.artifacts.elsewhere import bring
 from raydpo.errors import IntegrityError
 from raydpo.models.layout import check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
@@ -70,6 +71,8 @@ class Scorer:
         torch.set_flush_denormal(True)
         self.spec = spec
         self.device = "cuda" if spec.use_gpu else "cpu"
+        for folder in spec.model.folders:
+            bring(folder)
         model = load_model(spec.model, spec.dtype, spec.attention).to(self.device)
         self.scoring = AnswerLogProbs(model.requires_grad_(False))
         check_head(self.scoring)

@@ -71,6 +71,16 @@ class Workspace:
         return shown(self.dir)
 
     @property
+    def copies(self) -> tuple[str, ...]:
+        """A sentence for each place in an object store: where its working copy is on this machine."""
+        places = {"run.dir": self.dir, "reference.cache_dir": self.cache_dir}
+        return tuple(
+            f"{key}: {url} is in an object store; what this machine has of it is in {path}"
+            for key, path in places.items()
+            if (url := url_of(path)) is not None
+        )
+
+    @property
     def traffic(self) -> dict[str, dict[str, int]]:
         """Requests by kind and bytes of this process, under "store"; nothing for a run directory of this machine."""
         url = url_of(self.dir)
@@ -194,7 +204,7 @@ class Workspace:
             if final.exists():
                 discard(final)
             fresh.rename(final)
-            settle(final)
+        settle(final)
         return final
 
     def write_config(self, *, replace: bool) -> None:

@@ -9,15 +9,17 @@ from __future__ import annotations
 
 import secrets
 import time
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from raydpo.artifacts.mirror_path import url_of
+from raydpo.artifacts.object_store import ObjectStore
 from raydpo.errors import StorageError
 
 _PATIENCE_S = 20.0
@@ -39,16 +41,15 @@ def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
         return
     folder.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
+    if (url := url_of(folder)) is not None:
+        _check_store(url, str(folder), token, nodes)
+        return
     probe = folder / f".raydpo-probe-{token}"
     answers = [folder / f"{probe.name}-{number}" for number in range(len(nodes))]
     try:
         probe.write_text(token)
         pending = [
-            ray.remote(
-                num_cpus=0,
-                max_retries=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            )(answer_probe).remote(str(probe), token, str(answer))
+            _on(node, answer_probe).remote(str(probe), token, str(answer))
             for node, answer in zip(nodes, answers, strict=True)
         ]
         problems = []
@@ -58,7 +59,8 @@ def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
             if problem and _stays(node["NodeID"], _DEATH_S if found.startswith(_NOT_RUN) else 0.0):
                 problems.append(
                     f"{folder}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) does not share it: "
-                    f"{problem}. Caches and checkpoints would be scattered over the nodes. {_remedy(folder)}"
+                    f"{problem}. Caches and checkpoints would be scattered over the nodes. Mount the same storage at "
+                    "this path on every node, or choose a path that all of them see."
                 )
     finally:
         for path in (probe, *answers):
@@ -68,10 +70,41 @@ def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
         raise StorageError(problems)
 
 
-def _remedy(folder: Path) -> str:
-    if (url := url_of(folder)) is not None:
-        return f"It is the working copy of {url}: set RAYDPO_STORE_DIR to a folder that every node shares."
-    return "Mount the same storage at this path on every node, or choose a path that all of them see."
+def _on(node: dict[str, Any], function: Callable[..., str]) -> Any:
+    """`function` as a task of one node."""
+    place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(function)
+
+
+def _check_store(url: str, folder: str, token: str, nodes: list[dict[str, Any]]) -> None:
+    """The same for the object store at `url`: each node reads what the driver put, and can keep copies in `folder`."""
+    store, key = ObjectStore(url), f"probe-{token}"
+    store.put(key, token.encode())
+    try:
+        pending = [_on(node, answer_store_probe).remote(url, key, token, folder) for node in nodes]
+        problems = []
+        for node, reply in zip(nodes, pending, strict=True):
+            found = _outcome(reply)
+            if found and _stays(node["NodeID"], _DEATH_S if found.startswith(_NOT_RUN) else 0.0):
+                problems.append(
+                    f"{url}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) cannot use it: {found} "
+                    "Give that node the credentials and the network that the driver has, and a RAYDPO_STORE_DIR that it may "
+                    "write to."
+                )
+    finally:
+        store.delete([key])
+    if problems:
+        raise StorageError(problems)
+
+
+def answer_store_probe(url: str, key: str, token: str, folder: str) -> str:
+    """On a node: read what the driver put into a store, and make the folder of copies. What went wrong, or an empty text."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        found = ObjectStore(url).get(key)
+    except (OSError, StorageError) as error:
+        return f"{error}"
+    return "" if found == token.encode() else "what the driver put there is not seen."
 
 
 def answer_probe(probe: str, token: str, answer: str) -> str:

@@ -98,7 +98,7 @@ def test_a_job_that_is_stopped_and_submitted_again_ends_where_the_undisturbed_on
     jobs(head, "stop", "first")
     log = jobs(head, "logs", "first")
     assert "asked to stop: saving at the next step boundary" in log, log
-    assert "STOPPED" in jobs(head, "status", "first")
+    assert "was stopped" in jobs(head, "status", "first")
     done = num_steps(shared / "again")
     assert 8 <= done < num_steps(shared / "run")
 

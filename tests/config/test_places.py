@@ -10,7 +10,7 @@ import pytest
 from raydpo import cli
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
-from raydpo.config.places import _IN_STORES, PLACES
+from raydpo.config.places import _IN_STORES, _READ, PLACES
 
 NEEDED: dict[str, dict[str, Any]] = {"run": {"dir": "runs/a"}, "model": {"path": "m"}, "data": {"train": ["a.jsonl"]}}
 ROUNDS = {"prompts": ["p.jsonl"], "reference": "initial"}
@@ -26,7 +26,8 @@ def with_value(key: str, value: str) -> dict[str, Any]:
 @pytest.mark.parametrize("key", PLACES)
 @pytest.mark.parametrize("value", ["s3://bucket/run", "gs://b/r", "hdfs://x", "file:///data/x", "https://host/x"])
 def test_an_address_is_refused_by_its_key(key: str, value: str) -> None:
-    if key in _IN_STORES and value.startswith(("s3", "gs")):
+    is_taken = key in _IN_STORES and value.startswith(("s3", "gs"))
+    if is_taken or (key in _READ and value.startswith(("hdfs", "https"))):
         assert cross_checks(Config.model_validate(with_value(key, value))) == []
         return
     scheme = value.partition("//")[0]
@@ -52,6 +53,14 @@ def test_an_address_that_cannot_be_one_is_refused(value: str, what: str) -> None
     (said,) = cross_checks(Config.model_validate(with_value("run.dir", value)))
     assert said.startswith("run.dir: ")
     assert what in said
+
+
+@pytest.mark.parametrize(
+    "value", ["https://host/../../x.jsonl", "https://user:word@host/x.jsonl", "hf://datasets/./x", "http://host//x"]
+)
+def test_an_address_that_is_only_read_leads_nowhere_else(value: str) -> None:
+    (said,) = cross_checks(Config.model_validate(with_value("data.train", value)))
+    assert "has the part" in said
 
 
 def test_a_pattern_is_allowed_in_the_address_of_data() -> None:

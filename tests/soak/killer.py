@@ -90,7 +90,7 @@ class SoakKiller:
             size, since_s = (size, since_s) if now == size else (now, time.monotonic())
             still_s = time.monotonic() - since_s
             assert still_s < STILL_S, f"{self.name} told nothing for {still_s:.0f} s:\n{self._end_of_log()}"
-            time.sleep(0.05)
+            time.sleep(0.1)
         return True
 
     def _is_due(self, wanted: int) -> bool:

@@ -24,20 +24,18 @@ def server() -> Iterator[Server]:
 @pytest.fixture
 def bucket(server: Server, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     """The address of an empty bucket, with the environment that leads there and a folder for working copies."""
-    import boto3
-
-    for name, value in environment(server, tmp_path).items():
+    for name, value in environment(server.url, tmp_path).items():
         monkeypatch.setenv(name, value)
     name = f"bucket-{next(_NUMBERS)}"
-    boto3.client("s3", endpoint_url=server.url).create_bucket(Bucket=name)
+    server.add_bucket(name)
     store_at.cache_clear()
     return f"s3://{name}"
 
 
-def environment(server: Server, copies: Path) -> dict[str, str]:
-    """What a process needs to reach the server."""
+def environment(endpoint: str, copies: Path) -> dict[str, str]:
+    """What a process needs to reach the server at `endpoint`."""
     return {
-        "AWS_ENDPOINT_URL": server.url,
+        "AWS_ENDPOINT_URL": endpoint,
         "AWS_REGION": "us-east-1",
         "AWS_ACCESS_KEY_ID": "test-access",
         "AWS_SECRET_ACCESS_KEY": "test-secret-value",

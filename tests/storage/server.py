@@ -9,6 +9,7 @@ from __future__ import annotations
 import logging
 import re
 import socket
+import sys
 import threading
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator
@@ -24,8 +25,8 @@ Answer = Iterable[bytes]
 class Fault:
     """What becomes of requests.
 
-    kind: "busy" (503, nothing done), "lost" (done, and the connection ends without an answer), "stale" (a listing without
-        what matches).
+    kind: "busy" (503, nothing done), "lost" (done, and the connection ends without an answer), "stale" (a listing that shows
+        nothing).
     method, path: of the requests, the path as a pattern.
     left: how many more.
     """
@@ -42,7 +43,8 @@ class Fault:
 class Server:
     """Context manager. requests: counted as (method, path with query)."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1", port: int = 0) -> None:
+        self._place = address, port
         self.faults: list[Fault] = []
         self.requests: Counter[str] = Counter()
         self.seen: list[str] = []
@@ -54,11 +56,16 @@ class Server:
 
         logging.getLogger("werkzeug").setLevel(logging.ERROR)
         self._app: Callable[..., Answer] = DomainDispatcherApplication(create_backend_app)
-        self._server = make_server("127.0.0.1", 0, self._answer, threaded=True)
-        self.url = f"http://127.0.0.1:{self._server.server_port}"
+        self._server = make_server(*self._place, self._answer, threaded=True)
+        self.url = f"http://{self._place[0]}:{self._server.server_port}"
         self._thread = threading.Thread(target=self._server.serve_forever, daemon=True)
         self._thread.start()
         return self
+
+    def add_bucket(self, name: str) -> None:
+        import boto3
+
+        boto3.client("s3", endpoint_url=self.url).create_bucket(Bucket=name)
 
     def __exit__(self, *_: object) -> None:
         self._server.shutdown()
@@ -90,6 +97,21 @@ class Server:
                 answer = list(self._app(environ, start_response))
         else:
             answer = list(self._app(environ, start_response))
+        if fault is not None and fault.kind == "stale":
+            listing = re.sub(rb"<Contents>.*</Contents>", b"", b"".join(answer), flags=re.DOTALL)
+            return [listing.ljust(len(b"".join(answer)))]
         if fault is not None and fault.kind == "lost":
             environ["werkzeug.socket"].shutdown(socket.SHUT_RDWR)
         return answer
+
+
+def main(address: str, port: int, bucket: str) -> None:
+    """A server with a bucket, for as long as this process runs."""
+    with Server(address, port) as running:
+        running.add_bucket(bucket)
+        print("ready", flush=True)
+        threading.Event().wait()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]), sys.argv[3])

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,6 +16,7 @@ from raydpo.artifacts import CacheIdentity, ReferenceCache, local_path, open_ref
 from raydpo.artifacts.mirror_path import ROOT_VARIABLE
 from raydpo.artifacts.object_store import ObjectStore
 from raydpo.data.sources import find
+from tests.storage.server import Fault, Server
 
 IDENTITY = CacheIdentity("weights", "none", "tokenizer", "float32", "eager-cpu", "1")
 KEYS = [f"{number:032x}" for number in range(40)]
@@ -52,6 +56,14 @@ def test_machines_add_to_one_cache_and_each_finds_all(bucket: str, machine: Move
     assert three.missing(KEYS) == KEYS[30:]
     assert [found.tolist() for found in three.lookup(KEYS[9:11])] == [nats(9).tolist(), nats(10).tolist()]
     assert open_reference(f"{bucket}/cache/{IDENTITY.digest}").num_rows == 30
+
+
+def test_a_shard_is_found_though_no_listing_shows_it(bucket: str, machine: Move, server: Server) -> None:
+    machine("one")
+    write(cache(bucket), 0)
+    machine("two")
+    with server.failing(Fault("stale", "GET", "list-type", left=9)):
+        assert cache(bucket).open().missing(KEYS) == KEYS[10:]
 
 
 def test_what_a_machine_has_is_not_fetched_again(bucket: str, machine: Move) -> None:
@@ -132,3 +144,28 @@ def test_the_command_line_lists_and_verifies_a_cache_at_an_address(
     assert f"{IDENTITY.digest}  10 rows" in capsys.readouterr().out
     assert cli.main(["cache", "verify", "--cache-dir", f"{bucket}/cache"]) == 0
     assert "1 shards read, 0 damaged" in capsys.readouterr().out
+
+
+def test_an_input_that_fsspec_reads_is_copied_and_read_anew_when_it_changed(tmp_path: Path, machine: Move) -> None:
+    machine("one")
+    served = tmp_path / "served"
+    served.mkdir()
+    (served / "a.jsonl").write_text("first")
+
+    class Quiet(SimpleHTTPRequestHandler):
+        def __init__(self, *args: Any) -> None:
+            super().__init__(*args, directory=str(served))
+
+        def log_message(self, *_: object) -> None:
+            """Nothing."""
+
+    with ThreadingHTTPServer(("127.0.0.1", 0), Quiet) as web:
+        threading.Thread(target=web.serve_forever, daemon=True).start()
+        url = f"http://127.0.0.1:{web.server_port}/a.jsonl"
+        for text in ("first", "and another"):
+            (served / "a.jsonl").write_text(text)
+            (source,), problems = find("data.train", [url])
+            assert (source.name, source.path.read_text(), problems) == (url, text, [])
+        (problem,) = find("data.train", [url.replace("a.jsonl", "b.jsonl")])[1]
+        assert "b.jsonl' does not exist" in problem
+        web.shutdown()

@@ -19,7 +19,7 @@ from raydpo.errors import ResumeError
 from raydpo.pipelines import check, evaluate, precompute, run_rounds, train
 from raydpo.schema.events import Advanced, Event
 from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
-from tests.pipelines.toy import NUM_ROWS, NUM_TRAIN, Toy, config, make_toy, metrics, weights
+from tests.pipelines.toy import NUM_ROWS, NUM_TRAIN, Notes, Toy, config, make_toy, metrics, weights
 from tests.storage.runs import log_of, named, remote_config
 
 ROOT = Path(__file__).parents[2]
@@ -132,7 +132,9 @@ def test_everything_at_addresses_and_every_verb_on_a_machine_of_its_own(
     summaries = {}
     for verb in (check, precompute, train, evaluate):
         monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / verb.__name__))
-        summaries[verb.__name__] = verb(config)
+        notes = Notes()
+        summaries[verb.__name__] = verb(config, notes)
+        assert verb is not check or f"run.dir: {bucket}/run is in an object store" in "\n".join(notes.info)
     assert summaries["check"]["data"]["train_pairs"] == summaries["train"]["data"]["train_pairs"] == NUM_TRAIN
     assert summaries["precompute"]["reference"]["rows_scored"] == NUM_ROWS
     assert summaries["train"]["reference"]["rows_scored"] == summaries["evaluate"]["reference"]["rows_scored"] == 0

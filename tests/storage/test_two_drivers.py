@@ -29,6 +29,7 @@ from raydpo.artifacts import object_store
 from raydpo.artifacts.object_store import ObjectStore
 from raydpo.artifacts.placeholder import fetch, store_at
 from raydpo.artifacts.remote_run import RemoteRun
+from raydpo.artifacts.run_tree import read_tree
 from raydpo.errors import LostLeaseError
 from tests.storage.runs import log_of
 
@@ -110,7 +111,7 @@ class TwoDrivers(RuleBasedStateMachine):
     def what_the_log_reaches_is_there(self) -> None:
         reader = RemoteRun(self.root / "reader", self.url, {}, lost)
         store = ObjectStore(self.url)
-        tree = reader._read_tree(reader._log.newest())
+        tree = read_tree(reader._log, reader._log.newest())
         assert tree.keys() == self.committed.keys()
         for name, stored in tree.items():
             assert hashlib.sha256(store.get(stored.key) or b"").hexdigest() == stored.sha256
