@@ -129,7 +129,10 @@ FAULTS = (
         "the model's publication, a round",
         "at most one step",
         "exit 143, nothing half left, and the same command ends with the weights of a run that nobody stopped",
-        ("pipelines/test_stop_moments.py::test_a_signal_at_any_moment",),
+        (
+            "pipelines/test_stop_moments.py::test_a_signal_at_any_moment",
+            "pipelines/test_stop_moments.py::test_a_signal_while_the_staging_folder_is_removed",
+        ),
     ),
     Fault(
         RANKS,
