@@ -47,11 +47,15 @@ mutate: $(VENV)/.dev
 fuzz: $(VENV)/.dev
 	RAYDPO_FUZZ=$(or $(NUM),10000) RAYDPO_FUZZ_SEED=$(or $(SEED),0) $(BIN)/python -m pytest -s tests/hostile/test_fuzz.py
 
-# A training that is killed again and again (NUM times, drawn by SEED) beside one that is not; then every way from one number of
-# ranks and ZeRO stage to another, LoRA, bfloat16 and offload among them. An hour or more.
+# Runs that are killed again and again (NUM times each, drawn by SEED, EVERY so many steps forward) beside runs that are not: real
+# pairs on three nodes of a cluster, rounds, and a toy; then every way from one number of ranks and ZeRO stage to another, LoRA,
+# bfloat16 and offload among them; then SIGTERM at 20 moments. An hour or more.
+SOAK = $(BIN)/python -m tests.soak --kills $(or $(NUM),20) --seed $(or $(SEED),0) --mean-events $(or $(EVERY),6) $(ARGS)
 soak: $(VENV)/.dev
-	$(BIN)/python -m tests.soak --kills $(or $(NUM),50) --seed $(or $(SEED),0) $(ARGS)
-	RAYDPO_SOAK=1 $(BIN)/python -m pytest tests/train/test_elastic.py
+	$(SOAK) --scene hh --on cluster
+	$(SOAK) --scene rounds
+	$(SOAK) --scene toy
+	RAYDPO_SOAK=1 $(BIN)/python -m pytest -s tests/train/test_elastic.py tests/pipelines/test_stop_moments.py
 
 # One step and one reference pass next to TRL's; ARGS="--shapes hh --repeats 5" and the like.
 bench: $(VENV)/.dev

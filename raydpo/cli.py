@@ -350,6 +350,7 @@ def _formats(args: argparse.Namespace) -> int:
 
 
 def _doctor(args: argparse.Namespace) -> int:
+    from raydpo.artifacts.mirror_path import local_path
     from raydpo.config.load import load
     from raydpo.config.sections import ReferenceSection
     from raydpo.doctor import examine_all
@@ -358,7 +359,7 @@ def _doctor(args: argparse.Namespace) -> int:
     if args.config is not None:
         config = load(args.config, args.overrides).config
         folders = {"run.dir": config.run.dir, "reference.cache_dir": config.reference.cache_dir}
-    findings = examine_all({key: Path(folder) for key, folder in folders.items()})
+    findings = examine_all({key: local_path(folder) for key, folder in folders.items()})
     failed = any(finding.level == "fail" for finding in findings)
     if args.json:
         _print_json({"ok": not failed, "findings": [dataclasses.asdict(finding) for finding in findings]})
@@ -399,7 +400,7 @@ def _silence_stdout() -> None:
 def _cache_list(args: argparse.Namespace) -> int:
     from raydpo.artifacts.housekeeping import list_caches
 
-    place = _cache_dir(args)
+    place = _cache_dir(args, in_stores=True)
     found = list_caches(place)
     if not args.json:
         print(f"{place}: {len(found)} cache{'s' if len(found) != 1 else ''}")
@@ -415,7 +416,7 @@ def _cache_list(args: argparse.Namespace) -> int:
 def _cache_verify(args: argparse.Namespace) -> int:
     from raydpo.artifacts.housekeeping import verify_caches
 
-    place = _cache_dir(args)
+    place = _cache_dir(args, in_stores=True)
     checked, problems = verify_caches(place)
     if not args.json:
         print(f"{place}: {checked:,} shards read, {len(problems):,} damaged")
@@ -445,12 +446,17 @@ def _cache_gc(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cache_dir(args: argparse.Namespace) -> Path:
-    from raydpo.config.places import check_places
+def _cache_dir(args: argparse.Namespace, *, in_stores: bool = False) -> Path:
+    """The folder that is looked at. in_stores: of an address, that of working copies, with everything fetched."""
+    from raydpo.config.places import check_places, is_in_store
     from raydpo.config.sections import ReferenceSection
 
     given = args.cache_dir or ReferenceSection.model_fields["cache_dir"].default
-    check_places({"--cache-dir": given})
+    check_places({"reference.cache_dir" if in_stores else "--cache-dir": given})
+    if is_in_store(given):
+        from raydpo.artifacts.remote_cache import pull_caches
+
+        return pull_caches(given)
     place = Path(given).expanduser()
     if not place.is_dir():
         raise UserError(

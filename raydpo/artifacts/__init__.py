@@ -6,8 +6,10 @@ from raydpo.artifacts.durable import CRASH_POINTS, crash_point, fsync, write_byt
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter, examples_digest
 from raydpo.artifacts.folders import commit_folder, discard, newest_valid, read_commit, verify_folder
 from raydpo.artifacts.housekeeping import collect_garbage, list_caches, verify_caches
-from raydpo.artifacts.lease import Lease, fence, require_lease
+from raydpo.artifacts.lease import Lease, fence, require_lease, settle
 from raydpo.artifacts.lock import RunLock
+from raydpo.artifacts.mirror_path import local_path, shown
+from raydpo.artifacts.placeholder import fetch
 from raydpo.artifacts.reference_cache import CacheIdentity, ReferenceCache, open_reference
 
 __all__ = [
@@ -26,13 +28,17 @@ __all__ = [
     "discard",
     "examples_digest",
     "fence",
+    "fetch",
     "file_sha256",
     "fsync",
     "list_caches",
+    "local_path",
     "newest_valid",
     "open_reference",
     "read_commit",
     "require_lease",
+    "settle",
+    "shown",
     "tokenizer_digest",
     "verify_caches",
     "verify_folder",

@@ -13,6 +13,7 @@ from pathlib import Path
 import pyarrow as pa
 
 from raydpo.artifacts.durable import write_bytes
+from raydpo.artifacts.placeholder import fetch
 from raydpo.errors import IntegrityError
 
 
@@ -53,6 +54,7 @@ def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema) -> pa.Table
 
     Raises IntegrityError naming file and fault.
     """
+    fetch(path)
     try:
         with pa.memory_map(str(path)) as source:
             buffer = source.read_buffer()
@@ -62,7 +64,10 @@ def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema) -> pa.Table
         raise IntegrityError(f"{path} has {len(buffer)} bytes, {record.bytes} were committed")
     if hashlib.sha256(buffer).hexdigest() != record.sha256:
         raise IntegrityError(f"{path} differs from what was committed (sha256)")
-    table = pa.ipc.open_file(buffer).read_all()
+    try:
+        table = pa.ipc.open_file(buffer).read_all()
+    except pa.ArrowException as error:  # some of them are a ValueError, too, and would be taken for another problem
+        raise IntegrityError(f"{path} is as it was committed and cannot be read as Arrow: {error}") from error
     if table.num_rows != record.rows or not any(map(table.schema.equals, schemas)):
         raise IntegrityError(f"{path} holds {table.num_rows} rows of another layout than was committed")
     return table

@@ -8,36 +8,72 @@ the newest number. The price is a small file an entry.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from raydpo.artifacts.durable import put_if_absent
 
 
-class CommitLog:
-    """The log in `folder`, which need not exist."""
+class LogPlace(Protocol):
+    """Where a log lies: a folder, or a part of an object store."""
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        """Put `data` at `name`, whole, unless something is there; False then."""
+
+    def read(self, name: str) -> bytes | None:
+        """The content of `name`; None if there is none."""
+
+    def names(self) -> Iterable[str]:
+        """What is there; what was put just now may be missing."""
+
+
+class DiskFolder:
+    """A folder of this machine's file systems, which need not exist."""
 
     def __init__(self, folder: Path) -> None:
-        self.folder = folder
+        self._folder = folder
+
+    def __str__(self) -> str:
+        return str(self._folder)
+
+    def put_if_absent(self, name: str, data: bytes) -> bool:
+        return put_if_absent(self._folder / name, data)
+
+    def read(self, name: str) -> bytes | None:
+        try:
+            return (self._folder / name).read_bytes()
+        except FileNotFoundError:
+            return None
+
+    def names(self) -> Iterable[str]:
+        return [path.name for path in self._folder.glob("*.json")]
+
+
+class CommitLog:
+    """The log in `place`."""
+
+    def __init__(self, place: Path | LogPlace) -> None:
+        self.place = DiskFolder(place) if isinstance(place, Path) else place
 
     def put(self, number: int, entry: Mapping[str, Any]) -> bool:
         """Make `entry` durable as `number`; False if that number is taken."""
-        return put_if_absent(self._path(number), (json.dumps(dict(entry)) + "\n").encode())
+        return self.place.put_if_absent(_name(number), (json.dumps(dict(entry)) + "\n").encode())
 
     def read(self, number: int) -> dict[str, Any] | None:
         """Entry `number`: None if there is none, {} if it cannot be read (its writer died, where there are no hard links)."""
-        try:
-            entry = json.loads(self._path(number).read_text(encoding="utf-8"))
-        except FileNotFoundError:
+        data = self.place.read(_name(number))
+        if data is None:
             return None
+        try:
+            entry = json.loads(data)
         except ValueError:
             return {}
         return entry if isinstance(entry, dict) else {}
 
     def newest(self) -> int:
         """The highest number that is taken, 0 for none."""
-        names = [path.stem for path in self.folder.glob("*.json")]
+        names = [name.removesuffix(".json") for name in self.place.names() if name.endswith(".json")]
         number = max((int(name) for name in names if name.isascii() and name.isdecimal()), default=0)
         while self.read(number + 1) is not None:
             number += 1
@@ -55,5 +91,6 @@ class CommitLog:
                 return attempt + (up_to - number), entry
         return up_to, {}
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:08d}.json"
+
+def _name(number: int) -> str:
+    return f"{number:08d}.json"

@@ -29,8 +29,12 @@ def file_sha256(path: Path) -> str:
 
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), 64 hex digits."""
-    text = json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
+    return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def canonical(value: Any) -> bytes:
+    """What `digest_of` hashes."""
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), ensure_ascii=False, default=str).encode()
 
 
 def weights_digest(folder: Path) -> str:

@@ -31,11 +31,20 @@ CRASH_POINTS = (
     "folder:after-rename",
     "put:before-link",
     "put:after-link",
+    "object:before-put",
+    "object:after-put",
+    "object:before-create",
+    "object:after-create",
+    "object:before-copy",
+    "object:before-delete",
+    "object:before-list",
 )
-"""Every point at which a test may end the process."""
+"""Every point at which a test may end the process; those of objects are reached with an object store alone."""
 
 CRASH_VARIABLE = "RAYDPO_CRASH_AT"
 TEMPORARY = ".tmp-"
+COMMIT = "COMMIT.json"
+"""The manifest of a committed folder."""
 _NO_LINK = frozenset({errno.EPERM, errno.ENOTSUP, errno.EOPNOTSUPP, errno.ENOSYS, errno.EINVAL})
 """What link says on a file system without hard links."""
 

@@ -1,22 +1,27 @@
 """Token shards: examples (a prompt and its answers as token ids) on disk, and a random-access view of them.
 
 Layout: `<folder>/<split>-00000.arrow`, ..., and `<folder>/<split>.json`, the manifest that is written last.
-Decision: a table is verified by hash when it is opened and memory-mapped afterwards, so that any number of processes on
-a node share one copy.
+Decision: a table is verified by hash when it is opened and memory-mapped, shard by shard, so that any number of processes
+on a node share one copy. What a process has for itself are the lengths: about 13 bytes an example of two answers.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from bisect import bisect_right
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from itertools import accumulate
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 
 from raydpo.artifacts.arrow import ShardRecord, read_shard, write_shard
-from raydpo.artifacts.digest import digest_of
+from raydpo.artifacts.digest import canonical
 from raydpo.artifacts.durable import write_json
+from raydpo.artifacts.elsewhere import bring
+from raydpo.artifacts.example_chunk import ExampleChunk, mixed
 from raydpo.errors import IntegrityError
 from raydpo.schema.json_text import read_object
 from raydpo.schema.rows import EXAMPLES, MASKED_EXAMPLES
@@ -76,130 +81,104 @@ class ExampleWriter:
 class ExampleTable:
     """The examples of one split, by index.
 
-    prompt_lengths: [n] int64, tokens.
-    answer_lengths: [n, answers] int64, tokens.
-    loss_lengths: [n, answers] int64, tokens that the loss covers; those of the answer where it has no mask.
+    num_answers: of each example.
+    prompt_lengths: [n] int32, tokens.
+    answer_lengths: [n, answers] int32, tokens.
+    loss_lengths: [n, answers] int32, tokens that the loss covers; those of the answer where it has no mask.
     labels: [n] bool, whether the answer is desirable.
     weights: [n] float32, factors of the loss.
     is_weighted: whether any weight is not 1.
     entries: (name, examples) of each entry of the data, in order, where there are several.
     """
 
-    def __init__(self, table: pa.Table, entries: Sequence[tuple[str, int]] = ()) -> None:
+    def __init__(self, tables: Sequence[pa.Table], entries: Sequence[tuple[str, int]] = ()) -> None:
         self.entries = tuple(entries)
-        self._prompts = _Lists(table["prompt_ids"])
-        answers = _combined(table["answer_ids"])
-        self._answers = _Lists(answers.values)
-        keys = _combined(table["row_keys"])
-        per_example = np.diff(_offsets(keys))
-        num_answers = int(per_example[0]) if len(per_example) else 2
-        if not ((per_example == num_answers) & (np.diff(_offsets(answers)) == num_answers)).all():
-            raise IntegrityError("token shards mix examples with different numbers of answers or of row keys")
-        self.num_answers = num_answers
-        self._keys, self._sources = keys.flatten(), _combined(table["source"])
-        self.labels = table["label"].to_numpy().astype(bool)
-        self.weights = table["weight"].to_numpy().astype(np.float32)
+        batches = (batch for table in tables for batch in table.to_batches())
+        self._chunks = [ExampleChunk(batch) for batch in batches if len(batch)]
+        if len({chunk.num_answers for chunk in self._chunks}) > 1:
+            raise mixed()
+        self._ends = list(accumulate(map(len, self._chunks)))
+        self.num_answers = self._chunks[0].num_answers or 0 if self._chunks else 2
+        self.prompt_lengths = _joined([chunk.prompt_lengths for chunk in self._chunks], np.zeros(0, np.int32))
+        none = np.zeros((0, self.num_answers), np.int32)
+        self.answer_lengths = _joined([chunk.answer_lengths for chunk in self._chunks], none)
+        is_masked = any(chunk.loss_lengths is not chunk.answer_lengths for chunk in self._chunks)
+        covered = [chunk.loss_lengths for chunk in self._chunks] if is_masked else []
+        self.loss_lengths = _joined(covered, none) if is_masked else self.answer_lengths
+        for chunk in self._chunks:
+            chunk.forget_lengths()
+        self.labels = _joined([chunk.labels() for chunk in self._chunks], np.zeros(0, bool))
+        self.weights = _joined([chunk.weights() for chunk in self._chunks], np.zeros(0, np.float32))
         self.is_weighted = bool((self.weights != 1).any())
-        self.prompt_lengths = self._prompts.lengths
-        self.answer_lengths = self._answers.lengths.reshape(-1, num_answers)
-        self._masks = _Lists(_combined(table["answer_masks"]).values) if "answer_masks" in table.column_names else None
-        self.loss_lengths = self.answer_lengths if self._masks is None else self._count_covered(self._masks)
+        if not self.is_weighted:
+            self.weights = np.broadcast_to(np.float32(1), len(self))
 
     @classmethod
     def open(cls, folder: Path, split: str) -> ExampleTable:
         """Verify and map every shard of `split`. Raises IntegrityError when one is not what was committed."""
+        bring(folder)
         records, entries = _records(folder, split)
         tables = [read_shard(folder / r.name, r, EXAMPLES, MASKED_EXAMPLES) for r in records]
-        if any(table.schema.equals(MASKED_EXAMPLES) for table in tables):
-            tables = [_with_masks(table) for table in tables]
-        return cls(pa.concat_tables(tables) if tables else EXAMPLES.empty_table(), entries)
+        return cls(tables, entries)
 
     def __len__(self) -> int:
-        return len(self._sources)
+        return self._ends[-1] if self._ends else 0
+
+    def _place(self, example: int) -> tuple[ExampleChunk, int]:
+        """The chunk that holds an example, and its place there."""
+        if not 0 <= example < len(self):
+            raise IndexError(f"example {example} of {len(self)}")
+        number = bisect_right(self._ends, example)
+        return self._chunks[number], example - (self._ends[number - 1] if number else 0)
 
     def prompt_ids(self, example: int) -> np.ndarray:
         """Token ids of the prompt, int32; a read-only view."""
-        return self._prompts[example]
+        chunk, place = self._place(example)
+        return chunk.prompt_ids(place)
 
     def answer_ids(self, example: int) -> list[np.ndarray]:
         """Token ids of each answer, int32; read-only views."""
-        first = example * self.num_answers
-        return [self._answers[first + answer] for answer in range(self.num_answers)]
+        chunk, place = self._place(example)
+        return chunk.answer_ids(place)
 
     def answer_masks(self, example: int) -> list[np.ndarray | None]:
         """Which tokens of each answer the loss covers, bool; None: all of them."""
-        if self._masks is None:
-            return [None] * self.num_answers
-        first = example * self.num_answers
-        found = [self._masks[first + answer] for answer in range(self.num_answers)]
-        return [mask if len(mask) else None for mask in found]
-
-    def _count_covered(self, masks: _Lists) -> np.ndarray:
-        lengths = masks.lengths.reshape(self.answer_lengths.shape)
-        if not ((lengths == 0) | (lengths == self.answer_lengths)).all():
-            raise IntegrityError("token shards hold an answer mask of another length than its answer")
-        covered = masks.sums().reshape(lengths.shape)
-        return np.where(lengths == 0, self.answer_lengths, covered)
+        chunk, place = self._place(example)
+        return chunk.answer_masks(place)
 
     def row_keys(self, example: int) -> list[str]:
         """Key of each row (prompt with answer)."""
-        first = example * self.num_answers
-        return [self._keys[first + answer].as_py() for answer in range(self.num_answers)]
+        chunk, place = self._place(example)
+        return chunk.row_keys(place)
 
     def source(self, example: int) -> str:
         """Where the example came from: "file:line"."""
-        return str(self._sources[example].as_py())
+        chunk, place = self._place(example)
+        return chunk.source(place)
+
+    def chunks(self) -> Iterator[ExampleChunk]:
+        """Views of the shards, in order."""
+        yield from self._chunks
 
 
 def examples_digest(folder: Path, split: str) -> str:
-    """Digest of the rows, labels and weights of a split, in order: equal for equal examples, wherever they were read."""
-    table = ExampleTable.open(folder, split)
-    marks = zip(table.labels.tolist(), table.weights.tolist(), strict=True)
-    return digest_of([(table.row_keys(example), *mark) for example, mark in enumerate(marks)])
+    """Digest of the rows, labels and weights of a split, in order: equal for equal examples, wherever they were read.
+
+    It is `digest_of` of the list of (row keys, label, weight), of which one chunk at a time is in memory.
+    """
+    digest, mark = hashlib.sha256(), b"["
+    for chunk in ExampleTable.open(folder, split).chunks():
+        marks = zip(chunk.labels().tolist(), chunk.weights().tolist(), strict=True)
+        rows = [(chunk.row_keys(place), *each) for place, each in enumerate(marks)]
+        digest.update(mark + canonical(rows)[1:-1])
+        mark = b","
+    digest.update(b"]" if mark == b"," else b"[]")
+    return digest.hexdigest()
 
 
-class _Lists:
-    """A list column as one flat array and offsets: slicing copies nothing."""
-
-    def __init__(self, column: pa.ChunkedArray | pa.ListArray) -> None:
-        lists = _combined(column)
-        self._offsets = _offsets(lists)
-        self._values = lists.values.to_numpy(zero_copy_only=False)
-        self.lengths = np.diff(self._offsets)
-
-    def sums(self) -> np.ndarray:
-        """Sum of each list: [n] int64."""
-        totals = np.concatenate([[0], np.cumsum(self._values, dtype=np.int64)])
-        found: np.ndarray = totals[self._offsets[1:]] - totals[self._offsets[:-1]]
-        return found
-
-    def __getitem__(self, index: int) -> np.ndarray:
-        found: np.ndarray = self._values[self._offsets[index] : self._offsets[index + 1]]
-        return found
-
-
-def _with_masks(table: pa.Table) -> pa.Table:
-    """A table without masks as one where every answer has none."""
-    if "answer_masks" in table.column_names:
-        return table
-    field = MASKED_EXAMPLES.field("answer_masks")
-    none = pa.array([[[]] * len(keys) for keys in table["row_keys"].to_pylist()], field.type)
-    return table.append_column(field, none)
-
-
-def _combined(column: pa.ChunkedArray | pa.Array) -> pa.Array:
-    if isinstance(column, pa.ChunkedArray):
-        return (
-            column.chunk(0)
-            if column.num_chunks == 1
-            else pa.concat_arrays(column.chunks or [pa.array([], column.type)])
-        )
-    return column
-
-
-def _offsets(lists: pa.ListArray) -> np.ndarray:
-    found: np.ndarray = lists.offsets.to_numpy(zero_copy_only=False).astype(np.int64)
-    return found
+def _joined(parts: Sequence[np.ndarray], none: np.ndarray) -> np.ndarray:
+    """A copy of all parts in a row; `none` where there are none."""
+    return np.concatenate(parts) if parts else none
 
 
 def _manifest(folder: Path, split: str) -> Path:

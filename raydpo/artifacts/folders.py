@@ -14,13 +14,13 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.digest import digest_of, file_sha256
-from raydpo.artifacts.durable import crash_point, fsync, strict, write_json
-from raydpo.artifacts.lease import fence, require_lease
+from raydpo.artifacts.durable import COMMIT, crash_point, fsync, strict, write_json
+from raydpo.artifacts.lease import fence, require_lease, settle
+from raydpo.artifacts.placeholder import fetch, left_out
 from raydpo.disk import full_disk
 from raydpo.errors import IntegrityError
 from raydpo.schema.json_text import read_object
 
-COMMIT = "COMMIT.json"
 REMOVED = ".removed-"
 """Start of the name of a folder that is being deleted."""
 
@@ -45,6 +45,7 @@ def commit_folder(
         except FileNotFoundError:
             require_lease(final)  # another driver swept the staging folder away
             raise
+    settle(final)
 
 
 def _commit(
@@ -52,6 +53,9 @@ def _commit(
 ) -> None:
     files = {}
     for path in sorted(staging.rglob("*")):
+        if (found := left_out(path)) is not None:  # a rank of another node has put it into the store
+            files[path.relative_to(staging).as_posix()] = {"bytes": found[1].bytes, "sha256": found[1].sha256}
+            continue
         fsync(path)  # of sub-folders too: their entries must survive a power cut like the files
         if not path.is_file() or path == staging / COMMIT:
             continue
@@ -113,6 +117,7 @@ def _is_file(name: str, expected: Any) -> bool:
 def verify_folder(folder: Path) -> list[str]:
     """Everything that is wrong with a committed folder; an empty list if it is as it was committed."""
     try:
+        fetch(folder)
         files = read_commit(folder)["files"]
     except IntegrityError as error:
         return [str(error)]

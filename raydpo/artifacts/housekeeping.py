@@ -15,6 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from raydpo.artifacts.cache_index import INDEX_FOLDER, newest_name
 from raydpo.artifacts.durable import TEMPORARY
 from raydpo.artifacts.reference_cache import IDENTITY, read_cache, read_identity, recorded_files, shard_names
 from raydpo.errors import IntegrityError
@@ -104,9 +105,10 @@ def collect_garbage(
             removals.append(Removal(folder, _size(folder), f"not used for {unused_days:.0f} days"))
             continue
         removals += [Removal(path, _size(path), "damaged shard") for path in sorted(folder.glob("damaged/*"))]
-        for path in _leftovers(folder.rglob(f"{TEMPORARY}*"), now):
+        for path in _leftovers([*folder.rglob(f"{TEMPORARY}*"), *folder.glob("claims/*")], now):
             removals.append(Removal(path, _size(path), "leftover of a killed run"))
         removals += _orphans(folder, now)
+        removals += _old_indexes(folder, now)
     if not dry_run:
         for removal in removals:
             _remove(removal.path)
@@ -121,6 +123,13 @@ def _orphans(folder: Path, now: float) -> list[Removal]:
         for path in old
         if path.name not in recorded and not path.name.startswith(TEMPORARY)
     ]
+
+
+def _old_indexes(folder: Path, now: float) -> list[Removal]:
+    """Indexes that no new reader takes."""
+    newest = newest_name(folder)
+    old = _leftovers((folder / INDEX_FOLDER).glob("*"), now)
+    return [Removal(path, _size(path), "index of fewer shards") for path in old if path.name != newest]
 
 
 def _leftovers(paths: Iterable[Path], now: float) -> list[Path]:

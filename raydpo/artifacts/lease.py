@@ -14,11 +14,16 @@ import socket
 import threading
 import time
 import uuid
+from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.commit_log import CommitLog
+from raydpo.artifacts.copies_room import make_room
 from raydpo.artifacts.lock import RunLock, in_use, refused
+from raydpo.artifacts.mirror_path import url_of
+from raydpo.artifacts.remote_run import RemoteRun
 from raydpo.errors import LostLeaseError, RunInUseError, StorageError
 
 _BEGUN: list[Lease] = []
@@ -29,6 +34,7 @@ class Lease:
     StorageError.
 
     attempt: its number, from 1; 0 before it began.
+    remote: the run directory in the object store whose working copy `folder` is; None for one of this machine.
     notes: what the user should know of this file system, in sentences.
     """
 
@@ -37,37 +43,46 @@ class Lease:
         self.attempt = 0
         self.notes: tuple[str, ...] = ()
         self._lock = RunLock(self.folder)
-        self._log = CommitLog(self.folder / "log")
+        self._log_folder = self.folder / "log"
+        self._log = CommitLog(self._log_folder)
         self._first = self._last = 0  # numbers of the entries of this attempt
         self._id = uuid.uuid4().hex
         self._turn = threading.Lock()
+        self.remote: RemoteRun | None = None
 
     def __enter__(self) -> Lease:
-        for other in _covering(self.folder):
+        around = _covering(self.folder)
+        for other in around:
             if other.folder == self.folder:
                 raise in_use(self.folder, f"this process ({os.getpid()}), which began attempt {other.attempt} of it")
             other.check()
         self._lock.acquire()
         try:
-            with refused(self._log.folder):
+            with refused(self._log_folder):
                 self._begin()
+            if not around and (url := url_of(self.folder)) is not None:
+                self._begin_remote(url)
         except BaseException:
             self._lock.release()
             raise
         _BEGUN.append(self)
         return self
 
-    def __exit__(self, *_: object) -> None:
-        if self in _BEGUN:
-            _BEGUN.remove(self)
-        if not self._lock.is_supported:
-            self._end()
-        self._lock.release()
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        try:
+            if self.remote is not None:
+                self._end_remote(self.remote, is_whole=kind is None)
+        finally:
+            if self in _BEGUN:
+                _BEGUN.remove(self)
+            if not self._lock.is_supported:
+                self._end()
+            self._lock.release()
 
     def commit(self, what: str) -> None:
         """Note that `what` is about to count. Raises LostLeaseError if another attempt began, StorageError where nothing can
         be written."""
-        with self._turn, refused(self._log.folder):
+        with self._turn, refused(self._log_folder):
             self._require_lock()
             if not self._log.put(self._last + 1, self._entry("commit", what)):
                 raise self._lost(self._last + 1)
@@ -75,16 +90,44 @@ class Lease:
 
     def check(self) -> None:
         """Raise LostLeaseError if another attempt began."""
-        with self._turn, refused(self._log.folder):
+        with self._turn, refused(self._log_folder):
             self._require_lock()
             if self._log.read(self._last + 1) is not None:
                 raise self._lost(self._last + 1)
+        if self.remote is not None:
+            self.remote.check()
+
+    def _begin_remote(self, url: str) -> None:
+        """Take the run directory at `url`, of which `folder` is the working copy, and make the copy what counts there."""
+        if not self._lock.is_supported:
+            raise StorageError(
+                f"{self.folder}, the working copy of {url}, is on a file system without locks (flock), which tell who works "
+                "there; nothing was started. Set RAYDPO_STORE_DIR to a folder on a local disk."
+            )
+        remote = RemoteRun(self.folder, url, _who(), partial(_lost_remote, url))
+        newest = remote.newest()
+        if newest.get("kind") != "end" and _runs_here(newest):
+            raise in_use(url, _driver(newest))
+        make_room(self.folder)
+        remote.begin()
+        self.attempt, self.remote = remote.attempt, remote
+        self.notes = (
+            f"{url} is an object store: a driver that is started on another machine while this one runs takes the run over, "
+            f"and this one ends at its next commit. The working copy is {self.folder}.",
+            *(f"{text}; it is left out" for text in remote.damaged),
+        )
+
+    def _end_remote(self, remote: RemoteRun, *, is_whole: bool) -> None:
+        if is_whole:
+            remote.commit("what was left")
+        with suppress(StorageError):  # then the next driver asks the kernel for this process
+            remote.end()
 
     def _begin(self) -> None:
         """Put an entry of a new attempt at the end of the log."""
-        if self._log.folder.is_symlink():
+        if self._log_folder.is_symlink():
             raise StorageError(
-                f"{self._log.folder} is a link. The log of commits of a run directory is a folder in it; nothing was started. "
+                f"{self._log_folder} is a link. The log of commits of a run directory is a folder in it; nothing was started. "
                 "Remove the link, or set run.dir to another folder."
             )
         while True:
@@ -117,7 +160,7 @@ class Lease:
                 raise LostLeaseError(f"{_LOST.format(self.folder)} {error}") from error
         if (self._log.read(self._first) or {}).get("id") != self._id:
             raise LostLeaseError(
-                f"{_LOST.format(self.folder)} Its log of commits, {self._log.folder}, was removed, so nobody can tell whether "
+                f"{_LOST.format(self.folder)} Its log of commits, {self._log_folder}, was removed, so nobody can tell whether "
                 "another driver works there. Look for one; the same command goes on from what was committed."
             )
 
@@ -161,10 +204,30 @@ def fence(path: Path) -> None:
         lease.commit(path.relative_to(lease.folder).as_posix())
 
 
+def settle(path: Path, *, is_urgent: bool = True) -> None:
+    """To be called once `path` counts on this machine: in a working copy of an object store, make it count there. Raises
+    LostLeaseError if another driver took the run directory over.
+
+    is_urgent: False for one of many, which may wait for others.
+    """
+    path = Path(os.path.abspath(path))
+    for lease in _covering(path)[:1]:
+        if lease.remote is not None:
+            name = path.relative_to(lease.folder).as_posix()
+            (lease.remote.commit if is_urgent else lease.remote.commit_soon)(name)
+
+
 def require_lease(path: Path) -> None:
     """Raise LostLeaseError where `fence` would: before what lies at `path` is changed."""
     for lease in _covering(Path(os.path.abspath(path))):
         lease.check()
+
+
+def _lost_remote(url: str, entry: dict[str, Any], attempt: int) -> LostLeaseError:
+    return LostLeaseError(
+        f"{_LOST.format(url)} {_driver(entry)} took it over with attempt {entry.get('attempt', 'unknown')}; this was attempt "
+        f"{attempt}. Let that one go on, or end it and run the same command again."
+    )
 
 
 def _covering(path: Path) -> list[Lease]:

@@ -108,7 +108,7 @@ class RunLock:
             self._descriptor = -1
 
 
-def in_use(folder: Path, owner: str) -> RunInUseError:
+def in_use(folder: Path | str, owner: str) -> RunInUseError:
     """The error of a driver that finds another one in `folder`."""
     return RunInUseError(
         f"run.dir: {folder} is in use by {owner}. Two drivers in one run directory would overwrite each other's checkpoints, "

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import os
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -20,13 +20,18 @@ import numpy as np
 import pyarrow as pa
 
 from raydpo.artifacts.arrow import ShardRecord, hashed_name, read_shard, write_shard
+from raydpo.artifacts.cache_index import MappedIndex, write_index
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import crash_point, write_json
+from raydpo.artifacts.mirror_path import local_path
+from raydpo.artifacts.remote_cache import pull_cache, push_shard
 from raydpo.errors import IntegrityError, StorageError, UserError
 from raydpo.schema.json_text import read_object
 from raydpo.schema.rows import KEY_LENGTH, LOGPROBS
 
 IDENTITY = "identity.json"
+FEW_SHARDS = 16
+"""So many that no index names cost a reader little."""
 
 
 @dataclass(frozen=True)
@@ -61,25 +66,27 @@ class ReferenceCache:
         self.folder = cache_dir / identity.digest
         self.identity = identity
         self.damaged: list[str] = []
-        self._table = LOGPROBS.empty_table()
-        self._index = _Index(self._table)
+        self._shards_open: dict[str, tuple[ShardRecord, pa.Table]] = {}
+        self._index = KeyIndex([])
 
     def open(self, *, is_owner: bool = True) -> ReferenceCache:
         """Verify every shard, set damaged ones aside (they are scored again), and index the rows. Returns self.
 
         is_owner: False for a reader that scores nothing; it leaves damaged shards where they are.
         """
-        self._table, found = read_cache(self.folder)
+        pull_cache(self.folder)
+        self._shards_open, found = read_shards(self.folder, self._shards_open)
         for name, _ in found:
             try:  # reading the others took time: another run may have scored this one again by now
-                self._table = pa.concat_tables([self._table, _read_verified(self.folder, name)])
+                record = read_record(self.folder, name)
+                self._shards_open[name] = record, read_verified(self.folder, record)
             except IntegrityError as error:
                 if is_owner:
                     with suppress(PermissionError):  # a cache that can only be read keeps it, and nobody uses it
                         set_aside(self.folder, name)
                 self.damaged.append(f"{error}; its rows will be scored again")
-        self._index = _Index(self._table)
-        if self._table.num_rows:
+        self._index = KeyIndex([table for _, table in self._shards_open.values()])
+        if self._shards_open:
             with suppress(OSError):  # a read-only cache can still be used
                 os.utime(self.folder / IDENTITY)
         return self
@@ -87,23 +94,30 @@ class ReferenceCache:
     def missing(self, keys: Sequence[str]) -> list[str]:
         """Those of `keys` that the cache does not hold, in order, each once."""
         distinct = list(dict.fromkeys(keys))
-        present = self._index.find(distinct) >= 0
+        present = self.holds(np.array([key.encode() for key in distinct]))
         return [key for key, is_present in zip(distinct, present, strict=True) if not is_present]
+
+    def holds(self, keys: np.ndarray) -> np.ndarray:
+        """Whether the cache holds each of `keys`, [n] bytes: [n] bool."""
+        found: np.ndarray = self._index.find(keys) >= 0
+        return found
 
     def lookup(self, keys: Sequence[str]) -> list[np.ndarray]:
         """Log-probs of each row's answer tokens in the loss, float32 nats. Raises IntegrityError when rows are missing."""
-        places = self._index.find(keys)
-        if (places < 0).any():
-            absent = [key for key, place in zip(keys, places, strict=True) if place < 0]
-            raise IntegrityError(
-                f"{len(absent)} of {len(keys)} rows are not in the reference cache {self.folder} (first: {absent[0]}). "
-                "Run raydpo precompute with the same config."
-            )
-        return [self._index.nats(int(place)) for place in places]
+        return self._index.lookup(keys, self.folder)
 
     def table(self) -> pa.Table:
         """Every row, in the schema `LOGPROBS`; a key that stands in two shards comes once."""
-        return self._table.take(pa.array(self._index.distinct()))
+        tables = [table for _, table in self._shards_open.values()]
+        return pa.concat_tables([LOGPROBS.empty_table(), *tables]).take(pa.array(self._index.distinct()))
+
+    def write_index(self) -> None:
+        """Let readers map an index of what is open, unless one names almost all of it or there is little."""
+        index = MappedIndex.newest(self.folder)
+        fresh = sum(index is None or not index.names(name) for name in self._shards_open)
+        if fresh > FEW_SHARDS:
+            with suppress(PermissionError):  # a cache that can only be read is read shard by shard
+                write_index(self.folder, {name: keys_of(table) for name, (_, table) in self._shards_open.items()})
 
     def write_shard(self, name: str, row_keys: Sequence[str], token_nats: Sequence[np.ndarray]) -> ShardRecord:
         """Commit one shard. Writing the same name again replaces it by the same rows: harmless."""
@@ -122,14 +136,28 @@ class ReferenceCache:
         )
         crash_point("shard:before-record")
         body = asdict(record)
+        signed = {**body, "digest": digest_of(body)}
         try:
-            write_json(self._shards / f"{name}.json", {**body, "digest": digest_of(body)})
+            write_json(self._shards / f"{name}.json", signed)
         except StorageError:
             if record.name not in recorded_files(self.folder):  # it may be another run's, too
                 (self._shards / record.name).unlink(missing_ok=True)
             raise
         crash_point("shard:after-record")
+        push_shard(self.folder, name, signed)
         return record
+
+    @property
+    def claims(self) -> Path:
+        """Where runs claim the shards that they score."""
+        return self.folder / "claims"
+
+    def has_shard(self, name: str) -> bool:
+        """Whether shard `name` is committed now, by whomever. Its rows are not verified."""
+        try:
+            return (self._shards / read_record(self.folder, name).name).is_file()
+        except IntegrityError:
+            return False
 
     @property
     def _shards(self) -> Path:
@@ -140,25 +168,37 @@ class ReferenceCache:
             write_json(self.folder / IDENTITY, asdict(self.identity))
 
 
-class _Index:
-    """Sorted keys -> rows of a table, by binary search over the whole batch of keys."""
+class KeyIndex:
+    """Sorted keys -> rows of tables, by binary search over the whole batch of keys."""
 
-    def __init__(self, table: pa.Table) -> None:
-        keys = np.array(table["row_key"].to_pylist(), dtype=f"S{KEY_LENGTH}")
+    def __init__(self, tables: Sequence[pa.Table]) -> None:
+        keys = np.concatenate([np.zeros(0, f"S{KEY_LENGTH}"), *map(keys_of, tables)])
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
-        chunks = table["token_nats"].chunks  # views of the mapped files, never copied together
+        chunks = [chunk for table in tables for chunk in table["token_nats"].chunks]  # views of the mapped files
         self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
         self._offsets = [chunk.offsets.to_numpy(zero_copy_only=False) for chunk in chunks]
         self._values = [chunk.values.to_numpy(zero_copy_only=False) for chunk in chunks]
 
-    def find(self, keys: Sequence[str]) -> np.ndarray:
-        """Row of each key, -1 where there is none."""
-        wanted = np.array([key.encode() for key in keys])  # as wide as it is: a longer key is not cut to one that fits
+    def find(self, wanted: np.ndarray) -> np.ndarray:
+        """Row of each key, [n] bytes of any width; -1 where there is none."""
         if not len(self._sorted) or not len(wanted):
             return np.full(len(wanted), -1)
         at = np.minimum(np.searchsorted(self._sorted, wanted), len(self._sorted) - 1)
         return np.where(self._sorted[at] == wanted, self._order[at], -1)
+
+    def lookup(self, keys: Sequence[str], folder: Path) -> list[np.ndarray]:
+        """Values of each key. Raises IntegrityError, with the folder of the cache, when one is missing."""
+        places = self.find(
+            np.array([key.encode() for key in keys])
+        )  # as wide as they are: none is cut to one that fits
+        if (places < 0).any():
+            absent = [key for key, place in zip(keys, places, strict=True) if place < 0]
+            raise IntegrityError(
+                f"{len(absent)} of {len(keys)} rows are not in the reference cache {folder} (first: {absent[0]}). "
+                "Run raydpo precompute with the same config."
+            )
+        return [self.nats(int(place)) for place in places]
 
     def nats(self, row: int) -> np.ndarray:
         chunk = int(np.searchsorted(self._ends, row, side="right"))
@@ -173,15 +213,43 @@ class _Index:
         return np.sort(self._order[first])
 
 
+def bytes_of(keys: pa.StringArray) -> np.ndarray:
+    """Keys as [n] S32, a view of them where each has that length."""
+    if not len(keys):
+        return np.zeros(0, f"S{KEY_LENGTH}")
+    ends = np.frombuffer(keys.buffers()[1], np.int32)[keys.offset : keys.offset + len(keys) + 1]
+    if not (np.diff(ends) == KEY_LENGTH).all():
+        return np.array(keys.to_pylist(), dtype=f"S{KEY_LENGTH}")
+    return np.frombuffer(keys.buffers()[2], f"S{KEY_LENGTH}", count=len(keys), offset=int(ends[0]))
+
+
+def keys_of(table: pa.Table) -> np.ndarray:
+    """Keys of all rows of a shard: [n] S32."""
+    return np.concatenate([np.zeros(0, f"S{KEY_LENGTH}"), *map(bytes_of, table["row_key"].chunks)])
+
+
 def read_cache(folder: Path) -> tuple[pa.Table, list[tuple[str, str]]]:
     """All rows of the shards that verify, and (name, problem) of each that does not."""
-    tables, damaged = [], []
+    found, damaged = read_shards(folder, {})
+    return pa.concat_tables([LOGPROBS.empty_table(), *(table for _, table in found.values())]), damaged
+
+
+def read_shards(
+    folder: Path, known: Mapping[str, tuple[ShardRecord, pa.Table]]
+) -> tuple[dict[str, tuple[ShardRecord, pa.Table]], list[tuple[str, str]]]:
+    """Record and rows of the shards that verify, by name, and (name, problem) of each that does not.
+
+    known: shards that were verified before; they are not read again where their record is the same.
+    """
+    found, damaged = dict[str, tuple[ShardRecord, pa.Table]](), []
     for name in shard_names(folder):
         try:
-            tables.append(_read_verified(folder, name))
+            record = read_record(folder, name)
+            is_known = name in known and known[name][0] == record
+            found[name] = known[name] if is_known else (record, read_verified(folder, record))
         except IntegrityError as error:
             damaged.append((name, str(error)))
-    return (pa.concat_tables(tables) if tables else LOGPROBS.empty_table()), damaged
+    return found, damaged
 
 
 def shard_names(folder: Path) -> Iterator[str]:
@@ -189,8 +257,8 @@ def shard_names(folder: Path) -> Iterator[str]:
     yield from sorted(path.stem for path in (folder / "shards").glob("*.json") if not path.name.startswith("."))
 
 
-def _read_verified(folder: Path, name: str) -> pa.Table:
-    record = _read_record(folder / "shards" / f"{name}.json")
+def read_verified(folder: Path, record: ShardRecord) -> pa.Table:
+    """Rows of a shard. Raises IntegrityError."""
     path = folder / "shards" / record.name
     table = read_shard(path, record, LOGPROBS)
     lists = table["token_nats"].combine_chunks()
@@ -202,7 +270,9 @@ def _read_verified(folder: Path, name: str) -> pa.Table:
     return table
 
 
-def _read_record(path: Path) -> ShardRecord:
+def read_record(folder: Path, name: str) -> ShardRecord:
+    """The commit record of shard `name`. Raises IntegrityError."""
+    path = folder / "shards" / f"{name}.json"
     try:
         body = read_object(path)
         digest = body.pop("digest")
@@ -221,7 +291,7 @@ def recorded_files(folder: Path) -> set[str]:
     files = set()
     for name in shard_names(folder):
         with suppress(IntegrityError):
-            files.add(_read_record(folder / "shards" / f"{name}.json").name)
+            files.add(read_record(folder, name).name)
     return files
 
 
@@ -243,7 +313,7 @@ def set_aside(folder: Path, name: str) -> None:
     suffix = uuid.uuid4().hex[:6]
     files = [f"{name}.json"]  # the record first: without it the shard does not exist
     with suppress(IntegrityError):  # which file a damaged record meant is unknown: that one is left to `cache gc`
-        files.append(_read_record(folder / "shards" / files[0]).name)
+        files.append(read_record(folder, name).name)
     for file in files:
         with suppress(FileNotFoundError):
             os.replace(folder / "shards" / file, folder / "damaged" / f"{suffix}-{file}")
@@ -255,11 +325,12 @@ def open_reference(path: str | Path) -> pa.Table:
     path: a cache folder, a run directory, or a cache directory that holds exactly one cache. Raises UserError when it is
     none of these, IntegrityError naming the file when a shard is damaged.
     """
-    folder = _cache_folder(Path(path).expanduser())
+    folder = _cache_folder(local_path(str(path)))
+    pull_cache(folder)
     table, damaged = read_cache(folder)
     if damaged:
         raise IntegrityError("; ".join(problem for _, problem in damaged))
-    return table.take(pa.array(_Index(table).distinct()))
+    return table.take(pa.array(KeyIndex([table]).distinct()))
 
 
 def _cache_folder(path: Path) -> Path:
@@ -279,7 +350,8 @@ def _cache_folder(path: Path) -> Path:
 
 def _follow(pointer: Path) -> Path:
     try:
-        folder = Path(read_object(pointer)["cache"])
+        folder = local_path(str(read_object(pointer)["cache"]))
+        pull_cache(folder)
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise UserError(f"{pointer} names no cache ({type(error).__name__}). Run raydpo precompute again.") from error
     if not (folder / IDENTITY).is_file():

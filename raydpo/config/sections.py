@@ -134,6 +134,10 @@ class DataSection(Section):
     """Path of a Jinja chat template that replaces the tokenizer's own."""
     chat_template_kwargs: dict[str, Any] = Field(default={})
     """Settings of the chat template: {enable_thinking: false}. A column chat_template_kwargs of a row wins over them."""
+    num_workers: Annotated[int, FREE] = Field(default=1, ge=1)
+    """Processes of one CPU each that read and encode large files, in parts of 4,096 rows. 1: the driver itself. What is written
+    does not depend on it. A preparation that was ended goes on behind its last part. How often a part is given to another
+    worker, and after which silence, say `reference.max_retries` and `reference.hang_timeout_s`."""
 
     def clashes(self) -> Iterator[str]:
         if (self.confidence_column is None) != (self.min_confidence is None):

@@ -29,7 +29,7 @@ _FIXED_DATE = (
 )
 
 
-_MOST_BEYOND = 2
+MOST_BEYOND = 2
 """Rows at which a template may take too much before it is the template that is at fault."""
 
 SETTINGS = "chat_template_kwargs"
@@ -89,7 +89,7 @@ class Template:
         """The reason of a row at which the template took too much. Raises DataError when that is the template's way."""
         bad = BadRow("template_limits", _what_it_took(error))
         self.tokenizer.num_beyond += 1
-        if self.tokenizer.num_beyond > _MOST_BEYOND:
+        if self.tokenizer.num_beyond > MOST_BEYOND:
             raise beyond_bounds(self.tokenizer, bad)
         return bad
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from raydpo.config.sections import DataSection
 from raydpo.data.column_names import ColumnKind, kind_of_column
@@ -37,6 +38,30 @@ class ColumnUse:
         self._sentences: dict[str, str] = {}
         named = [name for name in (settings.weight_column, settings.confidence_column) if name is not None]
         self._of_settings = {*named, *(name.partition(".")[0] for name in named)}
+
+    def to_json(self) -> dict[str, Any]:
+        """What was noted, as plain values."""
+        return {
+            "unread": dict(self.unread),
+            "contradicted": self.contradicted,
+            "mapped": sorted(self.mapped),
+            "stopping": {name: list(found) for name, found in self._stopping.items()},
+            "implicit": self._implicit,
+            "bare": self._bare,
+            "sentences": self._sentences,
+        }
+
+    def absorb(self, noted: Mapping[str, Any]) -> None:
+        """Take in what `to_json` gave of later rows of the same source."""
+        self.unread.update(noted["unread"])
+        self.contradicted += noted["contradicted"]
+        self.mapped |= set(noted["mapped"])
+        self._implicit += noted["implicit"]
+        self._bare += noted["bare"]
+        for name, (place, is_free) in noted["stopping"].items():
+            self._stopping.setdefault(name, (place, is_free))
+        for name, place in noted["sentences"].items():
+            self._sentences.setdefault(name, place)
 
     def see(self, row: Row) -> None:
         """Look which columns of data.columns a row has, whatever becomes of it."""

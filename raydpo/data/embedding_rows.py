@@ -7,7 +7,9 @@ their models have rows.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 from raydpo.data.encode import Encoded
 from raydpo.data.tokenizer import TextTokenizer
@@ -58,6 +60,17 @@ class Beyond:
             self.num_examples += 1
             self.first = self.first or place
             self.tokens |= {one: self.tokenizer.decode([one]) for one in ids - self.tokens.keys()}
+
+    def to_json(self) -> dict[str, Any]:
+        """What was noted, as plain values."""
+        tokens = [[one, text] for one, text in self.tokens.items()]
+        return {"num_examples": self.num_examples, "first": self.first, "tokens": tokens}
+
+    def absorb(self, noted: Mapping[str, Any]) -> None:
+        """Take in what `to_json` gave of later examples."""
+        self.num_examples += noted["num_examples"]
+        self.first = self.first or noted["first"]
+        self.tokens |= {one: text for one, text in noted["tokens"] if one not in self.tokens}
 
     def refuse(self) -> None:
         """Raise DataError when something was noted."""

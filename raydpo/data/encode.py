@@ -18,6 +18,7 @@ import numpy as np
 from raydpo.data.answer_mask import answer_masks
 from raydpo.data.bad_rows import BadRow
 from raydpo.data.messages import Tokens
+from raydpo.data.prompt_cut import cut_of
 from raydpo.data.template import Rendered
 from raydpo.data.token_rows import check_vocabulary
 from raydpo.data.tokenizer import TextTokenizer, Unreadable
@@ -70,7 +71,7 @@ def encode(
         part
         for text in texts
         if not text.plain and text.tokens is None and _num_chars(text) <= most
-        for part in _parts(text)
+        for part in _pieces(tokenizer, text)
     ]
     ids = _in_groups(tokenizer, ordinary)
     results: list[Encoded | BadRow] = []
@@ -81,7 +82,7 @@ def encode(
             if text.tokens is not None:
                 example = _as_given(tokenizer, text.tokens)
             else:
-                found = _encode_plain(tokenizer, text) if text.plain else [next(ids) for _ in _parts(text)]
+                found = _encode_plain(tokenizer, text) if text.plain else _put_together(tokenizer, text, ids)
                 example = _assemble(tokenizer, text, found[0], found[1:])
             results.append(_limited(example, tokenizer, max_length, overlong))
         except BadRow as bad:
@@ -108,6 +109,20 @@ def _in_groups(tokenizer: TextTokenizer, parts: Sequence[str]) -> Iterator[list[
 
 def _parts(text: Rendered) -> list[str]:
     return [text.prompt, *(text.prompt + answer for answer in text.answers)]
+
+
+def _pieces(tokenizer: TextTokenizer, text: Rendered) -> list[str]:
+    """What is tokenised of an ordinary text: its parts, or what all of them begin with and the rest of each."""
+    cut = cut_of(text.prompt) if tokenizer.cuts_prompts else 0
+    parts = _parts(text)
+    return [text.prompt[:cut], *(part[cut:] for part in parts)] if cut else parts
+
+
+def _put_together(tokenizer: TextTokenizer, text: Rendered, ids: Iterator[list[int]]) -> list[list[int]]:
+    """Ids of the parts of a text, from those of its pieces."""
+    is_cut = tokenizer.cuts_prompts and bool(cut_of(text.prompt))
+    first = next(ids) if is_cut else []
+    return [first + next(ids) for _ in range(1 + len(text.answers))]
 
 
 def _encode_plain(tokenizer: TextTokenizer, text: Rendered) -> list[list[int]]:

@@ -59,9 +59,18 @@ class _Begun:
 
 def byte_lines(path: Path) -> Iterator[bytes]:
     """Lines without their line feed; the last one counts also without it. `LongLine` for one that has too many bytes."""
-    begun, num_lines, most = _Begun(), 0, most_rows(path)
+    yield from _lines(path, chunks(path), 0)
+
+
+def byte_lines_between(path: Path, start: int, end: int, num_before: int) -> Iterator[bytes]:
+    """The same of a range of bytes that begins with a line. num_before: lines before it, for the message."""
+    yield from _lines(path, _chunks_between(path, start, end), num_before)
+
+
+def _lines(path: Path, pieces: Iterator[bytes], num_lines: int) -> Iterator[bytes]:
+    begun, most = _Begun(), most_rows(path)
     try:
-        for chunk in chunks(path):
+        for chunk in pieces:
             first, *others = chunk.split(b"\n")
             begun.add(first)
             if others:
@@ -93,6 +102,14 @@ def chunks(path: Path) -> Iterator[bytes]:
         return
     with gzip.open(path) if path.suffix.lower() == ".gz" else path.open("rb") as stream:
         while chunk := stream.read(_CHUNK_BYTES):
+            yield chunk
+
+
+def _chunks_between(path: Path, start: int, end: int) -> Iterator[bytes]:
+    with path.open("rb") as stream:
+        stream.seek(start)
+        while start < end and (chunk := stream.read(min(_CHUNK_BYTES, end - start))):
+            start += len(chunk)
             yield chunk
 
 

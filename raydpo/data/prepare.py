@@ -2,50 +2,49 @@
 
 What comes in: the config and a tokenizer. What goes out: `<folder>/train-*.arrow`, `eval-*.arrow`, a manifest, and
 `quarantine.jsonl` next to the folder; a `DataReport`.
-Decision: one pass that holds no text in memory, with rows in the order of the files. Which prompts an `eval_fraction`
+Decision: rows of large sources are encoded in committed parts first, by any number of workers; one pass over all rows in
+the order of the files then decides what depends on other rows, and holds no text in memory. Which prompts an `eval_fraction`
 takes is a property of the prompt alone (its hash), so that adding rows moves no other row between the splits.
 """
 
 from __future__ import annotations
 
-import itertools
 from collections import Counter
-from collections.abc import Hashable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Hashable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from raydpo.artifacts import digest, durable
 from raydpo.config import Config
 from raydpo.config.mixture_entry import entries_of
 from raydpo.config.outside import is_outside, source_sha256
-from raydpo.data.bad_rows import BadRow, confidence, weight
+from raydpo.data.bad_rows import BadRow
+from raydpo.data.chat_template import MOST_BEYOND, beyond_bounds
 from raydpo.data.embedding_rows import Beyond, Embedding
 from raydpo.data.encode import Encoded
 from raydpo.data.ends_said import ends_said
 from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format
-from raydpo.data.lines import encode_lines, taken
-from raydpo.data.messages import Example, Row
+from raydpo.data.messages import Row
 from raydpo.data.mixture import Portion, find_mixture
+from raydpo.data.parts import MakeParts, PartFolder, PartSpec, here, portable
 from raydpo.data.report import DataReport, Tally
+from raydpo.data.row_encoder import Beside, EncodedRow, RowEncoder
 from raydpo.data.row_ends import decided
+from raydpo.data.row_ranges import cut, is_small
 from raydpo.data.row_reader import RowReader
 from raydpo.data.shown_rows import RowViewer
 from raydpo.data.sources import Source
 from raydpo.data.store import Store
-from raydpo.data.template import Rendered, no_template, open_tokenizer, read_template, render
-from raydpo.data.token_rows import other_tokenizer
+from raydpo.data.template import open_tokenizer, read_template
 from raydpo.errors import DataError
-from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
+from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted, ignore
 
 VERSION = "data-6"
 """Version of reading and encoding: raise it when the same input may give other ids."""
 
-_DETECT_ROWS = 64
-_DETECT_LINES = 4096
 _HASHES = 1 << 64
 
 
@@ -59,24 +58,19 @@ def prepare(
     embedding: Embedding | None = None,
     model_folders: Sequence[Path] = (),
     viewer: RowViewer | None = None,
+    make_parts: MakeParts | None = None,
 ) -> DataReport:
     """Read, check and encode all data of a run. write=False does everything but writing.
 
     embedding: what the ids have to fit into; None: unknown. model_folders: asked in order for the model's end tokens; none:
-    the tokenizer's folder is. viewer: is shown every used row. A finished preparation in `folder` is taken as it is when files,
-    data section, tokenizer and number of answers are the same. Raises DataError with all problems: missing files, no chat
-    template, too many bad lines, tokens beyond the embedding.
+    the tokenizer's folder is. viewer: is shown every used row. make_parts: encodes parts of large sources; None: this
+    process does. A finished preparation in `folder` is taken as it is when files, data section, tokenizer and number of
+    answers are the same. Raises DataError with all problems: missing files, no chat template, too many bad lines, tokens
+    beyond the embedding.
     """
-    return _Preparation(config, tokenizer_path, Path(folder), write, observer, embedding, model_folders, viewer).run()
-
-
-class _Beside(NamedTuple):
-    """What goes with the ids of a row: its label and weight, and what the ids were made from."""
-
-    label: bool
-    factor: float
-    example: Example
-    text: Rendered
+    return _Preparation(
+        config, tokenizer_path, Path(folder), write, observer, embedding, model_folders, viewer, make_parts
+    ).run()
 
 
 class _Preparation:
@@ -90,11 +84,11 @@ class _Preparation:
         embedding: Embedding | None,
         model_folders: Sequence[Path],
         viewer: RowViewer | None,
+        make_parts: MakeParts | None,
     ) -> None:
         self.config, self.settings = config, config.data
-        self.objective = config.objective.row
-        self.is_unpaired = self.settings.unpair and self.objective.data == "labels"
-        self.num_answers = 2 if self.is_unpaired else self.objective.num_answers
+        self.objective, self.tokenizer_path, self.make = config.objective.row, tokenizer_path, make_parts
+        self.parts: PartFolder | None = None
         self.with_mismatched = "mismatched" in config.objective.batch_kinds
         self.folder, self.write, self.observer, self.viewer = folder, write, observer, viewer
         unless = "data.eval" if self.settings.eval else "data.eval_fraction" if self.settings.eval_fraction else None
@@ -113,16 +107,32 @@ class _Preparation:
         self.tokenizer = open_tokenizer(tokenizer_path, self.settings.chat_template)
         self.tokenizer.ends = decided(self.tokenizer, self.settings.bos, self.settings.eos, model_folders)
         self.beyond = Beyond(self.tokenizer, embedding)
+        self.encoder = RowEncoder(config, self.tokenizer, self.beyond, observer)
+        self.is_unpaired, self.num_answers = self.encoder.is_unpaired, self.encoder.num_answers
 
     def run(self) -> DataReport:
         self.observer(StageStarted("data", None, "lines"))
-        store = Store(self.folder, self._input_digest()) if self.write else None
+        digest = self._input_digest()
+        store = Store(self.folder, digest) if self.write else None
         if store is not None and (earlier := _as_report(store.finished())) is not None:
             report = replace(earlier, reused=True)
             self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
             return report
-        with nullcontext() if store is None else store.dropped_on_error():
+        if store is not None and store.damage:
+            text = f"the data that was prepared in {self.folder} is not used: {store.damage}. It is prepared again"
+            self.observer(Note("warning", text))
+        if store is None:
             return self._prepared(store)
+        self.parts = PartFolder(self.folder, digest)
+        with store.dropped_on_error():
+            try:
+                self._make_parts(self.parts)
+                report = self._prepared(store)
+            except DataError:  # they would be of no use: with another config they are others
+                self.parts.drop()
+                raise
+        self.parts.drop()
+        return report
 
     def _prepared(self, store: Store | None) -> DataReport:
         ends = ends_said(self.tokenizer)
@@ -159,7 +169,7 @@ class _Preparation:
                 "seeds": [
                     portion.seed for portion in self.splits["train"] + self.splits["eval"] if portion.entry.is_drawn
                 ],
-                "settings": self.settings.model_dump(mode="json"),
+                "settings": self.settings.model_dump(mode="json", exclude={"num_workers"}),
                 "tokenizer": self.tokenizer.digest,
                 "ends": self.tokenizer.ends.facts(),
                 "num_answers": self.num_answers,
@@ -216,9 +226,8 @@ class _Preparation:
         own, counts = set[Hashable](), tally.of_entry(split, portion.name)
         for source in portion.sources:
             try:
-                for place, example, beside in self._examples(source, tally):
+                for place, example, keys, beside in self._examples(source, tally):
                     target = "eval" if example.prompt_hash < threshold else split
-                    keys = Store.keys(example)
                     by = {"none": None, "prompt": (target, example.prompt_hash), "pair": (target, keys, beside.label)}
                     mark = by[self.settings.deduplicate]
                     if mark is not None and (mark in seen or mark in own):
@@ -252,10 +261,9 @@ class _Preparation:
             if turn:
                 tally.repeat(one.target)
             else:
-                if self.viewer is not None and one.beside is not None:
-                    self.viewer.look(
-                        one.target, one.place, self.tokenizer, one.beside.example, one.beside.text, one.example
-                    )
+                beside = one.beside
+                if self.viewer is not None and beside is not None and beside.example and beside.text:
+                    self.viewer.look(one.target, one.place, self.tokenizer, beside.example, beside.text, one.example)
                 lengths = (len(one.example.prompt_ids), max(map(len, one.example.answer_ids)))
                 tally.use(one.target, one.example.prompt_hash, lengths, one.keys)
 
@@ -270,80 +278,62 @@ class _Preparation:
             (replace(example, answer_ids=[ids], answer_masks=[mask]), (key,), side) for ids, mask, key, side in answers
         ]
 
-    def _examples(self, source: Source, tally: Tally) -> Iterator[tuple[str, Encoded, _Beside]]:
-        """Good examples of one source with place and what belongs to them; everything else is counted in the tally."""
-        rows = source.rows()
-        seen = taken(rows, _DETECT_ROWS)
-        while len(seen) < _DETECT_LINES and not any(line.row is not None for line in seen):
-            more = taken(rows, _DETECT_ROWS)
-            if not more:
-                break
-            seen += more
+    def _examples(self, source: Source, tally: Tally) -> Iterator[EncodedRow]:
+        """Good examples of one source; everything else is counted in the tally."""
+        seen, lines = self.encoder.open(source)
         if not seen:
             self.observer(Note("warning", f"{source.name} holds no rows"))
-        good = [line.row for line in seen if line.row is not None]
-        reader = RowReader(
-            source.name,
-            self.settings,
-            good,
-            num_answers=self.num_answers,
-            needs=self.objective.data,
-            is_unpaired=self.is_unpaired,
-        )
+        reader = self.encoder.reader(source.name, seen)
         layout = reader.layout
         tally.formats[source.name] = described = _described(layout, reader.first)
         title = f", {layout.title}" if layout is not None else f"; none of {', '.join(FORMATS)} fits"
         self.observer(Note("info", f"{source.name}: format {described}{title}"))
-        self._check_labels(source, layout)
+        self.encoder.check_labels(source.name, layout)
         tally.uses.append(reader.use)
-        yield from encode_lines(
-            source.name,
-            itertools.chain(seen, rows),
-            partial(self._text_of, reader),
-            self.tokenizer,
-            tally,
-            self.beyond,
-            max_length=self.settings.max_length,
-            overlong=self.settings.overlong,
-            observer=self.observer,
-        )
+        works = None if self.parts is None else self.parts.of(source)
+        if self.parts is None or works is None:
+            yield from self.encoder.rows(reader, lines, tally)
+        else:
+            for work in works:
+                counts, rows = self.parts.rows(work)
+                self._absorb(counts, reader, tally)
+                yield from rows
         if reader.others:
             others = ", ".join(f"{name} ({count:,} rows)" for name, count in reader.others.items())
             tally.formats[source.name] = f"{described}; also {others}"
 
-    def _check_labels(self, source: Source, layout: Format | None) -> None:
-        """Raise DataError for a file of pairs where labels are needed, or of labels where pairs are to be split."""
-        if self.objective.data != "labels" or layout is None:
-            return
-        if layout.data == "pairs" and not self.is_unpaired:
-            raise DataError(
-                f"{source.name} holds pairs ({layout.title}); objective {self.objective.name} reads rows of prompt, completion "
-                "and label, and would have had none. Set data.unpair: true to read each pair as a desirable and an "
-                "undesirable answer."
-            )
-        if layout.data == "labels" and self.is_unpaired:
-            raise DataError(
-                f"{source.name} holds labelled answers already; data.unpair would have split pairs, of which it has none. "
-                "Leave data.unpair out, or name files of pairs."
-            )
+    def _absorb(self, counts: Mapping[str, Any], reader: RowReader, tally: Tally) -> None:
+        """Take in what was counted for a part. Raises DataError where its template took too much once too often."""
+        tally.absorb(counts)
+        reader.use.absorb(counts["use"])
+        reader.others.update(counts["others"])
+        self.beyond.absorb(counts["beyond"])
+        self.tokenizer.num_beyond += counts["num_beyond"]
+        if self.tokenizer.num_beyond > MOST_BEYOND:
+            said = tally.samples["template_limits"][-1].rpartition(": ")[2]
+            raise beyond_bounds(self.tokenizer, BadRow("template_limits", said))
 
-    def _text_of(self, reader: RowReader, place: str, row: Row) -> tuple[Rendered, _Beside]:
-        """Text of a row and what belongs to it. Raises DataError when the whole file cannot be written down."""
-        if self.settings.confidence_column is not None and self.settings.min_confidence is not None:
-            confidence(row, self.settings.confidence_column, self.settings.min_confidence)
-        column = self.settings.weight_column
-        factor = 1.0 if column is None else weight(row, column)
-        example, layout = reader.read(place, row)
-        if self.objective.data == "labels" and layout.data == "answers":
-            raise BadRow("missing_field", "label is missing")
-        if self.objective.data == "answers" and not example.label:
-            raise BadRow("undesirable", "label is false")
-        if example.tokens is not None and example.tokens.tokenizer != self.tokenizer.ids_digest:
-            raise other_tokenizer(example.tokens, self.tokenizer, place)
-        if example.is_conversation and example.plain is None and not self.tokenizer.has_template:
-            raise no_template(self.tokenizer, reader.use.source)
-        text = render(example, self.tokenizer, self.settings.control_tokens)
-        return text, _Beside(example.label, factor, example, text)
+    def _make_parts(self, parts: PartFolder) -> None:
+        """Have every range of every large source encoded and committed, but for those that an earlier attempt did."""
+        for source in (one for portions in self.splits.values() for portion in portions for one in portion.sources):
+            if is_small(source):
+                continue
+            with suppress(DataError):  # it is raised again when the source is read, with those of others
+                reader = self.encoder.reader(source.name, self.encoder.open(source)[0])
+                self.encoder.check_labels(source.name, reader.layout)
+                parts.plan(source, cut(source))
+        missing = parts.missing()
+        spec = PartSpec(self.config, self.tokenizer_path, self.tokenizer.ends, self.beyond.embedding, parts.folder)
+        if missing:
+            self.observer(StageStarted("data", parts.num_lines, "lines"))
+            done = parts.num_lines - sum(work.rows.num_lines for work in missing)
+            if done:
+                self.observer(Note("info", f"data: {done:,} lines were encoded by an earlier attempt"))
+            made = here(spec, missing, self.tokenizer) if self.make is None else self.make(portable(spec), missing)
+            for index, result in made:
+                parts.done(missing[index], result)
+                done += result.num_lines
+                self.observer(Advanced("data", done))
 
 
 @dataclass(frozen=True)
@@ -358,7 +348,7 @@ class _Good:
     label: bool
     factor: float
     mark: Hashable
-    beside: _Beside | None = None
+    beside: Beside | None = None
 
 
 def _as_report(found: dict[str, Any] | None) -> DataReport | None:

@@ -14,6 +14,7 @@ import resource
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -56,10 +57,15 @@ class _Watch:
         return rendering
 
     def end(self, rendering: _Rendering) -> None:
-        with self._lock:
-            self._now.discard(rendering)
-            if rendering.is_over:  # told, and it may not have heard: then nobody shall hear it later
-                ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(rendering.thread), None)
+        while True:
+            try:
+                with self._lock:
+                    self._now.discard(rendering)
+                if rendering.is_over:
+                    _hear(rendering.thread)
+                return
+            except Overtime:
+                continue  # heard only here: once more, now that nobody tells it again
 
     def _look_on(self) -> None:
         num_idle = 0
@@ -78,7 +84,20 @@ def _look(rendering: _Rendering) -> None:
         rendering.cpu_s, rendering.rss_bytes = cpu_s, rss_bytes
     elif cpu_s - rendering.cpu_s > MOST_CPU_S or rss_bytes - rendering.rss_bytes > MOST_GROWTH_BYTES:
         rendering.is_over = True
-        ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(rendering.thread), ctypes.py_object(Overtime))
+        _tell(rendering.thread)
+
+
+def _tell(thread: int) -> None:
+    ctypes.pythonapi.PyThreadState_SetAsyncExc(ctypes.c_ulong(thread), ctypes.py_object(Overtime))
+
+
+def _hear(thread: int) -> None:
+    """Let this thread, which was told and may not have heard, hear it here, so that it does not later. To take it back would
+    leave the interpreter with a mark that something is to be raised; under a trace function it looks for it without end."""
+    with suppress(Overtime):
+        _tell(thread)
+        while True:
+            pass
 
 
 def _cpu_s(thread: int) -> float:

@@ -6,6 +6,7 @@ neither vanish nor be counted twice; a mixture adds lines that are not drawn, or
 
 from __future__ import annotations
 
+import hashlib
 import json
 from array import array
 from collections import Counter
@@ -127,7 +128,7 @@ class Tally:
         self.uses: list[ColumnUse] = []
         self._prompt_tokens, self._answer_tokens = array("q"), array("q")
         self.entries_of_key: dict[str, dict[str, Counter[str]]] = {"train": {}, "eval": {}}
-        self._seen: set[tuple[str, ...]] = set()
+        self._seen: set[bytes] = set()
         self._prompts: dict[str, set[int]] = {"train": set(), "eval": set()}
         self._eval_prompts = array("Q")
 
@@ -145,11 +146,32 @@ class Tally:
         self.pairs[split] += self.examples_per_line
         self._prompt_tokens.append(lengths[0])
         self._answer_tokens.append(lengths[1])
-        self.counts["duplicates"] += keys in self._seen
-        self._seen.add(keys)
+        seen = hashlib.blake2b("".join(keys).encode(), digest_size=16).digest()  # a third of the memory of the keys
+        self.counts["duplicates"] += seen in self._seen
+        self._seen.add(seen)
         self._prompts[split].add(prompt_hash)
         if split == "eval":
             self._eval_prompts.append(prompt_hash)
+
+    def read_to_json(self) -> dict[str, Any]:
+        """What was counted while rows were read and encoded, before any of them was used, as plain values."""
+        return {
+            "lines_read": self.lines_read,
+            "quarantined": dict(self.quarantined),
+            "samples": self.samples,
+            "entries": self.entries,
+            "counts": dict(self.counts),
+        }
+
+    def absorb(self, read: Mapping[str, Any]) -> None:
+        """Take in what `read_to_json` gave of later rows."""
+        self.lines_read += read["lines_read"]
+        self.quarantined.update(read["quarantined"])
+        for reason, places in read["samples"].items():
+            samples = self.samples.setdefault(reason, [])
+            samples += places[: _SAMPLES_PER_REASON - len(samples)]
+        self.entries += read["entries"]
+        self.counts.update(read["counts"])
 
     def repeat(self, split: str) -> None:
         """Count the examples of a line that was used before, once more."""

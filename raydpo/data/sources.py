@@ -19,6 +19,9 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.digest import file_sha256
+from raydpo.artifacts.input_copies import copied
+from raydpo.artifacts.mirror_path import shown
+from raydpo.config.places import is_in_store, reads_only
 from raydpo.data.columns_read import batches_of
 from raydpo.data.read import Line, dataset_rows, file_rows, kind_of
 from raydpo.data.splits import Parts, Role, Split, by_name, split_of
@@ -30,19 +33,20 @@ _HUB = re.compile(
 
 
 def printable(path: Path) -> str:
-    """`path` as text that can be written anywhere, also when its bytes are not UTF-8."""
-    return os.fsencode(path).decode("utf-8", "backslashreplace")
+    """`path`, or the address that it is a copy of, as text that can be written anywhere, also when it is not UTF-8."""
+    return os.fsencode(shown(path)).decode("utf-8", "backslashreplace")
 
 
 @dataclass(frozen=True)
 class FileSource:
-    """One file of rows."""
+    """One file of rows. shown: its name in messages; None: its path."""
 
     path: Path
+    shown: str | None = None
 
     @property
     def name(self) -> str:
-        return printable(self.path)
+        return self.shown or printable(self.path)
 
     def digest(self) -> str:
         """sha256 of the bytes. Raises DataError for a file that cannot be read."""
@@ -57,13 +61,14 @@ class FileSource:
 
 @dataclass(frozen=True)
 class FolderSource:
-    """A folder that `Dataset.save_to_disk` wrote."""
+    """A folder that `Dataset.save_to_disk` wrote. shown: its name in messages; None: its path."""
 
     path: Path
+    shown: str | None = None
 
     @property
     def name(self) -> str:
-        return printable(self.path)
+        return self.shown or printable(self.path)
 
     def digest(self) -> str:
         """sha256 of each file, joined."""
@@ -195,7 +200,8 @@ def _parts(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
         return _hub(name, role, asks_hub)
     if "\0" in name:
         raise DataError(f"{name!r} holds a NUL character, which no path has; write the path without it.")
-    path = Path(name).expanduser()
+    is_remote = is_in_store(name) or reads_only(name)
+    path = copied(name, _is_data) if is_remote else Path(name).expanduser()
     if path.is_dir():
         return by_name(name, _folder(path), role)
     if path.exists():
@@ -203,6 +209,8 @@ def _parts(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
             raise DataError(f"{name!r} has an ending that is not known; {_ENDINGS}")
         return Parts([_file(path)], [])
     if not glob.has_magic(name):
+        if is_remote:
+            raise DataError(f"{name!r} does not exist, and no data file lies below it; {_ENDINGS}")
         link = f", a link that leads nowhere: to {os.readlink(path)!r}" if path.is_symlink() else ""
         raise DataError(f"{name!r} does not exist (looked for {path.absolute()}{link}).")
     matched = _once(sorted(Path(found) for found in glob.glob(str(path), recursive=True)))
@@ -237,6 +245,11 @@ _ENDINGS = (
 )
 _NO_DATA = {"dataset_info.json", "dataset_infos.json", "dataset_dict.json", "state.json"}
 """What the datasets library writes next to data."""
+
+
+def _is_data(name: str) -> bool:
+    """Whether a file of a folder is copied: data, and what the datasets library writes next to it."""
+    return kind_of(Path(name)) is not None or name in _NO_DATA
 
 
 def _known(path: Path) -> list[Part]:

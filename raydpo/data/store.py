@@ -16,7 +16,7 @@ import numpy as np
 
 from raydpo.artifacts import digest_of, durable
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter
-from raydpo.artifacts.lease import fence
+from raydpo.artifacts.lease import fence, settle
 from raydpo.data.encode import Encoded
 from raydpo.data.mismatched import add_mismatched
 from raydpo.errors import IntegrityError
@@ -34,10 +34,14 @@ def taught_ends(folder: Path) -> tuple[int, ...]:
 
 
 class Store:
-    """The folder of one prepared data set. input_digest: of everything that its content depends on."""
+    """The folder of one prepared data set.
+
+    input_digest: of everything that its content depends on.
+    damage: after `finished`, why a preparation that is there cannot be used; empty where none is, or one of another input.
+    """
 
     def __init__(self, folder: Path, input_digest: str) -> None:
-        self.folder, self.input_digest = folder, input_digest
+        self.folder, self.input_digest, self.damage = folder, input_digest, ""
         self._writers: dict[str, ExampleWriter] = {}
 
     @staticmethod
@@ -48,17 +52,30 @@ class Store:
 
     def finished(self) -> dict[str, Any] | None:
         """The report of a finished preparation of the same input whose shards are intact, or None."""
+        path = self.folder / _RECORD
         try:
-            record = read_object(self.folder / _RECORD)
-            digest = record.pop("digest")  # one of a version that wrote none is not taken either
-            if digest != digest_of(record) or record["input_digest"] != self.input_digest:
+            record = read_object(path)
+            if record.pop("digest", None) != digest_of(record):  # one of a version that wrote none is not taken either
+                raise IntegrityError(
+                    f"{path} is damaged, or of an earlier version: its digest does not fit its content"
+                )
+            if record["input_digest"] != self.input_digest:
                 return None
+            report: dict[str, Any] = record["report"]
             for split in _SPLITS:
-                if len(ExampleTable.open(self.folder, split)) != record["report"][f"{split}_pairs"]:
-                    return None
-        except (OSError, ValueError, KeyError, TypeError, IntegrityError):
+                number, said = len(ExampleTable.open(self.folder, split)), report[f"{split}_pairs"]
+                if number != said:
+                    raise IntegrityError(
+                        f"{self.folder} holds {number:,} examples of {split}, and {path} says {said:,}"
+                    )
+        except FileNotFoundError:
             return None
-        report: dict[str, Any] = record["report"]
+        except IntegrityError as error:
+            self.damage = str(error)
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            self.damage = f"{path} cannot be read ({type(error).__name__}: {error})"
+            return None
         return report
 
     def begin(self) -> None:
@@ -106,6 +123,7 @@ class Store:
         fence(self.folder / _RECORD)
         body = durable.strict({"input_digest": self.input_digest, "report": report})
         durable.write_json(self.folder / _RECORD, {**body, "digest": digest_of(body)})
+        settle(self.folder)
 
 
 def held_out_entries(report: dict[str, Any]) -> list[tuple[str, int]]:

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from raydpo.data.prompt_cut import can_cut
 from raydpo.data.row_ends import RowEnds, own_ends
 from raydpo.errors import DataError
 
@@ -97,6 +98,11 @@ class TextTokenizer:
         state = {name: part for name, part in self._state.items() if name not in _NO_PART_OF_IDS}
         facts = json.dumps([state, self.bos_id, self.eos_id], sort_keys=True)
         return hashlib.sha256(facts.encode()).hexdigest()
+
+    @cached_property
+    def cuts_prompts(self) -> bool:
+        """Whether the ids of a prompt's first part (`prompt_cut.cut_of`) are the first ids of whatever begins with it."""
+        return can_cut(self._state)
 
     @cached_property
     def num_ids(self) -> int:

@@ -10,18 +10,31 @@ from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from pathlib import Path
 
-from raydpo.doctor import clock, devices, folder_abilities, hub_access, machine_limits, ray_exposure, versions
+from raydpo.artifacts.mirror_path import url_of
+from raydpo.doctor import (
+    clock,
+    devices,
+    folder_abilities,
+    hub_access,
+    machine_limits,
+    ray_exposure,
+    store_abilities,
+    versions,
+)
 from raydpo.doctor.finding import Finding
 
 Check = Callable[[], Iterable[Finding]]
 
 
 def examine_all(folders: Mapping[str, Path]) -> list[Finding]:
-    """Findings of every check. folders: config key -> folder, which need not exist."""
+    """Findings of every check. folders: config key -> folder, which need not exist, or the
+    working copy of an object store, which is examined as well."""
+    stores = {key: url for key, path in folders.items() if (url := url_of(path)) is not None}
     checks: list[tuple[str, Check]] = [
         ("versions", versions.check),
         ("Ray", ray_exposure.check),
         *((key, partial(folder_abilities.check, key, path)) for key, path in folders.items()),
+        *((key, partial(store_abilities.check, key, url)) for key, url in stores.items()),
         ("machine", machine_limits.check),
         ("clock", clock.check),
         ("GPUs", devices.check),

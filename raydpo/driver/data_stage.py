@@ -6,14 +6,21 @@ goes into the summary as it is; what it made lies on disk.
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from functools import partial
 from typing import Any
 
+from raydpo import runtime
 from raydpo.batches.order import Order
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric, chosen_by_evaluations
+from raydpo.config.mixture_entry import entries_of
+from raydpo.config.places import is_in_store
 from raydpo.data import DataReport, prepare
 from raydpo.data.embedding_rows import smallest
+from raydpo.data.parts import MakeParts, PartDone, PartMaker, PartSpec, PartWork
 from raydpo.data.shown_rows import RowViewer
+from raydpo.driver.actors import session_of
 from raydpo.errors import DataError
 from raydpo.models.before_loading import facts, forward_facts
 from raydpo.models.config_file import num_embeddings
@@ -49,7 +56,45 @@ def data_stage(
         embedding=embedding,
         model_folders=tuple(reversed(workspace.model.folders)),
         viewer=viewer,
+        make_parts=_makers(workspace.config, observer),
     )
+
+
+def _makers(config: Config, observer: Observer) -> MakeParts | None:
+    """What makes parts of the data; None for this process."""
+    if config.data.num_workers == 1:
+        return None
+    places = [
+        config.run.dir,
+        *(entry.path for entry in (*entries_of(config.data.train), *entries_of(config.data.eval))),
+    ]
+    if config.run.runtime == "ray" and (stored := [place for place in places if is_in_store(place)]):
+        text = f"data.num_workers: 1 is used, since {stored[0]} is copied to this machine, and workers may be on others"
+        observer(Note("info", text))
+        return None
+    return partial(_on_workers, config, observer)
+
+
+def _on_workers(
+    config: Config, observer: Observer, spec: PartSpec, works: Sequence[PartWork]
+) -> Iterator[tuple[int, PartDone]]:
+    """Parts of the data, made by a pool."""
+    number, section, done = config.data.num_workers, config.reference, 0
+    with session_of(config, [runtime.Demand("data", number, 1, 0)], observer):
+        runtime.check_storage(spec.folder.parent)
+        with runtime.deferred(committed=lambda: f"{done} of {len(works)} parts of the data are committed."):
+            for found in runtime.run_pool(
+                "data",
+                partial(PartMaker, spec),
+                works,
+                num_workers=min(number, len(works)),
+                cpus=1,
+                max_retries=section.max_retries,
+                hang_timeout_s=section.hang_timeout_s,
+                hang_key="reference.hang_timeout_s",
+            ):
+                done += 1
+                yield found
 
 
 def _model_facts(workspace: Workspace, evaluated: ResolvedModel | None) -> list[str]:

@@ -7,7 +7,7 @@ checkpoint; the price is that a run which would just fit may be refused. Where n
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -17,7 +17,7 @@ from raydpo.errors import StorageError
 from raydpo.models.carried_files import OTHERS, TOKENIZER
 from raydpo.models.trained_size import TrainedSize, size_of_full, size_of_lora
 from raydpo.models.weight_shapes import shapes_of_model
-from raydpo.reference.plan import ShardWork
+from raydpo.reference.plan import ShardPlan
 from raydpo.rundir.checkpoints import PREFIX
 from raydpo.rundir.resume import Plan
 from raydpo.rundir.workspace import Workspace
@@ -41,6 +41,7 @@ class DiskNeed:
     other_bytes: of tokenizer and config next to the weights of an export.
     num_checkpoints: checkpoints; num_references: references that follow the policy.
     is_merged: whether there is a `model_merged/`.
+    has_state: whether checkpoints hold what training goes on from (train.save: all).
     """
 
     size: TrainedSize
@@ -49,11 +50,12 @@ class DiskNeed:
     num_checkpoints: int
     num_references: int
     is_merged: bool
+    has_state: bool
 
     @property
     def checkpoint(self) -> int:
         """Bytes of one: the model of it, and what training goes on from."""
-        return self.model + self.size.trained * _STATE_BYTES
+        return self.model + self.size.trained * _STATE_BYTES * self.has_state
 
     @property
     def model(self) -> int:
@@ -78,9 +80,8 @@ class DiskNeed:
     @property
     def terms(self) -> str:
         """The sum, in words."""
-        weights = (
-            f"{self.size.exported:,} weights x {self.dtype_bytes} + {self.size.trained:,} trained x {_STATE_BYTES}"
-        )
+        weights = f"{self.size.exported:,} weights x {self.dtype_bytes}"
+        weights += f" + {self.size.trained:,} trained x {_STATE_BYTES}" if self.has_state else ""
         found = [
             f"{self.num_checkpoints} checkpoints x {self.checkpoint:,} ({weights} + {self.other_bytes:,} next to them)",
             f"model/ {self.model:,}",
@@ -104,6 +105,7 @@ def training_need(workspace: Workspace, num_steps: int, *, has_eval: bool) -> Di
         num_checkpoints=_num_checkpoints(workspace.config, num_steps, has_eval),
         num_references=_num_references(workspace.config, num_steps, has_eval),
         is_merged=lora is not None and lora.merge,
+        has_state=workspace.config.train.save == "all",
     )
 
 
@@ -157,9 +159,9 @@ def said_of_room(workspace: Workspace, num_steps: int, *, has_eval: bool) -> tup
     return text, need.total <= free
 
 
-def check_cache_room(cache_dir: Path, works: Sequence[ShardWork]) -> None:
+def check_cache_room(cache_dir: Path, works: ShardPlan) -> None:
     """Raise StorageError where the log-probs of `works` do not fit on the disk of the cache."""
-    rows, tokens = sum(len(work.keys) for work in works), sum(work.num_answer_tokens for work in works)
+    rows, tokens = works.num_rows, works.num_answer_tokens
     need, free = rows * (KEY_LENGTH + 12) + tokens * 4 + len(works) * _SHARD_BYTES, free_bytes(cache_dir)
     if need > free:
         raise StorageError(

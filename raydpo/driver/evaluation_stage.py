@@ -11,6 +11,9 @@ from functools import partial
 from pathlib import Path
 
 from raydpo import runtime
+from raydpo.artifacts import fetch
+from raydpo.artifacts.input_copies import copied
+from raydpo.config.places import is_in_store
 from raydpo.driver.actors import actor_session, demand, trainer_ranks
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.models.quantised import refuse_quantised
@@ -32,8 +35,10 @@ def model_to_evaluate(workspace: Workspace) -> ResolvedModel:
         newest, _ = newest_checkpoint(workspace.checkpoints)
         published = workspace.dir / "model"
         name = str(newest.folder if newest and not published.is_dir() else published)
-    inside = Path(name).expanduser() / "model"
-    path = str(inside) if (inside.parent / "COMMIT.json").is_file() else name
+    where = str(copied(name)) if is_in_store(name) else name
+    inside = Path(where).expanduser() / "model"
+    path = str(inside) if (inside.parent / "COMMIT.json").is_file() else where
+    fetch(Path(path))
     model = resolve_model("evaluate.model", path)
     refuse_quantised("evaluate.model", model.whole().folder)
     return replace(model, name=name)

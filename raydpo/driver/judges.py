@@ -14,6 +14,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from raydpo import runtime
+from raydpo.artifacts import digest_of
 from raydpo.config.round_sections import JudgeSection
 from raydpo.driver.actors import libraries_of, placement
 from raydpo.driver.judge_progress import JudgeProgress
@@ -27,6 +28,8 @@ from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows
 from raydpo.rundir.piece import Piece
 from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
 from raydpo.schema.samples import Sample
+
+_ENDED = "judge: the run ended while there were prompts to judge."
 
 
 class Judging:
@@ -70,9 +73,13 @@ class Judging:
         return {} if self._section is None else find_models(self._section)
 
     def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
-        """(index of the batch, a verdict for each of its rows), in the order they finish."""
+        """(index of the batch, a verdict for each of its rows), in the order they finish; no more batches once a signal has
+        asked the run to end."""
         if self._judge is not None:
-            yield from ((index, self._by_function(self._judge, lot)) for index, lot in enumerate(lots))
+            for index, lot in enumerate(lots):
+                if runtime.requested():  # as a pool does
+                    return
+                yield index, self._by_function(self._judge, lot)
             return
         pool = self._actors()
         yield from pool.run(lots)
@@ -86,9 +93,13 @@ class Judging:
             return [
                 verdict
                 for rows in parts
-                for verdict in within(self._row_timeout_s * len(rows), partial(judge_rows, judge, rows))
+                for verdict in within(
+                    self._row_timeout_s * len(rows), partial(judge_rows, judge, rows), lambda: self._is_stopped
+                )
             ]
         except OutOfTime:
+            if self._is_stopped:
+                raise WorkerError(_ENDED, Cause.ENDED) from None
             name = getattr(judge, "__qualname__", type(judge).__qualname__)
             raise JudgeError(
                 f"the function {name} that was handed in as judge had {self._row_timeout_s:g} s for each prompt and did not "
@@ -136,14 +147,15 @@ class Judging:
         self._progress = progress = JudgeProgress(observer, num_rows - sum(len(lots[number]) for number in missing))
         num_failed = 0
         for index, verdicts in self.verdicts([lots[number] for number in missing]):
-            piece.write_part(missing[index], [_row(verdict) for verdict in verdicts])
+            lot = lots[missing[index]]
+            piece.write_part(missing[index], [_row(*both) for both in zip(verdicts, lot, strict=True)])
             progress.judged(index, len(verdicts))
             num_failed += sum(verdict.scores is None for verdict in verdicts)
             if self._is_stopped or num_failed > self.max_failed_fraction * num_rows:
                 break  # the others cannot make it good
         failed = self._failed(piece, len(lots), num_rows)
         if self._is_stopped or not all(map(piece.has_part, range(len(lots)))):
-            raise WorkerError("judge: the run ended while there were prompts to judge.", Cause.ENDED)
+            raise WorkerError(_ENDED, Cause.ENDED)
         piece.commit({"failed": failed, **self._marks(lots, observer)})
         number = progress.num_again
         again = f", {number} request{'s' if number > 1 else ''} sent again" * bool(number)
@@ -187,8 +199,15 @@ class Judging:
         return len(reasons)
 
 
-def _row(verdict: Verdict) -> dict[str, Any]:
-    return {"scores": None if verdict.scores is None else list(verdict.scores), "reason": verdict.reason}
+def _row(verdict: Verdict, shown: Row) -> dict[str, Any]:
+    scores = None if verdict.scores is None else list(verdict.scores)
+    return {"judged": judged_digest(shown), "scores": scores, "reason": verdict.reason}
+
+
+def judged_digest(shown: Row) -> str:
+    """What the scores of a row are found again by: 32 hex digits over the prompt and its answers."""
+    prompt, answers = shown
+    return digest_of([prompt, *answers])[:32]
 
 
 def texts(samples: Sequence[Sample]) -> list[str]:

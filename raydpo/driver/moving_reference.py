@@ -18,7 +18,8 @@ from typing import Any
 
 import numpy as np
 
-from raydpo.artifacts import commit_folder, digest_of, discard, read_commit, verify_folder
+from raydpo import runtime
+from raydpo.artifacts import commit_folder, digest_of, discard, fetch, read_commit, verify_folder
 from raydpo.batches.order import Order
 from raydpo.disk import full_disk, removed_on_error
 from raydpo.driver.reference_stage import ReferenceReport, reference_stage
@@ -107,9 +108,10 @@ class References:
         kept = set()
         for step in (checkpoint.step for checkpoint in committed(self.workspace.checkpoints)):
             kept |= {self._folder(step - step % self.every), self._folder(self._number(step))}
-        for path in self.workspace.references.glob(f"{PREFIX}*"):
-            if path not in kept:
-                discard(path)
+        with runtime.deferred():
+            for path in self.workspace.references.glob(f"{PREFIX}*"):
+                if path not in kept:
+                    discard(path)
 
     def _number(self, step: int) -> int:
         """The reference that step `step` was trained against."""
@@ -152,6 +154,7 @@ class References:
         folder = self._folder(checkpoint.step)
         if not _is_made_of(source, folder):
             meta = {"step": checkpoint.step, "alpha": alpha, "source": source}
+            fetch(checkpoint.folder)
             _write(checkpoint.folder / "model", before.measured_by.here() if before else None, alpha, folder, meta)
         return self.workspace.measured_from(folder)
 

@@ -6,23 +6,23 @@ shards, the driver only plans, counts and compares; nothing large comes back.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from functools import partial
 from typing import Any
 
 import numpy as np
 
 from raydpo import runtime
-from raydpo.artifacts import CacheIdentity, ReferenceCache, write_json
-from raydpo.driver.actors import actor_session, demand, libraries_of, placement
+from raydpo.artifacts import CacheIdentity, ReferenceCache, shown, write_json
+from raydpo.driver.actors import actor_session, demand
 from raydpo.driver.disk_room import check_cache_room
+from raydpo.driver.shared_scoring import SharedScoring
 from raydpo.errors import IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import compare
-from raydpo.reference.plan import ShardWork, plan_shards, probe_work, wanted_rows
-from raydpo.reference.score import Scorer, ScorerSpec, ShardDone
+from raydpo.reference.plan import plan_shards, probe_work, wanted_rows
+from raydpo.reference.score import ScorerSpec
 from raydpo.rundir.workspace import Workspace
-from raydpo.schema.events import Advanced, Note, Observer, StageDone, StageStarted
+from raydpo.schema.events import Note, Observer, StageDone
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class ReferenceReport:
 
     def to_json(self) -> dict[str, Any]:
         counts = {"rows": self.rows, "rows_scored": self.rows_scored, "forwards": self.forwards}
-        where = {} if self.cache is None else {"cache": str(self.cache.folder)}
+        where = {} if self.cache is None else {"cache": shown(self.cache.folder)}
         return {**counts, "damaged_shards": list(self.damaged), **where}
 
 
@@ -86,11 +86,11 @@ def reference_stage(
     cache.open()
     for message in cache.damaged:
         observer(Note("warning", message))
-    write_json(workspace.dir / "reference.json", {"cache": str(cache.folder), "identity": identity.digest})
+    write_json(workspace.dir / "reference.json", {"cache": shown(cache.folder), "identity": identity.digest})
     wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     check_cache_room(workspace.cache_dir, works)
-    scored = forwards = 0
+    scored = forwards = by_others = 0
     fresh: tuple[np.ndarray, ...] = ()
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
     if works or probed:
@@ -98,66 +98,26 @@ def reference_stage(
             runtime.wait_for_nodes(demand(workspace.config, "reference"))
             runtime.check_storage(workspace.dir)
             runtime.check_storage(workspace.cache_dir)
-            missed = sum(len(work.keys) for work in works)
+            missed = works.num_rows
             runtime.gauge("raydpo_cache_hit_rows", len(wanted.keys) - missed, "reference")
             runtime.gauge("raydpo_cache_missed_rows", missed, "reference")
-            with runtime.deferred(lambda: None, lambda: f"{scored} rows were scored and committed."):
-                for shard in _score(workspace, scorer_spec(workspace, identity), [*works, *probed], observer):
+            with runtime.deferred(committed=lambda: f"{scored} rows were scored and committed."):
+                for shard in SharedScoring(workspace, scorer_spec(workspace, identity), observer).run(works, probed):
                     if shard.nats:
                         fresh = shard.nats
                     else:
                         scored, forwards = scored + shard.rows, forwards + shard.forwards
+        by_others = missed - scored
         cache.open()
-        if missing := cache.missing(list(wanted.keys)):
-            raise IntegrityError(f"{len(missing)} rows are still missing from {cache.folder} after the reference pass")
-    text = f"{scored} of {len(wanted.keys)} rows scored, {len(wanted.keys) - scored} were in the cache {cache.folder}"
+        if missing := int((~cache.holds(wanted.keys)).sum()):
+            raise IntegrityError(f"{missing} rows are still missing from {cache.folder} after the reference pass")
+    cache.write_index()
+    others = f", {by_others} were scored by other runs meanwhile" if by_others else ""
+    there = len(wanted.keys) - scored - by_others
+    text = f"{scored} of {len(wanted.keys)} rows scored, {there} were in the cache {shown(cache.folder)}{others}"
     observer(StageDone("reference", text))
     apart = _compared(cache.lookup(list(probed[0].keys)), fresh, workspace.dtype, observer) if probed else {}
     return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart)
-
-
-def _score(workspace: Workspace, spec: ScorerSpec, works: list[ShardWork], observer: Observer) -> Iterator[ShardDone]:
-    """The work on the reference workers, in the order in which it is done."""
-    section, shards = workspace.config.reference, [work for work in works if not work.is_probe]
-    observer(StageStarted("reference", sum(len(work.keys) for work in shards), "rows"))
-    done, has_said = 0, False
-    for _, shard in runtime.run_pool(
-        "reference",
-        partial(Scorer, spec),
-        works,
-        num_workers=min(section.workers[1], max(1, len(shards))),
-        cpus=section.cpus_per_worker,
-        gpus=section.gpus_per_worker,
-        max_retries=section.max_retries,
-        hang_timeout_s=section.hang_timeout_s,
-        hang_key="reference.hang_timeout_s",
-        lighter=ShardWork.lighter,
-        preload=libraries_of(),
-        placement=placement(section.scheduling),
-        placed=partial(_say_place, observer),
-    ):
-        if shard.did_not_fit and not has_said:
-            has_said = True
-            observer(Note("warning", _halved(shard.did_not_fit, section.tokens_per_batch)))
-        if not shard.nats:
-            done += shard.rows
-            observer(Advanced("reference", done))
-            runtime.gauge("raydpo_scored_rows", done, "reference")
-        yield shard
-
-
-def _say_place(observer: Observer, place: runtime.Place) -> None:
-    """Workers come when there is room for them, and a person wants to know that a new node is used."""
-    if runtime.count_nodes() > 1:
-        observer(Note("info", f"reference: a worker takes part on {place.host}"))
-
-
-def _halved(what: str, tokens_per_batch: int) -> str:
-    return (
-        f"reference: {what}; it was done in halves, and so is every batch that does not fit, which costs a forward in vain. A "
-        f"lower reference.tokens_per_batch (now {tokens_per_batch:,}) saves them. Values stay within the tolerance of their "
-        "dtype."
-    )
 
 
 def _compared(

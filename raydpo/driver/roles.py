@@ -16,6 +16,7 @@ from raydpo.driver.judges import Judging
 from raydpo.judge.verdict import Row
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.rounds_folder import chunks
+from raydpo.runtime import deferred
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
 from raydpo.schema.samples import Generate, Prompt
 
@@ -54,23 +55,25 @@ class Roles:
             starts.append(starts[-1] + len(request.prompts))
         self.observer(StageStarted("generate", len(prompts), "prompts"))
         done = len(prompts) - sum(len(requests[number].prompts) for number in missing)
-        for index, answer in self.generators.generate([requests[number] for number in missing]):
-            number = missing[index]
-            lot = prompts[starts[number] : starts[number + 1]]
-            rows = (
-                {"prompt": prompt.key, "version": answer.version, "samples": [asdict(sample) for sample in samples]}
-                for prompt, samples in zip(lot, answer.answers, strict=True)
-            )
-            piece.write_part(number, rows)
-            self.busy.add("generate", answer.busy_s)
-            done += len(lot)
-            self.observer(Advanced("generate", done))
-        piece.commit({"version": policy.version, **meta})
+        with deferred():
+            for index, answer in self.generators.generate([requests[number] for number in missing]):
+                number = missing[index]
+                lot = prompts[starts[number] : starts[number + 1]]
+                rows = (
+                    {"prompt": prompt.key, "version": answer.version, "samples": [asdict(sample) for sample in samples]}
+                    for prompt, samples in zip(lot, answer.answers, strict=True)
+                )
+                piece.write_part(number, rows)
+                self.busy.add("generate", answer.busy_s)
+                done += len(lot)
+                self.observer(Advanced("generate", done))
+            if done == len(prompts):
+                piece.commit({"version": policy.version, **meta})
         self.observer(StageDone("generate", f"{len(prompts)} prompts, policy {policy.version}"))
 
     def judge(self, piece: Piece, rows: Sequence[Row]) -> None:
         """Have the rows that the piece lacks judged, and commit. Raises JudgeError for too many failures."""
         if self.judging.needs_gpu:
             self.generators.make_room()
-        with self.busy.working("judge"):
+        with self.busy.working("judge"), deferred():
             self.judging.judge(piece, chunks(rows, self.rows_per_lot), self.observer)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import ExampleTable
+from raydpo.artifacts import ExampleTable, fetch, shown
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.data.store import taught_ends
@@ -27,7 +27,7 @@ from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
 from raydpo.metrics import Sinks, Watch
 from raydpo.models.merging import merge_lora
-from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain
+from raydpo.rundir.checkpoints import best_valid, commit_checkpoint, retain, step_said
 from raydpo.rundir.made_with import made_with, moved
 from raydpo.rundir.resume import Checkpoint, Plan
 from raydpo.rundir.workspace import Workspace
@@ -134,11 +134,7 @@ class Driver:
 
     def committed(self) -> str:
         """What is safe, as a sentence."""
-        if self.last is None:
-            return "No step was committed yet."
-        alone = self.last.holds_weights_alone and not self.last.reason
-        what = "Its weights alone (train.save: weights), so a run of it starts over." if alone else ""
-        return f"Step {self.step} is committed. {what}".rstrip()
+        return step_said(self.last)
 
     @property
     def is_over(self) -> bool:
@@ -206,6 +202,11 @@ class Driver:
                 self._evaluated(step, dict(metrics))
             case Noted(text):
                 self.observer(Note("info", text))
+            case Profiled(folder, text) if not Path(folder).is_dir():
+                self.profiled = Path(folder)
+                self.observer(
+                    Note("info", f"{text}; table.txt and the trace are in {folder} on the node of the first rank")
+                )
             case Profiled(folder, text):
                 self.profiled = self.workspace.publish(Path(folder), "profile")
                 self.observer(Note("info", f"{text}; table.txt and the trace are in {self.profiled}"))
@@ -282,6 +283,7 @@ class Driver:
             for text in skipped:
                 self.observer(Note("warning", f"checkpoint passed over as the best: {text}"))
             chosen = best or self.last
+        fetch(chosen.folder)
         published, exports = self._export(chosen.folder)
         report: TrainingReport = {
             "steps": self.last.step,
@@ -289,12 +291,12 @@ class Driver:
             "skipped_steps": self.skipped,
             "exported_step": chosen.step,
             "resumed_from_step": self.plan.checkpoint.step if self.plan.checkpoint else 0,
-            "model": str(published["model"]),
+            "model": shown(published["model"]),
             "probe": self.probe,
             "moved": self.moved,
         }
         if "model_merged" in published:
-            report["merged_model"] = str(published["model_merged"])
+            report["merged_model"] = shown(published["model_merged"])
         report["exports"] = {name: found for name, found in exports.items() if found}
         return report, {"first": self.eval_first, "last": self.eval_last}, self.syncs
 

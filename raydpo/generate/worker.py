@@ -10,8 +10,10 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from raydpo.artifacts.elsewhere import bring
 from raydpo.errors import WorkerError
 from raydpo.generate.engine import Engine, EngineSpec
 from raydpo.generate.make_engine import make_engine
@@ -41,6 +43,7 @@ class Generator:
     """Loads the policy once; then `generator(request)` answers. A policy whose loading failed cannot be used any more."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        bring(Path(spec.model))
         self.engine: Engine = make_engine(spec)
         self._version: int | None = spec.version
         self._arriving: int | None = None
@@ -64,6 +67,7 @@ class Generator:
                 return Scored(tuple(nats), tuple(top_ids), tuple(top_nats), version)
             case LoadFolder():
                 self._version, self._arriving = None, None
+                bring(Path(request.folder))
                 self.engine.load_folder(request.folder)
                 self._version = request.version
                 return PolicyLoaded(request.version, True, time.monotonic() - started_s)

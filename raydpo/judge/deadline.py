@@ -20,18 +20,20 @@ from raydpo.judge.verdict import Judge, NoVerdict, Row, Verdict
 
 T = TypeVar("T")
 _AGAIN_S = 1.0
+_ASK_S = 0.2
 
 
 class OutOfTime(BaseException):
     """The time is over. Not an Exception, so that a judge that catches all of those is ended, too."""
 
 
-def within(seconds: float, work: Callable[[], T]) -> T:
-    """What `work` returns. Raises OutOfTime when that takes longer."""
+def within(seconds: float, work: Callable[[], T], is_ended: Callable[[], bool] = lambda: False) -> T:
+    """What `work` returns. Raises OutOfTime when that takes longer, or, in another thread than the main one, when nobody waits
+    for it any more (is_ended)."""
     if threading.current_thread() is threading.main_thread() and hasattr(signal, "setitimer"):
         with _alarm(seconds):
             return work()
-    return _in_thread(seconds, work)
+    return _in_thread(seconds, work, is_ended)
 
 
 def bounded(judge: Judge, seconds: float, name: str) -> Judge:
@@ -83,7 +85,7 @@ def _alarm(seconds: float) -> Iterator[None]:
             signal.setitimer(signal.ITIMER_REAL, max(1e-3, left_s - (time.monotonic() - started_s)), interval_s)
 
 
-def _in_thread(seconds: float, work: Callable[[], T]) -> T:
+def _in_thread(seconds: float, work: Callable[[], T], is_ended: Callable[[], bool]) -> T:
     came: list[tuple[bool, Any]] = []
 
     def run() -> None:
@@ -94,7 +96,9 @@ def _in_thread(seconds: float, work: Callable[[], T]) -> T:
 
     thread = threading.Thread(target=run, name="judge", daemon=True)
     thread.start()
-    thread.join(seconds)
+    deadline_s = time.monotonic() + seconds
+    while thread.is_alive() and (left_s := deadline_s - time.monotonic()) > 0 and not is_ended():
+        thread.join(min(left_s, _ASK_S))
     if not came:
         raise OutOfTime
     is_answer, value = came[0]

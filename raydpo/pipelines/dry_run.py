@@ -22,6 +22,8 @@ def check(config: Config, observer: Observer = ignore, *, show: int = 0) -> dict
     if rounds and not (config.data.train or config.data.eval):
         return rounds
     workspace = find_workspace(config, "check")
+    for text in workspace.copies:
+        observer(Note("info", text))
     data, rows = shown_data(workspace, observer, show)
     plan = planned_steps(workspace.config, data)
     if plan and (room := said_of_room(workspace, plan["steps"], has_eval=data.eval_pairs > 0)):
@@ -29,7 +31,7 @@ def check(config: Config, observer: Observer = ignore, *, show: int = 0) -> dict
         observer(Note("info" if fits else "warning", text if fits else f"{text}: a training will be refused"))
     return {
         **rounds,
-        "run_dir": str(workspace.dir),
+        "run_dir": workspace.place,
         "data": data.to_json(),
         "plan": plan,
         **({"rows": rows} if show else {}),

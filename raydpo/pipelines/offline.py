@@ -27,7 +27,7 @@ def precompute(config: Config, observer: Observer = ignore) -> dict[str, Any]:
         workspace.write_config(replace=False)
         data = data_stage(workspace, observer)
         reference = reference_stage(workspace, ("train", "eval"), observer)
-        summary = {"run_dir": str(workspace.dir), "data": data.to_json(), "reference": reference.to_json()}
+        summary = {"run_dir": workspace.place, "data": data.to_json(), "reference": reference.to_json()}
         workspace.write_summary(summary, "precompute.json")
     return summary
 
@@ -58,11 +58,12 @@ def train(
         training, evaluation, syncs = training_stage(workspace, plan, references, reference, observer, receive)
         moving = {} if references.every is None else {"syncs": syncs}
         summary = {
-            "run_dir": str(workspace.dir),
+            "run_dir": workspace.place,
             "data": data.to_json(),
             "reference": {**reference.to_json(), **moving},
             "train": training,
             "eval": evaluation,
+            **workspace.traffic,
         }
         workspace.write_summary(summary)
     return summary
@@ -82,7 +83,7 @@ def evaluate(config: Config, observer: Observer = ignore) -> dict[str, Any]:
         reference = reference_stage(workspace, ("eval",), observer)
         metrics = evaluation_stage(workspace, model, reference, data.eval_pairs, observer)
         summary = {
-            "run_dir": str(workspace.dir),
+            "run_dir": workspace.place,
             "model": model.name,
             "data": data.to_json(),
             "reference": reference.to_json(),

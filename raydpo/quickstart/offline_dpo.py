@@ -103,7 +103,7 @@ def supervise(
 
     The same call goes on where an earlier one in `run_dir` ended.
     """
-    check_places({"run.dir": run_dir})
+    check_places({"--run-dir": run_dir})
     runtime.check_paths({"run.dir": run_dir})
     root = Path(run_dir).expanduser().absolute()
     task = write_task(root / "task", seed)

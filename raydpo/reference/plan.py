@@ -9,14 +9,22 @@ batches, bit for bit.
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Protocol, overload
 
 import numpy as np
 
-from raydpo.artifacts import ExampleTable, ReferenceCache
+from raydpo.artifacts import ExampleTable
 from raydpo.models.agreement import probe_examples
+from raydpo.schema.rows import KEY_LENGTH
+
+
+class Cache(Protocol):
+    """What a plan asks of a cache. keys: [n] S32; the answer: [n] bool."""
+
+    def holds(self, keys: np.ndarray) -> np.ndarray: ...
 
 
 @dataclass(frozen=True)
@@ -29,6 +37,7 @@ class ShardWork:
     num_answer_tokens: of all rows: as many values come out.
     is_probe: their values go back to the driver, and nothing is committed.
     budget_share: part of the token budget of a batch that they are scored with.
+    is_claimed: a run that scores it claims it first, and leaves it if another has it.
     """
 
     name: str
@@ -38,28 +47,38 @@ class ShardWork:
     num_answer_tokens: int = 0
     is_probe: bool = False
     budget_share: float = 1.0
+    is_claimed: bool = True
 
     def lighter(self) -> ShardWork:
         """The same rows in batches of half the tokens; their values change in the last digits."""
         return replace(self, budget_share=self.budget_share / 2)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Wanted:
-    """Rows of a run, each once.
+    """Rows of a run, each once, in the order in which they first appear. All columns have an entry a row.
 
-    keys: distinct keys.
-    places: (split, example, answer) where each first appears.
-    lengths: prompt + answer tokens there.
-    prompts: index of the prompt of each row; prompts are numbered as they first appear.
-    answers: answer tokens of each row.
+    keys: distinct keys, S32.
+    splits: names; `split` [n] int8 is the index in them.
+    example, answer: [n] int64, where the row first appears.
+    lengths: [n] int64, prompt + answer tokens there.
+    prompts: [n] int64, equal for equal prompts, smaller for those that appear before.
+    answers: [n] int64, answer tokens.
     """
 
-    keys: tuple[str, ...]
-    places: tuple[tuple[str, int, int], ...]
+    keys: np.ndarray
+    splits: tuple[str, ...]
+    split: np.ndarray
+    example: np.ndarray
+    answer: np.ndarray
     lengths: np.ndarray
-    prompts: tuple[int, ...]
-    answers: tuple[int, ...] = ()
+    prompts: np.ndarray
+    answers: np.ndarray
+
+    def places(self, rows: np.ndarray | slice) -> tuple[tuple[str, int, int], ...]:
+        """(split, example, answer) of some rows."""
+        columns = (self.split[rows].tolist(), self.example[rows].tolist(), self.answer[rows].tolist())
+        return tuple((self.splits[split], example, answer) for split, example, answer in zip(*columns, strict=True))
 
 
 def wanted_rows(
@@ -69,35 +88,105 @@ def wanted_rows(
 
     examples: split -> the examples whose rows are wanted; a split that is not in it is wanted whole.
     """
-    places: dict[str, tuple[str, int, int]] = {}
-    lengths: dict[str, int] = {}
-    answers: list[int] = []
-    prompts: dict[str, int] = {}
-    numbers: dict[bytes, int] = {}
-    for split in splits:
+    names, found, prompts = tuple(splits), list[_Rows](), list[np.ndarray]()
+    for number, split in enumerate(names):
         table = ExampleTable.open(data, split)
-        rows = table.answer_lengths[:, :num_answers] + table.prompt_lengths[:, None] if len(table) else np.zeros((0, 0))
-        chosen = range(len(table)) if examples is None or split not in examples else examples[split].tolist()
-        for example in chosen:
-            number = numbers.setdefault(table.prompt_ids(example).tobytes(), len(numbers))
-            for answer, key in enumerate(table.row_keys(example)[:num_answers]):
-                if key not in places:
-                    places[key] = (split, example, answer)
-                    lengths[key], prompts[key] = int(rows[example, answer]), number
-                    answers.append(int(table.answer_lengths[example, answer]))
-    sizes = np.fromiter(lengths.values(), np.int64, len(lengths))
-    return Wanted(tuple(places), tuple(places.values()), sizes, tuple(prompts.values()), tuple(answers))
+        chosen = None if examples is None else examples.get(split)
+        found.append(_rows_of(table, number, num_answers, chosen))
+        prompts.append(_prompt_digests(table, chosen))
+    keys, split_of, example, answer, lengths, answers = (np.concatenate(column) for column in zip(*found, strict=True))
+    prompt = np.repeat(_first_alike(np.concatenate(prompts)), len(keys) // max(1, sum(map(len, prompts))))
+    _, first = np.unique(keys, return_index=True)
+    first.sort()
+    return Wanted(
+        keys[first],
+        names,
+        split_of[first],
+        example[first],
+        answer[first],
+        lengths[first],
+        prompt[first],
+        answers[first],
+    )
 
 
-def plan_shards(wanted: Wanted, cache: ReferenceCache, rows_per_shard: int) -> list[ShardWork]:
-    """The work that is still to do. An empty list: every row is in the cache."""
-    index = {key: i for i, key in enumerate(wanted.keys)}
-    missing = [index[key] for key in cache.missing(list(wanted.keys))]
-    longest: dict[int, int] = {}
-    for prompt, length in zip(wanted.prompts, wanted.lengths.tolist(), strict=True):
-        longest[prompt] = max(length, longest.get(prompt, 0))
-    missing.sort(key=lambda i: (longest[wanted.prompts[i]], wanted.prompts[i], wanted.places[i]))
-    return [_shard(wanted, missing[i : i + rows_per_shard]) for i in range(0, len(missing), rows_per_shard)]
+_Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
+
+
+def _rows_of(table: ExampleTable, split: int, num_answers: int, chosen: np.ndarray | None) -> _Rows:
+    """Columns of the rows of a split, example by example: key, split, example, answer, length, answer tokens."""
+    none = np.zeros((0, table.num_answers), f"S{KEY_LENGTH}")
+    keys = np.concatenate([none, *(chunk.key_bytes() for chunk in table.chunks())])[:, :num_answers]
+    example = np.arange(len(table)) if chosen is None else np.asarray(chosen, np.int64)
+    answers = table.answer_lengths[:, :num_answers].astype(np.int64)[example]
+    lengths = table.prompt_lengths[example].astype(np.int64)[:, None] + answers
+    return (
+        keys[example].reshape(-1),
+        np.full(answers.size, split, np.int8),
+        np.repeat(example, answers.shape[1]),
+        np.tile(np.arange(answers.shape[1]), len(example)),
+        lengths.reshape(-1),
+        answers.reshape(-1),
+    )
+
+
+def _prompt_digests(table: ExampleTable, chosen: np.ndarray | None) -> np.ndarray:
+    """Of the prompt of each example 128 bits: [n, 2] uint64."""
+    places = range(len(table)) if chosen is None else chosen.tolist()
+    text = b"".join(hashlib.blake2b(table.prompt_ids(place).data, digest_size=16).digest() for place in places)
+    return np.frombuffer(text, np.uint64).reshape(-1, 2)
+
+
+def _first_alike(digests: np.ndarray) -> np.ndarray:
+    """For each row the first row that is equal to it: [n] int64."""
+    order = np.lexsort((digests[:, 1], digests[:, 0]))
+    in_order = digests[order]
+    is_first = np.ones(len(digests), bool)
+    is_first[1:] = (in_order[1:] != in_order[:-1]).any(axis=1)
+    found = np.empty(len(digests), np.int64)
+    found[order] = order[is_first][np.cumsum(is_first) - 1]
+    return found
+
+
+class ShardPlan(Sequence[ShardWork]):
+    """Shards that are to be scored, in order; each is written down when it is asked for.
+
+    num_rows, num_answer_tokens: of all of them.
+    """
+
+    def __init__(self, wanted: Wanted, order: np.ndarray, rows_per_shard: int) -> None:
+        self._wanted, self._order, self._rows_per_shard = wanted, order, rows_per_shard
+        self.num_rows, self.num_answer_tokens = len(order), int(wanted.answers[order].sum())
+
+    def __len__(self) -> int:
+        return -(-len(self._order) // self._rows_per_shard)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardWork: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ShardWork]: ...
+    def __getitem__(self, number: int | slice) -> ShardWork | list[ShardWork]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        start = range(len(self))[number] * self._rows_per_shard
+        rows, wanted = self._order[start : start + self._rows_per_shard], self._wanted
+        keys = wanted.keys[rows]
+        name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]
+        texts = tuple(key.decode() for key in keys.tolist())
+        lengths = tuple(wanted.lengths[rows].tolist())
+        return ShardWork(name, wanted.places(rows), texts, lengths, int(wanted.answers[rows].sum()))
+
+
+def plan_shards(wanted: Wanted, cache: Cache, rows_per_shard: int) -> ShardPlan:
+    """The work that is still to do. An empty plan: every row is in the cache."""
+    missing = np.flatnonzero(~cache.holds(wanted.keys))
+    numbers, group = np.unique(wanted.prompts, return_inverse=True)
+    longest = np.zeros(len(numbers), np.int64)
+    np.maximum.at(longest, group, wanted.lengths)
+    by_name = np.argsort(np.argsort(wanted.splits))  # the rank of each split's name
+    columns = (wanted.answer, wanted.example, by_name[wanted.split], wanted.prompts, longest[group])
+    order = np.lexsort(tuple(column[missing] for column in columns))
+    return ShardPlan(wanted, missing[order], rows_per_shard)
 
 
 def probe_work(data: Path, num_answers: int) -> ShardWork:
@@ -113,10 +202,3 @@ def probe_work(data: Path, num_answers: int) -> ShardWork:
         lengths=tuple(int(table.prompt_lengths[e] + table.answer_lengths[e, a]) for e, a in rows),
         is_probe=True,
     )
-
-
-def _shard(wanted: Wanted, rows: list[int]) -> ShardWork:
-    keys = tuple(wanted.keys[i] for i in rows)
-    name = hashlib.sha256("".join(keys).encode()).hexdigest()[:24]
-    places, lengths = tuple(wanted.places[i] for i in rows), tuple(int(wanted.lengths[i]) for i in rows)
-    return ShardWork(name, places, keys, lengths, sum(wanted.answers[i] for i in rows if wanted.answers))

@@ -14,6 +14,8 @@ import numpy as np
 import torch
 
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
+from raydpo.artifacts.claim import claimed
+from raydpo.artifacts.elsewhere import bring
 from raydpo.errors import IntegrityError
 from raydpo.models.layout import check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
@@ -53,6 +55,7 @@ class ShardDone:
     forwards: forwards of the model for them.
     nats: values of a probe's rows, which are not written.
     did_not_fit: of the first batch of this worker that was done in halves, a sentence; said once.
+    is_left: another run has the shard, or had it: nothing was scored here.
     """
 
     name: str
@@ -61,6 +64,7 @@ class ShardDone:
     forwards: int
     nats: tuple[np.ndarray, ...] = ()
     did_not_fit: str = ""
+    is_left: bool = False
 
 
 class Scorer:
@@ -70,6 +74,8 @@ class Scorer:
         torch.set_flush_denormal(True)
         self.spec = spec
         self.device = "cuda" if spec.use_gpu else "cpu"
+        for folder in spec.model.folders:
+            bring(folder)
         model = load_model(spec.model, spec.dtype, spec.attention).to(self.device)
         self.scoring = AnswerLogProbs(model.requires_grad_(False))
         check_head(self.scoring)
@@ -81,6 +87,14 @@ class Scorer:
 
     def __call__(self, work: ShardWork) -> ShardDone:
         """Raises IntegrityError when a value is not a log-probability."""
+        if work.is_probe or not work.is_claimed:
+            return self._done(work)
+        with claimed(self.cache.claims, work.name) as is_ours:
+            if not is_ours or self.cache.has_shard(work.name):
+                return ShardDone(work.name, 0, 0, 0, is_left=True)
+            return self._done(work)
+
+    def _done(self, work: ShardWork) -> ShardDone:
         values, forwards = self.score(work)
         if not work.is_probe:
             self.cache.write_shard(work.name, list(work.keys), values)

@@ -19,12 +19,12 @@ import numpy as np
 from raydpo import runtime
 from raydpo.driver.actors import libraries_of, placement
 from raydpo.driver.generators import Policy
-from raydpo.driver.judges import texts
 from raydpo.driver.roles import Roles
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator
 from raydpo.judge.measures import mean_length, win_rate
-from raydpo.rounds.produce import distinct_2, requests_of, samples_of
+from raydpo.rounds.paired_rows import rows_of, samples_of, scores_of
+from raydpo.rounds.produce import distinct_2, requests_of
 from raydpo.rounds.round_config import reference_folder
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.rounds_folder import RoundsFolder, chunks
@@ -102,18 +102,18 @@ class Evaluator:
         generations = Piece(folder / "generations", inputs)
         if not generations.is_done:
             self._sample(generations, self._sampling(greedy=True), policy)
-        groups = list(samples_of(generations))
+        groups = list(samples_of(generations, self._prompts))
         scores = Piece(
             folder / "scores", [generations.digest, self._roles.judging.inputs, self._roles.judging.is_comparative]
         )
-        if not scores.is_done:
+        shown: list[tuple[Sample, ...]] = groups
+        if self._roles.judging.is_comparative:
             against = groups if policy.version == 0 else self._answers_of_initial()
-            rows = [
-                (prompt.text, texts((*samples, *first) if self._roles.judging.is_comparative else samples))
-                for prompt, samples, first in zip(self._prompts, groups, against, strict=True)
-            ]
+            shown = [(*samples, *first) for samples, first in zip(groups, against, strict=True)]
+        rows = rows_of(self._prompts, shown)
+        if not scores.is_done:
             self._roles.judge(scores, rows)
-        return [row["scores"] for row in scores.rows()], groups
+        return list(scores_of(scores, rows)), groups
 
     def _sampling(self, *, greedy: bool) -> Sampling:
         return Sampling(1, self._max_new_tokens, stop=self._config.generate.stop, greedy=greedy)
@@ -128,7 +128,7 @@ class Evaluator:
         piece = Piece(self._layout.evaluation(policy.version) / "sampled", inputs)
         if not piece.is_done:
             self._sample(piece, self._sampling(greedy=False), policy)
-        answers = [samples[0].ids for samples in samples_of(piece)]
+        answers = [samples[0].ids for samples in samples_of(piece, self._prompts)]
         sequences = tuple((prompt.ids, ids) for prompt, ids in zip(self._prompts, answers, strict=True))
         requests = [Score(tuple(lot)) for lot in chunks(sequences, self._config.generate.prompts_per_item)]
         self._roles.generators.hold(policy)

@@ -7,7 +7,7 @@ inputs is taken as it is, so the same call goes on where an earlier one ended.
 from __future__ import annotations
 
 import random
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -20,10 +20,10 @@ from raydpo.data.offline_share import offline_rows
 from raydpo.data.prompts import own_answer
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.driver.generators import Policy
-from raydpo.driver.judges import texts
 from raydpo.driver.roles import Roles
 from raydpo.judge.measures import distinct_ngrams, duplicate_share, mean_length
 from raydpo.judge.pairs import PairRule, make_pairs, record_of, spin_pairs
+from raydpo.rounds.paired_rows import rows_of, samples_of, scores_of
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.rounds_folder import RoundsFolder, chunks, prompts_of, seed_of
 from raydpo.schema.events import StageDone
@@ -80,7 +80,7 @@ class Producer:
         folder = self._layout.round(index)
         chosen, digest = self._chosen(folder, index)
         generations = self._generations(folder, index, policy, chosen, digest)
-        groups = [_samples(row) for row in generations.rows()]
+        groups = list(samples_of(generations, chosen))
         is_judged = self._rounds.pairs != "spin"
         scores = self._scores(folder, chosen, groups, generations.digest) if is_judged else None
         pairs = self._pairs(folder, index, chosen, groups, generations, scores)
@@ -120,8 +120,7 @@ class Producer:
     ) -> Piece:
         piece = Piece(folder / "scores", [digest, self._roles.judging.inputs])
         if not piece.is_done:
-            rows = [(prompt.text, texts(samples)) for prompt, samples in zip(prompts, groups, strict=True)]
-            self._roles.judge(piece, rows)
+            self._roles.judge(piece, rows_of(prompts, groups))
         return piece
 
     def _pairs(
@@ -142,7 +141,7 @@ class Producer:
             return piece
         counts: dict[str, int] = {}
         records: list[dict[str, Any]] = []
-        found = [row["scores"] for row in scores.rows()] if scores is not None else [None] * len(groups)
+        found = scores_of(scores, rows_of(prompts, groups)) if scores is not None else [None] * len(groups)
         for prompt, samples, values in zip(prompts, groups, found, strict=True):
             made, of_prompt = self._of_prompt(prompt, samples, values, index)
             records += made
@@ -232,15 +231,6 @@ def distinct_2(prefix: str, samples: Sequence[Sample]) -> dict[str, float]:
     """The share of distinct 2-grams; nothing where no sample has two tokens."""
     ids = [sample.ids for sample in samples]
     return {f"{prefix}/distinct_2": distinct_ngrams(ids, 2)} if max(map(len, ids)) > 1 else {}
-
-
-def samples_of(piece: Piece) -> Iterator[tuple[Sample, ...]]:
-    """The samples of each prompt of a committed piece."""
-    return (_samples(row) for row in piece.rows())
-
-
-def _samples(row: Mapping[str, Any]) -> tuple[Sample, ...]:
-    return tuple(Sample(tuple(s["ids"]), s["text"], s["ending"]) for s in row["samples"])
 
 
 def _counted(counts: Mapping[str, int]) -> str:

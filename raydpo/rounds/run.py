@@ -8,13 +8,14 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import Lease
+from raydpo.artifacts import Lease, local_path, shown
 from raydpo.config import Config
 from raydpo.disk import full_disk
 from raydpo.driver.actors import session_of
@@ -26,6 +27,7 @@ from raydpo.driver.training import check_adapter
 from raydpo.driver.weight_sync import Push
 from raydpo.errors import NonFiniteError
 from raydpo.judge.verdict import Judge as Judge
+from raydpo.rounds.committed import committed_said
 from raydpo.rounds.evaluate import Evaluator
 from raydpo.rounds.optimizer_state import optimizer_of, tidy
 from raydpo.rounds.produce import Produced as Produced
@@ -34,7 +36,7 @@ from raydpo.rounds.round_config import read_probe, reference_of, training_config
 from raydpo.rounds.setup import Setup, set_up
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.piece import Piece
-from raydpo.runtime import wait_for_nodes, watching
+from raydpo.runtime import has_grace, wait_for_nodes, watching
 from raydpo.schema.events import Note, Observer, StageDone
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
 
@@ -84,7 +86,7 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
     with (
         full_disk(setup.layout.dir, asks_disk=False),
         Lease(setup.layout.dir) as lease,
-        watching(setup.config.run.stop_grace_s),
+        watching(setup.config.run.stop_grace_s, partial(committed_said, setup.layout), tells_all=True),
         session_of(setup.config, setup.demands, observer, in_process=setup.rounds.placement != "split"),
     ):
         for text in lease.notes:
@@ -112,7 +114,7 @@ def _merged(setup: Setup, observer: Observer) -> Setup:
 
 def read_summary(config: Config) -> dict[str, Any]:
     """The `summary.json` of a run that ended."""
-    summary: dict[str, Any] = json.loads((Path(config.run.dir).expanduser() / "summary.json").read_text())
+    summary: dict[str, Any] = json.loads((local_path(config.run.dir) / "summary.json").read_text())
     return summary
 
 
@@ -136,9 +138,13 @@ class RoundsRun:
         return self._section.num_rounds
 
     def close(self) -> None:
-        self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
-        self._setup.judging.stop()
-        self._thread.shutdown(wait=True, cancel_futures=True)
+        try:
+            if has_grace():  # what is asked of generators and judge now is committed first, within the grace
+                wait(self._ahead.values())
+        finally:
+            self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
+            self._setup.judging.stop()
+            self._thread.shutdown(wait=True, cancel_futures=True)
 
     def evaluate_start(self) -> None:
         """Measure the initial policy, from which others are measured."""
@@ -219,10 +225,10 @@ class RoundsRun:
         return bool(found.stopped)
 
     def write_summary(self, done: list[Round]) -> None:
-        rounds = [{**asdict(found), "folder": str(found.folder), "model": str(found.model)} for found in done]
+        rounds = [{**asdict(found), "folder": shown(found.folder), "model": shown(found.model)} for found in done]
         self._setup.write_summary(
             {
-                "run_dir": str(self._layout.dir),
+                "run_dir": shown(self._layout.dir),
                 "model": rounds[-1]["model"],
                 "placement": self._section.placement,
                 "reference": self._section.reference,

@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raydpo import runtime
-from raydpo.artifacts import digest_of, fence, weights_digest, write_json
+from raydpo.artifacts import digest_of, fence, settle, shown, weights_digest, write_json
 from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
 from raydpo.config.mixture_entry import paths_of
@@ -85,6 +85,7 @@ class Setup:
     def write_summary(self, summary: dict[str, Any]) -> None:
         fence(self.layout.dir / "summary.json")
         write_json(self.layout.dir / "summary.json", redacted_values(summary))
+        settle(self.layout.dir / "summary.json")
 
 
 def set_up(config: Config, judge: Judge | None, observer: Observer, *, weights: bool = True) -> Setup:
@@ -120,7 +121,7 @@ def examine(config: Config, observer: Observer) -> dict[str, Any]:
     setup = set_up(config, judge, observer, weights=False)
     counts = {"prompts": len(setup.prompts), "eval_prompts": len(setup.eval_prompts)}
     return {
-        "run_dir": str(setup.layout.dir),
+        "run_dir": shown(setup.layout.dir),
         "prompts": {**counts, "in_both": num_in_both(setup.prompts, setup.eval_prompts)},
     }
 

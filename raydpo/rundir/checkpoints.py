@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts import commit_folder, discard, newest_valid, read_commit, verify_folder
+from raydpo.artifacts.elsewhere import take_over
 from raydpo.artifacts.folders import REMOVED
 from raydpo.errors import IntegrityError
 from raydpo.metrics import best_direction
@@ -36,6 +37,8 @@ def commit_checkpoint(parts: Sequence[Staged], folder: Path, meta: Mapping[str, 
     final = folder / f"{PREFIX}{staged.step:06d}"
     hashed = {name: each for part in parts for name, each in part.files.items()}
     full = {**meta, "step": staged.step, "metrics": dict(staged.metrics), "reason": staged.reason}
+    for part in parts:
+        take_over(Path(part.folder), part.handed)
     commit_folder(Path(staged.folder), final, full, replace=True, hashed=hashed)  # replaces a damaged one
     return Checkpoint(final, full)
 
@@ -69,6 +72,20 @@ def committed(folder: Path) -> list[Checkpoint]:
         with suppress(IntegrityError):  # a damaged manifest: the folder does not count
             checkpoints.append(Checkpoint(path, read_commit(path)["meta"]))
     return sorted(checkpoints, key=lambda checkpoint: checkpoint.step)
+
+
+def committed_said(folder: Path) -> str:
+    """Which step is safe, as a sentence. Reads manifests alone."""
+    return step_said(next(reversed(committed(folder)), None))
+
+
+def step_said(last: Checkpoint | None) -> str:
+    """The same of the newest checkpoint."""
+    if last is None:
+        return "No step was committed yet."
+    alone = last.holds_weights_alone and not last.reason
+    what = " Its weights alone (train.save: weights), so a run of it starts over." if alone else ""
+    return f"Step {last.step} is committed.{what}"
 
 
 def set_damaged_aside(folder: Path, newest: Checkpoint) -> None:

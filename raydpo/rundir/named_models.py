@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 from raydpo.config import Config
+from raydpo.config.places import is_in_store
 from raydpo.config.section_base import say_what_is_known
 from raydpo.errors import ConfigError
 from raydpo.models.before_loading import facts, refuse_training
@@ -69,7 +70,8 @@ class NamedModels:
         return [] if name is None else _said_by(lambda: self._look_up("reference.model", name, revision))
 
     def _look_up(self, key: str, name: str, revision: str | None) -> None:
-        if (found := self._find(key, name, revision)) is not None:
+        where = _copied(name) if is_in_store(name) else name
+        if (found := self._find(key, where, revision)) is not None:
             self.found[key] = found
             refuse_quantised(key, found.whole().folder)
 
@@ -88,3 +90,9 @@ def _said_by(look: Callable[[], object]) -> tuple[str, ...]:
     except ConfigError as error:
         return error.problems
     return ()
+
+
+def _copied(url: str) -> str:
+    from raydpo.artifacts.input_copies import copied
+
+    return str(copied(url))

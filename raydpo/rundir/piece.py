@@ -8,16 +8,19 @@ inputs is not taken. Price: a file a part.
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import commit_folder, digest_of, read_commit, verify_folder, write_json, write_text
+from raydpo.artifacts import commit_folder, digest_of, fetch, read_commit, settle, verify_folder, write_json, write_text
 from raydpo.errors import IntegrityError
+from raydpo.runtime import deferred
 from raydpo.schema.json_text import parse_json, read_object
 
 Rows = list[dict[str, Any]]
+_PART = re.compile(r"part-(\d+)\.jsonl", re.ASCII)
 
 
 class Piece:
@@ -48,6 +51,7 @@ class Piece:
 
     def begin(self) -> None:
         """Make room for parts; those of an attempt with the same inputs stay."""
+        fetch(self._work)
         mark = self._work / "inputs.json"
         if _inputs_of(mark) != self._inputs:
             shutil.rmtree(self._work, ignore_errors=True)
@@ -60,6 +64,7 @@ class Piece:
     def write_part(self, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
         """Make part `number` durable."""
         write_text(self._part(self._work, number), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        settle(self._work, is_urgent=False)
 
     def drop_part(self, number: int) -> None:
         """Forget an uncommitted part: the next attempt makes it again."""
@@ -75,18 +80,31 @@ class Piece:
 
     def commit(self, meta: Mapping[str, Any]) -> None:
         """All parts are there: make them count."""
-        # What may be there is damaged, or of other inputs.
-        commit_folder(self._work, self.folder, {**meta, "inputs": self._inputs}, replace=True)
+        with deferred():  # what is replaced is damaged, or of other inputs, and does not stay half removed
+            commit_folder(self._work, self.folder, {**meta, "inputs": self._inputs}, replace=True)
 
     def rows(self, name: str | None = None) -> Iterator[dict[str, Any]]:
-        """Rows of the committed piece, in the order of its parts; or of one file."""
-        paths = sorted(self.folder.glob("part-*.jsonl")) if name is None else [self.folder / name]
-        for path in paths:
-            yield from _read(path)
+        """Rows of the committed piece, in the order of its parts; or of one file. Raises IntegrityError."""
+        for part in in_order(self.folder, read_commit(self.folder)["files"]) if name is None else [name]:
+            yield from _read(self.folder / part)
 
     @staticmethod
     def _part(folder: Path, number: int) -> Path:
         return folder / f"part-{number:05d}.jsonl"
+
+
+def in_order(folder: Path, names: Iterable[str]) -> list[str]:
+    """Those of `names` that are parts, by number: as text, part 100000 would stand before part 99999.
+
+    folder: for the message. Raises IntegrityError where a number is missing.
+    """
+    found = {int(part[1]): name for name in names if (part := _PART.fullmatch(name))}
+    if missing := set(range(len(found))) - set(found):
+        raise IntegrityError(
+            f"{folder} has {len(found)} parts, up to number {max(found)}, and no part {min(missing)}; rows would be taken for "
+            "those of other prompts. Remove the folder: the same command makes it again."
+        )
+    return [found[number] for number in range(len(found))]
 
 
 def _inputs_of(mark: Path) -> object:

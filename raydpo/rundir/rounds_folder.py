@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from raydpo.artifacts import digest_of, read_commit
+from raydpo.artifacts import digest_of, fetch, read_commit
 from raydpo.config import Config
 from raydpo.config.round_sections import RoundsSection
 from raydpo.errors import IntegrityError
@@ -67,7 +67,9 @@ class RoundsFolder:
         if version == 0:
             return self.initial.folder
         merged = self.config.train.lora is not None
-        return self.round(version - 1) / "train" / ("model_merged" if merged else "model")
+        folder = self.round(version - 1) / "train" / ("model_merged" if merged else "model")
+        fetch(folder)
+        return folder
 
     def evaluation(self, version: int) -> Path:
         """Folder of the evaluation of a policy."""

@@ -7,10 +7,10 @@ from __future__ import annotations
 
 import time
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +22,16 @@ from raydpo.artifacts import (
     discard,
     fence,
     fsync,
+    local_path,
     require_lease,
+    settle,
+    shown,
     write_json,
     write_text,
 )
 from raydpo.artifacts.folders import REMOVED
+from raydpo.artifacts.mirror_path import url_of
+from raydpo.artifacts.placeholder import store_at
 from raydpo.config import Config
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
@@ -35,6 +40,7 @@ from raydpo.errors import ConfigError, StorageError
 from raydpo.models.resolve import ResolvedModel, describe_model, resolve_model
 from raydpo.redaction import redacted_values
 from raydpo.reference.identity import NO_ADAPTER, digests, reference_identity
+from raydpo.rundir.checkpoints import committed_said
 from raydpo.rundir.named_models import NamedModels
 
 
@@ -43,7 +49,7 @@ class Workspace:
     """The run directory of `config`, with the models that it names found on disk.
 
     config: fitted to the model.
-    dir: the run directory.
+    dir: the run directory, or its working copy on this machine.
     cache_dir: folder of reference caches.
     model, reference: where training starts, and what log-ratios are measured from.
     notes: what was fitted to the model, in words.
@@ -58,6 +64,27 @@ class Workspace:
     notes: tuple[str, ...] = ()
     start: ResolvedModel | None = None
     baseline: ResolvedModel | None = None
+
+    @property
+    def place(self) -> str:
+        """The run directory as a person named it: an address, or a path of this machine."""
+        return shown(self.dir)
+
+    @property
+    def copies(self) -> tuple[str, ...]:
+        """A sentence for each place in an object store: where its working copy is on this machine."""
+        places = {"run.dir": self.dir, "reference.cache_dir": self.cache_dir}
+        return tuple(
+            f"{key}: {url} is in an object store; what this machine has of it is in {path}"
+            for key, path in places.items()
+            if (url := url_of(path)) is not None
+        )
+
+    @property
+    def traffic(self) -> dict[str, dict[str, int]]:
+        """Requests by kind and bytes of this process, under "store"; nothing for a run directory of this machine."""
+        url = url_of(self.dir)
+        return {} if url is None else {"store": dict(sorted(store_at(url).counts.items()))}
 
     @property
     def trained_from(self) -> ResolvedModel:
@@ -172,10 +199,12 @@ class Workspace:
         final = self.dir / name
         for path in fresh.rglob("*"):
             fsync(path)  # the checkpoint that it was copied from may be removed
-        fence(final)
-        if final.exists():
-            discard(final)
-        fresh.rename(final)
+        with runtime.deferred():  # of a signal, too, a reader sees no half
+            fence(final)
+            if final.exists():
+                discard(final)
+            fresh.rename(final)
+        settle(final)
         return final
 
     def write_config(self, *, replace: bool) -> None:
@@ -186,6 +215,14 @@ class Workspace:
     def write_summary(self, summary: dict[str, Any], name: str = "summary.json") -> None:
         fence(self.dir / name)
         write_json(self.dir / name, redacted_values(summary))
+        settle(self.dir / name)
+
+
+_COMMITTED: dict[str, Callable[[], str]] = {
+    "precompute": lambda: "Every shard of rows that was scored is committed.",
+    "evaluate": lambda: "An evaluation commits nothing before its end.",
+}
+"""What is safe where a signal ends a verb between its stages."""
 
 
 @contextmanager
@@ -200,7 +237,8 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
             "nothing was started. Choose another run.dir."
         ) from error
     quiet = full_disk(workspace.dir, asks_disk=False)
-    with quiet, Lease(workspace.dir) as lease, runtime.watching(config.run.stop_grace_s):
+    said = _COMMITTED.get(verb, partial(committed_said, workspace.checkpoints))
+    with quiet, Lease(workspace.dir) as lease, runtime.watching(config.run.stop_grace_s, said):
         _sweep(workspace.dir)
         yield replace(workspace, notes=(*workspace.notes, *lease.notes))
 
@@ -217,7 +255,7 @@ def _sweep(folder: Path) -> None:
 
 def _in_the_way(run_dir: str) -> Iterator[str]:
     """What stands where the run would put a folder of its own: said at the start, not after the training."""
-    place = Path(run_dir).expanduser()
+    place = local_path(run_dir)
     names = ("data", "checkpoints", "references", "model", "model_merged", "tensorboard")
     for path in (place, *(place / name for name in names)):
         if path.exists() and not path.is_dir():
@@ -243,8 +281,8 @@ def find_workspace(config: Config, verb: str, *, weights: bool = True) -> Worksp
         raise ConfigError(problems)
     return Workspace(
         named.fitted,
-        Path(config.run.dir).expanduser().absolute(),
-        Path(config.reference.cache_dir).expanduser().absolute(),
+        local_path(config.run.dir),
+        local_path(config.reference.cache_dir),
         model,
         named.found.get("reference.model", model),
         named.notes,

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.sessions import wait_for_room as wait_for_room
     from raydpo.runtime.spread import spread_of as spread_of
     from raydpo.runtime.stops import deferred as deferred
+    from raydpo.runtime.stops import has_grace as has_grace
     from raydpo.runtime.stops import requested as requested
     from raydpo.runtime.stops import watching as watching
 
@@ -56,6 +57,7 @@ _HOME = {
     "count_room": "sessions",
     "deferred": "stops",
     "gauge": "gauges",
+    "has_grace": "stops",
     "in_ray_job": "job",
     "leaving_nodes": "sessions",
     "requested": "stops",
@@ -86,6 +88,7 @@ __all__ = [
     "count_room",
     "deferred",
     "gauge",
+    "has_grace",
     "in_ray_job",
     "leaving_nodes",
     "requested",

@@ -38,7 +38,7 @@ def short_stop(grace_s: float) -> str:
 def check_paths(paths: Mapping[str, str]) -> None:
     """Refuse relative output paths under a Ray job.
 
-    paths: config key ("run.dir") to the value as given; a leading `~` counts as absolute.
+    paths: config key ("run.dir") to the value as given; a leading `~` counts as absolute, and so does an address.
     Raises ConfigError with one sentence for every relative path. Outside a job nothing is checked.
     """
     if not in_ray_job():
@@ -48,7 +48,7 @@ def check_paths(paths: Mapping[str, str]) -> None:
         f"({os.getcwd()}) and be lost. Write an absolute path that all nodes see, for example "
         f"{key}=/mnt/shared/{Path(value).name or 'raydpo'}."
         for key, value in paths.items()
-        if not Path(value).expanduser().is_absolute()
+        if "://" not in value and not Path(value).expanduser().is_absolute()
     ]
     if problems:
         raise ConfigError(problems)

@@ -144,10 +144,15 @@ class Pool:
         self._begin(())
 
     def _begin(self, items: Sequence[Any]) -> None:
-        self._items, self._queue = list(items), deque(range(len(items)))
+        self._items, self._queue = items, deque(range(len(items)))
+        self._changed: dict[int, Any] = {}
         self._num_unfinished = len(items)
         self._deaths_of_item: dict[int, int] = {}
         self._deaths_at_start = 0
+
+    def _item(self, index: int) -> Any:
+        """An item as it is tried now. A sequence may make it when it is asked."""
+        return self._changed[index] if index in self._changed else self._items[index]
 
     def run(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """(index, result) of each item, in the order they finish. One run at a time; to be read to its end.
@@ -340,10 +345,10 @@ class Pool:
         if self._queue:
             worker.item, worker.state = self._queue.popleft(), "working"
             if self._hear is None:
-                self._ask(worker, "work", self._items[worker.item])
+                self._ask(worker, "work", self._item(worker.item))
                 return
             worker.silent_s = 0.0
-            item, deadline_s = self._items[worker.item], self._hang_timeout_s
+            item, deadline_s = self._item(worker.item), self._hang_timeout_s
             stream = self._actors.stream(worker.actor, "work_aloud", item, max_unread=None, hang_timeout_s=deadline_s)
             self._calls[stream] = worker
 
@@ -373,7 +378,7 @@ class Pool:
             self._queue.appendleft(worker.item)
             text = f"The item goes to another one (retry {deaths} of {self._max_retries})."
             if self._lighter is not None and _may_be_memory(death.cause, deaths):
-                self._items[worker.item] = self._lighter(self._items[worker.item])
+                self._changed[worker.item] = self._lighter(self._item(worker.item))
                 text += " It is tried with less memory."
             _log.warning("%s %s%s", message, text, frames)
         idle = next((other for other in self._workers.values() if other.state == "ready"), None)
@@ -404,7 +409,7 @@ class Pool:
         where = f" ({worker.place})" if worker.place else ""
         if worker.item is None:
             return f"{self._name} worker {worker.number}{where}"
-        text = repr(self._items[worker.item])
+        text = repr(self._item(worker.item))
         short = text if len(text) <= 160 else text[:160] + "..."
         return f"{self._name} worker {worker.number}{where}, item {worker.item} of {len(self._items)} ({short})"
 

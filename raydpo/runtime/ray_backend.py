@@ -13,25 +13,28 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.exceptions import RayError, RayTaskError
+from ray.exceptions import GetTimeoutError, RayError, RayTaskError
 from ray.util.placement_group import PlacementGroup, placement_group, remove_placement_group
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy, PlacementGroupSchedulingStrategy
 
-from raydpo.errors import ResourceError
+from raydpo.errors import Cause, ResourceError, WorkerError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed, Kind
+from raydpo.runtime.failure import Death
 from raydpo.runtime.interface import outward_variables
 from raydpo.runtime.patience import NodePatience
 from raydpo.runtime.place import Place
 from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_gauges import set_gauge
 from raydpo.runtime.ray_storage import check_ray_storage
-from raydpo.runtime.resources import Demand, Node, amounts
+from raydpo.runtime.resources import Demand, Node, amounts, count_fitting
 from raydpo.runtime.silence import read_silence_s
 from raydpo.runtime.stacks import Stacks, gather, read_stack
 
 _STACKS_TIMEOUT_S = 120.0
+_EVENT_TIMEOUT_S = 300.0
+"""Longest way of an event from its node, once it is there."""
 _ASK_S = 5.0
-"""Between two looks at the clock while ranks wait for their places."""
+"""Between two looks at the nodes and at the clock, while ranks wait for their places."""
 
 
 class RayBackend:
@@ -68,7 +71,7 @@ class RayBackend:
         set_gauge(name, help_text, value, labels)
 
     def check_storage(self, folder: Path) -> None:
-        check_ray_storage(folder)
+        check_ray_storage(folder, self.leaving())
 
 
 def _group(demand: Demand) -> PlacementGroup:
@@ -85,18 +88,34 @@ class RayActors:
     hint = "the logs of Ray on that node have its last output"
 
     def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
-        group, waiting = _group(demand), patience.for_places()
+        group = _group(demand)
+        try:
+            self._wait_for_places(group, demand, patience)
+        except BaseException:
+            self.release([(group, 0)])
+            raise
+        return [(group, index) for index in range(demand.workers)]
+
+    def _wait_for_places(self, group: PlacementGroup, demand: Demand, patience: NodePatience) -> None:
+        """Raises WorkerError as soon as a node is lost without which they never fit, unless others may come: with fewer ranks
+        they may. ResourceError when it is too late."""
+        waiting = patience.for_places()
         while not group.wait(timeout_seconds=_ASK_S):
+            fits = count_fitting(demand, RayBackend().nodes())
+            if fits < demand.workers and not patience.wait_s:
+                raise WorkerError(
+                    f"{demand.role}: {demand.workers} ranks were to start, and the nodes that are left have room for {fits}: "
+                    "others were lost or are being taken away.",
+                    Cause.NODE_DIED,
+                )
             if not waiting.goes_on(
                 lambda: f"{demand.role}: waiting for places; free in the cluster now: {self.free()}"
             ):
-                self.release([(group, 0)])
                 raise ResourceError(
                     f"{demand.role}: {demand.workers} ranks with {amounts(demand.each)} each found no "
-                    f"place within {waiting.waited_s:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the rest, "
-                    "or nodes were lost. Wait for them, or lower what each rank takes."
+                    f"place within {waiting.waited_s:.0f} s. Free in the cluster now: {self.free()}. Other jobs hold the "
+                    "rest. Wait for them, or lower what each rank takes."
                 )
-        return [(group, index) for index in range(demand.workers)]
 
     def release(self, places: Sequence[Any]) -> None:
         for group, index in places:
@@ -147,7 +166,10 @@ class RayActors:
 
     def next_event(self, stream: Any) -> Any:
         try:
-            return ray.get(next(stream))
+            return ray.get(next(stream), timeout=_EVENT_TIMEOUT_S)
+        except GetTimeoutError as error:
+            text = f"an event of it did not arrive within {_EVENT_TIMEOUT_S:.0f} s; its node may be lost"
+            raise ActorDied(Death(Cause.UNREACHABLE, text)) from error
         except RayError as error:
             raise ActorDied(death_of(error)) from error
 

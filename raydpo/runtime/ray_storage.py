@@ -9,46 +9,54 @@ from __future__ import annotations
 
 import secrets
 import time
+from collections.abc import Callable, Collection
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import ray
 from ray.exceptions import RayError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
+from raydpo.artifacts.mirror_path import url_of
+from raydpo.artifacts.object_store import ObjectStore
 from raydpo.errors import StorageError
 
 _PATIENCE_S = 20.0
 """Network file systems may show a new file a few seconds late."""
 _TASK_TIMEOUT_S = 300.0
+_NOT_RUN = "the probe did not run there"
+_DEATH_S = 60.0
+"""How long Ray may take to know that a node is lost on which a probe did not run."""
 
 
-def check_ray_storage(folder: Path) -> None:
+def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
     """Prove that every node reads and writes the same `folder`. Nothing is done on one node.
 
+    leaving: nodes that are being taken away, and get no work.
     Raises StorageError with one sentence for each node that does not.
     """
-    nodes = [node for node in ray.nodes() if node["Alive"]]
+    nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
     if len(nodes) <= 1:
         return
     folder.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
+    if (url := url_of(folder)) is not None:
+        _check_store(url, str(folder), token, nodes)
+        return
     probe = folder / f".raydpo-probe-{token}"
     answers = [folder / f"{probe.name}-{number}" for number in range(len(nodes))]
     try:
         probe.write_text(token)
         pending = [
-            ray.remote(
-                num_cpus=0,
-                max_retries=0,
-                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
-            )(answer_probe).remote(str(probe), token, str(answer))
+            _on(node, answer_probe).remote(str(probe), token, str(answer))
             for node, answer in zip(nodes, answers, strict=True)
         ]
         problems = []
         for node, answer, reply in zip(nodes, answers, pending, strict=True):
-            problem = _outcome(reply) or ("" if _appears(answer, token) else "its files do not appear on the driver")
-            if problem and _is_alive(node["NodeID"]):  # one that was lost meanwhile is nobody's storage
+            found = _outcome(reply)
+            problem = found or ("" if _appears(answer, token) else "its files do not appear on the driver")
+            if problem and _stays(node["NodeID"], _DEATH_S if found.startswith(_NOT_RUN) else 0.0):
                 problems.append(
                     f"{folder}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) does not share it: "
                     f"{problem}. Caches and checkpoints would be scattered over the nodes. Mount the same storage at "
@@ -60,6 +68,43 @@ def check_ray_storage(folder: Path) -> None:
                 path.unlink(missing_ok=True)
     if problems:
         raise StorageError(problems)
+
+
+def _on(node: dict[str, Any], function: Callable[..., str]) -> Any:
+    """`function` as a task of one node."""
+    place = NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)
+    return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(function)
+
+
+def _check_store(url: str, folder: str, token: str, nodes: list[dict[str, Any]]) -> None:
+    """The same for the object store at `url`: each node reads what the driver put, and can keep copies in `folder`."""
+    store, key = ObjectStore(url), f"probe-{token}"
+    store.put(key, token.encode())
+    try:
+        pending = [_on(node, answer_store_probe).remote(url, key, token, folder) for node in nodes]
+        problems = []
+        for node, reply in zip(nodes, pending, strict=True):
+            found = _outcome(reply)
+            if found and _stays(node["NodeID"], _DEATH_S if found.startswith(_NOT_RUN) else 0.0):
+                problems.append(
+                    f"{url}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) cannot use it: {found} "
+                    "Give that node the credentials and the network that the driver has, and a RAYDPO_STORE_DIR that it may "
+                    "write to."
+                )
+    finally:
+        store.delete([key])
+    if problems:
+        raise StorageError(problems)
+
+
+def answer_store_probe(url: str, key: str, token: str, folder: str) -> str:
+    """On a node: read what the driver put into a store, and make the folder of copies. What went wrong, or an empty text."""
+    try:
+        Path(folder).mkdir(parents=True, exist_ok=True)
+        found = ObjectStore(url).get(key)
+    except (OSError, StorageError) as error:
+        return f"{error}"
+    return "" if found == token.encode() else "what the driver put there is not seen."
 
 
 def answer_probe(probe: str, token: str, answer: str) -> str:
@@ -77,11 +122,17 @@ def _outcome(reply: ray.ObjectRef) -> str:
     try:
         return str(ray.get(reply, timeout=_TASK_TIMEOUT_S))
     except RayError as error:
-        return f"the probe did not run there ({str(error).splitlines()[0]})"
+        return f"{_NOT_RUN} ({str(error).splitlines()[0]})"
 
 
-def _is_alive(node_id: str) -> bool:
-    return any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes())
+def _stays(node_id: str, patience_s: float) -> bool:
+    """Whether a node lives for so long. One that is lost meanwhile is nobody's storage."""
+    deadline_s = time.monotonic() + patience_s
+    while any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes()):
+        if time.monotonic() >= deadline_s:
+            return True
+        time.sleep(0.5)
+    return False
 
 
 def _appears(path: Path, token: str) -> bool:

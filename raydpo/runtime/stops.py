@@ -2,7 +2,8 @@
 
 Comes in: SIGTERM and SIGINT of this process while a run is watched. Goes out: `Stopped`, raised in the main thread.
 Decision: a kill anywhere loses nothing that is committed, so a signal ends a run at once; only a `deferred` block, whose
-work of seconds would be lost, is given time to reach its boundary. A second signal, or the end of that time, ends it too.
+work of seconds would be lost, is given time to reach its boundary. A second signal, or the end of that time, ends it too:
+the signal is sent again then, so that one whose exception somebody swallowed ends the run all the same.
 Handlers are set after those of the runtime, whose own would end the process with a dump, and put back afterwards.
 """
 
@@ -21,27 +22,35 @@ from raydpo.errors import Stopped
 SIGNALS = (signal.SIGTERM, signal.SIGINT)
 
 
+def nothing() -> None:
+    """For a block that comes to its boundary by itself, because it asks `requested`."""
+
+
 @dataclass
 class _Block:
     """on_request: tells the work to come to its boundary. committed: what is safe now, as a sentence."""
 
     on_request: Callable[[], None]
-    committed: Callable[[], str]
+    committed: Callable[[], str] | None
 
 
 @dataclass
 class _SignalWatch:
-    """grace_s: seconds that a deferred block gets. signum: of the first signal, 0 before it."""
+    """grace_s: seconds that a deferred block gets. committed: what is safe, as a sentence, outside of a block that knows more.
+    tells_all: inside of blocks, too. signum: of the first signal, 0 before it. is_over: a second one came."""
 
     grace_s: float
+    committed: Callable[[], str]
+    tells_all: bool
     signum: int = 0
+    is_over: bool = False
     blocks: list[_Block] = field(default_factory=list)
     timer: threading.Timer | None = None
 
     def receive(self, signum: int, frame: FrameType | None) -> None:
         """The handler, in the main thread."""
-        if self.signum or not self.blocks:
-            self.signum = self.signum or signum
+        if self.signum:
+            self.is_over = True
             raise self.stopped()
         self.signum = signum
         for block in self.blocks:
@@ -49,23 +58,29 @@ class _SignalWatch:
         self.timer = threading.Timer(self.grace_s, os.kill, (os.getpid(), signum))
         self.timer.daemon = True
         self.timer.start()
+        if not self.blocks:
+            raise self.stopped()
 
     def stopped(self) -> Stopped:
         """What is raised: says what is safe."""
-        return Stopped(self.signum, self.blocks[-1].committed() if self.blocks else "")
+        inside = [] if self.tells_all else [block.committed for block in self.blocks if block.committed is not None]
+        return Stopped(self.signum, [self.committed, *inside][-1]())
 
 
 _watch: _SignalWatch | None = None
 
 
 @contextmanager
-def watching(grace_s: float) -> Iterator[None]:
-    """Inside, SIGTERM and SIGINT of this process raise `Stopped`. Nothing changes in a thread, or inside another watch."""
+def watching(grace_s: float, committed: Callable[[], str] = str, *, tells_all: bool = False) -> Iterator[None]:
+    """Inside, SIGTERM and SIGINT of this process raise `Stopped`. Nothing changes in a thread, or inside another watch.
+
+    committed: what is safe, as a sentence, for a signal outside of deferred blocks. tells_all: for one inside of them, too.
+    """
     global _watch
     if not _may_handle() or _watch is not None:
         yield
         return
-    watch = _watch = _SignalWatch(grace_s)
+    watch = _watch = _SignalWatch(grace_s, committed, tells_all)
     with handlers_kept():
         claim()
         try:
@@ -115,12 +130,18 @@ def requested() -> int:
     return 0 if _watch is None else _watch.signum
 
 
+def has_grace() -> bool:
+    """Whether a signal asked the run to end, and work of other threads may still come to its boundary."""
+    return _watch is not None and bool(_watch.signum) and not _watch.is_over
+
+
 @contextmanager
-def deferred(on_request: Callable[[], None], committed: Callable[[], str]) -> Iterator[None]:
+def deferred(on_request: Callable[[], None] = nothing, committed: Callable[[], str] | None = None) -> Iterator[None]:
     """A block that a signal does not end at once: `on_request` is called, the block ends by itself, and `Stopped` is raised.
 
     on_request: called by the signal handler, so it may write a file and set a flag, and nothing that takes a lock.
-    committed: what is safe, as a sentence.
+    committed: what is safe, as a sentence; None: as outside of the block. In another thread than the watch's, `Stopped` is
+    raised there.
     """
     watch = _watch
     if watch is None:

@@ -98,6 +98,7 @@ class Staged:
     reason: why this is the last checkpoint, empty otherwise.
     num_parts: ranks that write one.
     files: of those that were hashed while they were written, name in the folder -> (bytes, SHA-256 in hex).
+    handed: of those that a rank of another node has put into an object store, name -> (address, key, bytes, SHA-256 in hex).
     """
 
     step: int
@@ -106,6 +107,7 @@ class Staged:
     reason: str = ""
     num_parts: int = 1
     files: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    handed: Mapping[str, tuple[str, str, int, str]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,7 @@ from raydpo.objectives.loss import Loss
 from raydpo.train.entry_sums import EntrySums
 from raydpo.train.spec import TrainSpec
 from raydpo.train.step import BatchLoss, evaluate_share, observe
-from raydpo.train.trainer import Rank, longest_row, make_feed, names_of, open_lookup
+from raydpo.train.trainer import Rank, bring_models, longest_row, make_feed, names_of, open_lookup
 
 
 @dataclass(frozen=True)
@@ -45,6 +45,7 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[Share]:
     """Evaluate `spec.model` on the held-out split. Yields progress; the last value of a rank is `done`."""
     torch.set_flush_denormal(True)
     device = "cuda" if rank.use_gpu else "cpu"
+    bring_models(spec.model)
     model = load_model(spec.model, spec.dtype, spec.config.model.attention).to(device)
     scoring = AnswerLogProbs(model)
     check_head(scoring)

@@ -64,17 +64,15 @@ class Feed:
 
     def row_lengths(self, examples: np.ndarray, columns: range | None = None) -> np.ndarray:
         """Prompt + answer tokens of every row of `examples`: [E, A] int64."""
-        found: np.ndarray = self._answer_lengths(examples, columns) + self.table.prompt_lengths[examples][:, None]
+        found: np.ndarray = self._answer_lengths(examples, columns) + self._prompt_lengths(examples)[:, None]
         return found
 
     def sequence_lengths(self, examples: np.ndarray, columns: range | None = None) -> np.ndarray:
         """Tokens of the sequences that a model reads: [E, A], or packed [E, 1], a prompt once and then its answers."""
         if self.layout == "padded":
             return self.row_lengths(examples, columns)
-        found: np.ndarray = (self.table.prompt_lengths[examples] + self._answer_lengths(examples, columns).sum(axis=1))[
-            :, None
-        ]
-        return found
+        found: np.ndarray = self._prompt_lengths(examples) + self._answer_lengths(examples, columns).sum(axis=1)
+        return found[:, None]
 
     def micro_batches(self, examples: np.ndarray, columns: range | None = None) -> list[tuple[list[int], int]]:
         """This rank's micro-batches of a global batch: (positions in it, head calls). As many on every rank.
@@ -119,7 +117,7 @@ class Feed:
         self, examples: np.ndarray, answers: np.ndarray, units: list[list[int]]
     ) -> tuple[np.ndarray, np.ndarray]:
         """What `pack` fits into the budget and what it balances, of each unit."""
-        prompts = self.table.prompt_lengths[examples]
+        prompts = self._prompt_lengths(examples)
         if self.layout == "padded":
             return prompts[:, None] + answers, self.work.step(*row_counts(prompts, answers))
         held = np.array([len(unit) for unit in units]) * answers.shape[1]
@@ -136,7 +134,12 @@ class Feed:
             yield collate(self.table, chosen, columns, self.lookup, num_chunks, positions, self.layout)
 
     def _answer_lengths(self, examples: np.ndarray, columns: range | None) -> np.ndarray:
-        found: np.ndarray = self.table.answer_lengths[examples][:, list(self.answers if columns is None else columns)]
+        columns = self.answers if columns is None else columns
+        found: np.ndarray = self.table.answer_lengths[examples][:, list(columns)].astype(np.int64)  # costs are products
+        return found
+
+    def _prompt_lengths(self, examples: np.ndarray) -> np.ndarray:
+        found: np.ndarray = self.table.prompt_lengths[examples].astype(np.int64)
         return found
 
     def blocks(self, columns: range | None = None) -> Iterator[Iterator[MicroBatch]]:

@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import Future
 
+from raydpo.artifacts.elsewhere import bring
 from raydpo.disk import full_disk
 from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
@@ -43,6 +44,7 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
     patience = Patience(train.early_stopping_patience, list(spec.eval_history))
     yield from map(Noted, trainer.notes)
     if (state := spec.resume or spec.optimizer) is not None:
+        bring(state)
         trainer.engine.load(state / "engine")
     if spec.resume is None:
         yield from _before_first_step(trainer, patience)

@@ -25,7 +25,7 @@ from raydpo.disk import full_disk
 KINDS = ("master", "exp_avg", "exp_avg_sq")
 """Weights in float32, and both moments."""
 FORMAT = "raydpo training state 1"
-FILE = re.compile(r"rank-(\d{5})\.safetensors")
+FILE = re.compile(r"rank-(\d{5,})\.safetensors", re.ASCII)
 SHOWN = 5
 """Names in a message; of the others their number."""
 
@@ -142,7 +142,7 @@ class SavedState:
                 counts.add(self._open(path))
             except (SafetensorError, OSError, ValueError, KeyError, TypeError, RecursionError) as error:
                 self.problems.append(f"{path} cannot be read as training state ({type(error).__name__}: {error}).")
-        numbers = [int(path.name[5:10]) for path in files]
+        numbers = [_rank_of(path) for path in files]
         if not self.problems and (counts != {len(numbers)} or numbers != list(range(len(numbers)))):
             said = " or ".join(map(str, sorted(counts))) or "no"
             self.problems.append(f"{folder} holds the files of ranks {numbers}, written by {said} ranks.")
@@ -216,7 +216,12 @@ class SavedState:
 
 def state_files(folder: Path) -> list[Path]:
     """Files of a training state, in the order of their ranks."""
-    return sorted(path for path in folder.glob("*") if FILE.fullmatch(path.name)) if folder.is_dir() else []
+    found = [path for path in folder.glob("*") if FILE.fullmatch(path.name)] if folder.is_dir() else []
+    return sorted(found, key=_rank_of)
+
+
+def _rank_of(path: Path) -> int:
+    return int(path.stem.removeprefix("rank-"))
 
 
 def shares(fragments: Sequence[Fragment], rank: int, num_ranks: int) -> Iterator[Fragment]:

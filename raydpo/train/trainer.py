@@ -16,7 +16,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from raydpo.artifacts import ExampleTable, ReferenceCache
+from raydpo.artifacts import ExampleTable
+from raydpo.artifacts.cache_reader import CacheReader
+from raydpo.artifacts.elsewhere import bring, hand_over
 from raydpo.batches import MicroBatch, Order
 from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
@@ -28,6 +30,7 @@ from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
 from raydpo.models.pretrained import load_model
+from raydpo.models.resolve import ResolvedModel
 from raydpo.models.router_probe import check_routing
 from raydpo.models.routing import experts_per_token
 from raydpo.models.text_part import freeze_what_text_does_not_reach
@@ -191,7 +194,8 @@ class Trainer:
                 self._write_model(state, folder / "model")
             part = snapshot.write(folder / "engine") if snapshot is not None else None
             files = {} if part is None else {f"engine/{part.name}": (part.bytes, part.sha256)}
-            return Staged(step, str(folder), metrics, reason, self.rank.num_ranks, files)
+            handed = hand_over(folder, files, _own_files(folder, self.rank.rank))
+            return Staged(step, str(folder), metrics, reason, self.rank.num_ranks, files, handed)
 
         return self._writer.submit(write)
 
@@ -214,11 +218,27 @@ class Trainer:
         return int(self.train.row_lengths(examples).sum())
 
 
+def _own_files(folder: Path, rank: int) -> Iterator[str]:
+    """What a rank writes of a checkpoint: its part of the state, and the first one everything else."""
+    for path in folder.rglob("*"):
+        name = path.relative_to(folder).as_posix()
+        is_state = name.startswith("engine/")
+        if path.is_file() and (path.stem == f"rank-{rank:05d}" if is_state else rank == 0):
+            yield name
+
+
+def bring_models(model: ResolvedModel) -> None:
+    """Have the folders of a model on this node, where they are the run's own or copies of an object store's."""
+    for folder in model.folders:
+        bring(folder)
+
+
 def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     """Load data, model and engine of one rank. Collective."""
     config, train = spec.config, spec.config.train
     torch.set_flush_denormal(True)
     torch.manual_seed(config.run.seed)
+    bring_models(spec.model)
     model = load_model(spec.model, spec.dtype, config.model.attention)
     if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
         check_head(AnswerLogProbs(model))
@@ -287,9 +307,8 @@ def open_lookup(spec: TrainSpec) -> Lookup | None:
     """Row keys -> cached reference log-probs; None for an objective without a reference."""
     if spec.reference is None:
         return None
-    cache = ReferenceCache(*spec.reference)
-    cache.open(is_owner=False)
-    return cache.lookup
+    cache_dir, identity = spec.reference
+    return CacheReader(cache_dir / identity.digest).lookup
 
 
 def longest_row(feed: Feed) -> int:

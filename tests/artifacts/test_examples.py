@@ -52,7 +52,7 @@ def test_round_trip(examples: list[Example], examples_per_shard: int) -> None:
 def test_types_and_read_only_views(tmp_path: Path) -> None:
     write(tmp_path, "train", EXAMPLES)
     table = ExampleTable.open(tmp_path, "train")
-    assert (table.prompt_lengths.dtype, table.answer_lengths.dtype) == (np.int64, np.int64)
+    assert (table.prompt_lengths.dtype, table.answer_lengths.dtype) == (np.int32, np.int32)
     assert table.answer_lengths.shape == (5, 2)
     for array in (table.prompt_ids(3), *table.answer_ids(3)):
         assert array.dtype == np.int32

@@ -12,7 +12,8 @@ from raydpo.config.round_sections import JUDGE_FREE, JUDGES, GenerateSection, Ju
 from raydpo.config.section_base import SectionBase
 
 FREE_IN_TRAINING = """
-    model.path model.revision reference.model reference.revision data.train data.eval data.chat_template run.dir run.resume
+    model.path model.revision reference.model reference.revision data.train data.eval data.chat_template
+    data.num_workers run.dir run.resume
     run.runtime run.runtime_in_process run.wait_for_nodes_s
     run.stop_grace_s
     reference.cache_dir reference.num_workers reference.cpus_per_worker reference.gpus_per_worker reference.scheduling

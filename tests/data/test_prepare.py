@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -131,6 +133,42 @@ def test_damaged_shards_are_not_reused(run: Run, plain_tokenizer: Path) -> None:
     again = run(pairs(20), plain_tokenizer)
     assert not again.report.reused
     assert again.examples() == before
+
+
+def _no_arrow(folder: Path) -> None:
+    """Committed as it is, and nothing that Arrow can read: its error is a ValueError, like that of a record from before."""
+    shard, manifest = folder / "train-00000.arrow", json.loads((folder / "train.json").read_text())
+    shard.write_bytes(b"no Arrow file")
+    manifest["shards"][0] |= {"bytes": 13, "sha256": hashlib.sha256(b"no Arrow file").hexdigest()}
+    (folder / "train.json").write_text(json.dumps(manifest))
+
+
+@pytest.mark.parametrize(
+    ("damage", "said"),
+    [
+        (_no_arrow, "cannot be read as Arrow"),
+        (lambda folder: (folder / "train-00000.arrow").unlink(), "train-00000.arrow cannot be read"),
+        (lambda folder: (folder / "prepared.json").write_text("{"), "prepared.json cannot be read"),
+        (lambda folder: (folder / "prepared.json").write_text('{"a": 1}'), "prepared.json is damaged"),
+        (lambda folder: (folder / "eval.json").unlink(), "eval.json is missing"),
+    ],
+    ids=["no arrow", "no shard", "no json", "no digest", "no manifest"],
+)
+def test_a_preparation_that_cannot_be_used_is_said(
+    damage: Callable[[Path], object], said: str, plain_tokenizer: Path, tmp_path: Path
+) -> None:
+    config = config_of(train=[str(write_jsonl(tmp_path / "rows.jsonl", pairs(3)))])
+    warnings: list[list[str]] = []
+    for _ in range(3):
+        events: list[Event] = []
+        prepare(config, str(plain_tokenizer), tmp_path / "run" / "data", observer=events.append)
+        warnings.append([event.text for event in events if isinstance(event, Note) and event.level == "warning"])
+        if len(warnings) == 1:
+            damage(tmp_path / "run" / "data")
+    assert (warnings[0], warnings[2]) == ([], []), "one that is not there is no damage, and the third is used"
+    (text,) = warnings[1]
+    assert said in text
+    assert text.endswith("It is prepared again")
 
 
 def test_check_writes_nothing(plain_tokenizer: Path, tmp_path: Path) -> None:

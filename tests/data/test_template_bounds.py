@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 import threading
 import time
 from pathlib import Path
@@ -117,3 +119,27 @@ def test_a_template_file_that_is_none_is_refused(tmp_path: Path) -> None:
     for name in (str(tmp_path), "/dev/zero", str(tmp_path / "long.jinja"), "a\0"):
         with pytest.raises(DataError, match="cannot be read"):
             open_tokenizer(str(folder), name)
+
+
+UNHEARD = """
+import hashlib
+import sys
+from raydpo.data import render_watch
+
+render_watch.MOST_CPU_S = 0.0
+for _ in range(3):
+    try:
+        render_watch.within_bounds(lambda: hashlib.pbkdf2_hmac("sha256", b"", b"", 10**6))  # in C: heard at its end
+    except render_watch.Overtime:
+        print("over")
+sys.settrace(lambda *_: None)
+(lambda: None)()
+sys.settrace(None)
+print("traced")
+"""
+
+
+def test_what_was_not_heard_in_time_leaves_nothing_behind() -> None:
+    """An interpreter with a mark of something to raise, and nothing to raise, does not come back from a trace function."""
+    done = subprocess.run([sys.executable, "-c", UNHEARD], capture_output=True, text=True, timeout=300, check=True)
+    assert done.stdout.splitlines() == ["over"] * 3 + ["traced"]

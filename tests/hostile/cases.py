@@ -249,7 +249,7 @@ def model_is_link(folder: Path) -> Words:
 words("config fifo", fifo_config, "FIFO")
 words("run.dir nul", lambda folder: ['run.dir="r/\\0x"'], "NUL")
 words("run.dir line", lambda folder: ['run.dir="r\\nx"'], "line break")
-words("run.dir scheme", lambda folder: ["run.dir=s3://bucket/run"], "s3://")
+words("run.dir scheme", lambda folder: ["run.dir=hdfs://bucket/run"], "hdfs://")
 words("run.dir file", run_is_file, "is a file")
 words("run.dir link", model_is_link, "is a link")
 

@@ -3,81 +3,88 @@
 Goes out: in the folder, run/ and alone/ (the same training without a cluster), and notes.txt, what was said.
 """
 
+import faulthandler
 import os
 import sys
 import time
 from pathlib import Path
 
-import psutil
-
 from raydpo.driver import training
 from raydpo.pipelines import train
-from raydpo.runtime import Demand, session, wait_for_room
-from raydpo.schema.events import Advanced
+from raydpo.runtime import session
+from raydpo.schema.events import Advanced, Note
 from tests.pipelines.toy import Notes, config, make_toy
-from tests.runtime.ray_head import RayHead, ray_head
+from tests.runtime.ray_head import RayHead, living_nodes, power_off, ray_head
 
+LONGEST_S = 570.0
+"""After that the story says where each of its threads is, and ends."""
 CHANGES = {
     "run.runtime": "ray",
     "train.num_workers": {"min": 1, "max": 2},
     "train.save_every": 2,
     "train.epochs": 60,
     "train.learning_rate": 2e-4,
+    "train.hang_timeout_s": 300,
 }
 
 
 class Nodes(Notes):
     """Takes a node away after one step, brings another after a later one, and drains that one in the end."""
 
-    def __init__(self, head: RayHead, node, away: int, back: int) -> None:
+    def __init__(self, head: RayHead, away: int, back: int) -> None:
         super().__init__()
-        self.head, self.node, self.away, self.back = head, node, away, back
+        self.head, self.away, self.back = head, away, back
+        self.node, self.other = head.join(1)
         self.drain = 0
 
     def __call__(self, event):
         super().__call__(event)
+        if isinstance(event, Note):
+            print(event.level, event.text, flush=True)
         if not isinstance(event, Advanced) or event.stage != "train":
             return
-        if event.done == self.away and self.node is not None:
-            for process in [*psutil.Process(self.node.pid).children(recursive=True), self.node]:
-                process.kill()  # all at once, as when power goes
-            self.node = None
-        if event.done == self.back and self.back:
+        if self.away and event.done >= self.away:
+            self.away = 0
+            print("power off after step", event.done, flush=True)
+            power_off(self.node)
+        if self.back and event.done >= self.back:
             self.back = 0
-            self.head.add_node(1)
-            wait_for_room(Demand("train", 2, 1.0))
+            print("a node joins after step", event.done, flush=True)
+            self.node, self.other = self.head.join(1)
         if "2 ranks from here on, 1 before" in self.info:
             self.drain = self.drain or event.done + 5
-        if event.done == self.drain:
-            drain_a_node()
+        if self.other and self.drain and event.done >= self.drain:
+            print("a node is drained after step", event.done, flush=True)
+            drain(self.other)
+            self.other = ""
 
 
-def drain_a_node() -> None:
+def drain(node_id: str) -> None:
     """As a cloud that takes a machine back: with notice."""
     import ray
     from ray.core.generated import autoscaler_pb2
 
-    context = ray.get_runtime_context()
-    (other,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeID"] != context.get_node_id()]
-    client = ray._raylet.GcsClient(address=context.gcs_address)
+    client = ray._raylet.GcsClient(address=ray.get_runtime_context().gcs_address)
     reason = autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION")
-    assert client.drain_node(other, reason, "taken back", int(1000 * (time.time() + 3600)))[0]
+    deadline_ms = int(1000 * (time.time() + 3600))
+    is_accepted, why = client.drain_node(node_id, reason, "taken back", deadline_ms)
+    assert is_accepted, f"node {node_id} is not drained: {why}; there are {living_nodes()}"
 
 
 def main(folder: Path) -> None:
+    faulthandler.dump_traceback_later(LONGEST_S, exit=True)
     toy = make_toy(folder)
     with ray_head(1) as head:
-        node = head.add_node(1)
         training._ASK_NODES_S = 0.1
         os.environ.update({name: text for name, text in head.driver_environment().items() if name.startswith("RAY_")})
-        notes = Nodes(head, node, away=7, back=30)
         with session(kind="ray"):
-            wait_for_room(Demand("train", 2, 1.0))
+            notes = Nodes(head, away=7, back=30)
             # Who receives weights bounds how far ranks are ahead: they stand while a node comes.
             train(config(toy, folder / "run", CHANGES), notes, receive=lambda part: None)
     (folder / "notes.txt").write_text("\n".join(notes.warning + notes.info))
     for name in [name for name in os.environ if name.startswith("RAY_")]:
         del os.environ[name]
+    print("the same training alone", flush=True)
     train(config(toy, folder / "alone", CHANGES | {"run.runtime": "local", "train.num_workers": 2}))
 
 

@@ -43,6 +43,19 @@ def test_the_estimate_is_what_a_checkpoint_and_a_model_take(toy: Toy, finished: 
         assert 0 <= size_on_disk(finished.dir / folder) - estimate < 40_000, "heads, manifest and probe"
 
 
+def test_checkpoints_of_weights_alone_hold_no_state(
+    toy: Toy, tmp_path: Path, scored: Any, room: dict[str, int]
+) -> None:
+    wanted = config(toy, tmp_path / "run", {"train.save": "weights"})
+    need = training_need(find_workspace(wanted, "train"), 4, has_eval=True)
+    assert need is not None
+    assert need.checkpoint == need.model
+    assert "trained x" not in need.terms
+    room["bytes"] = need.total
+    train(wanted)
+    assert 0 <= size_on_disk(tmp_path / "run/checkpoints/step-000004") - need.checkpoint < 40_000
+
+
 @pytest.mark.parametrize(
     ("settings", "num_checkpoints", "num_references"),
     [

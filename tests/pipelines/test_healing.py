@@ -1,42 +1,34 @@
 """Ranks and nodes that are lost while a training runs: it goes on by itself, with the numbers of an undisturbed run."""
 
-import os
 import re
-import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 
 from raydpo.driver.healing import Budget
 from raydpo.errors import Cause, WorkerError
 from raydpo.pipelines import train
-from raydpo.schema.events import Advanced
-from tests.pipelines import driver
+from tests.pipelines.deadly_schedule import VARIABLE
 from tests.pipelines.toy import Notes, Toy, config, metrics, weights
 
-
-class Killer(Notes):
-    """Kills the newest rank when the first of `steps` is done, then, once that was noticed, when the next is."""
-
-    def __init__(self, *steps: int) -> None:
-        super().__init__()
-        self.steps, self.kills = list(steps), 0
-
-    @property
-    def is_noticed(self) -> bool:
-        return len([text for text in self.warning if "Going on after step" in text]) == self.kills
-
-    def __call__(self, event):
-        super().__call__(event)
-        is_step = isinstance(event, Advanced) and event.stage == "train"
-        if self.steps and is_step and event.done >= self.steps[0] and self.is_noticed:
-            del self.steps[0]
-            self.kills += 1
-            os.kill(driver.by_age("RankActor")[-1], signal.SIGKILL)
+TWO = {
+    "train.num_workers": 2,
+    "train.save_every": 2,
+    "train.epochs": 5,
+    "train.warmup_fraction": 0,
+    "train.schedule": "tests.pipelines.deadly_schedule:constant",
+    "train.hang_timeout_s": 300,
+}
 
 
-TWO = {"train.num_workers": 2, "train.save_every": 2, "train.epochs": 2}
+@pytest.fixture
+def kills(tmp_path, monkeypatch):
+    """A file that names the steps, from 0, at which rank 1 kills itself, each once."""
+    file = tmp_path / "kills"
+    monkeypatch.setenv(VARIABLE, str(file))
+    return file
 
 
 @pytest.fixture(scope="module")
@@ -46,11 +38,12 @@ def undisturbed(toy: Toy):
 
 
 @pytest.mark.slow
-def test_a_rank_that_dies_is_replaced_and_no_bit_changes(toy: Toy, tmp_path, undisturbed):
-    killer = Killer(3, 6)
-    train(config(toy, tmp_path / "run", TWO), killer)
-    assert not killer.steps
-    said = [text for text in killer.warning if "Going on after step" in text]
+def test_a_rank_that_dies_is_replaced_and_no_bit_changes(toy: Toy, tmp_path, undisturbed, kills):
+    kills.write_text("3 14")  # far enough apart that something is committed between
+    notes = Notes()
+    train(config(toy, tmp_path / "run", TWO), notes)
+    assert kills.read_text() == ""
+    said = [text for text in notes.warning if "Going on after step" in text]
     assert len(said) == 2
     assert all("SIGKILL" in text and "(failure 1 of 3)" in text for text in said), said
     assert weights(tmp_path / "run/model") == weights(undisturbed / "model")
@@ -58,10 +51,11 @@ def test_a_rank_that_dies_is_replaced_and_no_bit_changes(toy: Toy, tmp_path, und
 
 
 @pytest.mark.slow
-def test_a_step_that_dies_twice_ends_the_run_and_names_its_rows(toy: Toy, tmp_path):
+def test_a_step_that_dies_twice_ends_the_run_and_names_its_rows(toy: Toy, tmp_path, kills):
+    kills.write_text("2 2")
     wanted = config(toy, tmp_path / "run", TWO | {"train.save_every": None})
-    with pytest.raises(WorkerError, match=r"second time at step \d without a checkpoint.*Its rows: .*train\.jsonl:\d+"):
-        train(wanted, Killer(2, 2))
+    with pytest.raises(WorkerError, match=r"second time at step 3 without a checkpoint.*Its rows: .*train\.jsonl:\d+"):
+        train(wanted)
 
 
 def lost(cause: Cause = Cause.KILLED) -> WorkerError:
@@ -107,6 +101,18 @@ def losses(run) -> dict[int, float]:
     return {int(line["step"]): line["loss"] for line in metrics(run) if "loss" in line}
 
 
+def told(folder: Path) -> str:
+    """Lets the story of nodes happen in `folder`, within ten minutes. Fails with what it printed."""
+    command, output = [sys.executable, "-m", "tests.pipelines.node_story", str(folder)], folder / "output.txt"
+    with output.open("w") as file:
+        try:
+            code = subprocess.run(command, stdout=file, stderr=file, timeout=600, check=False).returncode
+        except subprocess.TimeoutExpired:
+            code = -1
+    assert code == 0, f"the story ended with {code} (-1: it took more than 600 s):\n{output.read_text()}"
+    return (folder / "notes.txt").read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.ray
 def test_a_node_goes_and_another_comes(tmp_path):
@@ -114,11 +120,7 @@ def test_a_node_goes_and_another_comes(tmp_path):
 
     In a process of its own: one that has used Ray without a token cannot join a cluster that has one.
     """
-    done = subprocess.run(
-        [sys.executable, "-m", "tests.pipelines.node_story", str(tmp_path)], capture_output=True, text=True, check=False
-    )
-    assert done.returncode == 0, done.stdout + done.stderr
-    text = (tmp_path / "notes.txt").read_text()
+    text = told(tmp_path)
     assert re.search(r"Going on after step \d+ \(failure 1 of 3\)", text), text
     assert "2 ranks from here on, 1 before" in text, text
     assert "a node is being taken away" in text, text

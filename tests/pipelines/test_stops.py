@@ -4,15 +4,17 @@ import os
 import signal
 import threading
 from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from raydpo.config.render import dump
 from raydpo.errors import Stopped
-from raydpo.pipelines import precompute, train
-from raydpo.runtime import deferred, watching
+from raydpo.pipelines import evaluate, precompute, train
+from raydpo.runtime import deferred, has_grace, watching
 from raydpo.schema.events import Advanced, Event, StageStarted
 from tests.pipelines import driver
+from tests.pipelines.conftest import Finished
 from tests.pipelines.toy import Notes, Toy, committed_shards, config, everything_in, weights
 
 
@@ -101,6 +103,44 @@ def test_what_takes_longer_than_the_grace_ends_at_once():
 def test_outside_a_block_that_saves_a_signal_ends_at_once(toy: Toy, tmp_path):
     with pytest.raises(Stopped):
         train(without_steps(toy, tmp_path / "run"), Signal(in_first_evaluation))
+
+
+def test_other_threads_have_grace_until_the_second_signal():
+    seen = []
+
+    def end_twice() -> None:
+        seen.append(has_grace())
+        try:
+            os.kill(os.getpid(), signal.SIGTERM)
+        finally:
+            seen.append(has_grace())
+
+    with pytest.raises(Stopped):
+        stop_in_block("Nothing yet.", end_twice, 60)
+    assert seen == [True, False]
+    assert not has_grace()
+
+
+def swallow_a_stop() -> None:
+    with watching(0.1, lambda: "Nothing yet."):
+        with suppress(Stopped):
+            os.kill(os.getpid(), signal.SIGTERM)
+        threading.Event().wait(driver.PATIENCE_S)
+
+
+def test_a_stop_that_somebody_swallows_comes_again():
+    """Code of others may catch everything: a model's hook, a judge, a finaliser."""
+    with pytest.raises(Stopped, match="Nothing yet"):
+        swallow_a_stop()
+
+
+def test_an_evaluation_ends_at_once_and_keeps_nothing(toy: Toy, tmp_path, finished: Finished):
+    wanted = config(toy, tmp_path / "run", {"evaluate.model": str(finished.dir / "model")})
+    with pytest.raises(Stopped, match="An evaluation commits nothing before its end") as stopped:
+        evaluate(wanted, Signal(lambda event: isinstance(event, Advanced) and event.stage == "evaluate"))
+    assert stopped.value.exit_code == 143
+    assert not (tmp_path / "run/evaluate.json").exists()
+    assert evaluate(wanted)["eval"]["last"] == pytest.approx(finished.summary["eval"]["last"], abs=1e-5)
 
 
 def test_a_failure_after_the_signal_is_the_stop():

@@ -50,6 +50,28 @@ class RayHead:
         """Environment of a driver that is started by hand on this machine."""
         return _clean_environment(self.token) | {"RAY_ADDRESS": self.address}
 
+    def join(self, num_cpus: int) -> tuple[subprocess.Popen[str], str]:
+        """Join another node and wait until the open session has it: its process and its id.
+
+        One that ends at its start, because Ray gives it 30 s and the machine is busy, is followed by another, for five
+        minutes. Then it fails with what the nodes printed.
+        """
+        before, deadline_s, tries = living_nodes(), time.monotonic() + _START_TIMEOUT_S, 0
+        while time.monotonic() < deadline_s:
+            process, tries = self.add_node(num_cpus), tries + 1
+            while process.poll() is None and time.monotonic() < deadline_s:
+                if fresh := living_nodes() - before:
+                    return process, fresh.pop()
+                time.sleep(0.5)
+            stop(process)
+        raise AssertionError(
+            f"{tries} nodes were started within {_START_TIMEOUT_S:.0f} s, and none joined {self.address}:\n{self.said()}"
+        )
+
+    def said(self) -> str:
+        """The end of what the processes of the cluster printed."""
+        return self.output.read_text(errors="replace")[-5000:]
+
     def submit(
         self, working_dir: Path, *command: str, options: Sequence[str] = (), timeout_s: float = 1200.0
     ) -> subprocess.CompletedProcess[str]:
@@ -127,6 +149,24 @@ def _started(num_cpus: int, options: Options, environment: Mapping[str, str]) ->
     finally:
         stop(process)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def living_nodes() -> set[str]:
+    """Ids of the nodes of the open session that live and are not being taken away."""
+    import ray
+    from ray._private.state import state
+
+    return {node["NodeID"] for node in ray.nodes() if node["Alive"]} - set(state.get_draining_nodes())
+
+
+def power_off(process: subprocess.Popen[str]) -> None:
+    """End a node with all its processes at once, without a word to anybody."""
+    with suppress(psutil.NoSuchProcess):
+        for below in psutil.Process(process.pid).children(recursive=True):
+            with suppress(psutil.NoSuchProcess):
+                below.kill()
+    process.kill()
+    process.wait()
 
 
 def stop(process: subprocess.Popen[str]) -> None:

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from raydpo.errors import Cause, HangError, IntegrityError, WorkerError
-from raydpo.runtime import RankContext, gang, run_gang
+from raydpo.runtime import RankContext, gang, ray_backend, run_gang
 from tests.runtime import rank_torch, rank_work
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -30,6 +30,16 @@ def test_events_stream_in_the_order_of_each_rank() -> None:
     events = list(start(partial(rank_work.count_up, num_events=30), 3))
     for rank in range(3):
         assert [event for from_rank, event in events if from_rank == rank] == [(rank, number) for number in range(30)]
+
+
+def test_places_that_no_node_has_any_more_are_a_loss_and_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_backend, "_ASK_S", 0.5)
+    with pytest.raises(
+        WorkerError, match="99 ranks were to start, and the nodes that are left have room for 8"
+    ) as lost:
+        list(start(partial(rank_work.count_up, num_events=1), 99))
+    assert lost.value.cause is Cause.NODE_DIED
+    assert lost.value.cause.is_loss
 
 
 def test_events_arrive_while_the_rank_still_runs(tmp_path: Path) -> None:

@@ -233,3 +233,10 @@ def test_links_and_other_names_are_not_read(tmp_path: Path) -> None:
     for name in ("rank-1.safetensors", "rank-00001.pt", "state"):
         (tmp_path / name).write_bytes(b"?")
     assert [path.name for path in state_files(tmp_path)] == ["rank-00000.safetensors"]
+
+
+def test_ranks_beyond_the_digits_of_their_names_are_in_order(tmp_path: Path) -> None:
+    ranks = [0, 9_999, 10_001, 99_999, 100_000, 100_001]
+    for rank in reversed(ranks):
+        (tmp_path / f"rank-{rank:05d}.safetensors").touch()
+    assert [path.name for path in state_files(tmp_path)] == [f"rank-{rank:05d}.safetensors" for rank in ranks]

@@ -144,6 +144,32 @@ def test_a_function_that_is_handed_in_and_hangs_fails_the_round(tmp_path: Path, 
     assert Piece(tmp_path / "scores", []).has_part(0), "what was judged before is kept"
 
 
+def test_a_run_that_ends_does_not_wait_for_a_function_in_another_thread(tmp_path: Path) -> None:
+    is_asked, may_return, raised = threading.Event(), threading.Event(), list[BaseException]()
+
+    def slow(prompt: str, responses: list[str]) -> list[float]:
+        is_asked.set()
+        assert may_return.wait(600)
+        return [0.0] * len(responses)
+
+    judging = Judging(slow, None, EngineSpec(str(tmp_path)))
+
+    def judge() -> None:
+        try:
+            judging.judge(Piece(tmp_path / "scores", []), [[("a", ["b"])]], lambda event: None)
+        except WorkerError as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=judge)
+    thread.start()
+    assert is_asked.wait(600)
+    judging.stop()
+    thread.join()
+    assert not may_return.is_set()
+    assert "the run ended" in str(raised[0])
+    may_return.set()
+
+
 def test_a_server_that_is_busy_is_told_while_the_batch_goes_on(tmp_path: Path, machine: None) -> None:
     events: list[Event] = []
     counter = itertools.count()

@@ -1,0 +1,103 @@
+"""What a trainer reads of a reference cache: rows by key, and nothing of shards that it reads no row of.
+
+Comes in: the folder of a cache. Goes out: log-probs. Decision: the index of the cache is mapped, a shard is opened and
+verified when a row of it is read for the first time, and of the shards that no index names all are opened at the first key
+that it lacks. Price: what is damaged after the driver looked is met in the middle of a training.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+
+from raydpo.artifacts.cache_index import MappedIndex
+from raydpo.artifacts.reference_cache import KeyIndex, bytes_of, read_record, read_verified, shard_names
+from raydpo.artifacts.remote_cache import pull_cache
+from raydpo.errors import IntegrityError
+
+_MOST_OPEN = 4096
+"""Shards: each is a mapping, of which a process may have some 65,000."""
+
+
+class CacheReader:
+    """Rows of the cache in `folder`. num_verified: shards that were verified so far."""
+
+    def __init__(self, folder: Path) -> None:
+        pull_cache(folder)
+        self._folder, self._index = folder, MappedIndex.newest(folder)
+        self._open: OrderedDict[str, pa.Table] = OrderedDict()
+        self._rest: KeyIndex | None = None
+        self.num_verified = 0
+        self._lock = threading.Lock()
+
+    def lookup(self, keys: Sequence[str]) -> list[np.ndarray]:
+        """Log-probs of each row's answer tokens in the loss, float32 nats. Raises IntegrityError when rows are missing.
+
+        From any thread: the next batch is made while a split is evaluated.
+        """
+        with self._lock:
+            return self._lookup(keys)
+
+    def _lookup(self, keys: Sequence[str]) -> list[np.ndarray]:
+        wanted = np.array([key.encode() for key in keys])
+        places = np.full((len(keys), 2), -1) if self._index is None else self._index.find(wanted)
+        found: dict[int, np.ndarray] = {}
+        for number in np.argsort(places[:, 0], kind="stable").tolist():  # a shard once, however its rows are strewn
+            shard, row = places[number].tolist()
+            if shard >= 0 and (nats := self._row(shard, row, wanted[number])) is not None:
+                found[number] = nats
+        left = [number for number in range(len(keys)) if number not in found]
+        try:
+            rest = self._of_the_rest([keys[number] for number in left])
+        except IntegrityError:
+            if self._index is None:
+                raise
+            self._index = self._rest = None  # it may be damaged, or of shards that are gone: all are looked through
+            return self._lookup(keys)
+        found |= dict(zip(left, rest, strict=True))
+        return [found[number] for number in range(len(keys))]
+
+    def _row(self, shard: int, row: int, key: bytes) -> np.ndarray | None:
+        """Values of a row, None where it is another one's: then the index is of other shards."""
+        assert self._index is not None
+        name = self._index.name_of(shard)
+        try:
+            table = self._shard(name) if name else None
+        except IntegrityError:
+            table = None
+        if table is None or row >= len(table) or bytes_of(table["row_key"].chunk(0))[row] != key:
+            return None
+        lists = table["token_nats"].chunk(0)
+        start, end = lists.offsets[row].as_py(), lists.offsets[row + 1].as_py()
+        found: np.ndarray = lists.values.to_numpy()[start:end]
+        return found
+
+    def _shard(self, name: str) -> pa.Table:
+        if name not in self._open:
+            self._open[name] = read_verified(self._folder, read_record(self._folder, name)).combine_chunks()
+            self.num_verified += 1
+            if len(self._open) > _MOST_OPEN:
+                self._open.popitem(last=False)
+        self._open.move_to_end(name)
+        return self._open[name]
+
+    def _of_the_rest(self, keys: Sequence[str]) -> list[np.ndarray]:
+        """Values of keys that the index lacks, from the shards that it does not name."""
+        if not keys:
+            return []
+        if self._rest is None:
+            tables = []
+            for name in shard_names(self._folder):
+                if self._index is None or not self._index.names(name):
+                    try:
+                        tables.append(read_verified(self._folder, read_record(self._folder, name)))
+                        self.num_verified += 1
+                    except IntegrityError:  # as for every reader: its rows are missing
+                        continue
+            self._rest = KeyIndex(tables)
+        return self._rest.lookup(keys, self._folder)

@@ -1,0 +1,140 @@
+"""Scoring rows that other runs may be scoring at the same time: each shard is claimed by one of them.
+
+Comes in: the shards that the cache lacks. Goes out: what was done with each, in the order in which it is done. Decision: a
+worker claims a shard when it begins with it, so that runs share the work as they come; what others have is waited for, and
+taken over where they die. A claim that nothing becomes of for `reference.hang_timeout_s` is no longer waited for. Price: where
+two runs cut their rows differently (other data, or other rows_per_shard), rows that both want are scored twice.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import replace
+from functools import partial
+from typing import overload
+
+from raydpo import runtime
+from raydpo.artifacts import ReferenceCache
+from raydpo.artifacts.claim import is_claimed
+from raydpo.driver.actors import libraries_of, placement
+from raydpo.reference.plan import ShardPlan, ShardWork
+from raydpo.reference.score import Scorer, ScorerSpec, ShardDone
+from raydpo.rundir.workspace import Workspace
+from raydpo.schema.events import Advanced, Note, Observer, StageStarted
+
+_POLL_S = 0.5
+
+
+class SharedScoring:
+    """The reference workers of a run, and what other runs on the same cache do meanwhile. Needs a session."""
+
+    def __init__(self, workspace: Workspace, spec: ScorerSpec, observer: Observer) -> None:
+        self._section, self._spec, self._observer = workspace.config.reference, spec, observer
+        self._cache = ReferenceCache(spec.cache_dir, spec.identity)
+        self._done, self._has_said_halved, self._has_said_waiting = 0, False, False
+
+    def run(self, works: ShardPlan, probed: Sequence[ShardWork]) -> Iterator[ShardDone]:
+        """Score `works`, and `probed` for this run alone. What another run scored comes with 0 rows and `is_left`."""
+        self._observer(StageStarted("reference", works.num_rows, "rows"))
+        with closing(self._pool(len(works))) as pool:
+            left, quiet_since_s = list[ShardWork](), time.monotonic()
+            todo: Sequence[ShardWork] = _Both(works, probed)
+            while todo or left:
+                scored = set[str]()
+                for index, shard in pool.run(todo):
+                    if not shard.is_left:
+                        scored.add(shard.name)
+                        yield self._told(shard)
+                    elif isinstance(todo, _Both):
+                        left.append(todo[index])
+                left = [work for work in left if work.name not in scored]
+                if runtime.requested():
+                    return
+                by_others = {work.name: len(work.keys) for work in left if self._cache.has_shard(work.name)}
+                for name, num_rows in by_others.items():
+                    yield self._told(ShardDone(name, 0, 0, 0, is_left=True), num_rows)
+                left = [work for work in left if work.name not in by_others]
+                if scored or by_others:
+                    quiet_since_s = time.monotonic()
+                todo = self._free(left, time.monotonic() - quiet_since_s)
+                if left and not todo:
+                    self._say_waiting(left)
+                    time.sleep(_POLL_S)
+
+    def _free(self, left: Sequence[ShardWork], quiet_s: float) -> list[ShardWork]:
+        """Those of `left` that nobody has now; all of them when nothing became of any for too long."""
+        if left and quiet_s > self._section.hang_timeout_s:
+            text = f"other runs committed nothing for {quiet_s:.0f} s; what they claim is scored here, too"
+            self._observer(Note("warning", f"reference: {text}"))
+            return [replace(work, is_claimed=False) for work in left]
+        return [work for work in left if not is_claimed(self._cache.claims, work.name)]
+
+    def _say_waiting(self, left: Sequence[ShardWork]) -> None:
+        if not self._has_said_waiting:
+            self._has_said_waiting = True
+            rows = sum(len(work.keys) for work in left)
+            self._observer(Note("info", f"reference: {rows:,} rows are being scored by other runs on this cache"))
+
+    def _told(self, shard: ShardDone, num_rows: int = 0) -> ShardDone:
+        """Say how far the stage is. num_rows: that another run scored."""
+        if shard.did_not_fit and not self._has_said_halved:
+            self._has_said_halved = True
+            self._observer(Note("warning", _halved(shard.did_not_fit, self._section.tokens_per_batch)))
+        if not shard.nats:
+            self._done += shard.rows + num_rows
+            self._observer(Advanced("reference", self._done))
+            runtime.gauge("raydpo_scored_rows", self._done, "reference")
+        return shard
+
+    def _pool(self, num_works: int) -> runtime.Pool:
+        section = self._section
+        return runtime.Pool(
+            "reference",
+            partial(Scorer, self._spec),
+            num_workers=min(section.workers[1], max(1, num_works)),
+            cpus=section.cpus_per_worker,
+            gpus=section.gpus_per_worker,
+            max_retries=section.max_retries,
+            hang_timeout_s=section.hang_timeout_s,
+            hang_key="reference.hang_timeout_s",
+            lighter=ShardWork.lighter,
+            preload=libraries_of(),
+            placement=placement(section.scheduling),
+            placed=partial(_say_place, self._observer),
+        )
+
+
+class _Both(Sequence[ShardWork]):
+    """A plan, and what is done besides: no shard is written down before its turn."""
+
+    def __init__(self, works: ShardPlan, more: Sequence[ShardWork]) -> None:
+        self._works, self._more = works, more
+
+    def __len__(self) -> int:
+        return len(self._works) + len(self._more)
+
+    @overload
+    def __getitem__(self, number: int) -> ShardWork: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ShardWork]: ...
+    def __getitem__(self, number: int | slice) -> ShardWork | list[ShardWork]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        number = range(len(self))[number]
+        return self._works[number] if number < len(self._works) else self._more[number - len(self._works)]
+
+
+def _say_place(observer: Observer, place: runtime.Place) -> None:
+    """Workers come when there is room for them, and a person wants to know that a new node is used."""
+    if runtime.count_nodes() > 1:
+        observer(Note("info", f"reference: a worker takes part on {place.host}"))
+
+
+def _halved(what: str, tokens_per_batch: int) -> str:
+    return (
+        f"reference: {what}; it was done in halves, and so is every batch that does not fit, which costs a forward in vain. A "
+        f"lower reference.tokens_per_batch (now {tokens_per_batch:,}) saves them. Values stay within the tolerance of their "
+        "dtype."
+    )

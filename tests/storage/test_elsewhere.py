@@ -1,0 +1,91 @@
+"""Processes of another node than the driver's, on which nothing holds the lock: what they read, and what they hand over."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from pathlib import Path
+
+import pytest
+
+from raydpo.artifacts import ExampleTable, ExampleWriter, Lease, elsewhere, fetch, local_path, newest_valid, settle
+from raydpo.artifacts.elsewhere import bring, hand_over, heard, is_home, tell
+from raydpo.artifacts.placeholder import left_out
+from raydpo.rundir.checkpoints import commit_checkpoint
+from raydpo.schema.rank_events import Staged
+from tests.artifacts.golden import EXAMPLES, examples_in
+
+MODEL, STATE = b"m" * 400_000, b"s" * 1000
+
+
+@pytest.fixture
+def folder(bucket: str) -> Path:
+    """The working copy of a run whose driver works on another machine: it has token shards."""
+    folder = local_path(f"{bucket}/team/run")
+    with Lease(folder):
+        assert is_home(folder / "checkpoints")
+        writer = ExampleWriter(folder / "data", "train", examples_per_shard=3)
+        for example in EXAMPLES:
+            writer.add(*example)
+        writer.close()
+        settle(folder / "data")
+    shutil.rmtree(folder)
+    return folder
+
+
+def test_what_is_read_is_brought_and_what_is_old_is_not_used(folder: Path) -> None:
+    assert not is_home(folder / "data")
+    assert examples_in(ExampleTable.open(folder / "data", "train")) == EXAMPLES
+    assert sorted(path.name for path in folder.iterdir()) == [".brought", ".objects.json", "data"]
+    shard = next((folder / "data").glob("*.arrow"))
+    shard.write_bytes(b"of an earlier run")
+    (folder / "data" / "left-over").write_text("x")
+    bring(folder / "data")
+    assert examples_in(ExampleTable.open(folder / "data", "train")) == EXAMPLES
+    assert not (folder / "data" / "left-over").exists()
+
+
+def test_the_driver_s_own_files_are_left_alone(folder: Path) -> None:
+    with Lease(folder):
+        fetch(folder / "data")
+        (folder / "data" / "not-committed").write_text("x")
+        bring(folder / "data")
+        assert (folder / "data" / "not-committed").read_text() == "x"
+        assert hand_over(folder / "data", {}, iter(["not-committed"])) == {}
+
+
+def test_a_part_that_was_handed_over_is_committed_without_being_read(
+    folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    staging = folder / "checkpoints" / ".staging-1" / "step-000004"
+    with Lease(folder) as lease:
+        (staging / "engine").mkdir(parents=True)
+        (staging / "engine" / "rank-00001.safetensors").write_bytes(MODEL)
+        with monkeypatch.context() as away:
+            away.setattr(elsewhere, "is_home", lambda path: False)
+            handed = hand_over(staging, {}, iter(["engine/rank-00001.safetensors"]))
+        assert not (staging / "engine" / "rank-00001.safetensors").exists()
+        theirs = Staged(4, str(staging), {}, num_parts=2, handed=handed)
+        (staging / "engine" / "rank-00000.safetensors").write_bytes(STATE)
+        assert lease.remote is not None
+        received = lease.remote.store.counts["received"]
+        found = commit_checkpoint([Staged(4, str(staging), {}, num_parts=2), theirs], folder / "checkpoints", {})
+        assert lease.remote.store.counts["received"] == received
+        assert left_out(found.folder / "engine/rank-00001.safetensors") is not None
+        assert newest_valid(folder / "checkpoints", "step-") == (found.folder, [])
+        assert (found.folder / "engine/rank-00001.safetensors").read_bytes() == MODEL
+    with Lease(folder):
+        assert newest_valid(folder / "checkpoints", "step-") == (found.folder, [])
+
+
+def test_a_word_of_the_driver_is_heard(folder: Path) -> None:
+    orders = folder / "checkpoints" / ".staging-1" / "orders"
+    assert heard(orders) == ""
+    with Lease(folder):
+        before = set(threading.enumerate())
+        tell(orders, "stop")
+        for thread in set(threading.enumerate()) - before:
+            thread.join()
+        assert heard(orders) == "stop"
+    with Lease(folder):
+        assert heard(orders) == "", "a word to an earlier attempt is none"
