@@ -244,6 +244,13 @@ FAULTS = (
         ("pipelines/test_two_hosts.py::test_training_over_two_hosts_and_a_third_that_joins",),
     ),
     Fault(
+        WORKERS,
+        "nodes are not there yet",
+        "nothing",
+        "`run.wait_for_nodes_s`: asked for, waited for with a line of progress, used as they come",
+        ("pipelines/test_autoscaling.py::test_nodes_are_asked_for_and_waited_for",),
+    ),
+    Fault(
         ROUNDS,
         "trainers or driver die in a round",
         "parts in work, and steps since the newest checkpoint",
