@@ -115,6 +115,7 @@ class _Preparation:
         digest = self._input_digest()
         store = Store(self.folder, digest) if self.write else None
         if store is not None and (earlier := _as_report(store.finished())) is not None:
+            PartFolder(self.folder, digest).drop()  # of an attempt that was killed behind its commit
             report = replace(earlier, reused=True)
             self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
             return report
