@@ -142,6 +142,32 @@ def hashing() -> dict[str, float]:
     return {"sha256_cpu_s_per_gb": (time.process_time() - started_s) / (12 * 2**24 / 1e9)}
 
 
+TEXTS = {
+    "prepare_cpu_us_per_pair": "preparation, us of CPU a pair",
+    "plan_and_open_cache_cpu_us_per_pair": "digest, plan and opening of a full cache, us of CPU a pair",
+    "token_shard_bytes_per_pair": "token shards, bytes a pair",
+    "cache_bytes_per_row": "reference cache, bytes a row",
+    "cache_files_per_1000_rows": "reference cache, files for 1,000 rows",
+    "driver_cpu_us_per_rank_event": "driver, us of CPU for an event of a rank (2 ranks)",
+    "driver_cpu_us_per_pool_item": "driver, us of CPU for an item of a pool (2 workers)",
+    "driver_cpu_s_to_start_2_ranks": "driver, s of CPU to start 2 ranks",
+    "sha256_cpu_s_per_gb": "SHA-256, s of CPU for 10^9 bytes",
+}
+"""What a coefficient is, for docs/scaling.md."""
+
+
+def table(file: dict[str, Any]) -> str:
+    """The rows of docs/scaling.md from what a results file holds."""
+    found, made = file["results"], file["made"]
+    rows = [f"| {text} | {_short(found[name])} |" for name, text in TEXTS.items()]
+    head = f"| measured at {made['commit']} on {made['hardware']} | |\n| --- | --- |"
+    return "\n".join([head, *rows])
+
+
+def _short(value: float) -> str:
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Measure, print, save."""
     parser = argparse.ArgumentParser(description=__doc__)
@@ -154,9 +180,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     found: dict[str, Any] = {**hashing(), **control_plane(options.events)}
     with tempfile.TemporaryDirectory() as folder:
         found |= stages(Path(folder), options.sizes)
-    for name, value in found.items():
-        print(f"{name}: {value:,.3g}")
-    save(options.out, "scaling", cpu_cores(), vars(options), found)
+    path = save(options.out, "scaling", cpu_cores(), vars(options), found)
+    print(table(json.loads(path.read_text())))
 
 
 if __name__ == "__main__":

@@ -51,7 +51,8 @@ def unread_scheme(key: str, value: str) -> Iterator[str]:
         return
     if reads_only(value) and key in _READ:
         host, *names = value[found.end() :].split("/")
-        if odd := [name for name in (host, *names) if not (_HOST if name is host else _LINK).fullmatch(name)]:
+        odd = [host] * (not _HOST.fullmatch(host)) + [name for name in names if not _LINK.fullmatch(name)]
+        if odd:
             yield f"{key}: {value!r} has the part {odd[0]!r}, which no address may have here. Nothing was started."
         return
     rest = value[found.end() :]

@@ -14,14 +14,19 @@ from pathlib import Path
 import psutil
 import ray
 
-from raydpo.errors import StorageError
+from raydpo.errors import ResourceError, StorageError
 from raydpo.pipelines import precompute, train
 from raydpo.runtime import session
 from raydpo.schema.events import Advanced
 from tests.pipelines.toy import Notes, Toy, config
 from tests.runtime.hosts import Host, ray_node, wait_for
 
-TWO = {"run.runtime": "ray", "train.num_workers": 2}
+TWO = {
+    "run.runtime": "ray",
+    "reference.scheduling": {"label_selector": {"host": "in(two, three)"}, "resources": {"disk": 1}},
+    "train.num_workers": 2,
+    "train.scheduling": {"strategy": "STRICT_SPREAD"},
+}
 ROWS_PER_SHARD = 2
 IN_WORK = 2
 """Shards that the first two workers may have answered or hold when they are made to stand."""
@@ -99,6 +104,14 @@ def main(folder: Path, private: Path, head_pid: int, late_pid: int) -> None:
         notes = Notes()
         train(config(toy, folder / "run", TWO), notes)
         said["training"] = notes.info
+        try:
+            train(
+                config(
+                    toy, folder / "run", {**TWO, "train.scheduling": {"strategy": "STRICT_PACK"}, "run.resume": "must"}
+                )
+            )
+        except ResourceError as error:
+            said["no room"] = error.problems
         joined = Joined(stack, head, late, folder)
         changes = {
             "run.runtime": "ray",

@@ -56,6 +56,12 @@ def test_training_over_two_hosts_and_a_third_that_joins(tmp_path: Path, short: P
         in problem
     )
     assert "train: ranks 2 on 2 nodes: 0 on 10.231.7.1, 1 on 10.231.7.2" in said["training"], said["training"]
+    assert [text for text in said["training"] if "takes part" in text] == [
+        f"reference: a worker takes part on {two.address}"
+    ], "labels decide where"
+    (problem,) = said["no room"]
+    assert "train: 2 workers with 1 CPUs each" in problem
+    assert "Missing: room for 1 on any single node beside the others (strategy: STRICT_PACK)" in problem
     assert f"reference: a worker takes part on {three.address}" in said["precompute"], said["precompute"]
     assert said["rows_of_late"] >= 3 * ROWS_PER_SHARD, "it worked while the others stood"
     assert said["summary"]["rows_scored"] == NUM_ROWS

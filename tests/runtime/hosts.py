@@ -101,11 +101,12 @@ def _host(stack: ExitStack, folder: Path, name: str, address: str) -> Host:
 
 @contextmanager
 def ray_node(host: Host, head: Host, num_cpus: int, token: str, folder: Path) -> Iterator[subprocess.Popen[str]]:
-    """A Ray node on `host`, of the cluster whose head is on `head`. Ends with the block, or with this process."""
+    """A Ray node on `host`, of the cluster whose head is on `head`, with a label `host` and a resource `disk`. Ends with the
+    block, or with this process."""
     where = ["--head", "--port", str(_PORT), "--include-dashboard", "false", "--temp-dir", str(folder / "r")]
     if host is not head:
         where = ["--address", address_of(head)]
-    place = ["--node-ip-address", host.address]
+    place = ["--node-ip-address", host.address, "--labels", f"host={host.name}", "--resources", '{"disk": 1}']
     with open(folder / f"ray-{host.name}.txt", "w") as output:
         process = subprocess.Popen(
             [*host.within(), *_RAY, "start", *where, *place, "--num-cpus", str(num_cpus), "--block", *_QUIET],
