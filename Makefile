@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate fuzz soak bench bench-objectives bench-rounds families lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate fuzz soak bench bench-objectives bench-rounds bench-scale families lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -65,6 +65,10 @@ bench: $(VENV)/.dev
 bench-rounds: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rounds placement
 	$(BIN)/python -m benchmarks.rounds vllm
+
+# How CPU and private memory of driver and ranks grow with the number of pairs; ARGS="--sizes 10000 100000 1000000".
+bench-scale: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.scale $(ARGS)
 
 # Tiny random models of seventy families: trained, resumed, adapted, exported, and docs/families.md says what happened. Those
 # that the results lack; ARGS="--only llama mamba2" tries these again, ARGS=--vllm has vLLM load them (half a minute each).

@@ -115,6 +115,7 @@ class _Preparation:
         digest = self._input_digest()
         store = Store(self.folder, digest) if self.write else None
         if store is not None and (earlier := _as_report(store.finished())) is not None:
+            PartFolder(self.folder, digest).drop()  # of an attempt that was killed behind its commit
             report = replace(earlier, reused=True)
             self.observer(StageDone("data", f"{report.pairs_used:,} examples, prepared earlier from the same input"))
             return report
@@ -315,9 +316,9 @@ class _Preparation:
 
     def _make_parts(self, parts: PartFolder) -> None:
         """Have every range of every large source encoded and committed, but for those that an earlier attempt did."""
-        for source in (one for portions in self.splits.values() for portion in portions for one in portion.sources):
-            if is_small(source):
-                continue
+        sources = [one for portions in self.splits.values() for portion in portions for one in portion.sources]
+        large = [source for source in sources if not is_small(source)]
+        for source in large:
             with suppress(DataError):  # it is raised again when the source is read, with those of others
                 reader = self.encoder.reader(source.name, self.encoder.open(source)[0])
                 self.encoder.check_labels(source.name, reader.layout)
@@ -334,6 +335,8 @@ class _Preparation:
                 parts.done(missing[index], result)
                 done += result.num_lines
                 self.observer(Advanced("data", done))
+            if len(large) < len(sources):  # these are counted as they are read
+                self.observer(StageStarted("data", None, "lines"))
 
 
 @dataclass(frozen=True)

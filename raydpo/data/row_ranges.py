@@ -9,7 +9,7 @@ once more to count its rows, and once by each process.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 
@@ -61,7 +61,7 @@ def cut(source: Source) -> list[RowRange]:
 def is_small(source: Source) -> bool:
     """Whether cutting a source would not pay."""
     if isinstance(source, HubSource):
-        return False
+        return source.num_rows <= PART_ROWS
     is_packed = isinstance(source, FileSource) and source.path.suffix.lower() in (".gz", ".zst", ".parquet")
     least = SMALL_PACKED_BYTES if is_packed else SMALL_BYTES
     try:
@@ -72,12 +72,12 @@ def is_small(source: Source) -> bool:
 
 
 def _anywhere(source: Source) -> Source:
-    """The same with an absolute path, and without what this process has of it in memory."""
+    """The same with an absolute path."""
     if isinstance(source, FileSource):
         return FileSource(source.path.absolute(), source.name)
     if isinstance(source, FolderSource):
         return FolderSource(source.path.absolute(), source.name)
-    return replace(source)
+    return source
 
 
 def _by_bytes(path: Path) -> Iterator[tuple[int, int, int, int]]:

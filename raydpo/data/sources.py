@@ -141,6 +141,14 @@ class HubSource:
             "configurations). Without network, download the files elsewhere and name them in data.train."
         )
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        """Without the loaded data set: another process loads it from the cache of its own machine."""
+        return HubSource, (self.spec, self.id, self.config, self.revision, self.split, self.is_split_given)
+
+    @property
+    def num_rows(self) -> int:
+        return len(self._dataset)
+
     def digest(self) -> str:
         """Fingerprint of the loaded files: changes with the commit."""
         info = self._dataset.info

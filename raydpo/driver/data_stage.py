@@ -81,7 +81,7 @@ def _on_workers(
     """Parts of the data, made by a pool."""
     number, section, done = config.data.num_workers, config.reference, 0
     with session_of(config, [runtime.Demand("data", number, 1, 0)], observer):
-        runtime.check_storage(spec.folder.parent)
+        runtime.check_storage(spec.folder.parents[1])  # the run directory, which is there
         with runtime.deferred(committed=lambda: f"{done} of {len(works)} parts of the data are committed."):
             for found in runtime.run_pool(
                 "data",

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import pickle
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from pathlib import Path
@@ -18,7 +19,7 @@ from raydpo import runtime
 from raydpo.config import Config
 from raydpo.data import prepare, row_ranges
 from raydpo.data.parts import PREFIX, MakeParts, PartDone, PartMaker, PartSpec, PartWork, here
-from raydpo.data.sources import FileSource
+from raydpo.data.sources import FileSource, HubSource
 from raydpo.data.template import open_tokenizer
 from raydpo.errors import DataError
 from raydpo.schema.events import Advanced, Event, Note, StageStarted
@@ -330,3 +331,14 @@ def test_two_workers_write_what_one_does(
     with runtime.session([runtime.Demand("data", 2, 1)], kind="local", local_cpus=2):
         prepare(config, str(chat_tokenizer), tmp_path / "two" / "data", make_parts=on_workers)
     assert written(tmp_path / "two" / "data") == written(tmp_path / "one" / "data")
+
+
+def test_a_source_of_the_hub_goes_to_another_process_without_its_rows() -> None:
+    source = HubSource("hub:o/n@main:train", "o", None, "main", "train")
+    vars(source)["_dataset"] = range(row_ranges.PART_ROWS)
+    assert row_ranges.is_small(source)
+    vars(source)["_dataset"] = range(row_ranges.PART_ROWS + 1)
+    assert not row_ranges.is_small(source)
+    there = pickle.loads(pickle.dumps(source))
+    assert there == source
+    assert "_dataset" not in vars(there)

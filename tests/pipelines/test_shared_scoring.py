@@ -41,7 +41,9 @@ def test_four_runs_that_start_together_score_each_row_once(toy: Toy, tmp_path: P
         runs.append(driver.start("precompute", str(path), log=tmp_path / f"{number}.log"))
     for number, process in enumerate(runs):
         assert process.wait(driver.PATIENCE_S) == 0, (tmp_path / f"{number}.log").read_text()
-    summaries = [json.loads((tmp_path / str(number) / "summary.json").read_text())["reference"] for number in range(4)]
+    summaries = [
+        json.loads((tmp_path / str(number) / "precompute.json").read_text())["reference"] for number in range(4)
+    ]
     assert [summary["rows"] for summary in summaries] == [NUM_ROWS] * 4
     assert sum(summary["rows_scored"] for summary in summaries) == NUM_ROWS
     alone = config(toy, tmp_path / "alone", {**SMALL, "reference.cache_dir": str(tmp_path / "another")})
