@@ -129,7 +129,10 @@ FAULTS = (
         "the model's publication, a round",
         "at most one step",
         "exit 143, nothing half left, and the same command ends with the weights of a run that nobody stopped",
-        ("pipelines/test_stop_moments.py::test_a_signal_at_any_moment",),
+        (
+            "pipelines/test_stop_moments.py::test_a_signal_at_any_moment",
+            "pipelines/test_stop_moments.py::test_a_signal_while_the_staging_folder_is_removed",
+        ),
     ),
     Fault(
         RANKS,
@@ -239,6 +242,13 @@ FAULTS = (
         "nothing",
         "with a range of `reference.num_workers` it gets work",
         ("pipelines/test_two_hosts.py::test_training_over_two_hosts_and_a_third_that_joins",),
+    ),
+    Fault(
+        WORKERS,
+        "nodes are not there yet",
+        "nothing",
+        "`run.wait_for_nodes_s`: asked for, waited for with a line of progress, used as they come",
+        ("pipelines/test_autoscaling.py::test_nodes_are_asked_for_and_waited_for",),
     ),
     Fault(
         ROUNDS,

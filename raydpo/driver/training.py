@@ -148,7 +148,7 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
         runtime.check_storage(workspace.dir)  # asks every node: one that is being lost is known as lost afterwards
         runtime.wait_for_room(demand(workspace.config, "train"))
         spec, num_ranks = driver.spec(stop), room_for_ranks(workspace.config)
-        stack.callback(shutil.rmtree, spec.staging, ignore_errors=True)  # half a checkpoint would keep a full disk full
+        stack.callback(_remove, spec.staging)
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
         function, unread = partial(train_rank, spec=spec), _UNREAD if spec.push else None
@@ -159,6 +159,12 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
             driver.observer(Note("info", f"{num_ranks} ranks from here on, {driver.num_ranks} before"))
         driver.num_ranks = num_ranks
         _follow(driver, ranks, spec)
+
+
+def _remove(staging: Path) -> None:
+    """Half a checkpoint would keep a full disk full. A signal meanwhile comes after it."""
+    with runtime.deferred():
+        shutil.rmtree(staging, ignore_errors=True)
 
 
 def _follow(driver: Driver, ranks: Iterator[tuple[int, TrainEvent]], spec: TrainSpec) -> None:

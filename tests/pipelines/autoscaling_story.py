@@ -10,8 +10,6 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import ray
-
 from raydpo.errors import ResourceError
 from raydpo.pipelines import train
 from raydpo.runtime import Demand, session
@@ -70,6 +68,8 @@ def autoscaling(folder: Path, address: str) -> Sequence[str]:
 
 
 def num_nodes() -> int:
+    import ray  # reads the environment once, which `main` sets before
+
     return sum(node["Alive"] for node in ray.nodes())
 
 

@@ -36,6 +36,7 @@ FILES = {
     "data": "preparation",
     "caches": "precompute",
     ".staging": "checkpoint",
+    "orders": "boundary",
     ".model": "publication",
     ".generations": "sampling",
     ".scores": "judging",

@@ -60,37 +60,53 @@ class Scene:
         (root / "run.yaml").write_text(dump(wanted))
         return root / "run.yaml"
 
+    def undisturbed(self, verb: str) -> moments.Moments:
+        """The run of a verb, made when it is first asked for."""
+        if verb not in self.seen:
+            root = self.toy.root / f"moments-{verb}"
+            file = self.file(verb, root)
+            self.seen[verb] = moments.Moments(root)
+            assert moments.run(self.seen[verb], verb, file) == 0
+            assert set(KINDS[verb]) <= self.seen[verb].seen.keys()
+        return self.seen[verb]
+
 
 @pytest.fixture(scope="module")
 def scene(toy: Toy, machine: None) -> Scene:
-    scene = Scene(toy, {})
-    for verb in KINDS if IS_LONG else {drawn(number)[0] for number in range(NUM_MOMENTS)}:
-        root = toy.root / f"moments-{verb}"
-        file = scene.file(verb, root)
-        scene.seen[verb] = moments.Moments(root)
-        assert moments.run(scene.seen[verb], verb, file) == 0
-        assert set(KINDS[verb]) <= scene.seen[verb].seen.keys()
-    return scene
+    return Scene(toy, {})
 
 
 @pytest.mark.parametrize("number", range(NUM_MOMENTS))
 def test_a_signal_at_any_moment(scene: Scene, tmp_path: Path, capfd: pytest.CaptureFixture[str], number: int) -> None:
     verb, kind = drawn(number)
-    undisturbed = scene.seen[verb]
-    of_kind = undisturbed.seen[kind]
-    moment = moments.Moments(tmp_path / "moment", kind, random.Random(f"{SEED} {number}").randrange(of_kind))
-    shown = f"{verb}, {kind} {moment.number + 1} of {of_kind}, RAYDPO_TEST_SEED={SEED}"
-    file = scene.file(verb, moment.root)
+    chance = random.Random(f"{SEED} {number}")
+    stop(scene, verb, kind, chance.randrange(scene.undisturbed(verb).seen[kind]), tmp_path / "moment", capfd)
+
+
+def test_a_signal_while_the_staging_folder_is_removed(
+    scene: Scene, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Where it once left one behind."""
+    last = scene.undisturbed("train").seen["checkpoint"] - 1
+    stop(scene, "train", "checkpoint", last, tmp_path / "moment", capfd)
+
+
+def stop(scene: Scene, verb: str, kind: str, number: int, root: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """A run that is sent SIGTERM at a moment, and the same command again."""
+    undisturbed = scene.undisturbed(verb)
+    moment = moments.Moments(root, kind, number)
+    shown = f"{verb}, {kind} {number + 1} of {undisturbed.seen[kind]}, RAYDPO_TEST_SEED={SEED}"
+    file = scene.file(verb, root)
     code, said = ended(moment, verb, file, capfd)
     assert code == 143, (shown, said)
     line = next(line for line in said.splitlines() if "stopped by SIGTERM" in line)
     assert "committed" in line.lower(), (shown, line)
     assert "The same command goes on" in line, (shown, line)
-    assert half_written(moment.root) == [], shown
-    lost = steps_lost(moment.root / "run")
+    assert half_written(root) == [], shown
+    lost = steps_lost(root / "run")
     assert lost <= 1, (shown, line)
-    assert moments.run(moments.Moments(moment.root), verb, file) == 0, shown
-    assert results(moment.root / "run", verb) == results(undisturbed.root / "run", verb), shown
+    assert moments.run(moments.Moments(root), verb, file) == 0, shown
+    assert results(root / "run", verb) == results(undisturbed.root / "run", verb), shown
     with capfd.disabled() if IS_LONG else nullcontext():
         print(f"\n{shown}: exit {code}, {lost} steps lost; {line.partition('SIGTERM. ')[2]}", flush=True)
 

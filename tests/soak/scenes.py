@@ -11,6 +11,7 @@ import gzip
 import json
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,10 +85,15 @@ class SoakScene:
     def committed(self, name: str) -> str:
         """What lies there for good: another text after each commit."""
         run = self.root / name
-        steps = sorted(path.name for path in run.glob("**/checkpoints/step-*"))
-        parts = len(list(run.glob("rounds/**/part-*.jsonl"))) if self.name == "rounds" else 0
-        places = sorted(path.name for path in run.glob("rounds/*/*") if not path.name.startswith("."))
-        return f"{steps[-1:]} {len(committed_shards(self.root / f'{name}-cache'))} {parts} {len(places)}"
+        shards = len(committed_shards(self.root / f"{name}-cache"))
+        if self.name != "rounds":
+            return f"{_newest(run)} and {shards} shards"
+        places = _found(run, "rounds/*/[!.]*")
+        newest = _newest(max(places, default=run).parent / "train")
+        parts = len(_found(run, "rounds/*/.*-work/part-*.jsonl")) + len(
+            _found(run, "rounds/*/evaluation/*/part-*.jsonl")
+        )
+        return f"{newest}, {shards} shards, {parts} parts and {len(places)} pieces of rounds"
 
     def compared(self, one: str, other: str) -> dict[str, bool]:
         """Whether both runs left the same, bit for bit."""
@@ -106,6 +112,18 @@ class SoakScene:
             "metrics": metrics(first) == metrics(second),
             "weights": weights(first / "model") == weights(second / "model"),
         }
+
+
+def _newest(run: Path) -> str:
+    """Its newest checkpoint, by name."""
+    return max((path.name for path in _found(run, "checkpoints/step-*")), default="no checkpoint")
+
+
+def _found(folder: Path, pattern: str) -> list[Path]:
+    """Without those that vanish while they are looked for."""
+    while True:
+        with suppress(FileNotFoundError):
+            return list(folder.glob(pattern))
 
 
 def make_scene(name: str, root: Path, hh: Path) -> SoakScene:
