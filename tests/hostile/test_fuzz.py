@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+import torch
 import zstandard
 
 from raydpo.artifacts import commit_folder, read_commit, verify_folder
@@ -24,6 +25,7 @@ from raydpo.config.load import load
 from raydpo.data.read import file_rows
 from raydpo.data.store import Store
 from raydpo.errors import ConfigError, DataError, IntegrityError, RaydpoError
+from raydpo.train.state_files import KINDS, Fragment, SavedState, write_state
 
 NUM = int(os.environ.get("RAYDPO_FUZZ", "500"))
 SEED = int(os.environ.get("RAYDPO_FUZZ_SEED", "0"))
@@ -161,6 +163,30 @@ def test_any_change_of_a_manifest_is_noticed(tmp_path: Path) -> None:
         (final / "COMMIT.json").write_bytes(changed(trial(number), whole))
         found, said = outcome(lambda: read_commit(final), IntegrityError)
         assert (bool(said) and verify_folder(final)) or found == body, number
+
+
+def test_any_change_of_a_training_state_is_noticed_and_its_reader_says_what_is_wrong(tmp_path: Path) -> None:
+    """The manifest has the checksum; whoever reads without it may find other values, and no other names or shapes."""
+    staging, final, seen = tmp_path / "staging", tmp_path / "step-000001", Counter[str]()
+    fragments = [state_fragment("norm", 4), state_fragment("layers.0.weight", 6)]
+    write_state(staging / "engine", fragments, 0, 1)
+    commit_folder(staging, final, {"step": 1})
+    path = final / "engine/rank-00000.safetensors"
+    whole = path.read_bytes()
+    wanted = {each.name: each.shape for each in fragments}
+    for number in range(NUM):
+        path.write_bytes(found := changed(trial(number), whole))
+        assert verify_folder(final) or found == whole, number
+        saved = SavedState(path.parent)
+        said = saved.problems or saved.misfits(wanted) or saved.fill([each.copied() for each in fragments])
+        assert said or saved.shapes == wanted, number
+        seen["refused" if said else "read"] += 1
+    assert seen["refused"] > NUM // 2
+    print("training state", dict(seen))
+
+
+def state_fragment(name: str, length: int) -> Fragment:
+    return Fragment(name, (length,), 0, torch.tensor(3.0), {kind: torch.arange(length) + 0.5 for kind in KINDS})
 
 
 def test_any_change_of_prepared_shards_and_their_records_is_noticed(tmp_path: Path) -> None:
