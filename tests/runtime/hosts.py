@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.runtime.ray_head import _QUIET, _RAY, _clean_environment, _end_with_parent, stop
+from tests.runtime.ray_head import _QUIET, _RAY, TRY_AGAIN, _clean_environment, _end_with_parent, stop
 
 _UNSHARE = ["unshare", "--net", "--mount", "--uts"]
 _LIVE = 'hostname "$0" && mount --bind "$1" /etc/hosts && ip link set lo up && echo ready && exec sleep infinity'
@@ -109,7 +109,18 @@ def ray_node(host: Host, head: Host, num_cpus: int, token: str, folder: Path) ->
     place = ["--node-ip-address", host.address, "--labels", f"host={host.name}", "--resources", '{"disk": 1}']
     with open(folder / f"ray-{host.name}.txt", "w") as output:
         process = subprocess.Popen(
-            [*host.within(), *_RAY, "start", *where, *place, "--num-cpus", str(num_cpus), "--block", *_QUIET],
+            [
+                *host.within(),
+                *TRY_AGAIN,
+                *_RAY,
+                "start",
+                *where,
+                *place,
+                "--num-cpus",
+                str(num_cpus),
+                "--block",
+                *_QUIET,
+            ],
             env=_clean_environment(token) | {"PYTHONPATH": _ROOT},
             stdout=output,
             stderr=subprocess.STDOUT,

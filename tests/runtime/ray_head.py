@@ -31,6 +31,8 @@ import psutil
 _RAY = [sys.executable, "-m", "ray.scripts.scripts"]
 _START_TIMEOUT_S = 300.0
 _START_ATTEMPTS = 4
+TRY_AGAIN = ["sh", "-c", f'for _ in {" ".join("1" * _START_ATTEMPTS)}; do "$@" && exit; done', "sh"]
+"""Put before a command that starts a node where nobody looks whether it did: Ray gives it 30 s, however busy the machine is."""
 Options = Callable[[str], Sequence[str]]
 
 

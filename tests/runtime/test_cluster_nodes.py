@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.runtime.ray_head import RayHead, ray_head, stop
+from tests.runtime.ray_head import TRY_AGAIN, RayHead, ray_head, stop
 
 pytestmark = pytest.mark.ray
 
@@ -93,7 +93,7 @@ def test_a_second_node_is_used_and_must_see_the_storage(head: RayHead, tmp_path:
     shared.mkdir()
     private.mkdir()
     mounts = _can_mount(private)
-    node = head.add_node(2, within=[*_MOUNT, str(private)] if mounts else [])
+    node = head.add_node(2, within=[*([*_MOUNT, str(private)] if mounts else []), *TRY_AGAIN])
     try:
         output = _drive(head, "2", str(shared), str(private))
     finally:
