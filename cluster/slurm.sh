@@ -57,6 +57,11 @@ while kill -0 "$step" 2>/dev/null; do
     status=0
     wait "$step" || status=$?
 done
+# symmetric-run ends with 0, too, when Ray did not start, or not on every node in time.
+if [ ! -s "$pid_file" ] && [ "$status" -eq 0 ]; then
+    echo "Ray did not start on all nodes, so nothing was run; its messages are above"
+    status=1
+fi
 rm -f "$pid_file"
 if [ "$status" -eq 143 ]; then # the run saved and ended because it was asked to
     echo "saved; back into the queue"
