@@ -17,7 +17,7 @@ quickstart: $(VENV)/.core
 test: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
-# The inner loop: what starts no Ray, loads no vLLM, compares with nobody and takes no minute. ARGS chooses further.
+# The inner loop: what starts no Ray, loads no vLLM, compares with nobody and is not slow. ARGS chooses further.
 test-fast: $(VENV)/.dev
 	$(BIN)/python -m pytest -n $(WORKERS) --dist loadfile -m "not ray and not slow and not vllm and not trl" $(ARGS)
 

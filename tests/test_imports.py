@@ -102,6 +102,7 @@ def check_in_a_fresh_process(folder: Path) -> dict[str, Any]:
     return found
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_rounds", [False, True], ids=["data", "rounds"])
 def test_a_check_imports_no_torch_of_its_own(toy: Toy, tmp_path: Path, with_rounds: bool) -> None:
     (tmp_path / "prompts.jsonl").write_text('{"prompt": "sort 12 34"}\n' * 3)

@@ -34,6 +34,7 @@ def prepared(tmp_path_factory: pytest.TempPathFactory) -> Prepared:
     return Prepared(prepare(config, str(TOKENIZER), folder), folder)
 
 
+@pytest.mark.slow
 def test_every_line_of_all_three_files_is_accounted_for(prepared: Prepared) -> None:
     report: DataReport = prepared.report
     assert report.lines_read == sum(lines for lines, _ in FILES.values()) == 6240

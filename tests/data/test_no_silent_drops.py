@@ -105,6 +105,7 @@ def endings(rng: random.Random, names: list[str]) -> list[str]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("templated", [True, False], ids=["template", "plain"])
 def test_every_row_is_used_whole_or_left_out_with_a_reason(
     tool_tokenizer: Path, plain_tokenizer: Path, tmp_path: Path, templated: bool

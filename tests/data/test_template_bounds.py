@@ -48,6 +48,7 @@ BOMBS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", BOMBS)
 def test_a_bomb_is_refused_at_the_start(name: str, tmp_path: Path) -> None:
     folder = save_tokenizer(tmp_path, bos=None, eos="<|endoftext|>", template=BOMBS[name], specials=[])

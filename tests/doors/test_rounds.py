@@ -45,6 +45,7 @@ def prompted(toy: Toy) -> Toy:
     return toy
 
 
+@pytest.mark.slow
 def test_a_round(prompted: Toy, machine: None) -> None:
     folder, notes = prompted.root / "round", Notes()
     (found,) = iterate(rounds_config(prompted, folder, OUTSIDE), observer=notes)

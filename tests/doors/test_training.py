@@ -57,6 +57,7 @@ def test_evaluate_gives_what_the_training_measured(toy: Toy, trained: tuple[Path
     assert found["eval/beyond"] == summary["eval"]["last"]["eval/beyond"]
 
 
+@pytest.mark.slow
 def test_in_a_sum_it_has_a_loss_of_its_own(toy: Toy, machine: None) -> None:
     """The rank is a process of its own here, which finds the package by itself."""
     objective = {"name": "dpo", "beta": 0.5, "plus": [{**OBJECTIVE, "weight": 0.25}]}

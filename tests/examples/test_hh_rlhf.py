@@ -40,6 +40,7 @@ def workplace(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_every_line_of_the_three_files_is_accounted_for(workplace):
     summary = raydpo(workplace, "check", str(EXAMPLE / "dpo.yaml"), "model.path=runs/hh/fresh")
     data = summary["data"]

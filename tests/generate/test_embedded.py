@@ -60,6 +60,7 @@ print(json.dumps([[list(sample.ids) for sample in samples] for samples in answer
 """
 
 
+@pytest.mark.slow
 def test_a_request_has_one_answer_whoever_is_asked_and_whenever(engine: TransformersEngine, old: Path) -> None:
     first = engine.generate(PROMPTS, FEW, seed=17)
     engine.generate(PROMPTS[:2], FEW, seed=3)

@@ -21,6 +21,8 @@ import pytest
 from tests.data.conftest import CHATML, save_tokenizer
 from tests.hostile.cases import CASES, PAIR_LINE
 
+pytestmark = pytest.mark.slow
+
 MOST_CPU_S = 10.0
 MOST_MORE_BYTES = 500 << 20
 ROOT = Path(__file__).parents[2]

@@ -16,7 +16,7 @@ from raydpo.models.pretrained import load_model
 from raydpo.pipelines import train
 from tests.pipelines.toy import Toy, config_with_cache
 
-pytestmark = pytest.mark.filterwarnings("ignore")
+pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("ignore")]
 config = partial(config_with_cache, "adapter ranks")
 STEPS = {"train.max_steps": 2, "train.learning_rate": 1e-2}
 KINDS: dict[str, dict[str, Any]] = {

@@ -112,6 +112,7 @@ def nothing_merged(made: Made) -> Any:
     return PeftModel.from_pretrained(base, made.folder, autocast_adapter_dtype=False).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", KINDS)
 def test_training_on_an_adapter_starts_at_it_and_goes_on_from_a_checkpoint(
     toy: Toy, made: dict[str, Made], name: str, tmp_path: Path
@@ -161,6 +162,7 @@ def test_an_adapter_that_lacks_tensors_is_refused(made: dict[str, Made], tmp_pat
         load_model(folder, "float32", "auto")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["lora", "dora", "resized", "tied head", "experts"])
 def test_an_adapter_on_an_adapter_is_exported_with_a_base_that_anybody_loads(
     toy: Toy, made: dict[str, Made], name: str, tmp_path: Path
@@ -201,6 +203,7 @@ OWN = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", OWN)
 def test_every_kind_that_a_run_trains_is_exported_as_it_was_trained(
     toy: Toy, made: dict[str, Made], kind: str, tmp_path: Path

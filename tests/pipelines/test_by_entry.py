@@ -12,6 +12,8 @@ from raydpo.pipelines import evaluate, train
 from tests.pipelines.conftest import Finished
 from tests.pipelines.toy import NUM_EVAL, Toy, config_with_cache, metrics, read_pairs, write_pairs
 
+pytestmark = pytest.mark.slow
+
 FEW = 5
 
 config = partial(config_with_cache, "by_entry")

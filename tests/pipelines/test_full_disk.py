@@ -98,6 +98,7 @@ def check_full(disk: Path, failure: pytest.ExceptionInfo[StorageError], path: st
     assert not [found for found in disk.rglob("*") if HALF.search(found.name)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("moment", "left", "path"),
     [
@@ -167,6 +168,7 @@ def test_scoring_goes_on_when_there_is_room_again(disk: Path, toy: Toy, scored: 
     assert nats_by_row(disk / "cache") == nats_by_row(toy.cache)
 
 
+@pytest.mark.slow
 def test_ranks_of_their_own_say_it_in_one_sentence(
     disk: Path, toy: Toy, scored: Any, machine: None, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -11,6 +11,8 @@ from raydpo.pipelines import train
 from raydpo.schema.events import Advanced
 from tests.pipelines.toy import Toy, config
 
+pytestmark = pytest.mark.slow
+
 
 def num_files() -> int:
     return len(os.listdir("/proc/self/fd"))

@@ -39,6 +39,7 @@ def said(small: Toy) -> list[dict[str, Any]]:
     return [{**json.loads(line), "changed": changed} for line in done.stdout.splitlines()]
 
 
+@pytest.mark.slow
 def test_check_reads_the_data_and_says_what_a_run_would_do(said: list[dict[str, Any]]) -> None:
     data, plan = said[0]["summary"]["data"], said[0]["summary"]["plan"]
     assert (data["lines_read"], data["pairs_used"]) == (NUM_TRAIN + NUM_EVAL + 1, NUM_TRAIN + NUM_EVAL)

@@ -140,6 +140,7 @@ def cut(run: Path, step: int) -> Path:
     return run / f"checkpoints/step-{step:06d}"
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_other_ranks_and_another_stage(toy: Toy, finished: Finished, copy: Path) -> None:
     cut(copy, 2)
     notes = Notes()

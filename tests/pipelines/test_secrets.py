@@ -15,6 +15,8 @@ from tests.judge.servers import longer, serving, shown
 from tests.pipelines.rounds.toy_rounds import rounds_config
 from tests.pipelines.toy import Toy, config
 
+pytestmark = pytest.mark.slow
+
 CANARIES = {
     "HF_TOKEN": "canary-hf-1f9c",
     "OPENAI_API_KEY": "canary-oai-7f3a",

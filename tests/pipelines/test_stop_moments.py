@@ -24,6 +24,8 @@ from tests.pipelines import moments
 from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
 from tests.pipelines.toy import Toy, config, weights
 
+pytestmark = pytest.mark.slow
+
 IS_LONG = os.environ.get("RAYDPO_SOAK") == "1"
 SEED = os.environ.get("RAYDPO_TEST_SEED") or str(random.SystemRandom().randrange(2**31) if IS_LONG else 0)
 KINDS = {

@@ -17,6 +17,8 @@ from tests.artifacts.golden import IDENTITY
 from tests.storage.crash_work import FILES, KEYS, SUMMARY, place_of, work
 from tests.storage.runs import log_of
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 IN_STORES = sorted(point for point in CRASH_POINTS if point.startswith("object:"))
 

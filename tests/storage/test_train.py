@@ -22,6 +22,8 @@ from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
 from tests.pipelines.toy import NUM_ROWS, NUM_TRAIN, Notes, Toy, config, make_toy, metrics, weights
 from tests.storage.runs import log_of, named, remote_config
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).parents[2]
 
 

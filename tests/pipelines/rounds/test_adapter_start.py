@@ -11,6 +11,8 @@ from tests.adapter_kinds import KINDS, make_adapter, make_base
 from tests.pipelines.rounds.toy_rounds import rounds_config
 from tests.pipelines.toy import Notes, Toy
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "dora": True}], ids=["full", "dora"])

@@ -17,6 +17,8 @@ from tests.pipelines import driver
 from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config
 from tests.pipelines.toy import Toy, weights
 
+pytestmark = pytest.mark.slow
+
 COLOCATED = {"rounds.num_rounds": 1, "judge.function": None}
 """With a judge that is handed in, so that everything is in this process."""
 SPLIT = {

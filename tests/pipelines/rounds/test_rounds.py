@@ -33,6 +33,7 @@ def run(toy: Toy, machine: None) -> tuple[Path, list[Round], Notes]:
     return folder, list(iterate(rounds_config(toy, folder, TWO), observer=notes)), notes
 
 
+@pytest.mark.slow
 def test_every_prompt_is_answered_by_the_policy_of_its_round(run: Any, toy: Toy) -> None:
     folder, found, _ = run
     assert [each.index for each in found] == [0, 1]
@@ -113,6 +114,7 @@ def test_a_finished_run_is_read_not_repeated(run: Any, toy: Toy, machine: None) 
     assert everything_in(folder / "rounds") == before
 
 
+@pytest.mark.slow
 def test_more_rounds_go_on_from_the_last_one(run: Any, toy: Toy, machine: None) -> None:
     folder, found, _ = run
     before = everything_in(folder / "rounds")
