@@ -10,11 +10,13 @@ import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import pyarrow as pa
 
 from raydpo.artifacts.durable import write_bytes
 from raydpo.artifacts.placeholder import fetch
 from raydpo.errors import IntegrityError
+from raydpo.schema.rows import KEY_LENGTH
 
 
 @dataclass(frozen=True)
@@ -71,3 +73,14 @@ def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema) -> pa.Table
     if table.num_rows != record.rows or not any(map(table.schema.equals, schemas)):
         raise IntegrityError(f"{path} holds {table.num_rows} rows of another layout than was committed")
     return table
+
+
+def fixed_keys(keys: pa.StringArray) -> np.ndarray | None:
+    """Row keys as [n] S32, a view of them; None where one has another length."""
+    if not len(keys):
+        return np.zeros(0, f"S{KEY_LENGTH}")
+    _, ends, text = keys.buffers()
+    offsets = np.frombuffer(ends, np.int32)[keys.offset : keys.offset + len(keys) + 1]
+    if not (np.diff(offsets) == KEY_LENGTH).all():
+        return None
+    return np.frombuffer(text, f"S{KEY_LENGTH}", count=len(keys), offset=int(offsets[0]))

@@ -58,11 +58,11 @@ class CommitLog:
 
     def put(self, number: int, entry: Mapping[str, Any]) -> bool:
         """Make `entry` durable as `number`; False if that number is taken."""
-        return self.place.put_if_absent(_name(number), (json.dumps(dict(entry)) + "\n").encode())
+        return self.place.put_if_absent(entry_name(number), (json.dumps(dict(entry)) + "\n").encode())
 
     def read(self, number: int) -> dict[str, Any] | None:
         """Entry `number`: None if there is none, {} if it cannot be read (its writer died, where there are no hard links)."""
-        data = self.place.read(_name(number))
+        data = self.place.read(entry_name(number))
         if data is None:
             return None
         try:
@@ -92,5 +92,6 @@ class CommitLog:
         return up_to, {}
 
 
-def _name(number: int) -> str:
+def entry_name(number: int) -> str:
+    """Of the file of an entry."""
     return f"{number:08d}.json"

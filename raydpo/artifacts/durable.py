@@ -12,8 +12,8 @@ import json
 import math
 import os
 import uuid
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -98,7 +98,7 @@ def write_with(path: Path, write: Callable[[Path], None], num_bytes: int = 0) ->
     """
     with full_disk(path, num_bytes):
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+        temporary = _temporary(path)
         try:
             crash_point("file:before-write")
             write(temporary)
@@ -114,6 +114,27 @@ def write_with(path: Path, write: Callable[[Path], None], num_bytes: int = 0) ->
         crash_point("file:after-rename")
 
 
+@contextmanager
+def whole_copy(path: Path, num_bytes: int = 0) -> Iterator[Path]:
+    """A temporary file for the block to fill, which is called `path` at its end; an error removes it. It is not made durable:
+    for copies of what can be fetched again.
+
+    num_bytes: expected size, for the message when the disk is full.
+    """
+    temporary = _temporary(path)
+    try:
+        with full_disk(path, num_bytes):
+            yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _temporary(path: Path) -> Path:
+    """A name next to `path` that no other attempt uses."""
+    return path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+
+
 def _write_all(path: Path, data: bytes) -> None:
     with path.open("wb") as file:
         file.write(data)
@@ -122,7 +143,7 @@ def _write_all(path: Path, data: bytes) -> None:
 def put_if_absent(path: Path, data: bytes) -> bool:
     """Put `data` at `path`, whole and durable, unless something is there; False then. Of any number of processes that try,
     one succeeds."""
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
+    temporary = _temporary(path)
     with full_disk(path, len(data)):
         path.parent.mkdir(parents=True, exist_ok=True)
         try:

@@ -12,6 +12,7 @@ from itertools import pairwise
 import numpy as np
 import pyarrow as pa
 
+from raydpo.artifacts.arrow import fixed_keys
 from raydpo.errors import IntegrityError
 from raydpo.schema.rows import KEY_LENGTH
 
@@ -81,16 +82,11 @@ class ExampleChunk:
 
     def key_bytes(self) -> np.ndarray:
         """Keys of all rows: [n, answers] S32, a view of the file. Raises IntegrityError where one has another length."""
-        number = len(self) * (self.num_answers or 0)
-        keys = self._keys.slice(self._first_key, number)
-        _, ends, text = keys.buffers()
-        if not number or text is None:
-            return np.zeros((len(self), self.num_answers or 0), dtype=f"S{KEY_LENGTH}")
-        offsets = np.frombuffer(ends, np.int32)[keys.offset : keys.offset + number + 1]
-        if not (np.diff(offsets) == KEY_LENGTH).all():
+        answers = self.num_answers or 0
+        found = fixed_keys(self._keys.slice(self._first_key, len(self) * answers))
+        if found is None:
             raise IntegrityError(f"token shards hold a row key that is not of {KEY_LENGTH} characters")
-        found = np.frombuffer(text, f"S{KEY_LENGTH}", count=number, offset=int(offsets[0]))
-        return found.reshape(len(self), -1)
+        return found.reshape(len(self), answers)
 
     def source(self, place: int) -> str:
         """Where the example came from: "file:line"."""

@@ -8,8 +8,6 @@ it is whole. The price is the disk that the copies take.
 from __future__ import annotations
 
 import glob
-import os
-import uuid
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,11 +15,10 @@ from fnmatch import fnmatchcase
 from functools import partial
 from pathlib import Path
 
-from raydpo.artifacts.durable import TEMPORARY
+from raydpo.artifacts.durable import whole_copy
 from raydpo.artifacts.mirror_path import input_path
 from raydpo.artifacts.object_store import PARALLEL, ObjectStore
 from raydpo.config.places import reads_only
-from raydpo.disk import full_disk
 from raydpo.errors import StorageError
 from raydpo.redaction import redacted
 
@@ -103,15 +100,10 @@ def _take(path: Path, tag: str, get: Callable[[str], object]) -> None:
         if kept.read_text() == tag and path.exists():
             return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
-    try:
-        with full_disk(path):
-            get(str(temporary))
+    with whole_copy(path) as temporary:
+        get(str(temporary))
         kept.unlink(missing_ok=True)
-        os.replace(temporary, path)
-        kept.write_text(tag)
-    finally:
-        temporary.unlink(missing_ok=True)
+    kept.write_text(tag)
 
 
 def _copy(store: ObjectStore, key: str, num_bytes: int, tag: str, path: Path) -> None:

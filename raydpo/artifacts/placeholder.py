@@ -8,7 +8,6 @@ one; whoever reads one that was not fetched gets an error, not zeros. The price 
 from __future__ import annotations
 
 import os
-import uuid
 from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -17,10 +16,9 @@ from functools import lru_cache
 from pathlib import Path
 
 from raydpo.artifacts.digest import file_sha256
-from raydpo.artifacts.durable import TEMPORARY
+from raydpo.artifacts.durable import whole_copy
 from raydpo.artifacts.mirror_path import url_of
 from raydpo.artifacts.object_store import PARALLEL, ObjectStore
-from raydpo.disk import full_disk
 from raydpo.errors import IntegrityError
 
 _START = "raydpo-object:"
@@ -83,16 +81,17 @@ def _fetch(path: Path) -> None:
     if found is None:
         return
     url, stored = found
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
-    try:
-        with full_disk(path, stored.bytes):
-            is_there = store_at(url).fetch(stored.key, temporary, stored.bytes)
+    fetch_object(store_at(url), stored, path)
+
+
+def fetch_object(store: ObjectStore, stored: Stored, path: Path) -> None:
+    """Put the content of an object in the place of `path`. Raises IntegrityError, and leaves it as it is, where the store holds
+    other bytes than were committed."""
+    with whole_copy(path, stored.bytes) as temporary:
+        is_there = store.fetch(stored.key, temporary, stored.bytes)
         if not is_there or file_sha256(temporary) != stored.sha256:
             fault = "differs from what was committed (sha256)" if is_there else "is missing"
-            raise IntegrityError(f"{url}/{stored.key} {fault}")
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
+            raise IntegrityError(f"{store.url}/{stored.key} {fault}")
 
 
 @lru_cache(maxsize=32)

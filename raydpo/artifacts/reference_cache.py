@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
-from raydpo.artifacts.arrow import ShardRecord, hashed_name, read_shard, write_shard
+from raydpo.artifacts.arrow import ShardRecord, fixed_keys, hashed_name, read_shard, write_shard
 from raydpo.artifacts.cache_index import MappedIndex, write_index
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import crash_point, write_json
@@ -215,12 +215,8 @@ class KeyIndex:
 
 def bytes_of(keys: pa.StringArray) -> np.ndarray:
     """Keys as [n] S32, a view of them where each has that length."""
-    if not len(keys):
-        return np.zeros(0, f"S{KEY_LENGTH}")
-    ends = np.frombuffer(keys.buffers()[1], np.int32)[keys.offset : keys.offset + len(keys) + 1]
-    if not (np.diff(ends) == KEY_LENGTH).all():
-        return np.array(keys.to_pylist(), dtype=f"S{KEY_LENGTH}")
-    return np.frombuffer(keys.buffers()[2], f"S{KEY_LENGTH}", count=len(keys), offset=int(ends[0]))
+    found = fixed_keys(keys)
+    return np.array(keys.to_pylist(), dtype=f"S{KEY_LENGTH}") if found is None else found
 
 
 def keys_of(table: pa.Table) -> np.ndarray:

@@ -9,7 +9,6 @@ this machine. The price is a request a shard for who has none of them.
 from __future__ import annotations
 
 import json
-import os
 import re
 import uuid
 from collections.abc import Mapping
@@ -18,13 +17,12 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts.commit_log import CommitLog, DiskFolder
-from raydpo.artifacts.digest import file_sha256
-from raydpo.artifacts.durable import TEMPORARY, write_bytes, write_json
+from raydpo.artifacts.commit_log import CommitLog, DiskFolder, entry_name
+from raydpo.artifacts.durable import write_bytes, write_json
 from raydpo.artifacts.mirror_path import local_path, url_of
 from raydpo.artifacts.object_store import PARALLEL, StoreFolder
-from raydpo.artifacts.placeholder import store_at
-from raydpo.disk import full_disk
+from raydpo.artifacts.placeholder import Stored, fetch_object, store_at
+from raydpo.errors import IntegrityError
 
 _LOG = ".log"
 """Folder of the entries that this machine knows."""
@@ -59,8 +57,8 @@ def push_shard(folder: Path, name: str, record: Mapping[str, Any]) -> None:
     """Add shard `name`, whose files are in `folder`, to the store. record: as in its commit record."""
     if (url := url_of(folder)) is None:
         return
-    store, log = store_at(url), CommitLog(StoreFolder(store_at(url), "log"))
-    kept = CommitLog(folder / _LOG)
+    store, kept = store_at(url), CommitLog(folder / _LOG)
+    log = CommitLog(StoreFolder(store, "log"))
     store.put(f"shards/{record['name']}", folder / "shards" / str(record["name"]))
     number = kept.newest() + 1
     if number == 1:
@@ -78,16 +76,16 @@ def _entries(folder: Path, url: str) -> dict[str, dict[str, Any]]:
         is_more, window = True, _FEWEST
         while is_more:
             numbers, window = range(known + 1, known + 1 + window), min(2 * window, _MOST)
-            for number, data in zip(numbers, threads.map(remote.read, map(_name, numbers)), strict=True):
+            for number, data in zip(numbers, threads.map(remote.read, map(entry_name, numbers)), strict=True):
                 is_more = data is not None
                 if data is None:
                     break
-                write_bytes(folder / _LOG / _name(number), data)
+                write_bytes(folder / _LOG / entry_name(number), data)
                 known = number
     found = {}
     for number in range(1, known + 1):
         with suppress(ValueError, KeyError, TypeError):
-            entry = json.loads(kept.read(_name(number)) or b"")
+            entry = json.loads(kept.read(entry_name(number)) or b"")
             found[str(entry["shard"])] = dict(entry["record"])
     return found
 
@@ -97,16 +95,6 @@ def _fetch(folder: Path, url: str, name: str, record: dict[str, Any]) -> None:
     if path.is_file() and path.stat().st_size == record["bytes"] and (path.with_name(f"{name}.json")).is_file():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f"{TEMPORARY}{uuid.uuid4().hex[:12]}-{path.name}")
-    try:
-        with full_disk(path, record["bytes"]):
-            is_there = store_at(url).fetch(f"shards/{path.name}", temporary, record["bytes"])
-        if is_there and file_sha256(temporary) == record["sha256"]:
-            os.replace(temporary, path)
-            write_json(path.with_name(f"{name}.json"), record)
-    finally:
-        temporary.unlink(missing_ok=True)
-
-
-def _name(number: int) -> str:
-    return f"{number:08d}.json"
+    with suppress(IntegrityError):
+        fetch_object(store_at(url), Stored(f"shards/{path.name}", record["bytes"], record["sha256"]), path)
+        write_json(path.with_name(f"{name}.json"), record)

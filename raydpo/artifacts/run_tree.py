@@ -11,7 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import astuple
 from typing import Any
 
-from raydpo.artifacts.commit_log import CommitLog
+from raydpo.artifacts.commit_log import CommitLog, entry_name
 from raydpo.artifacts.object_store import PARALLEL
 from raydpo.artifacts.placeholder import Stored
 from raydpo.artifacts.working_copy import Tree
@@ -24,7 +24,7 @@ def read_tree(log: CommitLog, newest: int) -> Tree:
     for number, entry in _backwards(log, newest):
         if not entry:
             raise IntegrityError(
-                f"{log.place}/{number:08d}.json cannot be read, and without it nobody knows what the run directory holds. "
+                f"{log.place}/{entry_name(number)} cannot be read, and without it nobody knows what the run directory holds. "
                 "Restore that object, or set run.dir to another place."
             )
         for name, line in entry.get("tree") or entry.get("put", ()):

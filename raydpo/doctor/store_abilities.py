@@ -13,7 +13,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from raydpo.artifacts.object_store import ObjectStore
-from raydpo.doctor.finding import Finding
+from raydpo.doctor.finding import Finding, Level
 from raydpo.errors import StorageError
 
 
@@ -40,8 +40,8 @@ def check(key: str, url: str) -> Iterator[Finding]:
         if problem is None:
             yield Finding(f"{key} {name}", "ok", fine)
             continue
-        price = "" if name in ("put", "ranges", "delete") else _PRICE[name]
-        yield Finding(f"{key} {name}", "warn" if name in ("listing", "delete") else "fail", f"{problem}{price}")
+        level: Level = "warn" if name in ("listing", "delete") else "fail"
+        yield Finding(f"{key} {name}", level, f"{problem}{_PRICE.get(name, '')}")
         if name == "put":
             return
 

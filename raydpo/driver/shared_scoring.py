@@ -13,13 +13,12 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
-from typing import overload
 
 from raydpo import runtime
 from raydpo.artifacts import ReferenceCache
 from raydpo.artifacts.claim import is_claimed
 from raydpo.driver.actors import libraries_of, placement
-from raydpo.reference.plan import ShardPlan, ShardWork
+from raydpo.reference.plan import ShardPlan, Shards, ShardWork
 from raydpo.reference.score import Scorer, ScorerSpec, ShardDone
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageStarted
@@ -106,7 +105,7 @@ class SharedScoring:
         )
 
 
-class _Both(Sequence[ShardWork]):
+class _Both(Shards):
     """A plan, and what is done besides: no shard is written down before its turn."""
 
     def __init__(self, works: ShardPlan, more: Sequence[ShardWork]) -> None:
@@ -115,14 +114,7 @@ class _Both(Sequence[ShardWork]):
     def __len__(self) -> int:
         return len(self._works) + len(self._more)
 
-    @overload
-    def __getitem__(self, number: int) -> ShardWork: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[ShardWork]: ...
-    def __getitem__(self, number: int | slice) -> ShardWork | list[ShardWork]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(len(self))[number]]
-        number = range(len(self))[number]
+    def at(self, number: int) -> ShardWork:
         return self._works[number] if number < len(self._works) else self._more[number - len(self._works)]
 
 

@@ -9,6 +9,7 @@ batches, bit for bit.
 from __future__ import annotations
 
 import hashlib
+from abc import abstractmethod
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -148,7 +149,24 @@ def _first_alike(digests: np.ndarray) -> np.ndarray:
     return found
 
 
-class ShardPlan(Sequence[ShardWork]):
+class Shards(Sequence[ShardWork]):
+    """Shards in order, each written down when it is asked for. A subclass says how many there are."""
+
+    @overload
+    def __getitem__(self, number: int) -> ShardWork: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[ShardWork]: ...
+    def __getitem__(self, number: int | slice) -> ShardWork | list[ShardWork]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        return self.at(range(len(self))[number])
+
+    @abstractmethod
+    def at(self, number: int) -> ShardWork:
+        """Shard `number`, from 0."""
+
+
+class ShardPlan(Shards):
     """Shards that are to be scored, in order; each is written down when it is asked for.
 
     num_rows, num_answer_tokens: of all of them.
@@ -161,14 +179,8 @@ class ShardPlan(Sequence[ShardWork]):
     def __len__(self) -> int:
         return -(-len(self._order) // self._rows_per_shard)
 
-    @overload
-    def __getitem__(self, number: int) -> ShardWork: ...
-    @overload
-    def __getitem__(self, number: slice) -> list[ShardWork]: ...
-    def __getitem__(self, number: int | slice) -> ShardWork | list[ShardWork]:
-        if isinstance(number, slice):
-            return [self[each] for each in range(len(self))[number]]
-        start = range(len(self))[number] * self._rows_per_shard
+    def at(self, number: int) -> ShardWork:
+        start = number * self._rows_per_shard
         rows, wanted = self._order[start : start + self._rows_per_shard], self._wanted
         keys = wanted.keys[rows]
         name = hashlib.sha256(keys.tobytes()).hexdigest()[:24]

@@ -113,7 +113,7 @@ class Evaluator:
         rows = rows_of(self._prompts, shown)
         if not scores.is_done:
             self._roles.judge(scores, rows)
-        return list(scores_of(scores, rows)), groups
+        return scores_of(scores, rows), groups
 
     def _sampling(self, *, greedy: bool) -> Sampling:
         return Sampling(1, self._max_new_tokens, stop=self._config.generate.stop, greedy=greedy)

@@ -1,4 +1,4 @@
-"""Which samples and scores belong to which prompt: rows of committed pieces, compared with what they are put beside.
+"""Which samples and scores belong to which prompt: rows of committed pieces, compared with what they are paired with.
 
 Comes in: a committed piece and the prompts, or the rows that were judged. Goes out: samples or scores in that order.
 Decision: a place in a file is no proof, so each row carries what it was made from, and one that carries something else ends

@@ -56,7 +56,7 @@ def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
         for node, answer, reply in zip(nodes, answers, pending, strict=True):
             found = _outcome(reply)
             problem = found or ("" if _appears(answer, token) else "its files do not appear on the driver")
-            if problem and _stays(node["NodeID"], _DEATH_S if found.startswith(_NOT_RUN) else 0.0):
+            if problem and _stays(node["NodeID"], found):
                 problems.append(
                     f"{folder}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) does not share it: "
                     f"{problem}. Caches and checkpoints would be scattered over the nodes. Mount the same storage at "
@@ -85,7 +85,7 @@ def _check_store(url: str, folder: str, token: str, nodes: list[dict[str, Any]])
         problems = []
         for node, reply in zip(nodes, pending, strict=True):
             found = _outcome(reply)
-            if found and _stays(node["NodeID"], _DEATH_S if found.startswith(_NOT_RUN) else 0.0):
+            if found and _stays(node["NodeID"], found):
                 problems.append(
                     f"{url}: node {node['NodeManagerAddress']} ({node['NodeManagerHostname']}) cannot use it: {found} "
                     "Give that node the credentials and the network that the driver has, and a RAYDPO_STORE_DIR that it may "
@@ -125,9 +125,9 @@ def _outcome(reply: ray.ObjectRef) -> str:
         return f"{_NOT_RUN} ({str(error).splitlines()[0]})"
 
 
-def _stays(node_id: str, patience_s: float) -> bool:
-    """Whether a node lives for so long. One that is lost meanwhile is nobody's storage."""
-    deadline_s = time.monotonic() + patience_s
+def _stays(node_id: str, found: str) -> bool:
+    """Whether a node lives of which `found` was said. One that is lost meanwhile is nobody's storage."""
+    deadline_s = time.monotonic() + (_DEATH_S if found.startswith(_NOT_RUN) else 0.0)
     while any(node["NodeID"] == node_id and node["Alive"] for node in ray.nodes()):
         if time.monotonic() >= deadline_s:
             return True
