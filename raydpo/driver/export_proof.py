@@ -17,7 +17,7 @@ import numpy as np
 from raydpo import runtime
 from raydpo.driver.actors import libraries_of, trainer_limits
 from raydpo.errors import IntegrityError
-from raydpo.models.agreement import compare
+from raydpo.models.agreement import compare, tolerance_of
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.json_text import read_object
@@ -49,7 +49,7 @@ def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, obser
     job = ProofJob(folder, request, workspace.dtype, "cuda" if train.gpus_per_worker else "cpu")
     limits = trainer_limits(train) | {"gpus": train.gpus_per_worker, "preload": libraries_of()}
     ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, **limits)
-    found = compare(ours, theirs, workspace.dtype)
+    found = compare(ours, theirs, tolerance_of(workspace.dtype))
     if found.problem is not None:
         shutil.rmtree(folder, ignore_errors=True)
         row, now, then, difference, allowed = found.problem

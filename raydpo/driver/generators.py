@@ -23,7 +23,7 @@ from raydpo.driver.actors import libraries_of, placement
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator, Health
-from raydpo.models.agreement import compare
+from raydpo.models.agreement import compare, tolerance_of
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
 from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Score, Scored
@@ -163,7 +163,7 @@ def _compare(probe: PolicyProbe, answer: Scored, dtype: str, version: int) -> fl
     """Largest difference in nats of a sequence. Raises PolicyMismatchError."""
     ours = [np.array(nats) for nats in probe.nats]
     theirs = [np.array(nats) for nats in answer.nats]
-    found = compare(theirs, ours, dtype)
+    found = compare(theirs, ours, tolerance_of(dtype))
     if found.problem is not None:
         row, now, then, difference, allowed = found.problem
         raise PolicyMismatchError(

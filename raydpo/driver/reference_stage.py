@@ -18,9 +18,9 @@ from raydpo.driver.actors import actor_session, demand
 from raydpo.driver.disk_room import check_cache_room
 from raydpo.driver.shared_scoring import SharedScoring
 from raydpo.errors import IntegrityError, ReferenceMismatchError
-from raydpo.models.agreement import compare
+from raydpo.models.agreement import Noise, compare
 from raydpo.reference.plan import plan_shards, probe_work, wanted_rows
-from raydpo.reference.score import ScorerSpec
+from raydpo.reference.score import ScorerSpec, ShardDone
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer, StageDone
 
@@ -91,7 +91,7 @@ def reference_stage(
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     check_cache_room(workspace.cache_dir, works)
     scored = forwards = by_others = 0
-    fresh: tuple[np.ndarray, ...] = ()
+    again: ShardDone | None = None
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
     if works or probed:
         with actor_session(workspace, observer, "reference"):
@@ -104,7 +104,7 @@ def reference_stage(
             with runtime.deferred(committed=lambda: f"{scored} rows were scored and committed."):
                 for shard in SharedScoring(workspace, scorer_spec(workspace, identity), observer).run(works, probed):
                     if shard.nats:
-                        fresh = shard.nats
+                        again = shard
                     else:
                         scored, forwards = scored + shard.rows, forwards + shard.forwards
         by_others = missed - scored
@@ -116,25 +116,29 @@ def reference_stage(
     there = len(wanted.keys) - scored - by_others
     text = f"{scored} of {len(wanted.keys)} rows scored, {there} were in the cache {shown(cache.folder)}{others}"
     observer(StageDone("reference", text))
-    apart = _compared(cache.lookup(list(probed[0].keys)), fresh, workspace.dtype, observer) if probed else {}
+    apart = _compared(cache.lookup(list(probed[0].keys)), again, observer) if again else {}
     return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart)
 
 
-def _compared(
-    cached: Sequence[np.ndarray], fresh: Sequence[np.ndarray], dtype: str, observer: Observer
-) -> dict[str, float]:
+def _compared(cached: Sequence[np.ndarray], again: ShardDone, observer: Observer) -> dict[str, float]:
     """How far rows of the cache are from what the declared reference gives now. Raises ReferenceMismatchError.
 
     It is asked where training starts from other weights than the reference, and the trainers cannot tell.
     """
-    found = compare(fresh, cached, dtype)
+    found = compare(again.nats, cached, Noise(again.noise_nats).tolerance)
     if found.problem is not None:
         _, now, then, difference, allowed = found.problem
         raise ReferenceMismatchError(
             f"the cache says {then:.6f} nats for a probe row, the reference now gives {now:.6f}: they differ by "
-            f"{difference:.3g}, allowed are {allowed:.3g} in {dtype}. Margins would be measured from the wrong "
-            "reference. The cache was made by other kernels or on other hardware: use another reference.cache_dir."
+            f"{difference:.3g}, allowed are {allowed:.3g} (rounding moves a token by {again.noise_nats:.2g} nats). Margins "
+            "would be measured from the wrong reference. The cache was made by other kernels or on other hardware: use another "
+            "reference.cache_dir."
         )
     text = f"{found.rows} cached rows scored again by the declared reference: max {found.worst_nats:.2g} nats apart"
     observer(Note("info", text))
-    return {"rows": found.rows, "max_difference_nats": found.worst_nats, "tolerance_nats": found.allowed_nats}
+    return {
+        "rows": found.rows,
+        "max_difference_nats": found.worst_nats,
+        "tolerance_nats": found.allowed_nats,
+        "noise_nats": again.noise_nats,
+    }

@@ -210,10 +210,11 @@ class Driver:
             case Profiled(folder, text):
                 self.profiled = self.workspace.publish(Path(folder), "profile")
                 self.observer(Note("info", f"{text}; table.txt and the trace are in {self.profiled}"))
-            case Probed(rows, worst, allowed):
-                self.probe = {"rows": rows, "max_difference_nats": worst, "tolerance_nats": allowed}
+            case Probed(rows, worst, allowed, noise):
+                found = {"rows": rows, "max_difference_nats": worst, "tolerance_nats": allowed, "noise_nats": noise}
+                self.probe = found
                 text = f"{rows} cached rows agree with the policy before its first step: max {worst:.2g} nats apart"
-                self.observer(Note("info", f"{text} (allowed {allowed:.2g})"))
+                self.observer(Note("info", f"{text} (allowed {allowed:.2g}; rounding: {noise:.2g} a token)"))
             case Skipped(step, loss, grad_norm, sources):
                 self._skipped(step, loss, grad_norm, sources)
             case Staging(step):

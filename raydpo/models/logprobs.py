@@ -3,7 +3,8 @@
 Comes in: S right-padded sequences of T tokens and the N answer tokens to score, of a masked answer those that the loss
 covers. Goes out: N log-probs in nats, float32.
 Decision: the head runs on answer positions only, in chunks of tokens that the backward pass recomputes, so the
-peak memory of the logits does not depend on the batch; the price is 2hV more FLOPs an answer token.
+peak memory of the logits does not depend on the batch; the price is 2hV more FLOPs an answer token. The logits of a
+head in 16 bits are summed and kept in float32 (`wide_logits`).
 
 Shapes: S sequences, T tokens of the longest, N answer tokens in all, H hidden, V vocabulary.
 """
@@ -22,6 +23,7 @@ from raydpo.errors import ConfigError
 from raydpo.models.attention import Segment, Stream
 from raydpo.models.routing import row_counts, tally
 from raydpo.models.text_part import text_body, text_head
+from raydpo.models.wide_logits import widen
 
 Extra = Literal["nothing", "collisions", "likeliest"]
 """What is computed in addition to log-probs, see `AnswerLogProbs`."""
@@ -78,6 +80,7 @@ class AnswerLogProbs(nn.Module):
         self.model = model
         self.chunk_tokens = chunk_tokens
         self._adjust = logits_adjustment(model.config)
+        widen(self.head)
 
     def forward(self, batch: SequenceBatch, extra: Extra = "nothing", top_k: int = 0) -> Tensor | tuple[Tensor, Tensor]:
         found = self._read(batch, **({"output_router_logits": True} if top_k else {}))

@@ -44,5 +44,5 @@ def reference_identity(
         tokenizer=tokenizer_digest(tokenizer),
         dtype=dtype,
         attention=f"{attention}-{'cuda' if use_gpu else 'cpu'}",
-        algorithm=LOGPROB_VERSION,
+        algorithm=LOGPROB_VERSION[dtype],
     )

@@ -17,10 +17,12 @@ from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
 from raydpo.artifacts.claim import claimed
 from raydpo.artifacts.elsewhere import bring
 from raydpo.errors import IntegrityError
+from raydpo.models.agreement import Noise
 from raydpo.models.layout import check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.pretrained import load_model
 from raydpo.models.resolve import ResolvedModel
+from raydpo.models.rounding import rounded_otherwise
 from raydpo.reference.forward import score_rows
 from raydpo.reference.plan import ShardWork
 
@@ -54,6 +56,7 @@ class ShardDone:
     rows, tokens: rows and answer tokens in the loss that were scored.
     forwards: forwards of the model for them.
     nats: values of a probe's rows, which are not written.
+    noise_nats: of a probe, what rounding does to a token's log-prob, measured.
     did_not_fit: of the first batch of this worker that was done in halves, a sentence; said once.
     is_left: another run has the shard, or had it: nothing was scored here.
     """
@@ -63,6 +66,7 @@ class ShardDone:
     tokens: int
     forwards: int
     nats: tuple[np.ndarray, ...] = ()
+    noise_nats: float = 0.0
     did_not_fit: str = ""
     is_left: bool = False
 
@@ -96,10 +100,14 @@ class Scorer:
 
     def _done(self, work: ShardWork) -> ShardDone:
         values, forwards = self.score(work)
-        if not work.is_probe:
+        nats: tuple[np.ndarray, ...] = ()
+        noise = 0.0
+        if work.is_probe:
+            with rounded_otherwise(self.scoring.model):
+                nats, noise = tuple(values), Noise.between(values, self.score(work)[0]).token_nats
+        else:
             self.cache.write_shard(work.name, list(work.keys), values)
-        nats = tuple(values) if work.is_probe else ()
-        return ShardDone(work.name, len(values), sum(map(len, values)), forwards, nats, self._news())
+        return ShardDone(work.name, len(values), sum(map(len, values)), forwards, nats, noise, self._news())
 
     def _news(self) -> str:
         """What did not fit, once in the life of this worker."""

@@ -35,11 +35,13 @@ class Probed:
     rows: how many were compared.
     max_difference_nats: largest difference of an answer's sum.
     tolerance_nats: what it may be.
+    noise_nats: what rounding does to a token's log-prob, measured.
     """
 
     rows: int
     max_difference_nats: float
     tolerance_nats: float
+    noise_nats: float
 
 
 @dataclass(frozen=True)

@@ -41,8 +41,8 @@ LOGPROBS = pa.schema(
 )
 """Reference shards: one row a row key."""
 
-LOGPROB_VERSION = "answer-logprobs-2"
-"""Version of the log-prob algorithm: part of a cache's identity. Raise it when values may change."""
+LOGPROB_VERSION = {"float32": "answer-logprobs-2", "bfloat16": "answer-logprobs-3"}
+"""Version of the log-prob algorithm by dtype: part of a cache's identity. Raise it where values may change."""
 
 KEY_LENGTH = 32
 

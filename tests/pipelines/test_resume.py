@@ -64,7 +64,7 @@ def test_a_run_starts_at_its_reference(finished: Finished) -> None:
     assert first["eval/rewards/margins"] == pytest.approx(0, abs=1e-5)
     probe = finished.summary["train"]["probe"]
     assert probe["rows"] == 8
-    assert probe["max_difference_nats"] <= 1e-4 < probe["tolerance_nats"]
+    assert probe["max_difference_nats"] <= probe["tolerance_nats"] < 1e-3
     (step,) = [line for line in metrics(finished.dir) if line["step"] == 1]
     assert step["loss"] == pytest.approx(math.log(2), abs=1e-6)
 

@@ -249,6 +249,13 @@ PRIVATE: tuple[Row, ...] = (
     ),
     Attribute(
         "torch",
+        "_compiled_call_impl",
+        "rounding",
+        "compiled layers would be compiled anew when the noise of rounding is measured",
+        "torch.nn.Module._compiled_call_impl",
+    ),
+    Attribute(
+        "torch",
         "_profiler_enabled",
         "ranges",
         "a profile would have no ranges of steps, waiting and the optimizer",
