@@ -13,7 +13,7 @@ three steps of DPO in float32 on one CPU process. **Layout**: answers share thei
 and why. **Step 0**: the held-out loss before the first step is ln 2 to 1e-5. **Resume**: stopped after the first step and gone
 on with, the weights are those of an unbroken run to the last bit. **Export**: `model/` loaded again has the trainer's held-out
 loss to 1e-5. **LoRA**: step 0 is ln 2 and the run ends, merge included. **vLLM**: vLLM {vllm} for CPUs loads the export and
-answers; `-` is not tried yet. Random weights prove the wiring of a family, not that training it is worthwhile.
+answers; `-`: there is no export to load. Random weights prove the wiring of a family, not that training it is worthwhile.
 
 {counts}
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.families.trial import first_sentence
 
-LIMIT_S = 240
+LIMIT_S = 900
 _CODE = """
 import sys
 from vllm import LLM, SamplingParams
