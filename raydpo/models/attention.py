@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
-from raydpo.models.varlen import Segment, kernel_for, varlen_attention
+from raydpo.models.varlen import Kernel, Segment, kernel_for, varlen_attention
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -97,14 +97,20 @@ def shared_prompt_attention(
         raise ValueError(f"{type(module).__name__} does not pass the segments of the stream on to its attention")
     if _windows is not None:
         _windows.append(sliding_window)
-    if query.is_cuda and query.dtype in HALF and softcap is None:
-        heads = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
-        kernel = kernel_for(query.device, query.dtype, heads, segment_by_segment)
-        if kernel is not None:
-            output = varlen_attention(query, key, value, stream.segments, scaling, sliding_window, kernel)
-            return output.transpose(1, 2), None
+    kernel = _kernel(query, key, value, sliding_window, softcap)
+    if kernel is not None:
+        output = varlen_attention(query, key, value, stream.segments, scaling, sliding_window, kernel)
+        return output.transpose(1, 2), None
     output = segment_by_segment(query, key, value, stream.segments, scaling, sliding_window, softcap)
     return output.transpose(1, 2), None
+
+
+def _kernel(query: Tensor, key: Tensor, value: Tensor, window: int | None, softcap: float | None) -> Kernel | None:
+    """What computes all segments at once: on a GPU, in half precision, without soft-capping."""
+    if not query.is_cuda or query.dtype not in HALF or softcap is not None:
+        return None
+    heads = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+    return kernel_for(query.device, query.dtype, heads, segment_by_segment, window is not None)
 
 
 def segment_by_segment(

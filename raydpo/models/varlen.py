@@ -3,11 +3,13 @@
 Comes in: queries, keys and values of the stream, and its segments. Goes out: what a call a segment gives.
 Decision: a kernel is used after it has given, on the device at hand, the values and gradients of one call a segment, on a
 stream in which segments have more keys than queries; torch does not say how its causal mask is aligned there. Where none
-is there or agrees, a warning says why, once, and segments are computed one by one.
+is there or agrees, a warning says why, once, and segments are computed one by one; `unserved` has it for whoever may not
+see warnings. torch's function has had three signatures since 2.10: it is given what it takes.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import warnings
 from collections.abc import Callable, Sequence
@@ -82,9 +84,31 @@ def torch_kernel() -> Kernel:
     """torch's varlen attention. Raises ImportError before torch 2.10."""
     from torch.nn.attention.varlen import varlen_attn
 
+    return called_with_what_it_takes(varlen_attn)
+
+
+def called_with_what_it_takes(varlen_attn: Callable[..., Any]) -> Kernel:
+    """torch's function as a kernel. 2.10 has is_causal and no window or scale, 2.11 both; from 2.12 GQA is a flag.
+
+    Its kernels take GQA without the flag, too. A window that it cannot have is a NotImplementedError.
+    """
+    takes = inspect.signature(varlen_attn).parameters
+
     def run(q: Tensor, k: Tensor, v: Tensor, bounds: Bounds, scale: float | None, window: int | None) -> Tensor:
-        left = -1 if window is None else window - 1
-        more: dict[str, Any] = {"scale": scale, "window_size": (left, 0), "enable_gqa": q.shape[1] != k.shape[1]}
+        more: dict[str, Any] = {}
+        if "window_size" in takes:
+            more["window_size"] = (-1 if window is None else window - 1, 0)
+        elif window is not None:
+            raise NotImplementedError("torch's varlen attention has windows from 2.11 on")
+        else:
+            more["is_causal"] = True
+        usual = q.shape[-1] ** -0.5
+        if scale is not None and "scale" in takes:
+            more["scale"] = scale
+        elif scale is not None and not math.isclose(scale, usual):
+            q = q * (scale / usual)
+        if q.shape[1] != k.shape[1] and "enable_gqa" in takes:
+            more["enable_gqa"] = True
         output: Any = varlen_attn(q.contiguous(), k.contiguous(), v.contiguous(), *bounds, **more)
         return cast(Tensor, output)
 
@@ -92,28 +116,43 @@ def torch_kernel() -> Kernel:
 
 
 @lru_cache(maxsize=8)
-def kernel_for(device: torch.device, dtype: torch.dtype, heads: Heads, attend: Attend) -> Kernel | None:
-    """The first kernel that gives what `attend` gives on `device`; None, after a warning that says why, without one."""
+def kernel_for(
+    device: torch.device, dtype: torch.dtype, heads: Heads, attend: Attend, is_windowed: bool = True
+) -> Kernel | None:
+    """The first kernel that gives what `attend` gives on `device`; None, after a warning that says why, without one.
+
+    is_windowed: with a sliding window and without, else without alone.
+    """
     why = []
     for make in (flash_attn_kernel, torch_kernel):
         try:
             kernel = make()
             # A thread of its own knows nothing of a forward without gradient or of the checkpointing around this one.
             with ThreadPoolExecutor(max_workers=1) as thread:
-                difference = thread.submit(disagreement, kernel, device, dtype, heads, attend).result()
+                difference = thread.submit(disagreement, kernel, device, dtype, heads, attend, is_windowed).result()
         except (ImportError, RuntimeError, ValueError, TypeError) as error:  # also NotImplementedError
             why.append(f"{make.__name__}: {error}")
             continue
         if difference <= TOLERANCE:
             return kernel
         why.append(f"{make.__name__}: values or gradients {difference:.2g} apart")
-    warnings.warn(
-        f"attention runs segment by segment, no varlen kernel serves {device}: {'; '.join(why)}", stacklevel=2
-    )
+    said = f"attention runs segment by segment, no varlen kernel serves {device}: {'; '.join(why)}"
+    _unserved.append(said)
+    warnings.warn(said, stacklevel=2)
     return None
 
 
-def disagreement(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: Heads, attend: Attend) -> float:
+_unserved: list[str] = []
+
+
+def unserved() -> tuple[str, ...]:
+    """Why attention runs segment by segment in this process, a sentence for each kind of heads; empty where it does not."""
+    return tuple(dict.fromkeys(_unserved))
+
+
+def disagreement(
+    kernel: Kernel, device: torch.device, dtype: torch.dtype, heads: Heads, attend: Attend, is_windowed: bool = True
+) -> float:
     """Largest difference of values and gradients between `kernel` and `attend` on CHECKED_SEGMENTS; inf for NaN."""
     draw = torch.Generator().manual_seed(0)
     length = CHECKED_SEGMENTS[-1][1]
@@ -122,7 +161,7 @@ def disagreement(kernel: Kernel, device: torch.device, dtype: torch.dtype, heads
     shapes += [(1, of_keys, length, size_of_values), (1, of_queries, length, size_of_values)]
     *inputs, weights = (torch.randn(shape, generator=draw).to(device, dtype) for shape in shapes)
     worst = 0.0
-    for window in WINDOWS:
+    for window in WINDOWS if is_windowed else WINDOWS[:1]:
         theirs, ours = (_values_and_gradients(run, inputs, weights, window) for run in (attend, _with(kernel)))
         for a, b in zip(ours, theirs, strict=True):
             apart = float((a - b).abs().max()) / max(1.0, float(b.abs().max()))

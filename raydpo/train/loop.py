@@ -17,6 +17,7 @@ from raydpo.artifacts.elsewhere import bring
 from raydpo.disk import full_disk
 from raydpo.errors import NonFiniteError
 from raydpo.metrics import Patience
+from raydpo.models.varlen import unserved
 from raydpo.schema.rank_events import Alive, Evaluated, Finished, Noted, Skipped, Staged, Staging, Stepped, TrainEvent
 from raydpo.train.boundary import GO_ON, STOP, Boundary
 from raydpo.train.probe import probe
@@ -32,11 +33,21 @@ def run(rank: Rank, spec: TrainSpec) -> Iterator[TrainEvent]:
     """Train. Rank 0 yields what happens; the others yield `Alive` in its place, and `Staged` for their own part."""
     trainer = build_trainer(rank, spec)
     try:
-        events = _train(trainer)
+        events = _with_news(_train(trainer))
         for event in profiled(trainer, events) if spec.profile and rank.rank == 0 else events:
             yield event if rank.rank == 0 or isinstance(event, Staged) else Alive(getattr(event, "step", 0))
     finally:
         trainer.close()
+
+
+def _with_news(events: Iterator[TrainEvent]) -> Iterator[TrainEvent]:
+    """Also what attention has to say, which is known after the first forward."""
+    num_said = 0
+    for event in events:
+        yield event
+        for text in unserved()[num_said:]:
+            yield Noted(text)
+            num_said += 1
 
 
 def _train(trainer: Trainer) -> Iterator[TrainEvent]:
