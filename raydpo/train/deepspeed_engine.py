@@ -25,6 +25,7 @@ from raydpo.train.group_timeout import give_time, group_timeout
 from raydpo.train.held_state import held, refresh, trained, whole_shape
 from raydpo.train.ranges import OPTIMIZER, named
 from raydpo.train.rendezvous import init_method
+from raydpo.train.sharding import shard
 from raydpo.train.state_files import Fragment, SavedState, StateFile, shares, write_state
 
 os.environ.setdefault("DS_BUILD_OPS", "0")  # no op is compiled: the optimizer is torch's
@@ -88,11 +89,14 @@ class DeepSpeedEngine:
         self._guarded = stage == 0
         self._optimizer.guard, self._optimizer.max_norm = self._guarded, train.max_grad_norm
         self.stage = stage
+        config = deepspeed_config(train, stage, dtype, num_ranks)
+        if stage == 3:
+            shard(scoring, config)
         self.engine, *_ = deepspeed.initialize(
             model=scoring,
             model_parameters=trainable,
             optimizer=self._optimizer,
-            config=deepspeed_config(train, stage, dtype, num_ranks),
+            config=config,
             dist_init_required=False,
         )
         if self._owns_group:

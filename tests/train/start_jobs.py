@@ -1,0 +1,46 @@
+"""What a start moves and reads, counted. Module-level functions of (place, ...), sent by name to the processes of a Gang."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import pytest
+import torch
+from torch import nn
+
+from raydpo.train import TrainSpec
+from raydpo.train.trainer import build_trainer
+from tests.train.gang import Place
+
+
+class Moves(NamedTuple):
+    """Elements that modules of more than one tensor moved in a start, of the largest tensor that moved alone, and of the
+    model's largest and all weights."""
+
+    whole: int
+    alone: int
+    largest: int
+    weights: int
+
+
+def count_moves(place: Place, spec: TrainSpec) -> Moves:
+    """Every `.to` of a module and of a tensor until the optimizer is made."""
+    whole, alone = [0], [0]
+    honest_module, honest_tensor = nn.Module.to, torch.Tensor.to
+
+    def module_to(self: nn.Module, *args: Any, **options: Any) -> Any:
+        tensors = [*self.parameters(), *self.buffers()]
+        if len(tensors) > 1:
+            whole.append(sum(tensor.numel() for tensor in tensors))
+        return honest_module(self, *args, **options)
+
+    def tensor_to(self: torch.Tensor, *args: Any, **options: Any) -> Any:
+        alone.append(self.numel())
+        return honest_tensor(self, *args, **options)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(nn.Module, "to", module_to)
+        patch.setattr(torch.Tensor, "to", tensor_to)
+        trainer = build_trainer(place, spec)
+    sizes = [getattr(p, "ds_numel", p.numel()) for p in trainer.engine.engine.module.parameters()]
+    return Moves(sum(whole), max(alone), max(sizes), sum(sizes))
