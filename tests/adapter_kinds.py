@@ -16,6 +16,7 @@ LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "i
 SHAPES: dict[str, dict[str, Any]] = {
     "llama": {**LLAMA, "num_key_value_heads": 2, "tie_word_embeddings": False},
     "qwen2": {**LLAMA, "num_key_value_heads": 2, "tie_word_embeddings": True},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 2, "n_positions": 64},
     "mixtral": {**LLAMA, "num_key_value_heads": 2, "num_local_experts": 4, "num_experts_per_tok": 2},
 }
 NEW_TOKENS = ("<think>", "</think>", "<tool>")

@@ -36,6 +36,7 @@ def rounds_checks(config: Config, has_judge: bool) -> list[str]:
         _reference_keys,
         _carried_schedule,
         _carried_adapter,
+        _packed_base,
         _resume,
         _format,
         _idle,
@@ -180,6 +181,16 @@ def _carried_adapter(config: Config, rounds: RoundsSection) -> Iterator[str]:
         yield (
             "rounds.optimizer: carried needs the same weights in every round, and with train.lora each round trains a new "
             "adapter. Leave one of them out."
+        )
+
+
+def _packed_base(config: Config, rounds: RoundsSection) -> Iterator[str]:
+    lora = config.train.lora
+    if lora is not None and lora.quantize_base != "none":
+        yield (
+            f"train.lora.quantize_base: {lora.quantize_base} with rounds: each round would begin by packing the policy of the "
+            "round before again, which changes it without a gradient, and generators would sample from another model than the "
+            "one that is trained. Leave quantize_base out, or train on pairs that you have with raydpo train."
         )
 
 

@@ -215,6 +215,11 @@ class LoraSection(Section):
     untied model."""
     dropout: float = 0.0
     """0 alone is allowed: log-ratios compare a policy with its reference, and one that is random has no log-probs."""
+    quantize_base: Literal["none", "nf4"] = "none"
+    """QLoRA (arXiv 2305.14314). nf4: the linear layers of the base are packed in 4 bits when it is loaded (bitsandbytes, double
+    quantisation), but for the head and `modules_to_save`; policy and reference are the packed model alike. `model/` then says
+    how its base is packed (`base_quantization.json`), and `model_merged/` is the adapter in what the base unpacks to. Needs
+    the extra `qlora`; ZeRO 0 to 2."""
     merge: bool = False
     """Also write the merged model to `model_merged/`."""
 
@@ -234,7 +239,7 @@ class LoraSection(Section):
 
     def placed(self) -> dict[str, Any]:
         """What decides the adapter, by the names that `raydpo.models.lora` has for it."""
-        return self.model_dump(exclude={"merge", "dropout"})
+        return self.model_dump(exclude={"merge", "dropout", "quantize_base"})
 
 
 class TrainSection(Section):
@@ -353,6 +358,11 @@ class TrainSection(Section):
             yield "offload_optimizer needs zero_stage: 1, 2 or 3"
         if self.compile and self.zero_stage == 3:
             yield "compile needs zero_stage: 0, 1 or 2: ZeRO 3 gathers weights where a compiled graph would break"
+        if self.lora is not None and self.lora.quantize_base != "none" and self.zero_stage == 3:
+            yield (
+                f"lora.quantize_base: {self.lora.quantize_base} with zero_stage: 3, which takes packed matrices apart; DoRA on "
+                "them was seen to fail. Use zero_stage: 0, 1 or 2: each rank then holds the packed base, half a byte a weight"
+            )
         if isinstance(self.router_aux_loss, float) and not 0 < self.router_aux_loss < math.inf:
             yield f"router_aux_loss is auto, off or a coefficient above 0, not {self.router_aux_loss:g}"
         if self.gradient_checkpointing and self.activation_memory_gb is not None:

@@ -101,7 +101,8 @@ def _model_facts(workspace: Workspace, evaluated: ResolvedModel | None) -> list[
     if evaluated is not None:
         return forward_facts("evaluate.model", evaluated.whole().folder)
     train = workspace.config.train
-    return facts(workspace.model.folder, train.router_aux_loss, has_adapter=train.lora is not None)
+    is_packed = workspace.model.four_bit is not None
+    return facts(workspace.model.folder, train.router_aux_loss, has_adapter=train.lora is not None, is_packed=is_packed)
 
 
 def shown_data(workspace: Workspace, observer: Observer, num_rows: int) -> tuple[DataReport, list[dict[str, Any]]]:

@@ -64,6 +64,7 @@ def _plain(workspace: Workspace, found: ResolvedModel, observer: Observer) -> Re
 def _merged_into(config: Config, run_dir: Path, found: ResolvedModel, dtype: str, observer: Observer) -> ResolvedModel:
     if found.base is None:
         return found
+    found, packing = replace(found, four_bit=None), found.four_bit
     folder = merged_folder(run_dir, found, dtype)
     if verify_folder(folder):
         runtime.check_storage(run_dir)
@@ -76,7 +77,7 @@ def _merged_into(config: Config, run_dir: Path, found: ResolvedModel, dtype: str
             meta = {"adapter": found.name, "base": found.whole().name, "dtype": dtype}
             commit_folder(staging, folder, meta, replace=True)
         observer(Note("info", f"the adapter {found.name} and its base {found.whole().name} were merged into {folder}"))
-    return ResolvedModel(found.name, None, folder)
+    return ResolvedModel(found.name, None, folder, four_bit=packing)
 
 
 def merger() -> Callable[[MergeJob], None]:

@@ -26,6 +26,7 @@ from raydpo.errors import OutOfMemoryError, WorkerError
 from raydpo.metrics import Sinks, keep_lines
 from raydpo.models.balancing import KEY, balancing_in
 from raydpo.models.lora import check_lora
+from raydpo.models.packed import check_packable
 from raydpo.rundir.checkpoints import newest_checkpoint, set_damaged_aside
 from raydpo.rundir.resume import Plan, check_state, plan_training, trajectory
 from raydpo.rundir.workspace import Workspace
@@ -47,6 +48,8 @@ def check_adapter(config: Config, folder: Path) -> None:
     """Raise ConfigError when the adapter that `train.lora` asks for cannot be put on the model in `folder`."""
     if (lora := config.train.lora) is not None:
         check_lora(folder, **lora.placed())
+        if lora.quantize_base != "none":
+            check_packable(folder)
 
 
 def plan_stage(workspace: Workspace, observer: Observer, optimizer: Path | None = None) -> Plan:

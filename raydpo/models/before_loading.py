@@ -20,7 +20,7 @@ _SAMPLING = ("phimoe",)
 """Families whose routers draw among near ties in training mode, whatever their config says."""
 
 
-def facts(folder: Path, router_aux_loss: Asked, *, has_adapter: bool) -> list[str]:
+def facts(folder: Path, router_aux_loss: Asked, *, has_adapter: bool, is_packed: bool = False) -> list[str]:
     """One sentence each on the model in `folder`, which is trained. Raises ConfigError as `forward_facts`, and for a key that
     cannot be kept."""
     described, found = config_of("model.path", folder), forward_facts("model.path", folder)
@@ -31,6 +31,11 @@ def facts(folder: Path, router_aux_loss: Asked, *, has_adapter: bool) -> list[st
     if has_adapter:
         found.append(
             "what train.lora adapts, by kind, is counted at the start of the run: it needs the model's classes"
+        )
+    if is_packed:
+        found.append(
+            "train.lora.quantize_base: linear layers but the head are packed in 4 bits (nf4) when policy and reference are "
+            "loaded; how many weights that are is counted at the start of the run"
         )
     said = balancing(described, router_aux_loss).said
     return [*found, said] if said else found

@@ -67,6 +67,10 @@ def add_lora(
             f"train.lora.target_modules: {target_modules!r} fits no module of {type(model).__name__}, or not as asked "
             f"({error}). Nothing was trained. {hint}Give names of its linear modules, or all-linear."
         ) from error
+    if getattr(model, "is_loaded_in_4bit", False):  # PEFT takes the dtype of the matrix below, and bytes have none
+        for name, parameter in adapted.named_parameters():
+            if "lora_" in name:
+                parameter.data = parameter.data.to(model.dtype)
     _check_copies(adapted, modules_to_save)
     _check_ties(adapted, target_modules)
     return adapted

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from raydpo.models.merging import plain_name
+from raydpo.models.packed import as_saved, matrix_of, packed_layers
 
 
 def adapted_matrices(model: Any) -> Iterator[tuple[str, Any, str, Tensor]]:
@@ -24,6 +25,14 @@ def adapted_matrices(model: Any) -> Iterator[tuple[str, Any, str, Tensor]]:
         for adapter in module.active_adapters:
             kind = getattr(module, "parameter_name", "weight")
             yield f"{plain_name(name)}.{kind}", module, adapter, getattr(module.get_base_layer(), kind)
+
+
+def unadapted_layers(model: Any) -> Iterator[tuple[str, Any]]:
+    """(plain name of its matrix, layer) of each packed layer that no adapter changes."""
+    adapted = {name for name, *_ in adapted_matrices(model)}
+    for place, layer in packed_layers(model):
+        if (name := f"{plain_name(place)}.weight") not in adapted:
+            yield name, layer
 
 
 def copied_tensors(model: Any) -> Iterator[tuple[str, Tensor]]:
@@ -43,7 +52,8 @@ def factors(module: Any, adapter: str) -> list[Tensor]:
 
 
 def merged_matrix(module: Any, adapter: str, base: Tensor) -> Tensor:
-    """`base` with the adapter in it, in the dtype of `base`."""
+    """`base` with the adapter in it, in the dtype of `base`; of a packed one as it was before it was packed."""
+    base = matrix_of(base)
     down, up, *magnitudes = (factor.float() for factor in factors(module, adapter))
     is_embedding = adapter in module.lora_embedding_A
     is_turned = module.fan_in_fan_out or is_embedding
@@ -52,8 +62,7 @@ def merged_matrix(module: Any, adapter: str, base: Tensor) -> Tensor:
     if magnitudes:  # of each output, whose direction is a row, or a column where the matrix is turned
         along = 0 if is_turned else 1
         merged = merged * (magnitudes[0] / torch.linalg.norm(merged, dim=along)).unsqueeze(along)
-    rounded: Tensor = merged.to(base.dtype)
-    return rounded
+    return as_saved(module.get_base_layer(), merged.to(base.dtype))
 
 
 def _product(module: Any, down: Tensor, up: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from torch import Tensor
 from raydpo.errors import ConfigError
 from raydpo.models.adapter_files import num_rows, shapes
 from raydpo.models.carried_files import add_ends, carry_config, carry_files
+from raydpo.models.four_bit import packing_of
 from raydpo.models.resolve import ResolvedModel
 
 ALLOWED_NATS = 1e-3
@@ -81,7 +82,8 @@ def write_merged(found: ResolvedModel, out: Path, dtype: str) -> None:
 
 def merge_lora(base: Path, adapter: Path, out: Path, dtype: str, end_ids: Sequence[int] = ()) -> None:
     """`write_merged` for the adapter on the model in `base`, whatever base it names. end_ids: as of `add_ends`."""
-    write_merged(ResolvedModel(str(adapter), None, adapter, ResolvedModel(str(base), None, base)), out, dtype)
+    below = ResolvedModel(str(base), None, base, four_bit=packing_of(adapter))
+    write_merged(ResolvedModel(str(adapter), None, adapter, below), out, dtype)
     add_ends(out, end_ids)
 
 

@@ -3,7 +3,7 @@
 Goes out: the module in the asked dtype, every dropout at 0, cache off. Remote code is never run.
 Decision: an adapter is merged into its base on loading, in float32 whatever the dtype, which is cast to once at the end: so
 the reference, the policy and whoever else loads it have the same bytes. Price: the model stands in main memory in float32
-for a moment.
+for a moment. An adapter that was trained on a base in 4 bits is merged into what that base unpacks to.
 """
 
 from __future__ import annotations
@@ -18,7 +18,9 @@ from torch import nn
 from raydpo.errors import ConfigError
 from raydpo.models.auto_class import auto_class
 from raydpo.models.config_file import config_of
+from raydpo.models.four_bit import FourBit
 from raydpo.models.merging import merge_adapter
+from raydpo.models.packed import as_one_function, loading, pack, unpack
 from raydpo.models.resolve import ResolvedModel, with_base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
@@ -37,14 +39,25 @@ def load_model(found: ResolvedModel | Path, dtype: str, attention: str) -> Any:
     logging.disable_progress_bar()  # the driver shows progress; a bar a process would tear it apart
     model = with_base(ResolvedModel(str(found), None, found) if isinstance(found, Path) else found)
     if model.base is None:
-        return switch_dropout_off(_read(model.here(), dtype, attention)).eval()
-    merged = _cast(merge_adapter(load_model(model.base, "float32", "auto"), model.here()), DTYPES[dtype])
+        return switch_dropout_off(_read(model.here(), dtype, attention, model.four_bit)).eval()
+    merged = _cast(merge_adapter(_whole(model.base), model.here()), DTYPES[dtype])
+    if model.four_bit is not None:
+        merged = pack(merged, model.four_bit)
     if attention != "auto":
         merged.set_attn_implementation(attention)
     return switch_dropout_off(merged).eval()
 
 
-def _read(folder: Path, dtype: str, attention: str) -> Any:
+def _whole(base: ResolvedModel) -> Any:
+    """The base of an adapter in float32; what it unpacks to where the adapter was trained on a packed one."""
+    if base.four_bit is None:
+        return load_model(base, "float32", "auto")
+    return _cast(unpack(load_model(base, base.four_bit.dtype, "auto")), torch.float32)
+
+
+def _read(folder: Path, dtype: str, attention: str, four_bit: FourBit | None) -> Any:
+    packed = {} if four_bit is None else loading(folder, four_bit)
+
     def read(implementation: str) -> Any:
         model, found = auto_class(config_of("the model", folder)).from_pretrained(
             str(folder),
@@ -53,10 +66,11 @@ def _read(folder: Path, dtype: str, attention: str) -> Any:
             use_safetensors=True,
             trust_remote_code=False,
             output_loading_info=True,
+            **packed,
         )
         if missing := sorted(found["missing_keys"]):
             raise ValueError(f"the files lack {', '.join(missing[:3])}{', ...' * (len(missing) > 3)}")
-        return model
+        return as_one_function(model)
 
     try:
         return read(attention) if attention != "auto" else _first_that_works(read, "sdpa", "eager")

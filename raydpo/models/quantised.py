@@ -2,7 +2,8 @@
 
 Decision: none is trained, adapted or scored. Packed matrices take no gradient, so that training would change what is left,
 embedding, norms and head, without a word; and what a quantised model says depends on kernels that a machine may lack, where
-transformers dequantises instead. Price: QLoRA is not there; whoever has only a quantised checkpoint unpacks it once.
+transformers dequantises instead. QLoRA packs a whole checkpoint itself (`train.lora.quantize_base`), so that everybody packs it
+alike. Price: whoever has only a quantised checkpoint unpacks it once.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ _KEYS = ("quantization_config", "compression_config", "quant_config", "quantize_
 _FILES = ("quantize_config.json", "quant_config.json", "hf_quant_config.json")
 _TRAINED = (
     "Packed matrices take no gradient: training would have changed embedding, norms and head alone and ended in an export "
-    "that fails, and an adapter on packed matrices is not supported"
+    "that fails. An adapter on a base in 4 bits (QLoRA) is trained from the whole checkpoint, by train.lora.quantize_base"
 )
 _SCORED = "What it says depends on kernels that a machine may lack, and where they lack loading fails or unpacks it in silence"
 

@@ -16,6 +16,8 @@ import torch
 
 from raydpo.models.adapter_files import DESCRIBED, is_adapter
 from raydpo.models.auto_class import auto_class
+from raydpo.models.four_bit import packing_of
+from raydpo.models.packed import as_one_function
 from raydpo.models.pretrained import DTYPES
 
 
@@ -40,7 +42,11 @@ def _load(folder: Path, dtype: str) -> Any:
     from peft import PeftModel
 
     described = json.loads((folder / DESCRIBED).read_text())
-    base = _read(described["base_model_name_or_path"], described.get("revision"), settings)
+    if (four_bit := packing_of(folder)) is not None:
+        from transformers import BitsAndBytesConfig
+
+        settings |= {"quantization_config": BitsAndBytesConfig(**four_bit.arguments()), "device_map": {"": "cpu"}}
+    base = as_one_function(_read(described["base_model_name_or_path"], described.get("revision"), settings))
     return PeftModel.from_pretrained(base, str(folder), autocast_adapter_dtype=False)
 
 

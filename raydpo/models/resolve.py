@@ -12,6 +12,7 @@ from pathlib import Path
 
 from raydpo.errors import ConfigError
 from raydpo.models.adapter_files import DESCRIBED, described, holds_tokenizer, is_adapter
+from raydpo.models.four_bit import FourBit, packing_of
 from raydpo.models.model_files import refuse_unusable
 
 DESCRIPTION = ("*.json", "*.jinja", "*.txt", "*.model")
@@ -26,12 +27,14 @@ class ResolvedModel:
     commit: of a hub id, None for a folder.
     folder: on this node; of an adapter, the adapter's own.
     base: of an adapter, the model that it was trained on.
+    four_bit: how its linear layers are packed when it is loaded, of an adapter after it is merged; None: not.
     """
 
     name: str
     commit: str | None
     folder: Path
     base: ResolvedModel | None = None
+    four_bit: FourBit | None = None
 
     def here(self) -> Path:
         """The folder on the calling node: a local path as it is, a hub id from this node's hub cache."""
@@ -93,9 +96,10 @@ def with_base(model: ResolvedModel, *, weights: bool = True) -> ResolvedModel:
 
 
 def adapter_base(folder: Path, *, weights: bool = True) -> ResolvedModel:
-    """The model that the adapter in `folder` was trained on, at the revision it names. Raises ConfigError."""
+    """The model that the adapter in `folder` was trained on, at the revision and packed as it says. Raises ConfigError."""
     name, revision = _base_name(folder)
-    return resolve_model(f"base of the adapter {folder}", name, revision, weights=weights)
+    base = resolve_model(f"base of the adapter {folder}", name, revision, weights=weights)
+    return replace(base, four_bit=packing_of(folder))
 
 
 def _with_local_base(model: ResolvedModel) -> ResolvedModel | None:
@@ -103,7 +107,7 @@ def _with_local_base(model: ResolvedModel) -> ResolvedModel | None:
         return model
     name, _ = _base_name(model.folder)
     base = local_folder(f"base of the adapter {model.folder}", name)
-    return None if base is None else replace(model, base=base)
+    return None if base is None else replace(model, base=replace(base, four_bit=packing_of(model.folder)))
 
 
 def _base_name(folder: Path) -> tuple[str, str | None]:

@@ -10,6 +10,8 @@ from typing import Any
 
 from torch import nn
 
+from raydpo.models.packed import num_weights
+
 
 def text_body(model: Any) -> Any:
     """The module from ids to hidden states. (Of Llama 4, transformers names the whole language model, head included.)"""
@@ -32,7 +34,7 @@ def freeze_what_text_does_not_reach(model: Any) -> str:
     if not others:
         return ""
     towers = sorted({name for name, part in _parts(model) if not any(id(p) in reached for p in part.parameters())})
-    count = sum(weight.numel() for weight in others.values())
+    count = sum(map(num_weights, others.values()))
     return (
         f"only the text part of {type(model).__name__} is trained: the {count:,} weights of {', '.join(towers) or 'others'} "
         "stay as they are, and the export holds them"

@@ -14,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from raydpo.models.packed import num_weights
+
 Count = int | float | np.ndarray
 
 
@@ -46,7 +48,7 @@ TOKENS = Work()
 def work_of(model: Any) -> Work:
     """The work of a causal LM, before anything shards or adapts its weights."""
     config = model.config.get_text_config()
-    decoder = sum(p.numel() for p in model.get_decoder().parameters() if p.dim() > 1)
+    decoder = sum(num_weights(p) for p in model.get_decoder().parameters() if p.dim() > 1)
     decoder -= model.get_input_embeddings().weight.numel()
     heads = config.num_attention_heads if hasattr(config, "num_attention_heads") else 0
     head_size = getattr(config, "head_dim", None) or (config.hidden_size // heads if heads else 0)

@@ -1,7 +1,8 @@
 """Who the reference is: the identity of its cache, computed from files on disk.
 
 Decision: files are hashed, never names or live tensors, so a re-pushed repository or a swapped file is another reference. An
-adapter is its base's files and its own: the same adapter on another base is another reference.
+adapter is its base's files and its own: the same adapter on another base is another reference. What is packed in 4 bits says
+something else than its files do, and is another one, too.
 """
 
 from __future__ import annotations
@@ -19,10 +20,14 @@ NO_ADAPTER = "none"
 def digests(found: ResolvedModel) -> tuple[str, str]:
     """(digest of the weights, digest of the adapters on them or NO_ADAPTER). Hashes files."""
     if found.base is None:
-        return weights_digest(found.folder), NO_ADAPTER
+        return _packed(weights_digest(found.folder), found), NO_ADAPTER
     weights, below = digests(found.base)
-    own = weights_digest(found.folder)
+    own = _packed(weights_digest(found.folder), found)
     return weights, own if below == NO_ADAPTER else digest_of([below, own])
+
+
+def _packed(digest: str, found: ResolvedModel) -> str:
+    return digest if found.four_bit is None else digest_of([digest, found.four_bit.described()])
 
 
 def model_digest(found: ResolvedModel) -> str:

@@ -20,7 +20,9 @@ KEYS = ("num_workers", "zero_stage", "offload_optimizer", "offload_parameters")
 def made_with(config: Config) -> dict[str, Any]:
     """Versions and layout of a training now, by the name that a person knows."""
     train = config.train.model_dump(mode="json")
-    return {name: version(name) for name in LIBRARIES} | {f"train.{key}": train[key] for key in KEYS}
+    is_packed = config.train.lora is not None and config.train.lora.quantize_base != "none"
+    libraries = (*LIBRARIES, *(("bitsandbytes",) if is_packed else ()))
+    return {name: version(name) for name in libraries} | {f"train.{key}": train[key] for key in KEYS}
 
 
 def moved(then: Mapping[str, Any], now: Mapping[str, Any], step: int) -> list[str]:

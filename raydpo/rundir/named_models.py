@@ -15,6 +15,7 @@ from raydpo.config.places import is_in_store
 from raydpo.config.section_base import say_what_is_known
 from raydpo.errors import ConfigError
 from raydpo.models.before_loading import facts, refuse_training
+from raydpo.models.four_bit import lacks_bitsandbytes
 from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import ResolvedModel, local_folder
 from raydpo.rundir.positions import fit_to_model
@@ -35,7 +36,7 @@ class NamedModels:
 
     def problems(self) -> list[str]:
         """Every reason why a run could not start from what the config names."""
-        checks = (self._folders, self._revision, self._model, self._fit, self._reference)
+        checks = (self._folders, self._revision, self._model, self._fit, self._reference, self._packing)
         return list(dict.fromkeys(say_what_is_known(checks)))
 
     def training_problems(self, verb: str) -> list[str]:
@@ -68,6 +69,12 @@ class NamedModels:
     def _reference(self) -> Iterable[str]:
         name, revision = self._config.reference.model, self._config.reference.revision
         return [] if name is None else _said_by(lambda: self._look_up("reference.model", name, revision))
+
+    def _packing(self) -> Iterator[str]:
+        lora = self._config.train.lora
+        if lora is not None and lora.quantize_base != "none" and (lacking := lacks_bitsandbytes()):
+            key = f"train.lora.quantize_base: {lora.quantize_base}"
+            yield f"{key} {lacking}, or leave quantize_base out. Nothing was started."
 
     def _look_up(self, key: str, name: str, revision: str | None) -> None:
         where = _copied(name) if is_in_store(name) else name

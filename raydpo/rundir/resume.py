@@ -127,6 +127,8 @@ def differences(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[str]:
     # the dtype that it had become.
     unknown = {"model.dtype"} if old.get("model.dtype") == "auto" else set()
     old = {BALANCING: 0.0, **redacted_values(old)}  # a version that knew no balancing loss trained without one
+    if isinstance(lora := old.get("train.lora"), dict):
+        old["train.lora"] = {"quantize_base": "none", **lora}
     keys = [key for key in new if key in old and key not in unknown and old[key] != new[key]]
     return [f"{key}: {old[key]!r} then, {new[key]!r} now.{_advice(key, old[key])}" for key in keys]
 

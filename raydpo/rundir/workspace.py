@@ -37,6 +37,7 @@ from raydpo.config.cross_checks import cross_checks
 from raydpo.config.render import dump
 from raydpo.disk import full_disk
 from raydpo.errors import ConfigError, StorageError
+from raydpo.models.four_bit import FourBit
 from raydpo.models.resolve import ResolvedModel, describe_model, resolve_model
 from raydpo.redaction import redacted_values
 from raydpo.reference.identity import NO_ADAPTER, digests, reference_identity
@@ -279,7 +280,7 @@ def find_workspace(config: Config, verb: str, *, weights: bool = True) -> Worksp
     model = named.found.get("model.path")
     if problems or model is None or named.fitted is None:
         raise ConfigError(problems)
-    return Workspace(
+    workspace = Workspace(
         named.fitted,
         local_path(config.run.dir),
         local_path(config.reference.cache_dir),
@@ -287,3 +288,9 @@ def find_workspace(config: Config, verb: str, *, weights: bool = True) -> Worksp
         named.found.get("reference.model", model),
         named.notes,
     )
+    lora = workspace.config.train.lora
+    if lora is None or lora.quantize_base == "none":
+        return workspace
+    four_bit = FourBit(workspace.dtype, lora.modules_to_save)
+    policy, reference = (replace(found, four_bit=four_bit) for found in (workspace.model, workspace.reference))
+    return replace(workspace, model=policy, reference=reference)

@@ -17,6 +17,7 @@ from torch import Tensor
 from raydpo.models.adapter_files import DESCRIBED, is_adapter
 from raydpo.models.carried_files import add_ends, carry_config, carry_files
 from raydpo.models.logprobs import AnswerLogProbs
+from raydpo.models.packed import described_packing
 
 
 def gather_weights(scoring: AnswerLogProbs, stage: int, is_writer: bool) -> dict[str, Tensor]:
@@ -67,6 +68,8 @@ def write_model(
     model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
     if base is not None and is_adapter(folder):
         _name_base(folder / DESCRIBED, *base)
+    if (packing := described_packing(model)) is not None:
+        packing.write(folder)
     carry_config(source, folder)
     carry_files(source, folder, chat_template)
     add_ends(folder, end_ids)

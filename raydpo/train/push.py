@@ -3,7 +3,8 @@
 What goes out: a `PolicyProbe`, then `WeightsPart` events of about `PART_BYTES`, for those who keep a copy of the policy.
 Decision: weights are gathered one by one (ZeRO-3) and travel in parts, so that rank 0 holds one part at a time and never
 a second model. They keep the names and shapes that they have in memory: whoever writes or reads files translates. Of a LoRA
-run only merged matrices of adapted layers and modules that are trained whole travel; what the copy needs else it has.
+run only merged matrices of adapted layers and modules that are trained whole travel, and what packed matrices unpack to;
+what the copy needs else it has.
 """
 
 from __future__ import annotations
@@ -15,7 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from raydpo.models.merged_matrix import adapted_matrices, copied_tensors, factors, merged_matrix
+from raydpo.models.merged_matrix import adapted_matrices, copied_tensors, factors, merged_matrix, unadapted_layers
+from raydpo.models.packed import as_saved, matrix_of
 from raydpo.schema.rank_events import Alive, PolicyProbe, WeightsPart
 from raydpo.train.export import gathered
 from raydpo.train.policy_probe import policy_probe
@@ -60,5 +62,11 @@ def _plan(model: Any) -> Iterator[tuple[str, list[Tensor], Any]]:
         return
     for name, module, adapter, base in adapted_matrices(model):
         yield name, [base, *factors(module, adapter)], partial(merged_matrix, module, adapter, base)
+    for name, layer in unadapted_layers(model):
+        yield name, [layer.weight], partial(_unpacked, layer)
     for name, parameter in copied_tensors(model):
         yield name, [parameter], parameter.detach
+
+
+def _unpacked(layer: Any) -> Tensor:
+    return as_saved(layer, matrix_of(layer.weight))

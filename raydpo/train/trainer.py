@@ -29,6 +29,7 @@ from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.lora import add_lora
+from raydpo.models.packed import packed_said
 from raydpo.models.pretrained import load_model
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.router_probe import check_routing
@@ -249,6 +250,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     notes = [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
     if towers := freeze_what_text_does_not_reach(model):
         notes.append(towers)
+    if spec.model.four_bit is not None:
+        notes.append(packed_said(model))
     if (lora := train.lora) is not None:
         model = add_lora(model, seed=config.run.seed, **lora.placed())
         notes.append(said(model))

@@ -43,6 +43,7 @@ DECIDE = """
     train.gradient_checkpointing train.compile train.lora.rank train.lora.alpha train.lora.target_modules train.lora.merge
     train.router_aux_loss
     train.lora.rslora train.lora.dora train.lora.init train.lora.experts train.lora.modules_to_save train.lora.dropout
+    train.lora.quantize_base
     train.early_stopping_patience
 """
 

@@ -475,6 +475,13 @@ PRIVATE: tuple[Row, ...] = (
     ),
     Text("vllm", "worker_extension_cls", "vllm_engine", _VLLM_LOADS, "vllm/v1/worker/worker_base.py"),
     Text("vllm", "unquantized_backend", "vllm_engine", _VLLM_LOADS, _FUSED_MOE, "self.unquantized_backend"),
+    Text(
+        "bitsandbytes",
+        "support_avx512bf16_for_cpu",
+        "packed",
+        "packed layers would compute in bfloat16 in evaluation mode, on CPUs that can",
+        "bitsandbytes/nn/modules.py",
+    ),
     Text("vllm", "moe_kernel", "vllm_engine", _VLLM_LOADS, _FUSED_MOE, "self.moe_kernel"),
     Attribute(
         "vllm",
