@@ -1,4 +1,4 @@
-"""A preparation that was killed on one machine goes on on another one, from the parts that had been committed."""
+"""A preparation on machines that share a store: one goes on from the parts of another; one that only looks leaves nothing."""
 
 from __future__ import annotations
 
@@ -11,8 +11,11 @@ from raydpo.artifacts.mirror_path import ROOT_VARIABLE
 from raydpo.artifacts.object_store import ObjectStore
 from raydpo.data import prepare, row_ranges
 from raydpo.data.parts import PREFIX
+from raydpo.driver.data_stage import data_stage
+from raydpo.errors import ConfigError
+from raydpo.rundir.workspace import open_workspace
 from raydpo.schema.events import Advanced, Event, Note, ignore
-from tests.pipelines.toy import make_toy
+from tests.pipelines.toy import NUM_EVAL, make_toy
 from tests.storage.runs import remote_config
 
 ROWS = 8
@@ -70,3 +73,20 @@ def test_another_machine_takes_up_the_parts(
     assert parts_in(url) == [], "they go when they are of no use"
     for path in (tmp_path / "calm" / "data").iterdir():
         assert (local_path(url) / "data" / path.name).read_bytes() == path.read_bytes()
+
+
+def test_data_of_who_only_looks_are_for_its_own_machine(
+    bucket: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url, toy = f"{bucket}/run", make_toy(tmp_path)
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "trains"))
+    with Lease(local_path(url)):
+        monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "looks"))
+        with (
+            pytest.raises(ConfigError, match="these are not the data that it prepared"),
+            open_workspace(remote_config(toy, url, {"run.runtime": "ray"}), "evaluate") as workspace,
+        ):
+            data_stage(workspace, ignore)
+        with open_workspace(remote_config(toy, url), "evaluate") as workspace:
+            assert data_stage(workspace, ignore).eval_pairs == NUM_EVAL
+    assert not list(ObjectStore(url).listed("data"))
