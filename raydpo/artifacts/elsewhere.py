@@ -17,7 +17,7 @@ from pathlib import Path
 
 from raydpo.artifacts.commit_log import CommitLog
 from raydpo.artifacts.digest import file_sha256
-from raydpo.artifacts.input_copies import copied
+from raydpo.artifacts.input_copies import bring_input
 from raydpo.artifacts.mirror_path import is_input, url_of
 from raydpo.artifacts.object_store import PARALLEL, ObjectStore, StoreFolder
 from raydpo.artifacts.placeholder import Stored, leave_out, store_at
@@ -30,13 +30,12 @@ Handed = tuple[str, str, int, str]
 
 def bring(path: Path) -> None:
     """Make the file or folder `path` of a working copy, or of a copy of inputs, what the store has, unless the driver works
-    here. Nothing is done for other paths."""
+    here. Of the processes of a machine that ask, one fetches. Nothing is done for other paths."""
     url = url_of(path)
     if url is None or is_home(path):
         return
     if is_input(path):
-        if not path.exists():
-            copied(url)
+        bring_input(path)
         return
     if (found := _run_of(path)) is None:
         return

@@ -2,7 +2,8 @@
 
 Comes in: the address of an object, of a folder of them, or a pattern. Goes out: the path of the copy, or the pattern in it.
 Decision: what changed is told by the tag that the store gives to the content, kept next to the copy; a copy gets its name once
-it is whole. The price is the disk that the copies take.
+it is whole. One process of a machine copies at a time, and those that waited find what it left. The price is the disk that the
+copies take.
 """
 
 from __future__ import annotations
@@ -16,21 +17,45 @@ from functools import partial
 from pathlib import Path
 
 from raydpo.artifacts.durable import whole_copy
-from raydpo.artifacts.mirror_path import input_path
+from raydpo.artifacts.mirror_path import input_path, url_of
+from raydpo.artifacts.node_lock import once_a_node
 from raydpo.artifacts.object_store import PARALLEL, ObjectStore
 from raydpo.config.places import reads_only
 from raydpo.errors import StorageError
 from raydpo.redaction import redacted
 
-_TAG = ".tag"
+_TAG, _WHOLE = ".tag", ".whole"
+"""Ends of the names of a file's tag and of the mark of a folder of which everything is here."""
 
 
-def copied(url: str, is_wanted: Callable[[str], bool] = lambda name: True) -> Path:
+def everything(name: str) -> bool:
+    """Every file is wanted."""
+    return True
+
+
+def bring_input(path: Path) -> None:
+    """Have the copy at `path`, a file or a folder, here; one that is whole is taken as it is, however old."""
+
+    def is_here() -> bool:
+        return path.is_file() or (path / _WHOLE).is_file()
+
+    if (url := url_of(path)) is not None and not is_here():
+        with once_a_node(path, "input"):
+            if not is_here():
+                _copied(url, everything)
+
+
+def copied(url: str, is_wanted: Callable[[str], bool] = everything) -> Path:
     """Path of the copy of what is at `url`: an object, all wanted objects below a folder, or a pattern of the copies. A path
     that is not there where nothing was found.
 
     is_wanted: asked with the name of each file of a folder or pattern.
     """
+    with once_a_node(input_path(url.rstrip("/")), "input"):
+        return _copied(url, is_wanted)
+
+
+def _copied(url: str, is_wanted: Callable[[str], bool]) -> Path:
     if reads_only(url):
         return _by_fsspec(url, is_wanted)
     url = url.rstrip("/")
@@ -50,6 +75,7 @@ def copied(url: str, is_wanted: Callable[[str], bool] = lambda name: True) -> Pa
 def _folder(url: str, pattern: str, is_wanted: Callable[[str], bool]) -> Path:
     """Copy what is wanted below `url` and matches `pattern`, if there is one; remove copies of what is no longer there."""
     store, folder = ObjectStore(url), input_path(url)
+    (folder / _WHOLE).unlink(missing_ok=True)
     found = {
         key: (size, tag)
         for key, size, tag in store.listed()
@@ -62,6 +88,8 @@ def _folder(url: str, pattern: str, is_wanted: Callable[[str], bool]) -> Path:
         is_ours = not pattern or fnmatchcase(name, pattern.replace("**/", "*"))
         if path.is_file() and name not in found and is_ours and not path.name.startswith("."):
             path.unlink(missing_ok=True)
+    if found and not pattern and is_wanted is everything:
+        (folder / _WHOLE).touch()
     return folder
 
 

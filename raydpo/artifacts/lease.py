@@ -33,12 +33,16 @@ class Lease:
     """Context manager: this process owns `folder`. Raises RunInUseError, LostLeaseError (of a folder around it) and
     StorageError.
 
+    gives_way: for who only reads: of a run directory in an object store with which another driver may not be done, own the
+        working copy alone.
     attempt: its number, from 1; 0 before it began.
     remote: the run directory in the object store whose working copy `folder` is; None for one of this machine.
+    looked_at: the same where this one gave way.
     notes: what the user should know of this file system, in sentences.
     """
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *, gives_way: bool = False) -> None:
+        self._gives_way = gives_way
         self.folder = Path(os.path.abspath(folder))
         self.attempt = 0
         self.notes: tuple[str, ...] = ()
@@ -49,6 +53,7 @@ class Lease:
         self._id = uuid.uuid4().hex
         self._turn = threading.Lock()
         self.remote: RemoteRun | None = None
+        self.looked_at: RemoteRun | None = None
 
     def __enter__(self) -> Lease:
         around = _covering(self.folder)
@@ -109,13 +114,17 @@ class Lease:
         if newest.get("kind") != "end" and _runs_here(newest):
             raise in_use(url, _driver(newest))
         make_room(self.folder)
-        remote.begin()
-        self.attempt, self.remote = remote.attempt, remote
-        self.notes = (
-            f"{url} is an object store: a driver that is started on another machine while this one runs takes the run over, "
-            f"and this one ends at its next commit. The working copy is {self.folder}.",
-            *(f"{text}; it is left out" for text in remote.damaged),
-        )
+        if remote.begin(gives_way=self._gives_way):
+            self.attempt, self.remote = remote.attempt, remote
+            said = (
+                "a driver that is started on another machine while this one runs takes the run over, and this one ends at its "
+                "next commit"
+            )
+        else:
+            self.looked_at = remote
+            said = f"{_driver(newest)} has not said that it is done there, so what was committed is read and nothing changed"
+        damaged = (f"{text}; it is left out" for text in remote.damaged)
+        self.notes = (f"{url} is an object store: {said}. The working copy is {self.folder}.", *damaged)
 
     def _end_remote(self, remote: RemoteRun, *, is_whole: bool) -> None:
         if is_whole:
@@ -206,15 +215,17 @@ def fence(path: Path) -> None:
 
 def settle(path: Path, *, is_urgent: bool = True) -> None:
     """To be called once `path` counts on this machine: in a working copy of an object store, make it count there. Raises
-    LostLeaseError if another driver took the run directory over.
+    LostLeaseError if another driver took the run directory over. Who gave way to another one only shows its files.
 
     is_urgent: False for one of many, which may wait for others.
     """
     path = Path(os.path.abspath(path))
     for lease in _covering(path)[:1]:
+        name = path.relative_to(lease.folder).as_posix()
         if lease.remote is not None:
-            name = path.relative_to(lease.folder).as_posix()
             (lease.remote.commit if is_urgent else lease.remote.commit_soon)(name)
+        elif lease.looked_at is not None and path.parent == lease.folder and path.is_file():
+            lease.looked_at.show(name)
 
 
 def require_lease(path: Path) -> None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from raydpo.artifacts.digest import file_sha256
 from raydpo.artifacts.durable import whole_copy
 from raydpo.artifacts.mirror_path import url_of
+from raydpo.artifacts.node_lock import once_a_node
 from raydpo.artifacts.object_store import PARALLEL, ObjectStore
 from raydpo.errors import IntegrityError
 
@@ -77,11 +78,12 @@ def fetch_files(paths: Iterable[Path]) -> None:
 
 
 def _fetch(path: Path) -> None:
-    found = left_out(path)
-    if found is None:
+    if left_out(path) is None:
         return
-    url, stored = found
-    fetch_object(store_at(url), stored, path)
+    with once_a_node(path):
+        if (found := left_out(path)) is not None:
+            url, stored = found
+            fetch_object(store_at(url), stored, path)
 
 
 def fetch_object(store: ObjectStore, stored: Stored, path: Path) -> None:

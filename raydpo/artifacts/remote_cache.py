@@ -20,6 +20,7 @@ from typing import Any
 from raydpo.artifacts.commit_log import CommitLog, DiskFolder, entry_name
 from raydpo.artifacts.durable import write_bytes, write_json
 from raydpo.artifacts.mirror_path import local_path, url_of
+from raydpo.artifacts.node_lock import once_a_node
 from raydpo.artifacts.object_store import PARALLEL, StoreFolder
 from raydpo.artifacts.placeholder import Stored, fetch_object, store_at
 from raydpo.errors import IntegrityError
@@ -92,9 +93,15 @@ def _entries(folder: Path, url: str) -> dict[str, dict[str, Any]]:
 
 def _fetch(folder: Path, url: str, name: str, record: dict[str, Any]) -> None:
     path = folder / "shards" / str(record["name"])
-    if path.is_file() and path.stat().st_size == record["bytes"] and (path.with_name(f"{name}.json")).is_file():
+
+    def is_here() -> bool:
+        is_whole = path.is_file() and path.stat().st_size == record["bytes"]
+        return is_whole and path.with_name(f"{name}.json").is_file()
+
+    if is_here():
         return
     path.parent.mkdir(parents=True, exist_ok=True)
-    with suppress(IntegrityError):
-        fetch_object(store_at(url), Stored(f"shards/{path.name}", record["bytes"], record["sha256"]), path)
-        write_json(path.with_name(f"{name}.json"), record)
+    with once_a_node(path), suppress(IntegrityError):
+        if not is_here():
+            fetch_object(store_at(url), Stored(f"shards/{path.name}", record["bytes"], record["sha256"]), path)
+            write_json(path.with_name(f"{name}.json"), record)

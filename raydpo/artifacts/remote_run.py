@@ -61,20 +61,34 @@ class RemoteRun:
         """The newest entry of an attempt that can be read, {} for none."""
         return self._log.newest_attempt(self._log.newest())[1]
 
-    def begin(self) -> None:
-        """Put the entry of a new attempt at the end of the log, and make the working copy what the log says."""
+    def begin(self, *, gives_way: bool = False) -> bool:
+        """Put the entry of a new attempt at the end of the log, and make the working copy what the log says.
+
+        gives_way: where an attempt is not known to be over, put nothing and make the copy alone: False.
+        """
         while True:
             newest = self._log.newest()
-            before, _ = self._log.newest_attempt(newest)
+            before, entry = self._log.newest_attempt(newest)
             self._tree = read_tree(self._log, newest)
+            if gives_way and entry and entry.get("kind") != "end":
+                self._reconcile()
+                return False
             self.attempt, self._last, self._whole = before + 1, newest + 1, newest + 1
             if self._log.put(self._last, self._entry("attempt", tree=lines(self._tree))):
                 break
         self._require_conditions()
-        self.damaged = tuple(self._copy.reconcile(self._tree))
-        self._copy.keep_state(self._tree)
+        self._reconcile()
         renew_plain(self.store, self._tree, self._copy.read)
         self._collect()
+        return True
+
+    def _reconcile(self) -> None:
+        self.damaged = tuple(self._copy.reconcile(self._tree))
+        self._copy.keep_state(self._tree)
+
+    def show(self, name: str) -> None:
+        """Put a file at the top of the copy where people look for it; no entry of the log names it."""
+        self.store.put(name, self._copy.read(name))
 
     def check(self) -> None:
         """Raise what `lost` makes if another attempt began."""

@@ -157,8 +157,8 @@ def _files(folder: Path) -> Iterator[Path]:
 
 
 def _belongs(name: str) -> bool:
-    """Whether a name is one of the run directory: hidden ones are not, but for the unfinished pieces of a round."""
-    return not name.startswith(".") or name.endswith("-work")
+    """Whether a name is one of the run directory: hidden ones are not, but for what preparations and rounds have done."""
+    return not name.startswith(".") or name.startswith(".parts-") or name.endswith("-work")
 
 
 def _boot() -> str:

@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import digest, durable
+from raydpo.artifacts import digest, durable, settle
 from raydpo.config import Config
 from raydpo.config.mixture_entry import entries_of
 from raydpo.config.outside import is_outside, source_sha256
@@ -333,6 +333,7 @@ class _Preparation:
             made = here(spec, missing, self.tokenizer) if self.make is None else self.make(portable(spec), missing)
             for index, result in made:
                 parts.done(missing[index], result)
+                settle(parts.folder, is_urgent=False)
                 done += result.num_lines
                 self.observer(Advanced("data", done))
             if len(large) < len(sources):  # these are counted as they are read

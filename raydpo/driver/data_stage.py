@@ -21,7 +21,7 @@ from raydpo.data.embedding_rows import smallest
 from raydpo.data.parts import MakeParts, PartDone, PartMaker, PartSpec, PartWork
 from raydpo.data.shown_rows import RowViewer
 from raydpo.driver.actors import session_of
-from raydpo.errors import DataError
+from raydpo.errors import ConfigError, DataError
 from raydpo.models.before_loading import facts, forward_facts
 from raydpo.models.config_file import num_embeddings
 from raydpo.models.resolve import ResolvedModel
@@ -47,7 +47,7 @@ def data_stage(
         observer(Note("info", text))
     folder = str(workspace.model.tokenizer)
     embedding = smallest(_embeddings(workspace, evaluated))
-    return prepare(
+    report = prepare(
         workspace.config,
         folder,
         workspace.data,
@@ -58,6 +58,13 @@ def data_stage(
         viewer=viewer,
         make_parts=_makers(workspace.config, observer),
     )
+    if workspace.only_looks and not report.reused and workspace.config.run.runtime == "ray":
+        raise ConfigError(
+            f"run.dir: {workspace.place} may belong to a driver that still works there, and these are not the data that it "
+            "prepared, so nodes of Ray would not find them; nothing was evaluated. Set run.dir to another place and "
+            f"evaluate.model to a copy of the model, run.runtime to local, or wait for that driver."
+        )
+    return report
 
 
 def _makers(config: Config, observer: Observer) -> MakeParts | None:

@@ -54,6 +54,7 @@ class Workspace:
     cache_dir: folder of reference caches.
     model, reference: where training starts, and what log-ratios are measured from.
     notes: what was fitted to the model, in words.
+    only_looks: another driver may work there, and nothing of this one's reaches the object store but what it shows.
     start, baseline: folders of `model` and `reference` merged, where these are adapters and were merged (driver.start_model).
     """
 
@@ -63,6 +64,7 @@ class Workspace:
     model: ResolvedModel
     reference: ResolvedModel
     notes: tuple[str, ...] = ()
+    only_looks: bool = False
     start: ResolvedModel | None = None
     baseline: ResolvedModel | None = None
 
@@ -239,9 +241,14 @@ def open_workspace(config: Config, verb: str) -> Iterator[Workspace]:
         ) from error
     quiet = full_disk(workspace.dir, asks_disk=False)
     said = _COMMITTED.get(verb, partial(committed_said, workspace.checkpoints))
-    with quiet, Lease(workspace.dir) as lease, runtime.watching(config.run.stop_grace_s, said):
+    with (
+        quiet,
+        Lease(workspace.dir, gives_way=verb == "evaluate") as lease,
+        runtime.watching(config.run.stop_grace_s, said),
+    ):
         _sweep(workspace.dir)
-        yield replace(workspace, notes=(*workspace.notes, *lease.notes))
+        notes, only_looks = (*workspace.notes, *lease.notes), lease.looked_at is not None
+        yield replace(workspace, notes=notes, only_looks=only_looks)
 
 
 def _sweep(folder: Path) -> None:

@@ -133,6 +133,10 @@ class Backend(Protocol):
         """A number for the monitoring of the cluster, if there is any."""
         ...
 
-    def check_storage(self, folder: Path) -> None:
-        """Prove that every node reads and writes the same `folder`. Raises StorageError."""
+    def check_storage(self, folder: Path) -> frozenset[str]:
+        """Prove that every node reads and writes the same `folder`; ids of the nodes. Raises StorageError."""
+        ...
+
+    def unseen_on(self, node_id: str, folder: Path) -> str:
+        """What is wrong with `folder` on a node that came later, in a sentence that names it; empty for nothing."""
         ...

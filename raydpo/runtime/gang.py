@@ -21,14 +21,14 @@ from typing import Any, TypeVar
 
 import cloudpickle
 
-from raydpo.errors import Cause, HangError, WorkerError
+from raydpo.errors import Cause, HangError, StorageError, WorkerError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed
 from raydpo.runtime.failure import Failure, failure_of
 from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
 from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.resources import Demand
-from raydpo.runtime.sessions import current, patience
+from raydpo.runtime.sessions import current, patience, unseen_storage
 from raydpo.runtime.stacks import Stacks, flight_pipe, offer_stacks
 from raydpo.runtime.stops import left_to_the_driver
 
@@ -82,12 +82,15 @@ def run_gang(
 
     Closing the iterator ends all ranks.
     Raises the RaydpoError that the failing ranks raised, if it is one class; else WorkerError with the errors and
-    their ranks; HangError with the silent ranks and where they are; ResourceError when no place is found.
+    their ranks; HangError with the silent ranks and where they are; ResourceError when no place is found; StorageError
+    when one is on a node that came late and does not share what `check_storage` proved.
     """
     actors = current().actors(num_ranks, own_process=False, preload=preload)
     gang = _Gang(Demand(name, num_ranks, cpus, gpus, placement), actors, hang_timeout_s)
     try:
         gang.place()
+        if problems := list(filter(None, map(unseen_storage, {place.node_id: None for place in gang.places}))):
+            raise StorageError(problems)
         if placed is not None:
             placed(gang.places)
         gang.launch(cloudpickle.dumps(function), preload, max_unread)

@@ -55,8 +55,11 @@ class LocalBackend:
     def close(self) -> None:
         self._servers.close()
 
-    def check_storage(self, folder: Path) -> None:
-        pass  # one machine sees what it writes
+    def check_storage(self, folder: Path) -> frozenset[str]:
+        return frozenset()
+
+    def unseen_on(self, node_id: str, folder: Path) -> str:
+        return ""  # one machine sees what it writes
 
 
 @contextmanager

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
+NODE_LABEL = "ray.io/node-id"
+"""Label that Ray gives to each node by itself."""
 Strategy = Literal["PACK", "SPREAD", "STRICT_PACK", "STRICT_SPREAD"]
 
 
@@ -28,6 +30,15 @@ class Placement:
     def takes(self, labels: Mapping[str, str]) -> bool:
         """Whether a node with `labels` matches the selector."""
         return all(_matches(wanted, labels.get(key)) for key, wanted in self.label_selector.items())
+
+    def without(self, node_id: str) -> Placement | None:
+        """The same, but for one more node; None where the selector names nodes itself."""
+        wanted = self.label_selector.get(NODE_LABEL, "!in()")
+        if not wanted.startswith("!in("):
+            return None
+        others = [each.strip() for each in wanted.removeprefix("!in(").rstrip(")").split(",") if each]
+        selector = {**self.label_selector, NODE_LABEL: f"!in({', '.join([*others, node_id])})"}
+        return replace(self, label_selector=selector)
 
     def limit(self, fitting: list[int]) -> int:
         """Workers that can have a place, of those that fit on each node alone."""

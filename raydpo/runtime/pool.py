@@ -15,11 +15,12 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from contextlib import closing
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import cloudpickle
 
-from raydpo.errors import Cause, HangError, ResourceError, WorkerError
+from raydpo.errors import Cause, HangError, ResourceError, StorageError, WorkerError
 from raydpo.redaction import redacting_logger
 from raydpo.runtime.backend import ActorDied, CallFailed
 from raydpo.runtime.failure import Death, Failure, error_of
@@ -28,8 +29,8 @@ from raydpo.runtime.news import News
 from raydpo.runtime.place import Place, thread_variables
 from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
-from raydpo.runtime.resources import Demand, amounts
-from raydpo.runtime.sessions import current, patience
+from raydpo.runtime.resources import Demand, amounts, count_fitting
+from raydpo.runtime.sessions import current, patience, unseen_storage
 from raydpo.runtime.silence import Watched, frames_of, silences
 from raydpo.runtime.stops import requested
 
@@ -79,7 +80,8 @@ def run_pool(
 
     Results should be small (records, not tensors). Closing the iterator ends all actors.
     Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
-    lost its actor once too often, HangError if by a hang; ResourceError when no actor gets its CPUs and GPUs.
+    lost its actor once too often, HangError if by a hang; ResourceError when no actor gets its CPUs and GPUs; StorageError
+    when no node is left but one that came late and does not share what `check_storage` proved.
     """
     pool = Pool(
         name,
@@ -324,6 +326,9 @@ class Pool:
     def _advance(self, worker: PoolWorker, answer: Any) -> None:
         """Placed -> prepare; prepared -> greeted, if there is a greeting; then the first item."""
         if worker.state == "placing":
+            if problem := unseen_storage(answer[0].node_id):
+                self._turn_away(worker, answer[0].node_id, problem)
+                return
             (worker.place, worker.stacks), worker.state = answer, "preparing"
             if self._placed is not None:
                 self._placed(answer[0])
@@ -335,6 +340,18 @@ class Pool:
         else:
             worker.state = "ready"
             self._feed(worker)
+
+    def _turn_away(self, worker: PoolWorker, node_id: str, problem: str) -> None:
+        """Go on without a node that lacks the storage. Raises StorageError where no other one has room."""
+        self._actors.kill(worker.actor)
+        self._workers.pop(worker.number, None)
+        placement = self._demand.placement.without(node_id)
+        demand = None if placement is None else replace(self._demand, placement=placement)
+        if demand is None or not count_fitting(demand, current().nodes()):
+            raise StorageError(problem)
+        self._demand = demand
+        _log.warning("%s: that node gets no work. %s", self._name, problem)
+        self._start_worker(worker.number)
 
     def _ask(self, worker: PoolWorker, method: str, *arguments: Any) -> None:
         worker.silent_s = 0.0

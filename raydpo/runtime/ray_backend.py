@@ -25,7 +25,7 @@ from raydpo.runtime.patience import NodePatience
 from raydpo.runtime.place import Place
 from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_gauges import set_gauge
-from raydpo.runtime.ray_storage import check_ray_storage
+from raydpo.runtime.ray_storage import check_ray_storage, unseen_on
 from raydpo.runtime.resources import Demand, Node, amounts, count_fitting
 from raydpo.runtime.silence import read_silence_s
 from raydpo.runtime.stacks import Stacks, gather, read_stack
@@ -70,8 +70,11 @@ class RayBackend:
     def show(self, name: str, help_text: str, value: float, labels: dict[str, str]) -> None:
         set_gauge(name, help_text, value, labels)
 
-    def check_storage(self, folder: Path) -> None:
-        check_ray_storage(folder, self.leaving())
+    def check_storage(self, folder: Path) -> frozenset[str]:
+        return check_ray_storage(folder, self.leaving())
+
+    def unseen_on(self, node_id: str, folder: Path) -> str:
+        return unseen_on(node_id, folder)
 
 
 def _group(demand: Demand) -> PlacementGroup:

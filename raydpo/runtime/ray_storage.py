@@ -2,7 +2,8 @@
 
 What comes in: a folder. What goes out: nothing, or a StorageError that names the nodes which do not see it.
 Decision: a real file is written by the driver and read by a task on every living node, and each task's own file must
-be seen by the driver. Mount tables and paths prove nothing; a file does. Price: a task start on each node, once a run.
+be seen by the driver. Mount tables and paths prove nothing; a file does. Price: a task start on each node, once a run, for
+which the driver waits; a node that comes later is asked when the first actor has a place there.
 """
 
 from __future__ import annotations
@@ -30,20 +31,29 @@ _DEATH_S = 60.0
 """How long Ray may take to know that a node is lost on which a probe did not run."""
 
 
-def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
-    """Prove that every node reads and writes the same `folder`. Nothing is done on one node.
+def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> frozenset[str]:
+    """Prove that every node reads and writes the same `folder`; ids of these nodes. Nothing is done on one node.
 
     leaving: nodes that are being taken away, and get no work.
     Raises StorageError with one sentence for each node that does not.
     """
     nodes = [node for node in ray.nodes() if node["Alive"] and node["NodeID"] not in leaving]
-    if len(nodes) <= 1:
-        return
+    if len(nodes) > 1 and (problems := _problems(folder, nodes)):
+        raise StorageError(problems)
+    return frozenset(node["NodeID"] for node in nodes)
+
+
+def unseen_on(node_id: str, folder: Path) -> str:
+    """What is wrong with `folder` on a node that came later; empty for nothing, and for a node that is gone."""
+    return " ".join(_problems(folder, [node for node in ray.nodes() if node["Alive"] and node["NodeID"] == node_id]))
+
+
+def _problems(folder: Path, nodes: list[dict[str, Any]]) -> list[str]:
+    """A sentence for each of `nodes` that does not share `folder` with the driver."""
     folder.mkdir(parents=True, exist_ok=True)
     token = secrets.token_hex(8)
     if (url := url_of(folder)) is not None:
-        _check_store(url, str(folder), token, nodes)
-        return
+        return _problems_of_store(url, str(folder), token, nodes)
     probe = folder / f".raydpo-probe-{token}"
     answers = [folder / f"{probe.name}-{number}" for number in range(len(nodes))]
     try:
@@ -66,8 +76,7 @@ def check_ray_storage(folder: Path, leaving: Collection[str] = ()) -> None:
         for path in (probe, *answers):
             with suppress(OSError):
                 path.unlink(missing_ok=True)
-    if problems:
-        raise StorageError(problems)
+    return problems
 
 
 def _on(node: dict[str, Any], function: Callable[..., str]) -> Any:
@@ -76,7 +85,7 @@ def _on(node: dict[str, Any], function: Callable[..., str]) -> Any:
     return ray.remote(num_cpus=0, max_retries=0, scheduling_strategy=place)(function)
 
 
-def _check_store(url: str, folder: str, token: str, nodes: list[dict[str, Any]]) -> None:
+def _problems_of_store(url: str, folder: str, token: str, nodes: list[dict[str, Any]]) -> list[str]:
     """The same for the object store at `url`: each node reads what the driver put, and can keep copies in `folder`."""
     store, key = ObjectStore(url), f"probe-{token}"
     store.put(key, token.encode())
@@ -93,8 +102,7 @@ def _check_store(url: str, folder: str, token: str, nodes: list[dict[str, Any]])
                 )
     finally:
         store.delete([key])
-    if problems:
-        raise StorageError(problems)
+    return problems
 
 
 def answer_store_probe(url: str, key: str, token: str, folder: str) -> str:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
@@ -21,11 +21,12 @@ from raydpo.runtime.resources import Demand, check_demands, count_fitting
 
 @dataclass(eq=False)
 class _Open:
-    """A session that is open, how long its roles wait, and whose it is."""
+    """A session that is open, how long its roles wait, and whose it is. proved: folder -> nodes that share it."""
 
     backend: Backend
     patience: NodePatience
     run: str
+    proved: dict[Path, set[str]] = field(default_factory=dict)
 
 
 _open: list[_Open] = []
@@ -166,4 +167,16 @@ def check_storage(folder: Path) -> None:
 
     Raises StorageError with one sentence for each node that does not.
     """
-    current().check_storage(folder)
+    _open[-1].proved[folder] = set(current().check_storage(folder))
+
+
+def unseen_storage(node_id: str) -> str:
+    """What is wrong on a node with the folders that were proved, if it came after that and was not asked yet; empty for
+    nothing."""
+    backend = current()
+    for entry in [entry for entry in _open if entry.backend is backend]:
+        for folder, nodes in list(entry.proved.items()):
+            if node_id not in nodes and (problem := backend.unseen_on(node_id, folder)):
+                return problem
+            nodes.add(node_id)
+    return ""

@@ -15,12 +15,16 @@ from typing import Any
 import psutil
 import pytest
 
+from raydpo.data import row_ranges
+from raydpo.data.parts import PREFIX
+from raydpo.driver.data_stage import data_stage
 from raydpo.errors import RaydpoError
 from raydpo.pipelines import evaluate, iterate, train
+from raydpo.rundir.workspace import open_workspace
 from raydpo.schema.events import Advanced, Event, ignore
 from tests.pipelines import driver
 from tests.pipelines.rounds.toy_rounds import generations, pairs, rounds_config
-from tests.pipelines.toy import Toy, config, metrics, nats_by_row, weights
+from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, config, metrics, nats_by_row, weights
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
 
@@ -156,6 +160,56 @@ def test_a_generator_that_dies_on_ray_costs_nothing(rounds: Rounds) -> None:
     assert len(rounds.killed) == 1
     answers = [generations(rounds.folder / kind, 0) for kind in ("ray", "local")]
     assert answers[0] == answers[1] != []
+
+
+class Maker:
+    """Kills the makers of parts on Ray once one of them, which works on the next, has made the first; keeps which files there
+    were, then and at the end."""
+
+    def __init__(self, folder: Path, *, kills: bool) -> None:
+        self._folder, self._kills = folder, kills
+        self.before: dict[str, int] = {}
+        self.after: dict[str, int] = {}
+
+    def __call__(self, event: Event) -> None:
+        if not isinstance(event, Advanced) or event.stage != "data":
+            return
+        self.after = {path.name: path.stat().st_ino for path in self._folder.glob(f"data/{PREFIX}*/[0-9]*.json")}
+        if self._kills and not self.before:
+            for pid in driver.by_age("PoolActor"):
+                os.kill(pid, signal.SIGKILL)
+            self.before = self.after
+
+
+def prepared(toy: Toy, folder: Path, kind: str, num_workers: int, maker: Maker) -> dict[str, bytes]:
+    """What a preparation leaves in its run directory."""
+    changes = {"run.runtime": kind, "data.num_workers": num_workers}
+    with open_workspace(config(toy, folder, changes), "precompute") as workspace:
+        data_stage(workspace, maker)
+    files = [*folder.glob("data/*"), folder / "quarantine.jsonl"]
+    return {path.name: path.read_bytes() for path in files}
+
+
+def test_data_that_two_makers_on_ray_prepare_are_those_of_one_process(
+    toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """They are killed, and what they were at is made again, no more."""
+    monkeypatch.setattr(row_ranges, "PART_ROWS", 3)
+    monkeypatch.setattr(row_ranges, "SMALL_BYTES", 1)
+    maker = Maker(tmp_path / "ray", kills=True)
+    on_ray = prepared(toy, tmp_path / "ray", "ray", 2, maker)
+    died = [record.message for record in caplog.records if "SIGKILL" in record.message]
+    assert all(text.startswith("data worker") for text in died)
+    assert [text for text in died if "The item goes to another one (retry 1 of" in text], "it was killed at work"
+    assert len(died) <= 2
+    assert len(maker.after) == -(-NUM_TRAIN // 3) + -(-NUM_EVAL // 3)
+    assert maker.before.items() <= maker.after.items(), "what was committed is not made again"
+    assert 0 < len(maker.before) < len(maker.after) / 2
+    for kind, num_workers in (("local", 2), ("local", 1)):
+        folder = tmp_path / f"{kind}-{num_workers}"
+        assert prepared(toy, folder, kind, num_workers, Maker(folder, kills=False)) == on_ray
+    assert {"prepared.json", "train-00000.arrow", "eval-00000.arrow", "quarantine.jsonl"} <= on_ray.keys()
+    assert not [name for name in on_ray if name.startswith(PREFIX)]
 
 
 @pytest.mark.parametrize("kind", ["ray", "local"])

@@ -1,29 +1,78 @@
-"""A driver on a cluster: waits for the nodes, then proves the storage. Run as `python -m tests.runtime.cluster_driver`.
+"""A driver on a cluster (`python -m tests.runtime.cluster_driver`): begins on one node, waits for another, proves the storage.
 
-Prints the number of nodes, the ranks' local numbers, and what check_storage has to say about each folder.
+Prints what becomes of a worker on the node that comes late, the number of nodes, the ranks' local numbers, and what
+check_storage has to say about each folder.
 """
 
 from __future__ import annotations
 
+import logging
 import sys
 import time
 import urllib.request
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 import ray
 
 from raydpo.errors import ResourceError, StorageError
-from raydpo.runtime import Demand, check_storage, gauge, run_gang, session
+from raydpo.runtime import Demand, Placement, check_storage, gauge, run_gang, run_pool, session
 from tests.runtime import rank_work
 
 
-def main(num_nodes: str, *folders: str) -> None:
+class Warned(logging.Handler):
+    """Makes `mark` when the pool turns a node away."""
+
+    def __init__(self, mark: Path) -> None:
+        super().__init__(logging.WARNING)
+        self._mark = mark
+
+    def emit(self, record: logging.LogRecord) -> None:
+        print("warned", record.getMessage())
+        self._mark.touch()
+
+
+def turn_away(folder: Path) -> None:
+    """Work for three on a node with room for two, then on a second one, which has another disk at `folder`."""
+    check_storage(folder)
+    (folder / "seen").touch()
+    print("ready", flush=True)
+    (head,) = wait_for_nodes(1)
+    (late,) = wait_for_nodes(2) - {head}
+    handler = Warned(folder / "go")
+    logging.getLogger("raydpo.runtime.pool").addHandler(handler)
+    make = partial(rank_work.make_onlooker, str(folder))
+    seen = dict(run_pool("late", make, list(range(6)), num_workers=3, cpus=1))
+    print("at work", sorted(seen.items()))
+    logging.getLogger("raydpo.runtime.pool").removeHandler(handler)
+    only = Placement(label_selector={"ray.io/node-id": late})
+    for start in (
+        lambda: run_pool("alone", make, [0], num_workers=1, cpus=1, placement=only),
+        lambda: run_gang("ranks", rank_work.show_environment, num_ranks=1, cpus=1, hang_timeout_s=600, placement=only),
+    ):
+        try:
+            print("it worked", list(start()))
+        except StorageError as error:
+            print("refused by name", error)
+    for name in ("seen", "go"):
+        (folder / name).unlink(missing_ok=True)
+
+
+def wait_for_nodes(number: int) -> set[str]:
+    deadline_s = time.monotonic() + 240
+    while len(found := {node["NodeID"] for node in ray.nodes() if node["Alive"]}) < number:
+        assert time.monotonic() < deadline_s, "the nodes did not come"
+        time.sleep(0.5)
+    return found
+
+
+def main(num_nodes: str, private: str, *folders: str) -> None:
     with session(run="/shared/first"):
-        deadline_s = time.monotonic() + 240
-        while len([node for node in ray.nodes() if node["Alive"]]) < int(num_nodes):
-            assert time.monotonic() < deadline_s, "the nodes did not come"
-            time.sleep(0.5)
+        if private != "-":
+            with session():
+                turn_away(Path(private))
+        wait_for_nodes(int(num_nodes))
         print("nodes", num_nodes)
         for folder in folders:
             try:

@@ -25,6 +25,18 @@ def make_squarer() -> Callable[[int], int]:
     return lambda item: item * item
 
 
+def make_onlooker(folder: str) -> Callable[[int], list[str]]:
+    """Waits until there is a `go` in the folder, at most five minutes; says what it sees there."""
+
+    def work(item: int) -> list[str]:
+        deadline_s = time.monotonic() + 300
+        while not (Path(folder) / "go").exists() and time.monotonic() < deadline_s:
+            time.sleep(0.1)
+        return sorted(path.name for path in Path(folder).iterdir() if path.name in ("seen", "go"))
+
+    return work
+
+
 def make_waiter(folder: str, num_others: int) -> Callable[[int], int]:
     """Item 0 waits until so many others have left their mark, at most five minutes; says who did an item."""
 

@@ -1,8 +1,9 @@
-"""Two real nodes, one of which has another disk at the same path."""
+"""Two real nodes, one of which comes late and has another disk at the same path."""
 
 from __future__ import annotations
 
 import shutil
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -31,19 +32,22 @@ def head() -> Iterator[RayHead]:
         yield running
 
 
-def _drive(head: RayHead, *arguments: str) -> str:
-    done = subprocess.run(
+def _drive(head: RayHead, *arguments: str) -> subprocess.Popen[str]:
+    return subprocess.Popen(
         [sys.executable, "-m", "tests.runtime.cluster_driver", *arguments],
         cwd=ROOT,
         env=head.driver_environment(),
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
-        timeout=600,
-        check=False,
     )
-    assert done.returncode == 0, done.stdout
-    return done.stdout
+
+
+def _until(line: str, process: subprocess.Popen[str]) -> None:
+    """Read what it prints up to `line`."""
+    assert process.stdout is not None
+    said = list(iter(process.stdout.readline, line))
+    assert process.poll() is None, said
 
 
 def test_a_submitted_job_runs_code_of_its_working_directory(head: RayHead, tmp_path: Path) -> None:
@@ -93,11 +97,16 @@ def test_a_second_node_is_used_and_must_see_the_storage(head: RayHead, tmp_path:
     shared.mkdir()
     private.mkdir()
     mounts = _can_mount(private)
-    node = head.add_node(2, within=[*([*_MOUNT, str(private)] if mounts else []), *TRY_AGAIN])
-    try:
-        output = _drive(head, "2", str(shared), str(private))
-    finally:
-        stop(node)
+    with _drive(head, "2", str(private) if mounts else "-", str(shared), str(private)) as driver:
+        if mounts:
+            _until("ready\n", driver)
+        node = head.add_node(2, within=[*([*_MOUNT, str(private)] if mounts else []), *TRY_AGAIN])
+        try:
+            output, _ = driver.communicate(timeout=600)
+        finally:
+            driver.kill()
+            stop(node)
+    assert driver.returncode == 0, output
     assert f"shared {shared}" in output
     assert f"left {shared} []" in output, "the probe files are gone"
     assert "refused train: 2 workers with 3 CPUs each" in output, "4 CPUs on two nodes hold no 3 on one"
@@ -109,4 +118,13 @@ def test_a_second_node_is_used_and_must_see_the_storage(head: RayHead, tmp_path:
     if not mounts:
         pytest.skip("this machine lets nobody mount a file system of his own: a node with another disk was not tried")
     assert "not shared 1 " in output
-    assert "does not share it: a file that the driver wrote there is not seen" in output
+    problem = f"({socket.gethostname()}) does not share it: a file that the driver wrote there is not seen"
+    assert problem in output
+    (warned,) = [line for line in output.splitlines() if line.startswith("warned ")]
+    assert warned.startswith(f"warned late: that node gets no work. {private}: node ")
+    assert problem in warned
+    assert f"at work {[(item, ['go', 'seen']) for item in range(6)]}" in output, "on the first node alone"
+    refused = [line for line in output.splitlines() if line.startswith("refused by name ")]
+    assert len(refused) == 2, "a pool and a gang that may go nowhere else"
+    assert all(problem in line for line in refused)
+    assert "it worked" not in output

@@ -78,6 +78,17 @@ def test_labels_choose_nodes(wanted: str, found: str) -> None:
     assert "".join(name for name, those in labels.items() if placement.takes(those)) == found
 
 
+def test_a_node_that_is_turned_away_is_none_of_the_others() -> None:
+    nodes = [Node({"CPU": 2.0}, {"ray.io/node-id": name, "zone": "a"}) for name in ("one", "two", "three")]
+    placement: Placement | None = Placement(label_selector={"zone": "a"})
+    for name, left in (("two", 4), ("three", 2), ("one", 0)):
+        assert placement is not None
+        placement = placement.without(name)
+        assert placement is not None
+        assert count_fitting(Demand("reference", 9, 1.0, placement=placement), nodes) == left
+    assert Placement(label_selector={"ray.io/node-id": "one"}).without("one") is None
+
+
 def test_custom_resources_and_labels_are_named_when_they_lack() -> None:
     nodes = [Node({"CPU": 8.0, "nvme": 1.0}, {"zone": "a"}), Node({"CPU": 8.0}, {"zone": "b"})]
     check_demands([Demand("train", 1, 1.0, placement=Placement("PACK", {"nvme": 1.0}, {"zone": "a"}))], nodes)

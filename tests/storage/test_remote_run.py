@@ -144,6 +144,37 @@ def test_of_two_drivers_the_one_that_began_last_goes_on(url: str, tmp_path: Path
     assert [entry["attempt"] for entry in log_of(url)] == [1, 1, 2, 2, 3]
 
 
+def test_who_gives_way_reads_what_was_committed_and_disturbs_nobody(url: str, machine: Move) -> None:
+    machine("one")
+    with Lease(local_path(url)) as training:
+        checkpoint(local_path(url), 1)
+        before = log_of(url)
+        machine("two")
+        folder = local_path(url)
+        with Lease(folder, gives_way=True) as looking:
+            assert looking.remote is None
+            assert "has not said that it is done there" in looking.notes[0]
+            assert newest_valid(folder / "checkpoints", "step-") == (folder / "checkpoints/step-000001", [])
+            (folder / "data").mkdir()
+            for name in ("data/prepared.json", "evaluate.json"):
+                fence(folder / name)
+                (folder / name).write_text("{}")
+                settle((folder / name) if name == "evaluate.json" else folder / "data")
+        assert log_of(url) == before
+        machine("one")
+        training.check()
+        checkpoint(local_path(url), 2)
+    keys = {key for key, _, _ in ObjectStore(url).listed()}
+    assert "evaluate.json" in keys, "what was found is shown"
+    assert not any(key.startswith("data") for key in keys)
+    machine("two")
+    with Lease(local_path(url), gives_way=True) as alone:
+        assert alone.remote is not None, "the other one is done"
+        assert alone.remote.attempt == 2
+        assert not (local_path(url) / "data/prepared.json").exists()
+        assert newest_valid(local_path(url) / "checkpoints", "step-")[0] == local_path(url) / "checkpoints/step-000002"
+
+
 def test_a_driver_of_this_machine_that_runs_is_not_taken_over(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     with Lease(local_path(url)) as lease:
         lease.remote.end()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -56,6 +57,14 @@ def test_a_killed_training_goes_on_where_nothing_of_it_is(
     url = f"{bucket}/team/run"
     killed_after("checkpoints/step-000002", "train", toy, url)
     shutil.rmtree(copies_root())
+    monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "one that looks"))
+    entries, notes = log_of(url), Notes()
+    looked = evaluate(remote_config(toy, url), notes)
+    assert log_of(url) == entries, "who evaluates takes nothing from a training that may go on"
+    assert any("so what was committed is read and nothing changed" in text for text in notes.warning)
+    assert re.search(r"/checkpoints/step-00000[234]$", looked["model"])
+    assert (looked["data"]["reused"], looked["reference"]["rows_scored"]) == (True, 0)
+    assert json.loads(ObjectStore(url).get("evaluate.json") or b"")["eval"] == looked["eval"]
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "another machine"))
 
     summary = train(remote_config(toy, url))
