@@ -36,9 +36,22 @@ class ExampleWriter:
     def __init__(self, folder: Path, split: str, examples_per_shard: int = 4096) -> None:
         self.folder, self.split, self.examples_per_shard = folder, split, examples_per_shard
         self._rows: list[dict[str, object]] = []
+        self._waiting: list[pa.RecordBatch] = []
         self._records: list[ShardRecord] = []
         folder.mkdir(parents=True, exist_ok=True)
         _manifest(folder, split).unlink(missing_ok=True)
+
+    def extend(self, examples: pa.RecordBatch) -> None:
+        """Append examples that are columns already, of `MASKED_EXAMPLES`."""
+        self._gather_rows()
+        start = 0
+        while start < len(examples):
+            room = self.examples_per_shard - sum(map(len, self._waiting))
+            part = examples.slice(start, room)
+            self._waiting.append(part if len(part) == len(examples) else part.take(pa.array(np.arange(len(part)))))
+            start += len(part)
+            if len(part) == room:
+                self._flush()
 
     def add(
         self,
@@ -62,20 +75,27 @@ class ExampleWriter:
         }
         self._rows.append(row)
         if len(self._rows) == self.examples_per_shard:
-            self._flush()
+            self._gather_rows()
 
     def close(self, entries: Sequence[tuple[str, int]] = ()) -> None:
         """Write what is left, then the manifest. entries: (name, examples) of each part of the split, in order."""
-        if self._rows:
+        self._gather_rows()
+        if self._waiting:
             self._flush()
         manifest = {"shards": [asdict(record) for record in self._records]}
         write_json(_manifest(self.folder, self.split), manifest | ({"entries": list(entries)} if entries else {}))
 
+    def _gather_rows(self) -> None:
+        rows, self._rows = self._rows, []
+        if rows:
+            self.extend(pa.RecordBatch.from_pylist(rows, schema=MASKED_EXAMPLES))
+
     def _flush(self) -> None:
-        is_masked = any(len(mask) for row in self._rows for mask in row["answer_masks"])  # type: ignore[attr-defined]
-        table = pa.Table.from_pylist(self._rows, schema=MASKED_EXAMPLES if is_masked else EXAMPLES)
+        table = pa.Table.from_batches(self._waiting).combine_chunks()
+        is_masked = any(len(chunk.flatten().flatten()) for chunk in table["answer_masks"].chunks)
+        table = table if is_masked else table.select(EXAMPLES.names)
         self._records.append(write_shard(self.folder / f"{self.split}-{len(self._records):05d}.arrow", table))
-        self._rows = []
+        self._waiting = []
 
 
 class ExampleTable:

@@ -7,12 +7,13 @@ durable, so that a killed preparation is never taken for a finished one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from raydpo.artifacts import digest_of, durable
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter
@@ -100,12 +101,9 @@ class Store:
             for leftover in (self.folder / f"{split}.json", *self.folder.glob(f"{split}-*.arrow")):
                 leftover.unlink(missing_ok=True)
 
-    def add(
-        self, split: str, example: Encoded, keys: Sequence[str], place: str, label: bool = True, weight: float = 1.0
-    ) -> None:
-        """Append one example with the `keys` of its rows."""
-        ids, masks = example.answer_ids, example.masks
-        self._writers[split].add(example.prompt_ids, ids, list(keys), place, label, weight, masks)
+    def add(self, split: str, examples: pa.RecordBatch) -> None:
+        """Append examples: columns of `MASKED_EXAMPLES`."""
+        self._writers[split].extend(examples)
 
     def add_mismatched(self, max_length: int) -> None:
         """Write both splits again, each example with the answer to another prompt as its last."""
