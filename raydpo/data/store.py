@@ -64,7 +64,7 @@ class Store:
                 return None
             report: dict[str, Any] = record["report"]
             for split in _SPLITS:
-                number, said = len(ExampleTable.open(self.folder, split)), report[f"{split}_pairs"]
+                number, said = len(ExampleTable.open(self.folder, split).verify()), report[f"{split}_pairs"]
                 if number != said:
                     raise IntegrityError(
                         f"{self.folder} holds {number:,} examples of {split}, and {path} says {said:,}"
@@ -109,7 +109,7 @@ class Store:
         """Write both splits again, each example with the answer to another prompt as its last."""
         for split in _SPLITS:
             self._writers[split].close()
-            table = ExampleTable.open(self.folder, split)  # stays mapped while its files are replaced
+            table = ExampleTable.open(self.folder, split).verify()  # stays mapped while its files are replaced
             self._writers[split] = ExampleWriter(self.folder, split)
             if len(table):
                 add_mismatched(table, self._writers[split], split, max_length)
