@@ -1,6 +1,6 @@
 """Token shards: examples (a prompt and its answers as token ids) on disk, and a random-access view of them.
 
-Layout: `<folder>/<split>-00000.arrow`, ...; `<folder>/<split>-columns.arrow`, the lengths of all; and `<folder>/<split>.json`, the
+Layout: `<folder>/<split>-00000.arrow`, ...; `<folder>/<split>-columns.arrow`, the lengths of all; `<folder>/<split>.json`, the
 manifest that is written last.
 Decision: a shard is verified by hash and memory-mapped when its first example is asked for, so that a process pays for what
 it reads, and a node has one copy of it. Price: damage in a shard is found then, and not at the start, unless somebody calls
