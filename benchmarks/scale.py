@@ -2,14 +2,13 @@
 
 Pairs are made up (ten words a prompt, eight an answer) and so are the values of the cache; nothing is scored and no model is
 loaded. Each phase is a process of its own on what the one before left on the disk. Decision: memory is what a process has for
-itself (Anonymous in /proc/self/smaps_rollup), read every 10 ms, above what it had before the phase: pages of mapped files, of
-which a node has one copy, are not in it.
+itself (Anonymous in /proc/self/smaps_rollup), read every 10 ms: `process_mb` is all of it, `private_mb` what is above that of
+before the phase. Pages of mapped files, of which a node has one copy, are in neither.
 """
 
 from __future__ import annotations
 
 import argparse
-import datetime
 import json
 import math
 import random
@@ -25,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
+from benchmarks.made import made_now
 from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
 from raydpo.artifacts.cache_reader import CacheReader
 from raydpo.batches.order import Order
@@ -33,7 +33,7 @@ from raydpo.data import prepare
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.reference.plan import plan_shards, wanted_rows
 
-SIZES = (1_000, 10_000, 100_000)
+SIZES = (1_000, 10_000, 100_000, 1_000_000)
 ROWS_PER_SHARD = 512
 BATCH_PAIRS, NUM_STEPS = 64, 32
 FOLDER = Path(__file__).parent / "results"
@@ -105,7 +105,12 @@ def read_as_rank(folder: Path, num_pairs: int) -> Facts:
         tokens += sum(len(table.prompt_ids(example)) for example in examples)
         nats = reader.lookup([key for example in examples for key in table.row_keys(example)])
         assert sum(map(len, nats)) == int(table.loss_lengths[examples].sum())
-    return {"tokens": tokens, "shards_verified": reader.num_verified}
+    return {"tokens": tokens, "shards_verified": reader.num_verified, "token_shards": num_shards(folder / "data")}
+
+
+def num_shards(data: Path) -> int:
+    """Token shards of the training split."""
+    return len(json.loads((data / "train.json").read_text())["shards"])
 
 
 PHASES: dict[str, Callable[[Path, int], Facts]] = {
@@ -146,7 +151,11 @@ def measured(phase: str, folder: Path, num_pairs: int) -> dict[str, Any]:
     peak[0] = max(peak[0], private_bytes())
     is_over.set()
     watcher.join()
-    took = {"cpu_us_a_pair": round(1e6 * cpu_s / num_pairs, 1), "private_mb": round(max(0, peak[0] - before) / 1e6, 1)}
+    took = {
+        "cpu_us_a_pair": round(1e6 * cpu_s / num_pairs, 1),
+        "private_mb": round(max(0, peak[0] - before) / 1e6, 1),
+        "process_mb": round(peak[0] / 1e6, 1),
+    }
     return {"phase": phase, "pairs": num_pairs, "cpu_s": round(cpu_s, 3), **took, **facts}
 
 
@@ -194,9 +203,9 @@ def main() -> None:
         for line in run(tuple(args.sizes), args.folder or Path(folder)):
             print(json.dumps(line), flush=True)
             results.append(line)
-    today = datetime.date.today().isoformat()
-    body = {"date": today, "results": results, "exponents": exponents(results)}
-    (FOLDER / f"scale_{max(args.sizes)}_{today}.json").write_text(json.dumps(body, indent=1) + "\n")
+    made = made_now()
+    body = {"made": made, "results": results, "exponents": exponents(results)}
+    (FOLDER / f"scale_{max(args.sizes)}_{made['date']}.json").write_text(json.dumps(body, indent=1) + "\n")
     print(json.dumps(body["exponents"]))
 
 

@@ -1,8 +1,10 @@
 """Token shards: examples (a prompt and its answers as token ids) on disk, and a random-access view of them.
 
-Layout: `<folder>/<split>-00000.arrow`, ..., and `<folder>/<split>.json`, the manifest that is written last.
-Decision: a table is verified by hash when it is opened and memory-mapped, shard by shard, so that any number of processes
-on a node share one copy. What a process has for itself are the lengths: about 13 bytes an example of two answers.
+Layout: `<folder>/<split>-00000.arrow`, ...; `<folder>/<split>-columns.arrow`, the lengths of all; `<folder>/<split>.json`, the
+manifest that is written last.
+Decision: a shard is verified by hash and memory-mapped when its first example is asked for, so that a process pays for what
+it reads, and a node has one copy of it. Price: damage in a shard is found then, and not at the start, unless somebody calls
+`verify` (the driver does, at each start). A split of before there were columns is verified whole when it is opened.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ from __future__ import annotations
 import hashlib
 from bisect import bisect_right
 from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, dataclass
 from itertools import accumulate
 from pathlib import Path
 
@@ -21,7 +23,9 @@ from raydpo.artifacts.arrow import ShardRecord, read_shard, write_shard
 from raydpo.artifacts.digest import canonical
 from raydpo.artifacts.durable import write_json
 from raydpo.artifacts.elsewhere import bring
-from raydpo.artifacts.example_chunk import ExampleChunk, mixed
+from raydpo.artifacts.example_chunk import ExampleChunk
+from raydpo.artifacts.example_columns import ExampleColumns, joined, read_columns, write_columns
+from raydpo.artifacts.lazy_chunks import LazyChunks
 from raydpo.errors import IntegrityError
 from raydpo.schema.json_text import read_object
 from raydpo.schema.rows import EXAMPLES, MASKED_EXAMPLES
@@ -36,9 +40,23 @@ class ExampleWriter:
     def __init__(self, folder: Path, split: str, examples_per_shard: int = 4096) -> None:
         self.folder, self.split, self.examples_per_shard = folder, split, examples_per_shard
         self._rows: list[dict[str, object]] = []
+        self._waiting: list[pa.RecordBatch] = []
         self._records: list[ShardRecord] = []
+        self._columns: list[ExampleColumns] = []
         folder.mkdir(parents=True, exist_ok=True)
         _manifest(folder, split).unlink(missing_ok=True)
+
+    def extend(self, examples: pa.RecordBatch) -> None:
+        """Append examples that are columns already, of `MASKED_EXAMPLES`."""
+        self._gather_rows()
+        start = 0
+        while start < len(examples):
+            room = self.examples_per_shard - sum(map(len, self._waiting))
+            part = examples.slice(start, room)
+            self._waiting.append(part if len(part) == len(examples) else part.take(pa.array(np.arange(len(part)))))
+            start += len(part)
+            if len(part) == room:
+                self._flush()
 
     def add(
         self,
@@ -62,20 +80,34 @@ class ExampleWriter:
         }
         self._rows.append(row)
         if len(self._rows) == self.examples_per_shard:
-            self._flush()
+            self._gather_rows()
 
     def close(self, entries: Sequence[tuple[str, int]] = ()) -> None:
         """Write what is left, then the manifest. entries: (name, examples) of each part of the split, in order."""
-        if self._rows:
+        self._gather_rows()
+        if self._waiting:
             self._flush()
-        manifest = {"shards": [asdict(record) for record in self._records]}
+        manifest: dict[str, object] = {"shards": [asdict(record) for record in self._records]}
+        if self._columns:
+            columns, name = joined(self._columns), f"{self.split}-columns.arrow"
+            num_answers = columns.answer_lengths.shape[1]
+            record = write_columns(self.folder / name, columns)
+            manifest["columns"] = {"num_answers": num_answers, "file": asdict(record)}
         write_json(_manifest(self.folder, self.split), manifest | ({"entries": list(entries)} if entries else {}))
 
+    def _gather_rows(self) -> None:
+        rows, self._rows = self._rows, []
+        if rows:
+            self.extend(pa.RecordBatch.from_pylist(rows, schema=MASKED_EXAMPLES))
+
     def _flush(self) -> None:
-        is_masked = any(len(mask) for row in self._rows for mask in row["answer_masks"])  # type: ignore[attr-defined]
-        table = pa.Table.from_pylist(self._rows, schema=MASKED_EXAMPLES if is_masked else EXAMPLES)
+        table = pa.Table.from_batches(self._waiting).combine_chunks()
+        is_masked = any(len(chunk.flatten().flatten()) for chunk in table["answer_masks"].chunks)
+        table = table if is_masked else table.select(EXAMPLES.names)
+        (batch,) = table.to_batches()
+        self._columns.append(joined([ExampleColumns.of(ExampleChunk(batch))]))
         self._records.append(write_shard(self.folder / f"{self.split}-{len(self._records):05d}.arrow", table))
-        self._rows = []
+        self._waiting = []
 
 
 class ExampleTable:
@@ -92,34 +124,50 @@ class ExampleTable:
     """
 
     def __init__(self, tables: Sequence[pa.Table], entries: Sequence[tuple[str, int]] = ()) -> None:
-        self.entries = tuple(entries)
         batches = (batch for table in tables for batch in table.to_batches())
-        self._chunks = [ExampleChunk(batch) for batch in batches if len(batch)]
-        if len({chunk.num_answers for chunk in self._chunks}) > 1:
-            raise mixed()
-        self._ends = list(accumulate(map(len, self._chunks)))
-        self.num_answers = self._chunks[0].num_answers or 0 if self._chunks else 2
-        self.prompt_lengths = _joined([chunk.prompt_lengths for chunk in self._chunks], np.zeros(0, np.int32))
-        none = np.zeros((0, self.num_answers), np.int32)
-        self.answer_lengths = _joined([chunk.answer_lengths for chunk in self._chunks], none)
-        is_masked = any(chunk.loss_lengths is not chunk.answer_lengths for chunk in self._chunks)
-        covered = [chunk.loss_lengths for chunk in self._chunks] if is_masked else []
-        self.loss_lengths = _joined(covered, none) if is_masked else self.answer_lengths
-        for chunk in self._chunks:
+        chunks = [ExampleChunk(batch) for batch in batches if len(batch)]
+        self._begin(chunks, list(map(len, chunks)), joined([ExampleColumns.of(chunk) for chunk in chunks]), entries)
+        for chunk in chunks:
             chunk.forget_lengths()
-        self.labels = _joined([chunk.labels() for chunk in self._chunks], np.zeros(0, bool))
-        self.weights = _joined([chunk.weights() for chunk in self._chunks], np.zeros(0, np.float32))
+
+    def _begin(
+        self,
+        chunks: Sequence[ExampleChunk],
+        sizes: Sequence[int],
+        columns: ExampleColumns,
+        entries: Sequence[tuple[str, int]],
+    ) -> None:
+        self.entries = tuple(entries)
+        self._chunks, self._ends = chunks, list(accumulate(sizes))
+        self.num_answers = columns.answer_lengths.shape[1]
+        self.prompt_lengths, self.answer_lengths = columns.prompt_lengths, columns.answer_lengths
+        self.loss_lengths, self.labels, self.weights = columns.loss_lengths, columns.labels, columns.weights
         self.is_weighted = bool((self.weights != 1).any())
         if not self.is_weighted:
             self.weights = np.broadcast_to(np.float32(1), len(self))
 
     @classmethod
     def open(cls, folder: Path, split: str) -> ExampleTable:
-        """Verify and map every shard of `split`. Raises IntegrityError when one is not what was committed."""
+        """Map `split`. Raises IntegrityError when its files are not what was committed; of a shard that is not read, never."""
         bring(folder)
-        records, entries = _records(folder, split)
-        tables = [read_shard(folder / r.name, r, EXAMPLES, MASKED_EXAMPLES) for r in records]
-        return cls(tables, entries)
+        found = _read_manifest(folder, split)
+        if found.columns is None:
+            tables = [read_shard(folder / r.name, r, EXAMPLES, MASKED_EXAMPLES) for r in found.shards]
+            return cls(tables, found.entries)
+        columns = read_columns(folder / found.columns.name, found.columns, found.num_answers)
+        sizes, table = [record.rows for record in found.shards], cls([])
+        if sum(sizes) != len(columns.labels):
+            raise IntegrityError(
+                f"{_manifest(folder, split)} says {sum(sizes):,} examples, and {len(columns.labels):,}"
+            )
+        table._begin(LazyChunks(folder, found.shards, columns), sizes, columns, found.entries)
+        return table
+
+    def verify(self) -> ExampleTable:
+        """Map every shard now; the table. Raises IntegrityError when one is not what was committed."""
+        for _ in self._chunks:
+            pass
+        return self
 
     def __len__(self) -> int:
         return self._ends[-1] if self._ends else 0
@@ -176,20 +224,30 @@ def examples_digest(folder: Path, split: str) -> str:
     return digest.hexdigest()
 
 
-def _joined(parts: Sequence[np.ndarray], none: np.ndarray) -> np.ndarray:
-    """A copy of all parts in a row; `none` where there are none."""
-    return np.concatenate(parts) if parts else none
-
-
 def _manifest(folder: Path, split: str) -> Path:
     return folder / f"{split}.json"
 
 
-def _records(folder: Path, split: str) -> tuple[list[ShardRecord], list[tuple[str, int]]]:
+@dataclass(frozen=True)
+class _Manifest:
+    """What was committed of a split. columns: None in one of before there were any."""
+
+    shards: list[ShardRecord]
+    entries: list[tuple[str, int]]
+    columns: ShardRecord | None = None
+    num_answers: int = 0
+
+
+def _read_manifest(folder: Path, split: str) -> _Manifest:
     path = _manifest(folder, split)
     try:
         manifest = read_object(path)
+        if not manifest.keys() <= {"shards", "entries", "columns"}:
+            raise ValueError
         entries = [(str(name), int(number)) for name, number in manifest.get("entries", [])]
-        return [ShardRecord(**record) for record in manifest["shards"]], entries
+        shards = [ShardRecord(**record) for record in manifest["shards"]]
+        if (columns := manifest.get("columns")) is None:
+            return _Manifest(shards, entries)
+        return _Manifest(shards, entries, ShardRecord(**columns["file"]), int(columns["num_answers"]))
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise IntegrityError(f"{path} is missing or cannot be read: the data stage did not finish") from error

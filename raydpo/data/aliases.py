@@ -203,11 +203,16 @@ OTHERS: dict[str, tuple[str, ...]] = {
 }
 """Meaning -> names that stand for it."""
 
-_MESSAGE_NAMES = ("prompt", "chosen", "rejected", "completion", "messages", "conversations", "context", *PROMPTS)
-_LIST_NAMES = (
-    *("answers", "responses", "completions", "candidates", "outputs", "generations"),
-    *("scores", "ratings", "rewards", "score", "rating", "reward"),
+_MESSAGE_NAMES = frozenset(
+    ("prompt", "chosen", "rejected", "completion", "messages", "conversations", "context", *PROMPTS)
 )
+_LIST_NAMES = frozenset(
+    (
+        *("answers", "responses", "completions", "candidates", "outputs", "generations"),
+        *("scores", "ratings", "rewards", "score", "rating", "reward"),
+    )
+)
+_OTHER_NAMES = frozenset(name for names in OTHERS.values() for name in names)
 
 
 def canonical(
@@ -264,8 +269,8 @@ def _maybe_json(value: Any) -> Any:
 def _parse_messages(values: Values) -> None:
     """Messages, lists of them, and lists of answers and scores, that a file of cells holds as JSON text."""
     given: Values = {side: values[side] for side in ("chosen", "rejected") if side in values}
-    for name in _MESSAGE_NAMES:
-        value = values.get(name)
+    for name in _MESSAGE_NAMES.intersection(values):
+        value = values[name]
         if isinstance(value, str) and value[:1] in "[ \n" and is_messages(found := _parsed(value)):
             values[name] = found
     if (whole := _parsed(values.get("input"), dict)) is not None and is_messages(whole.get("messages")):
@@ -276,8 +281,8 @@ def _parse_messages(values: Values) -> None:
                 values[side] = found
     if isinstance(values.get("chosen"), str) != isinstance(values.get("rejected"), str):
         values.update(given)  # one of two answers only looks like messages
-    for name in _LIST_NAMES:
-        if isinstance(values.get(name), str) and (listed := _parsed(values[name])) is not None:
+    for name in _LIST_NAMES.intersection(values):
+        if isinstance(values[name], str) and (listed := _parsed(values[name])) is not None:
             values[name] = listed
 
 
@@ -314,6 +319,8 @@ def _rename(values: Values, origin: Origin) -> None:
         for side in ("chosen", "rejected"):
             if isinstance(values.get(side), str):
                 values[side] = [{"role": "assistant", "content": values[side]}]
+    if _OTHER_NAMES.isdisjoint(values):
+        return
     for meaning, names in OTHERS.items():
         if not is_absent(values.get(meaning)) or (meaning == "label" and is_pair):
             continue

@@ -3,7 +3,7 @@
 Comes in: entries of the config, and the examples of each. Goes out: the portions with their sources and names; of the
 examples those that are drawn, and how often each is used.
 Decision: one pass over the examples, so that what is drawn depends on the seed, the entry's path and its good examples in
-order. Price: `count` examples are in memory, and a part of a pass has its size on average only.
+order. Price: `count` examples that are in no committed part are in memory, and a part of a pass has its size on average only.
 """
 
 from __future__ import annotations
@@ -13,14 +13,26 @@ import re
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import TypeVar
+from typing import Protocol, Self, TypeVar
+
+import numpy as np
 
 from raydpo.config.mixture_entry import MixtureEntry
 from raydpo.data.sources import Source, find_parts
 
-T = TypeVar("T")
 _METRICS = {"loss", "rewards", "logps", "log_ratios"}
 """Beginnings of names of metrics, which a source's name must not be."""
+
+
+class Drawable(Protocol):
+    """Examples of which some can be taken. `kept`: the same in as little memory as they need."""
+
+    def __len__(self) -> int: ...
+    def take(self, chosen: np.ndarray, /) -> Self: ...
+    def kept(self) -> Self: ...
+
+
+B = TypeVar("B", bound=Drawable)
 
 
 @dataclass(frozen=True)
@@ -32,18 +44,27 @@ class Portion:
     entry: MixtureEntry
     seed: int
 
-    def sample(self, examples: Iterable[T]) -> Iterator[T]:
+    def sample(self, batches: Iterable[B]) -> Iterator[B]:
         """At most `count` of the examples, each with the same chance, in their order; all where there is no `count`."""
         if self.entry.count is None:
-            yield from examples
+            yield from batches
             return
-        chance, kept = self._chance("count"), list[tuple[int, T]]()
-        for seen, example in enumerate(examples):  # reservoir sampling, Vitter 1985, algorithm R
-            if seen < self.entry.count:
-                kept.append((seen, example))
-            elif (place := chance.randrange(seen + 1)) < self.entry.count:
-                kept[place] = (seen, example)
-        yield from (example for _, example in sorted(kept, key=lambda one: one[0]))
+        chance, kept, num_seen = self._chance("count"), list[int](), 0
+        held: list[tuple[np.ndarray, B]] = []  # of each batch: numbers of examples that were drawn, and these
+        for batch in batches:
+            own: dict[int, int] = {}  # of this batch: place in `kept` -> number of the example there
+            for seen in range(num_seen, num_seen + len(batch)):  # reservoir sampling, Vitter 1985, algorithm R
+                if seen < self.entry.count:
+                    kept.append(seen)
+                    own[seen] = seen
+                elif (place := chance.randrange(seen + 1)) < self.entry.count:
+                    kept[place] = own[place] = seen
+            if own:
+                numbers = np.sort(np.array([*own.values()], np.int64))
+                held.append((numbers, batch.take(numbers - num_seen).kept()))
+            num_seen += len(batch)
+        drawn = np.array(kept, np.int64)
+        yield from (batch.take(np.flatnonzero(np.isin(numbers, drawn))) for numbers, batch in held)
 
     def times(self) -> Iterator[int]:
         """How often the next example is used."""

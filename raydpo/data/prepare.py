@@ -3,16 +3,16 @@
 What comes in: the config and a tokenizer. What goes out: `<folder>/train-*.arrow`, `eval-*.arrow`, a manifest, and
 `quarantine.jsonl` next to the folder; a `DataReport`.
 Decision: rows of large sources are encoded in committed parts first, by any number of workers; one pass over all rows in
-the order of the files then decides what depends on other rows, and holds no text in memory. Which prompts an `eval_fraction`
+the order of the files then decides what depends on other rows, a batch of columns at a time. Which prompts an `eval_fraction`
 takes is a property of the prompt alone (its hash), so that adding rows moves no other row between the splits.
 """
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Hashable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -23,15 +23,16 @@ from raydpo.config.outside import is_outside, source_sha256
 from raydpo.data.bad_rows import BadRow
 from raydpo.data.chat_template import MOST_BEYOND, beyond_bounds
 from raydpo.data.embedding_rows import Beyond, Embedding
-from raydpo.data.encode import Encoded
 from raydpo.data.ends_said import ends_said
 from raydpo.data.findings import refuse, tell
 from raydpo.data.formats import FORMATS, Format
+from raydpo.data.merge import RowMerge
 from raydpo.data.messages import Row
 from raydpo.data.mixture import Portion, find_mixture
 from raydpo.data.parts import MakeParts, PartFolder, PartSpec, here, portable
 from raydpo.data.report import DataReport, Tally
-from raydpo.data.row_encoder import Beside, EncodedRow, RowEncoder
+from raydpo.data.row_batch import RowBatch, columns_of
+from raydpo.data.row_encoder import RowEncoder
 from raydpo.data.row_ends import decided
 from raydpo.data.row_ranges import cut, is_small
 from raydpo.data.row_reader import RowReader
@@ -46,6 +47,7 @@ VERSION = "data-6"
 """Version of reading and encoding: raise it when the same input may give other ids."""
 
 _HASHES = 1 << 64
+_BATCH_ROWS = 512
 
 
 def prepare(
@@ -142,9 +144,9 @@ class _Preparation:
         threshold = self._threshold()
         tally = self._pass(store, threshold)
         self.beyond.refuse()
-        if threshold and not tally.pairs["eval"] and len(tally.prompt_hashes) > 1:
+        if threshold and not tally.pairs["eval"] and len(prompts := tally.prompt_hashes()) > 1:
             # So few prompts that the share came out empty: the one with the smallest hash is held out.
-            tally = self._pass(store, min(tally.prompt_hashes) + 1)
+            tally = self._pass(store, int(prompts[0]) + 1)
         report = replace(tally.report(), splits_by_name=self.mixture.notes, ends=ends.text, end_ids=list(ends.ids))
         quarantine = self.folder.parent / "quarantine.jsonl" if self.write else None
         if quarantine is not None:
@@ -198,89 +200,36 @@ class _Preparation:
             store.begin()
         if self.viewer is not None:
             self.viewer.restart()
-        seen: set[Hashable] = set()
+        merge = RowMerge(
+            tally,
+            store,
+            self.tokenizer,
+            by=self.settings.deduplicate,
+            threshold=threshold,
+            is_unpaired=self.is_unpaired,
+            viewer=self.viewer,
+        )
         for split, portions in self.splits.items():
             for portion in portions:
                 before = (tally.lines_read, sum(tally.quarantined.values()))
-                counts, times = tally.of_entry(split, portion.name), portion.times()
-                for one in portion.sample(self._fresh(portion, split, threshold, tally, seen, problems)):
-                    number = next(times)
-                    self._use(one, min(number, 1) if one.target == "eval" else number, tally, store, counts)
-                    seen.update({one.mark} if number and one.mark is not None else ())
+                merge.use(portion, split, self._batches(portion, tally, problems))
+                counts = tally.of_entry(split, portion.name)
                 counts["lines"] += tally.lines_read - before[0]
                 counts["quarantined"] += sum(tally.quarantined.values()) - before[1]
-                counts["not_drawn"] = counts.pop("fresh", 0) - counts.pop("used", 0)
         if problems:
             raise DataError(problems)
         return tally
 
-    def _fresh(
-        self,
-        portion: Portion,
-        split: str,
-        threshold: int,
-        tally: Tally,
-        seen: set[Hashable],
-        problems: list[str],
-    ) -> Iterator[_Good]:
-        """Good examples of an entry that data.deduplicate leaves. seen: marks of examples of other entries."""
-        own, counts = set[Hashable](), tally.of_entry(split, portion.name)
+    def _batches(self, portion: Portion, tally: Tally, problems: list[str]) -> Iterator[RowBatch]:
+        """Good rows of an entry; everything else is counted in the tally."""
         for source in portion.sources:
             try:
-                for place, example, keys, beside in self._examples(source, tally):
-                    target = "eval" if example.prompt_hash < threshold else split
-                    by = {"none": None, "prompt": (target, example.prompt_hash), "pair": (target, keys, beside.label)}
-                    mark = by[self.settings.deduplicate]
-                    if mark is not None and (mark in seen or mark in own):
-                        counts["deduplicated"] += 1
-                        continue
-                    own.update({mark} if mark is not None else ())
-                    counts["fresh"] += 1
-                    yield _Good(
-                        target,
-                        place,
-                        example,
-                        keys,
-                        beside.label,
-                        beside.factor,
-                        mark,
-                        beside if self.viewer is not None else None,
-                    )
+                yield from self._rows(source, tally)
             except DataError as error:
                 problems += error.problems
 
-    def _use(self, one: _Good, number: int, tally: Tally, store: Store | None, counts: Counter[str]) -> None:
-        """Write an example `number` times and count it; a repeat is the same rows once more."""
-        counts["used"] += number > 0
-        for turn in range(number):
-            counts[one.target] += tally.examples_per_line
-            counts["repeated"] += turn > 0
-            tally.desirable[one.target] += one.label
-            if store is not None:
-                for part, part_keys, side in self._parts(one.example, one.keys, one.label):
-                    store.add(one.target, part, part_keys, one.place, side, one.factor)
-            if turn:
-                tally.repeat(one.target)
-            else:
-                beside = one.beside
-                if self.viewer is not None and beside is not None and beside.example and beside.text:
-                    self.viewer.look(one.target, one.place, self.tokenizer, beside.example, beside.text, one.example)
-                lengths = (len(one.example.prompt_ids), max(map(len, one.example.answer_ids)))
-                tally.use(one.target, one.example.prompt_hash, lengths, one.keys)
-
-    def _parts(
-        self, example: Encoded, keys: tuple[str, ...], label: bool
-    ) -> list[tuple[Encoded, tuple[str, ...], bool]]:
-        """What becomes of one line: itself, or its two answers as a desirable and an undesirable one."""
-        if not self.is_unpaired:
-            return [(example, keys, label)]
-        answers = zip(example.answer_ids, example.masks, keys, (True, False), strict=True)
-        return [
-            (replace(example, answer_ids=[ids], answer_masks=[mask]), (key,), side) for ids, mask, key, side in answers
-        ]
-
-    def _examples(self, source: Source, tally: Tally) -> Iterator[EncodedRow]:
-        """Good examples of one source; everything else is counted in the tally."""
+    def _rows(self, source: Source, tally: Tally) -> Iterator[RowBatch]:
+        """Good rows of one source."""
         seen, lines = self.encoder.open(source)
         if not seen:
             self.observer(Note("warning", f"{source.name} holds no rows"))
@@ -293,12 +242,14 @@ class _Preparation:
         tally.uses.append(reader.use)
         works = None if self.parts is None else self.parts.of(source)
         if self.parts is None or works is None:
-            yield from self.encoder.rows(reader, lines, tally)
+            rows = self.encoder.rows(reader, lines, tally)
+            while batch := list(islice(rows, _BATCH_ROWS)):
+                yield RowBatch(columns_of(batch), batch if self.viewer is not None else ())
         else:
             for work in works:
-                counts, rows = self.parts.rows(work)
+                counts, batches = self.parts.rows(work)
                 self._absorb(counts, reader, tally)
-                yield from rows
+                yield from batches
         if reader.others:
             others = ", ".join(f"{name} ({count:,} rows)" for name, count in reader.others.items())
             tally.formats[source.name] = f"{described}; also {others}"
@@ -338,21 +289,6 @@ class _Preparation:
                 self.observer(Advanced("data", done))
             if len(large) < len(sources):  # these are counted as they are read
                 self.observer(StageStarted("data", None, "lines"))
-
-
-@dataclass(frozen=True)
-class _Good:
-    """A good line. target: the split that it goes to. mark: what data.deduplicate compares, None for nothing. beside: for a
-    viewer, None without one."""
-
-    target: str
-    place: str
-    example: Encoded
-    keys: tuple[str, ...]
-    label: bool
-    factor: float
-    mark: Hashable
-    beside: Beside | None = None
 
 
 def _as_report(found: dict[str, Any] | None) -> DataReport | None:

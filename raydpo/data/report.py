@@ -6,7 +6,6 @@ neither vanish nor be counted twice; a mixture adds lines that are not drawn, or
 
 from __future__ import annotations
 
-import hashlib
 import json
 from array import array
 from collections import Counter
@@ -21,6 +20,7 @@ from raydpo.data.column_use import ColumnUse
 from raydpo.data.read import Line
 
 _SAMPLES_PER_REASON = 3
+_OF_ENTRY = ("deduplicated", "train", "eval", "repeated", "lines", "quarantined", "not_drawn")
 
 
 def num_bad(quarantined: Mapping[str, int]) -> int:
@@ -126,11 +126,10 @@ class Tally:
         self.formats: dict[str, str] = {}
         self.counts: Counter[str] = Counter()
         self.uses: list[ColumnUse] = []
-        self._prompt_tokens, self._answer_tokens = array("q"), array("q")
+        self._prompt_tokens, self._answer_tokens = array("i"), array("i")
         self.entries_of_key: dict[str, dict[str, Counter[str]]] = {"train": {}, "eval": {}}
-        self._seen: set[bytes] = set()
-        self._prompts: dict[str, set[int]] = {"train": set(), "eval": set()}
-        self._eval_prompts = array("Q")
+        self._rows = array("Q")
+        self._prompts = {"train": array("Q"), "eval": array("Q")}
 
     def leave_out(self, source: str, line: Line, bad: BadRow) -> None:
         """Count one line under its reason and keep its entry for quarantine.jsonl."""
@@ -141,17 +140,17 @@ class Tally:
         entry = {"file": source, "line": line.number, "reason": bad.reason, "detail": bad.detail}
         self.entries.append(json.dumps({**entry, "sample": line.sample()}))
 
-    def use(self, split: str, prompt_hash: int, lengths: tuple[int, int], keys: tuple[str, ...]) -> None:
-        """Count the examples of one line. lengths: tokens of the prompt and of the longest answer."""
-        self.pairs[split] += self.examples_per_line
-        self._prompt_tokens.append(lengths[0])
-        self._answer_tokens.append(lengths[1])
-        seen = hashlib.blake2b("".join(keys).encode(), digest_size=16).digest()  # a third of the memory of the keys
-        self.counts["duplicates"] += seen in self._seen
-        self._seen.add(seen)
-        self._prompts[split].add(prompt_hash)
-        if split == "eval":
-            self._eval_prompts.append(prompt_hash)
+    def use(self, split: str, prompts: np.ndarray, lengths: tuple[np.ndarray, np.ndarray], rows: np.ndarray) -> None:
+        """Count the examples of some lines.
+
+        prompts: [n] uint64, hashes. lengths: [n] int32 each, tokens of the prompt and of the longest answer. rows: [n, 2]
+        uint64, equal for equal examples.
+        """
+        self.pairs[split] += self.examples_per_line * len(prompts)
+        self._prompt_tokens.frombytes(lengths[0].astype(np.int32).tobytes())
+        self._answer_tokens.frombytes(lengths[1].astype(np.int32).tobytes())
+        self._rows.frombytes(rows.tobytes())
+        self._prompts[split].frombytes(prompts.tobytes())
 
     def read_to_json(self) -> dict[str, Any]:
         """What was counted while rows were read and encoded, before any of them was used, as plain values."""
@@ -173,22 +172,30 @@ class Tally:
         self.entries += read["entries"]
         self.counts.update(read["counts"])
 
-    def repeat(self, split: str) -> None:
-        """Count the examples of a line that was used before, once more."""
-        self.pairs[split] += self.examples_per_line
+    def repeat(self, split: str, num_lines: int) -> None:
+        """Count the examples of lines that were used before, once more."""
+        self.pairs[split] += self.examples_per_line * num_lines
 
     def of_entry(self, key: str, name: str) -> Counter[str]:
         """Counts of one entry of data.train or data.eval."""
-        return self.entries_of_key[key].setdefault(name, Counter())
+        return self.entries_of_key[key].setdefault(name, Counter(dict.fromkeys(_OF_ENTRY, 0)))
 
     def num_prompts(self, split: str) -> int:
         """Different prompts of a split so far."""
-        return len(self._prompts[split])
+        return len(np.unique(self._hashes(split)))
 
-    @property
-    def prompt_hashes(self) -> set[int]:
-        """Hashes of all prompts used so far."""
-        return self._prompts["train"] | self._prompts["eval"]
+    def prompt_hashes(self) -> np.ndarray:
+        """Hashes of all prompts used so far, each once, in rising order: [n] uint64."""
+        return np.unique(np.concatenate([self._hashes("train"), self._hashes("eval")]))
+
+    def _hashes(self, split: str) -> np.ndarray:
+        return np.asarray(self._prompts[split], np.uint64)
+
+    def num_duplicates(self) -> int:
+        """Lines used so far whose examples were used before."""
+        rows = np.asarray(self._rows, np.uint64).reshape(-1, 2)
+        rows = rows[np.lexsort((rows[:, 1], rows[:, 0]))]
+        return int((rows[1:] == rows[:-1]).all(axis=1).sum())
 
     def by_reason(self) -> dict[str, int]:
         """Lines left out so far, in the order of `REASONS`."""
@@ -210,9 +217,9 @@ class Tally:
             reasoning_dropped=self.counts["reasoning_dropped"],
             truncated_prompts=self.counts["truncated_prompts"],
             boundary_merges=self.counts["boundary_merges"],
-            duplicates=self.counts["duplicates"],
+            duplicates=self.num_duplicates(),
             empty_prompts=self.counts["empty_prompts"],
-            eval_prompts_in_train=sum(prompt in self._prompts["train"] for prompt in self._eval_prompts),
+            eval_prompts_in_train=int(np.isin(self._hashes("eval"), self._hashes("train")).sum()),
             lengths=self._lengths(),
             desirable=dict(self.desirable),
             examples_per_line=self.examples_per_line,
@@ -231,8 +238,8 @@ class Tally:
     def _lengths(self) -> dict[str, dict[str, float]]:
         if not self._prompt_tokens:
             return {}
-        prompts = np.frombuffer(self._prompt_tokens, dtype=np.int64)
-        answers = np.frombuffer(self._answer_tokens, dtype=np.int64)
+        prompts = np.asarray(self._prompt_tokens, np.int32).astype(np.int64)
+        answers = np.asarray(self._answer_tokens, np.int32).astype(np.int64)
         columns = {"prompt_tokens": prompts, "answer_tokens": answers, "total_tokens": prompts + answers}
         return {
             name: {

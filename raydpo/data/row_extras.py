@@ -44,6 +44,7 @@ _SIDES = tuple(
         "{}_avg_rating",
     )
 )
+_RATED = frozenset((*_RATINGS, *(better for better, _ in _SIDES)))
 
 
 def with_system_turn(example: Example, row: Row) -> Example:
@@ -102,6 +103,8 @@ def is_said(value: Any, said: str) -> bool:
 
 def contradicts(row: Row) -> bool:
     """Whether ratings next to an explicit pair say that the rejected answer is the better one."""
+    if _RATED.isdisjoint(row):
+        return False
     chosen, rejected = row.get("chosen"), row.get("rejected")
     if is_absent(chosen) or is_absent(rejected):
         return False

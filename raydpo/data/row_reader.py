@@ -73,7 +73,9 @@ class RowReader:
         if self._is_ours:
             example = with_system_turn(example, view)
             refuse_media(row, self.use.ignored, example)
-        example = replace(example, template_settings=template_settings(view, self.settings.chat_template_kwargs))
+        settings = template_settings(view, self.settings.chat_template_kwargs)
+        if settings != example.template_settings:
+            example = replace(example, template_settings=settings)
         if layout is not self.layout:
             self.others[layout.name] += 1
         self.use.add(place, row, view, example, stops=self._is_ours and layout.name != "tokenized")

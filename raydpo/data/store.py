@@ -7,12 +7,13 @@ durable, so that a killed preparation is never taken for a finished one.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from raydpo.artifacts import digest_of, durable
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter
@@ -63,7 +64,7 @@ class Store:
                 return None
             report: dict[str, Any] = record["report"]
             for split in _SPLITS:
-                number, said = len(ExampleTable.open(self.folder, split)), report[f"{split}_pairs"]
+                number, said = len(ExampleTable.open(self.folder, split).verify()), report[f"{split}_pairs"]
                 if number != said:
                     raise IntegrityError(
                         f"{self.folder} holds {number:,} examples of {split}, and {path} says {said:,}"
@@ -100,18 +101,15 @@ class Store:
             for leftover in (self.folder / f"{split}.json", *self.folder.glob(f"{split}-*.arrow")):
                 leftover.unlink(missing_ok=True)
 
-    def add(
-        self, split: str, example: Encoded, keys: Sequence[str], place: str, label: bool = True, weight: float = 1.0
-    ) -> None:
-        """Append one example with the `keys` of its rows."""
-        ids, masks = example.answer_ids, example.masks
-        self._writers[split].add(example.prompt_ids, ids, list(keys), place, label, weight, masks)
+    def add(self, split: str, examples: pa.RecordBatch) -> None:
+        """Append examples: columns of `MASKED_EXAMPLES`."""
+        self._writers[split].extend(examples)
 
     def add_mismatched(self, max_length: int) -> None:
         """Write both splits again, each example with the answer to another prompt as its last."""
         for split in _SPLITS:
             self._writers[split].close()
-            table = ExampleTable.open(self.folder, split)  # stays mapped while its files are replaced
+            table = ExampleTable.open(self.folder, split).verify()  # stays mapped while its files are replaced
             self._writers[split] = ExampleWriter(self.folder, split)
             if len(table):
                 add_mismatched(table, self._writers[split], split, max_length)

@@ -95,10 +95,11 @@ def wanted_rows(
         chosen = None if examples is None else examples.get(split)
         found.append(_rows_of(table, number, num_answers, chosen))
         prompts.append(_prompt_digests(table, chosen))
-    keys, split_of, example, answer, lengths, answers = (np.concatenate(column) for column in zip(*found, strict=True))
+    columns = [column[0] if len(names) == 1 else np.concatenate(column) for column in zip(*found, strict=True)]
+    del found
+    keys, split_of, example, answer, lengths, answers = columns
     prompt = np.repeat(_first_alike(np.concatenate(prompts)), len(keys) // max(1, sum(map(len, prompts))))
-    _, first = np.unique(keys, return_index=True)
-    first.sort()
+    first = _first_places(keys)
     return Wanted(
         keys[first],
         names,
@@ -111,22 +112,34 @@ def wanted_rows(
     )
 
 
+def _first_places(keys: np.ndarray) -> np.ndarray | slice:
+    """Where each distinct key is for the first time, in rising order; everywhere, if no key is there twice."""
+    order = np.argsort(keys, kind="stable")
+    in_order = keys[order]
+    is_first = np.concatenate([np.ones(len(keys[:1]), bool), in_order[1:] != in_order[:-1]])
+    return slice(None) if is_first.all() else np.sort(order[is_first])
+
+
 _Rows = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray, np.ndarray]
 
 
 def _rows_of(table: ExampleTable, split: int, num_answers: int, chosen: np.ndarray | None) -> _Rows:
     """Columns of the rows of a split, example by example: key, split, example, answer, length, answer tokens."""
-    none = np.zeros((0, table.num_answers), f"S{KEY_LENGTH}")
-    keys = np.concatenate([none, *(chunk.key_bytes() for chunk in table.chunks())])[:, :num_answers]
-    example = np.arange(len(table)) if chosen is None else np.asarray(chosen, np.int64)
-    answers = table.answer_lengths[:, :num_answers].astype(np.int64)[example]
-    lengths = table.prompt_lengths[example].astype(np.int64)[:, None] + answers
+    keys, start = np.empty((len(table), num_answers), f"S{KEY_LENGTH}"), 0
+    for chunk in table.chunks():
+        keys[start : start + len(chunk)] = chunk.key_bytes()[:, :num_answers]
+        start += len(chunk)
+    answers = table.answer_lengths[:, :num_answers].astype(np.int64)
+    prompts, example = table.prompt_lengths.astype(np.int64), np.arange(len(table))
+    if chosen is not None:
+        example = np.asarray(chosen, np.int64)
+        keys, answers, prompts = keys[example], answers[example], prompts[example]
     return (
-        keys[example].reshape(-1),
+        keys.reshape(-1),
         np.full(answers.size, split, np.int8),
         np.repeat(example, answers.shape[1]),
         np.tile(np.arange(answers.shape[1]), len(example)),
-        lengths.reshape(-1),
+        (prompts[:, None] + answers).reshape(-1),
         answers.reshape(-1),
     )
 

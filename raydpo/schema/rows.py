@@ -56,12 +56,11 @@ def row_key(
     """
     prompt = np.asarray(prompt_ids, dtype="<i4")
     answer = np.asarray(answer_ids, dtype="<i4")
-    covered = np.ones(len(answer), bool) if mask is None else np.asarray(mask, dtype=bool)
-    assert covered.shape == answer.shape, f"{len(covered)} marks for {len(answer)} tokens"
-    digest = hashlib.sha256(b"raydpo-row-1" if covered.all() else b"raydpo-row-masked-1")
-    digest.update(len(prompt).to_bytes(8, "little"))
-    digest.update(prompt.tobytes())
-    digest.update(answer.tobytes())
-    if not covered.all():
-        digest.update(covered.tobytes())
+    covered = None if mask is None else np.asarray(mask, dtype=bool)
+    assert covered is None or covered.shape == answer.shape, f"{len(covered)} marks for {len(answer)} tokens"
+    is_whole = covered is None or covered.all()
+    parts = [b"raydpo-row-1" if is_whole else b"raydpo-row-masked-1", len(prompt).to_bytes(8, "little")]
+    parts += [prompt.tobytes(), answer.tobytes()]
+    parts += [] if covered is None or is_whole else [covered.tobytes()]
+    digest = hashlib.sha256(b"".join(parts))
     return digest.hexdigest()[:KEY_LENGTH]
