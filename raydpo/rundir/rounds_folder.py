@@ -16,7 +16,6 @@ run.dir/rounds/000/prompts/            each a committed piece
 from __future__ import annotations
 
 import random
-from collections import deque
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -101,25 +100,52 @@ def _made_no_pairs(folder: Path) -> bool:
 
 def prompts_of(round_index: int, num_prompts: int, per_round: int | None, seed: int) -> list[int]:
     """Indices of a round's prompts: the next of an endless sequence in which every prompt comes once an
-    epoch, and none twice a round."""
+    epoch, and none twice a round. Earlier rounds are not gone through."""
     if per_round is None or per_round >= num_prompts:
         return list(range(num_prompts))
-    line: deque[int] = deque()
-    laps = 0
-    for _ in range(round_index + 1):
-        chosen: dict[int, None] = {}
-        deferred: list[int] = []  # already in this round: first in the next one
-        while len(chosen) < per_round:
-            if not line:
-                fresh = list(range(num_prompts))
-                random.Random(f"{seed} {laps}").shuffle(fresh)
-                line, laps = deque(fresh), laps + 1
-            prompt = line.popleft()
-            if prompt in chosen:
-                deferred.append(prompt)
-            chosen[prompt] = None
-        line.extendleft(reversed(deferred))
-    return list(chosen)
+    lap, place = divmod(round_index * per_round, num_prompts)
+    line = _lap(lap, num_prompts, per_round, seed)
+    chosen = line[place : place + per_round]
+    if missing := per_round - len(chosen):
+        chosen += _without(chosen, _shuffled(lap + 1, num_prompts, seed), missing)[:missing]
+    return chosen
+
+
+def _lap(lap: int, num_prompts: int, per_round: int, seed: int) -> list[int]:
+    """All prompts in the order of an epoch: shuffled, but for those that the round on its border had in the epoch before,
+    which wait until that round is over. At most per_round / (num_prompts - per_round) epochs are gone back for that."""
+
+    def border(before: int) -> int:
+        """How many prompts the last round that begins in epoch `before` takes of it, if it goes on in the next one."""
+        return (before + 1) * num_prompts % per_round
+
+    first = lap
+    while first and border(first - 1) > num_prompts - per_round:
+        first -= 1  # else the end of the epoch before is as it was shuffled, whatever came first in it
+    line = _shuffled(first - 1, num_prompts, seed) if first else []
+    for number in range(first, lap + 1):
+        fresh = _shuffled(number, num_prompts, seed)
+        tail = border(number - 1) if number else 0
+        line = _without(line[num_prompts - tail :], fresh, per_round - tail)
+    return line
+
+
+def _shuffled(lap: int, num_prompts: int, seed: int) -> list[int]:
+    line = list(range(num_prompts))
+    random.Random(f"{seed} {lap}").shuffle(line)
+    return line
+
+
+def _without(taken: Sequence[int], line: Sequence[int], number: int) -> list[int]:
+    """`line` with its first `number` prompts that are not `taken` before the taken ones among them."""
+    chosen: list[int] = []
+    deferred: list[int] = []
+    seen = set(taken)
+    for prompt in line:
+        if len(chosen) == number:
+            break
+        (deferred if prompt in seen else chosen).append(prompt)
+    return [*chosen, *deferred, *line[len(chosen) + len(deferred) :]]
 
 
 def seed_of(*parts: object) -> int:
