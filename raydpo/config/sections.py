@@ -164,7 +164,15 @@ class ReferenceSection(Section):
     cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
     """CPUs reserved for one reference worker; also its number of threads."""
     gpus_per_worker: Annotated[float, FREE] = Field(default=0, ge=0)
-    """GPUs reserved for one reference worker. Below 1 it shares a GPU with others."""
+    """GPUs reserved for one reference worker, 1 at most. Below 1 it shares a GPU with others."""
+    weights: Annotated[Literal["auto", "whole", "streamed"], FREE] = "auto"
+    """How a reference worker holds its model. whole: loaded once. streamed: one decoder layer at a time, read from its files
+    once for `stream_tokens` tokens, so that a model far larger than the device can be the reference. auto: whole where it
+    fits, else streamed, and the log says so. The values are the same, bit for bit, and so is the cache. An adapter is always
+    whole."""
+    stream_tokens: Annotated[int, FREE] = Field(default=65536, ge=1)
+    """Of a streamed reference, tokens that go through a layer while it is there, padding included. Their hidden states are in
+    memory meanwhile: 2 x hidden size x bytes of a number each. More tokens: weights are read less often."""
     scheduling: Annotated[SchedulingSection, FREE] = SchedulingSection()
     """On which nodes reference workers run. Of Ray alone."""
     tokens_per_batch: Annotated[int, FREE] = Field(default=8192, ge=1)
@@ -191,6 +199,12 @@ class ReferenceSection(Section):
 
     def clashes(self) -> Iterator[str]:
         yield from range_problems(self.num_workers)
+        if self.gpus_per_worker > 1:
+            yield (
+                f"gpus_per_worker is {self.gpus_per_worker:g}; at most 1 is allowed. A reference worker computes on one GPU, "
+                "and the others would stand idle. Set num_workers to the number of GPUs; a model that does not fit into one is "
+                "streamed through it layer by layer (reference.weights)"
+            )
 
 
 class LoraSection(Section):

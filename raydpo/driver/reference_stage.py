@@ -32,6 +32,7 @@ class ReferenceReport:
     rows: distinct rows of the run.
     rows_scored: rows that were scored in this call.
     forwards: forwards of the model in this call.
+    passes, weight_bytes: of streamed models, passes over their layers and bytes of weights that were read.
     damaged: cached shards that were found damaged.
     cache, identity: where the values are, and who the reference is.
     probe: how far cached rows are from what the reference gives now, where that was asked.
@@ -44,11 +45,14 @@ class ReferenceReport:
     cache: ReferenceCache | None = None
     identity: CacheIdentity | None = None
     probe: Mapping[str, float] = field(default_factory=dict)
+    passes: int = 0
+    weight_bytes: int = 0
 
     def to_json(self) -> dict[str, Any]:
         counts = {"rows": self.rows, "rows_scored": self.rows_scored, "forwards": self.forwards}
         where = {} if self.cache is None else {"cache": shown(self.cache.folder)}
-        return {**counts, "damaged_shards": list(self.damaged), **where}
+        streamed = {"passes": self.passes, "weight_bytes": self.weight_bytes} if self.passes else {}
+        return {**counts, **streamed, "damaged_shards": list(self.damaged), **where}
 
 
 def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
@@ -62,7 +66,17 @@ def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
         identity=identity,
         tokens_per_batch=section.tokens_per_batch,
         use_gpu=section.gpus_per_worker > 0,
+        weights=section.weights,
+        num_sharing=_sharing(section.gpus_per_worker, section.workers[1]),
+        tokens_per_pass=section.stream_tokens,
     )
+
+
+def _sharing(gpus: float, num_workers: int) -> int:
+    """Workers that share the memory of a device, at most."""
+    if gpus:
+        return max(1, int(1 / gpus))
+    return -(-num_workers // max(1, runtime.count_nodes()))
 
 
 def reference_stage(
@@ -90,7 +104,7 @@ def reference_stage(
     wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     check_cache_room(workspace.cache_dir, works)
-    scored = forwards = by_others = 0
+    scored = forwards = by_others = passes = weight_bytes = 0
     again: ShardDone | None = None
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
     if works or probed:
@@ -103,6 +117,7 @@ def reference_stage(
             runtime.gauge("raydpo_cache_missed_rows", missed, "reference")
             with runtime.deferred(committed=lambda: f"{scored} rows were scored and committed."):
                 for shard in SharedScoring(workspace, scorer_spec(workspace, identity), observer).run(works, probed):
+                    passes, weight_bytes = passes + shard.passes, weight_bytes + shard.weight_bytes
                     if shard.nats:
                         again = shard
                     else:
@@ -115,9 +130,13 @@ def reference_stage(
     others = f", {by_others} were scored by other runs meanwhile" if by_others else ""
     there = len(wanted.keys) - scored - by_others
     text = f"{scored} of {len(wanted.keys)} rows scored, {there} were in the cache {shown(cache.folder)}{others}"
+    if passes:
+        text += f"; streamed in {passes:,} passes, {weight_bytes / 1e9:,.2f} GB of weights read"
     observer(StageDone("reference", text))
     apart = _compared(cache.lookup(list(probed[0].keys)), again, observer) if again else {}
-    return ReferenceReport(len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart)
+    return ReferenceReport(
+        len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart, passes, weight_bytes
+    )
 
 
 def _compared(cached: Sequence[np.ndarray], again: ShardDone, observer: Observer) -> dict[str, float]:

@@ -13,17 +13,21 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import replace
 from functools import partial
+from typing import overload
 
 from raydpo import runtime
 from raydpo.artifacts import ReferenceCache
 from raydpo.artifacts.claim import is_claimed
 from raydpo.driver.actors import libraries_of, placement
 from raydpo.reference.plan import ShardPlan, Shards, ShardWork
-from raydpo.reference.score import Scorer, ScorerSpec, ShardDone
+from raydpo.reference.score import ScorerSpec, ShardDone, scorer_of_groups
+from raydpo.reference.way import may_stream
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Advanced, Note, Observer, StageStarted
 
 _POLL_S = 0.5
+_PASSES_AT_ONCE = 4
+"""Of a streamed model that a worker makes before it asks for more work: only the last of them is not full."""
 
 
 class SharedScoring:
@@ -33,6 +37,7 @@ class SharedScoring:
         self._section, self._spec, self._observer = workspace.config.reference, spec, observer
         self._cache = ReferenceCache(spec.cache_dir, spec.identity)
         self._done, self._has_said_halved, self._has_said_waiting = 0, False, False
+        self._said = set[str]()
 
     def run(self, works: ShardPlan, probed: Sequence[ShardWork]) -> Iterator[ShardDone]:
         """Score `works`, and `probed` for this run alone. What another run scored comes with 0 rows and `is_left`."""
@@ -42,12 +47,14 @@ class SharedScoring:
             todo: Sequence[ShardWork] = _Both(works, probed)
             while todo or left:
                 scored = set[str]()
-                for index, shard in pool.run(todo):
-                    if not shard.is_left:
-                        scored.add(shard.name)
-                        yield self._told(shard)
-                    elif isinstance(todo, _Both):
-                        left.append(todo[index])
+                groups = Groups(todo, self._shards_at_once(works))
+                for index, shards in pool.run(groups):
+                    for work, shard in zip(groups[index], shards, strict=True):
+                        if not shard.is_left:
+                            scored.add(shard.name)
+                            yield self._told(shard)
+                        elif isinstance(todo, _Both):
+                            left.append(work)
                 left = [work for work in left if work.name not in scored]
                 if runtime.requested():
                     return
@@ -61,6 +68,14 @@ class SharedScoring:
                 if left and not todo:
                     self._say_waiting(left)
                     time.sleep(_POLL_S)
+
+    def _shards_at_once(self, works: ShardPlan) -> int:
+        """Shards that a worker gets at a time: one, or for a streamed model several passes' worth, as far as all have work."""
+        section = self._section
+        if not may_stream(section.weights, self._spec.model, self._spec.dtype) or not works:
+            return 1
+        tokens_per_shard = sum(sum(work.lengths) for work in (works[0], works[-1])) // 2
+        return shards_at_once(len(works), tokens_per_shard, section.workers[1], section.stream_tokens)
 
     def _free(self, left: Sequence[ShardWork], quiet_s: float) -> list[ShardWork]:
         """Those of `left` that nobody has now; all of them when nothing became of any for too long."""
@@ -78,6 +93,9 @@ class SharedScoring:
 
     def _told(self, shard: ShardDone, num_rows: int = 0) -> ShardDone:
         """Say how far the stage is. num_rows: that another run scored."""
+        if shard.said and shard.said not in self._said:
+            self._said.add(shard.said)
+            self._observer(Note("info", f"reference: {shard.said}"))
         if shard.did_not_fit and not self._has_said_halved:
             self._has_said_halved = True
             self._observer(Note("warning", _halved(shard.did_not_fit, self._section.tokens_per_batch)))
@@ -91,18 +109,48 @@ class SharedScoring:
         section = self._section
         return runtime.Pool(
             "reference",
-            partial(Scorer, self._spec),
+            partial(scorer_of_groups, self._spec),
             num_workers=min(section.workers[1], max(1, num_works)),
             cpus=section.cpus_per_worker,
             gpus=section.gpus_per_worker,
             max_retries=section.max_retries,
             hang_timeout_s=section.hang_timeout_s,
             hang_key="reference.hang_timeout_s",
-            lighter=ShardWork.lighter,
+            lighter=_lighter,
             preload=libraries_of(),
             placement=placement(section.scheduling),
             placed=partial(_say_place, self._observer),
         )
+
+
+def shards_at_once(num_shards: int, tokens_per_shard: int, num_workers: int, tokens_per_pass: int) -> int:
+    """Shards of a group: `_PASSES_AT_ONCE` passes' worth, but not so many that a worker has none."""
+    wanted = -(-_PASSES_AT_ONCE * tokens_per_pass // max(1, tokens_per_shard))
+    return max(1, min(wanted, -(-num_shards // num_workers)))
+
+
+class Groups(Sequence[tuple[ShardWork, ...]]):
+    """Shards in order, `size` of them an item of the pool."""
+
+    def __init__(self, works: Sequence[ShardWork], size: int) -> None:
+        self._works, self._size = works, size
+
+    def __len__(self) -> int:
+        return -(-len(self._works) // self._size)
+
+    @overload
+    def __getitem__(self, number: int) -> tuple[ShardWork, ...]: ...
+    @overload
+    def __getitem__(self, number: slice) -> list[tuple[ShardWork, ...]]: ...
+    def __getitem__(self, number: int | slice) -> tuple[ShardWork, ...] | list[tuple[ShardWork, ...]]:
+        if isinstance(number, slice):
+            return [self[each] for each in range(len(self))[number]]
+        start = range(len(self))[number] * self._size
+        return tuple(self._works[start : start + self._size])
+
+
+def _lighter(group: Sequence[ShardWork]) -> tuple[ShardWork, ...]:
+    return tuple(work.lighter() for work in group)
 
 
 class _Both(Shards):

@@ -8,6 +8,7 @@ every start.
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -16,6 +17,8 @@ from raydpo.errors import ConfigError
 from raydpo.models.attention import register, windows_passed
 from raydpo.models.config_file import num_positions
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
+from raydpo.models.text_part import device_of
+from raydpo.models.together import Together, one_by_one
 
 Layout = Literal["packed", "padded"]
 TOLERANCE_NATS = {torch.float64: 1e-6, torch.float32: 1e-3}
@@ -25,23 +28,23 @@ LEAK_NATS = {torch.float64: 1e-12, torch.float32: 2e-6}
 PROMPT, ANSWERS, OTHER = [0, 1, 2], ([3, 4], [5, 6, 7]), [9, 8]
 
 
-def choose_layout(model: Any, attention: str) -> tuple[Layout, str]:
+def choose_layout(model: Any, attention: str, together: Together = one_by_one) -> tuple[Layout, str]:
     """("packed", "") with the model switched to shared prompts, or ("padded", why) with the model as it was.
 
-    attention: "auto" tries; any other name is the user's choice of padded rows with that attention.
+    attention: "auto" tries; any other name is the user's choice of padded rows with that attention. together: makes forwards
+    that do not wait for each other.
     """
     if attention != "auto":
         return "padded", f"model.attention is {attention}"
     if window := _window_of_the_mask(model):
         return "padded", window
     before = model.config._attn_implementation
-    plain = _plain(model)
+    plain = torch.cat(together([partial(_plain, model, answer) for answer in ANSWERS]))
     try:
         model.set_attn_implementation(register())
-        with torch.no_grad():
-            with windows_passed() as windows:
-                packed = _packed(model, ANSWERS[0])
-            leak = float((_packed(model, OTHER) - packed)[len(OTHER) :].abs().max())
+        with windows_passed() as windows:
+            packed, other = together([partial(_packed, model, first) for first in (ANSWERS[0], OTHER)])
+        leak = float((other - packed)[len(OTHER) :].abs().max())
     except (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
         model.set_attn_implementation(before)
         return "padded", f"{type(model).__name__} does not take packed answers: {error}"
@@ -94,19 +97,16 @@ def check_lengths(model: Any, longest: int) -> None:
 
 
 @torch.no_grad()
-def _plain(model: Any) -> torch.Tensor:
-    device = next(model.parameters()).device
-    nats = []
-    for answer in ANSWERS:
-        ids = torch.tensor([PROMPT + answer], device=device)
-        logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
-        nats.append(logits.gather(1, ids[0, 1:, None]).squeeze(1)[len(PROMPT) - 1 :])
-    return torch.cat(nats)
+def _plain(model: Any, answer: list[int]) -> torch.Tensor:
+    ids = torch.tensor([PROMPT + answer], device=device_of(model))
+    logits = model(input_ids=ids, use_cache=False).logits[0, :-1].float().log_softmax(-1)
+    nats: torch.Tensor = logits.gather(1, ids[0, 1:, None]).squeeze(1)[len(PROMPT) - 1 :]
+    return nats
 
 
+@torch.no_grad()
 def _packed(model: Any, first: list[int]) -> torch.Tensor:
-    device = next(model.parameters()).device
-    found: torch.Tensor = AnswerLogProbs(model)(_stream(first).to(device)).float()
+    found: torch.Tensor = AnswerLogProbs(model)(_stream(first).to(device_of(model))).float()
     return found
 
 

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, fields
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -22,7 +23,8 @@ from torch.utils.checkpoint import checkpoint
 from raydpo.errors import ConfigError
 from raydpo.models.attention import Segment, Stream
 from raydpo.models.routing import row_counts, tally
-from raydpo.models.text_part import text_body, text_head
+from raydpo.models.text_part import device_of, text_body, text_head
+from raydpo.models.together import Together, one_by_one
 from raydpo.models.wide_logits import widen
 
 Extra = Literal["nothing", "collisions", "likeliest"]
@@ -84,15 +86,19 @@ class AnswerLogProbs(nn.Module):
 
     def forward(self, batch: SequenceBatch, extra: Extra = "nothing", top_k: int = 0) -> Tensor | tuple[Tensor, Tensor]:
         found = self._read(batch, **({"output_router_logits": True} if top_k else {}))
-        hidden_NH = found.last_hidden_state.flatten(0, 1).index_select(0, batch.predictors)
-        num_chunks = max(batch.num_chunks, count_chunks(len(batch.targets), self.chunk_tokens))
-        nats = self.score(hidden_NH, batch.targets, num_chunks, extra)
+        nats = self.read_off(found.last_hidden_state, batch, extra)
         return (nats, tally(found.router_logits, row_counts(batch), top_k)) if top_k else nats
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
         """What the head reads, of every position: [1 or S, T, H]."""
         found: Tensor = self._read(batch).last_hidden_state
         return found
+
+    def read_off(self, hidden: Tensor, batch: SequenceBatch, extra: Extra = "nothing") -> Tensor:
+        """What `forward` returns, from what `hidden` returned."""
+        hidden_NH = hidden.flatten(0, 1).index_select(0, batch.predictors)
+        num_chunks = max(batch.num_chunks, count_chunks(len(batch.targets), self.chunk_tokens))
+        return self.score(hidden_NH, batch.targets, num_chunks, extra)
 
     def _read(self, batch: SequenceBatch, **more: Any) -> Any:
         return text_body(self._inner)(input_ids=batch.input_ids, use_cache=False, **_layout(batch), **more)
@@ -184,16 +190,21 @@ def logits_adjustment(config: Any) -> Callable[[Tensor], Tensor]:
 
 
 @torch.no_grad()
-def check_head(scoring: AnswerLogProbs) -> None:
+def check_head(scoring: AnswerLogProbs, together: Together = one_by_one) -> None:
     """Compare this path with the model's own forward on eight tokens; a difference is a ConfigError, not a number.
 
-    Catches architectures that change their logits after the head in a way that `logits_adjustment` does not know.
+    Catches architectures that change their logits after the head in a way that `logits_adjustment` does not know. together:
+    makes forwards that do not wait for each other.
     """
     model = scoring.model
-    device = next(model.parameters()).device
+    device = device_of(model)
     ids = torch.arange(8, device=device)[None] % model.config.get_text_config().vocab_size
     mask = torch.ones_like(ids)
-    logits = model(input_ids=ids, attention_mask=mask, use_cache=False).logits[0, :-1].float()
+    steps = torch.arange(7, device=device)
+    batch = SequenceBatch(ids, mask, steps, ids[0, 1:], torch.zeros_like(steps), 1)
+    own = partial(model, input_ids=ids, attention_mask=mask, use_cache=False)
+    output, ours = together([own, partial(scoring, batch)])
+    logits = output.logits[0, :-1].float()
     expected = logits.log_softmax(-1).gather(1, ids[0, 1:, None]).squeeze(1)
     if not bool(expected.isfinite().all()):
         raise ConfigError(
@@ -201,8 +212,6 @@ def check_head(scoring: AnswerLogProbs) -> None:
             f"hold NaN or infinity, or overflow in {model.dtype}. Nothing was computed. Use an earlier checkpoint, or "
             "model.dtype: float32."
         )
-    steps = torch.arange(7, device=device)
-    ours = scoring(SequenceBatch(ids, mask, steps, ids[0, 1:], torch.zeros_like(steps), 1))
     tolerance = 1e-3 if next(model.parameters()).dtype == torch.float32 else 0.1
     difference = float((ours.float() - expected).abs().max())
     if not difference <= tolerance:

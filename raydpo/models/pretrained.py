@@ -73,12 +73,17 @@ def _read(folder: Path, dtype: str, attention: str, four_bit: FourBit | None) ->
         return as_one_function(model)
 
     try:
-        return read(attention) if attention != "auto" else _first_that_works(read, "sdpa", "eager")
+        return read(attention) if attention != "auto" else first_that_works(read, "sdpa", "eager")
     except (OSError, ValueError, KeyError, ImportError) as error:
-        raise ConfigError(
-            f"{folder} could not be loaded as a causal language model: {error}. Allowed: a transformers folder or hub id with "
-            "*.safetensors whose architecture transformers knows without remote code."
-        ) from error
+        raise not_loadable(folder, error) from error
+
+
+def not_loadable(folder: Path, why: object) -> ConfigError:
+    """The error of a folder that is no whole causal language model."""
+    return ConfigError(
+        f"{folder} could not be loaded as a causal language model: {why}. Allowed: a transformers folder or hub id with "
+        "*.safetensors whose architecture transformers knows without remote code."
+    )
 
 
 @torch.no_grad()
@@ -93,7 +98,8 @@ def _cast(model: Any, dtype: torch.dtype) -> Any:
     return model
 
 
-def _first_that_works(read: Callable[[str], Any], first: str, second: str) -> Any:
+def first_that_works(read: Callable[[str], Any], first: str, second: str) -> Any:
+    """`read(first)`, or where an architecture does not have that attention `read(second)`."""
     try:
         return read(first)
     except ValueError as error:  # what transformers raises for an attention that an architecture does not have

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import nn
 
 from raydpo.models.packed import num_weights
@@ -23,6 +24,12 @@ def text_head(model: Any) -> Any:
     """The linear layer from hidden states to logits."""
     found = model.get_output_embeddings()
     return model.get_decoder().get_output_embeddings() if found is None else found
+
+
+def device_of(model: Any) -> torch.device:
+    """Where ids go: the device of the embedding. (Parts that text does not reach may be nowhere.)"""
+    found: torch.device = model.get_input_embeddings().weight.device
+    return found
 
 
 def freeze_what_text_does_not_reach(model: Any) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import struct
 from pathlib import Path
+from typing import Any
 
 from raydpo.schema.json_text import parse_json
 
@@ -20,22 +21,33 @@ _MOST_BYTES = 10**8
 
 def shapes_in(path: Path) -> dict[str, list[int]]:
     """Shape of each tensor of a safetensors file. Raises one of `UNREADABLE`."""
+    return {name: entry["shape"] for name, entry in head_of(path)[0].items()}
+
+
+def head_of(path: Path) -> tuple[dict[str, Any], int]:
+    """(tensor name -> its dtype, shape and data_offsets; where the data begins) of a safetensors file. Raises as above."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         if length > _MOST_BYTES:
             raise ValueError(f"its head would have {length:,} bytes")
         head = parse_json(file.read(length))
-    return {name: entry["shape"] for name, entry in head.items() if name != "__metadata__"}
+    return {name: entry for name, entry in head.items() if name != "__metadata__"}, 8 + length
 
 
 def shapes_of_model(folder: Path) -> dict[str, list[int]] | None:
     """Shape of each tensor of the model in `folder`; None where it has no safetensors (yet), or damaged ones."""
     try:
-        index = folder / INDEX
-        files = sorted(set(parse_json(index.read_text())["weight_map"].values())) if index.is_file() else [SINGLE]
         found: dict[str, list[int]] = {}
-        for name in files:
-            found |= shapes_in(folder / name)
+        for path in files_of(folder):
+            found |= shapes_in(path)
     except UNREADABLE:
         return None
     return found
+
+
+def files_of(folder: Path) -> list[Path]:
+    """The safetensors files of the model in `folder`, as transformers chooses them. Raises one of `UNREADABLE`."""
+    single = folder / SINGLE
+    if single.is_file():
+        return [single]
+    return [folder / name for name in sorted(set(parse_json((folder / INDEX).read_text())["weight_map"].values()))]

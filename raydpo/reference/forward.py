@@ -8,6 +8,7 @@ into memory is done in halves, which changes values in their last digits.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -21,6 +22,15 @@ from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.schema.pulse import beat
 
 TooMuch = Callable[[int, int, str], None]
+
+
+@dataclass(frozen=True, eq=False)
+class RowList:
+    """Rows that are cut into batches for themselves. masks: as of `lay_out`. tokens_per_batch: of one forward, at most."""
+
+    rows: Rows
+    masks: Masks
+    tokens_per_batch: int
 
 
 @torch.no_grad()
@@ -52,17 +62,27 @@ def score_rows(
         if stop - start > 1:
             too_much(num_tokens, stop - start, reason)
         else:
-            raise OutOfMemoryError(
-                f"a row of {num_tokens:,} tokens did not fit into the memory of a reference worker ({reason}). One row cannot "
-                "be split: run fewer workers on a node (reference.num_workers), score in bfloat16 (model.dtype), or lower "
-                "data.max_length."
-            )
+            raise no_room_for_row(num_tokens, reason)
 
-    for start, stop in (cut_stream if layout == "packed" else cut_padded)(rows, tokens_per_batch):
+    for start, stop in cut(rows, tokens_per_batch, layout):
         for part in in_halves(start, stop, forward, note):
             forwards += 1
             values += part
     return values, forwards
+
+
+def no_room_for_row(num_tokens: int, reason: str) -> OutOfMemoryError:
+    """The error of a row that does not fit alone."""
+    return OutOfMemoryError(
+        f"a row of {num_tokens:,} tokens did not fit into the memory of a reference worker ({reason}). One row cannot "
+        "be split: run fewer workers on a node (reference.num_workers), score in bfloat16 (model.dtype), or lower "
+        "data.max_length."
+    )
+
+
+def cut(rows: Rows, tokens_per_batch: int, layout: Layout) -> Iterator[tuple[int, int]]:
+    """Cut rows into [start, stop) batches, as the layout counts their tokens."""
+    return (cut_stream if layout == "packed" else cut_padded)(rows, tokens_per_batch)
 
 
 def cut_padded(rows: Rows, tokens_per_batch: int) -> Iterator[tuple[int, int]]:

@@ -7,8 +7,11 @@ shard alone and not on who scored it or what else was scored.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -18,13 +21,18 @@ from raydpo.artifacts.claim import claimed
 from raydpo.artifacts.elsewhere import bring
 from raydpo.errors import IntegrityError
 from raydpo.models.agreement import Noise
+from raydpo.models.layer_stream import LayerStream
+from raydpo.models.layer_weights import LayerWeights
 from raydpo.models.layout import check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
-from raydpo.models.pretrained import load_model
+from raydpo.models.pretrained import DTYPES, load_model
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.rounding import rounded_otherwise
-from raydpo.reference.forward import score_rows
+from raydpo.models.together import one_by_one
+from raydpo.reference.forward import RowList, score_rows
 from raydpo.reference.plan import ShardWork
+from raydpo.reference.streamed import PassScoring
+from raydpo.reference.way import Way, Weights, cannot_stream, choose_way
 
 
 @dataclass(frozen=True)
@@ -36,6 +44,8 @@ class ScorerSpec:
     cache_dir, identity: where values go.
     tokens_per_batch: token budget of a forward.
     use_gpu: whether it has a GPU.
+    weights: how it holds the model, see `raydpo.reference.way`. num_sharing: workers that share the memory of its device.
+    tokens_per_pass: of a streamed model, tokens that go through it side by side.
     """
 
     model: ResolvedModel
@@ -46,6 +56,9 @@ class ScorerSpec:
     identity: CacheIdentity
     tokens_per_batch: int
     use_gpu: bool = False
+    weights: Weights = "whole"
+    num_sharing: int = 1
+    tokens_per_pass: int = 65536
 
 
 @dataclass(frozen=True)
@@ -59,6 +72,9 @@ class ShardDone:
     noise_nats: of a probe, what rounding does to a token's log-prob, measured.
     did_not_fit: of the first batch of this worker that was done in halves, a sentence; said once.
     is_left: another run has the shard, or had it: nothing was scored here.
+    passes, weight_bytes: of a streamed model, how often its layers were gone through since the shard before, and how many bytes
+        of weights were read for that.
+    said: how this worker holds the model, where that is worth a word; said once.
     """
 
     name: str
@@ -69,6 +85,14 @@ class ShardDone:
     noise_nats: float = 0.0
     did_not_fit: str = ""
     is_left: bool = False
+    passes: int = 0
+    weight_bytes: int = 0
+    said: str = ""
+
+
+def scorer_of_groups(spec: ScorerSpec) -> Callable[[Sequence[ShardWork]], tuple[ShardDone, ...]]:
+    """What a worker does with a group of shards."""
+    return Scorer(spec).score_group
 
 
 class Scorer:
@@ -80,26 +104,52 @@ class Scorer:
         self.device = "cuda" if spec.use_gpu else "cpu"
         for folder in spec.model.folders:
             bring(folder)
-        model = load_model(spec.model, spec.dtype, spec.attention).to(self.device)
+        way = choose_way(spec.weights, spec.model, spec.dtype, self.device, spec.num_sharing)
+        self._said, self._stream = way.said, self._streamed(way) if way.is_streamed else None
+        if self._stream is None:
+            model, together = load_model(spec.model, spec.dtype, spec.attention).to(self.device), one_by_one
+        else:
+            model, together = self._stream.model, self._stream.run
         self.scoring = AnswerLogProbs(model.requires_grad_(False))
-        check_head(self.scoring)
-        self.layout, _ = choose_layout(model, spec.attention)
+        check_head(self.scoring, together)
+        self.layout, _ = choose_layout(model, spec.attention, together)
         self.cache = ReferenceCache(spec.cache_dir, spec.identity)
         self._tables: dict[str, ExampleTable] = {}
         self._did_not_fit: list[str] = []
+        self._counted = (0, 0)
         self._has_said = False
+
+    def _streamed(self, way: Way) -> LayerStream | None:
+        """The model by layers; None, with a word, where nobody asked for it and it cannot be."""
+        folder, dtype = self.spec.model.here(), DTYPES[self.spec.dtype]
+        try:
+            return LayerStream(LayerWeights(folder, dtype, self.spec.attention, self.device))
+        except NotImplementedError as error:
+            if self.spec.weights == "streamed":
+                raise cannot_stream(self.spec.model, error) from error
+            self._said = f"{way.said}; but {error}, so it is loaded whole and may not fit"
+            return None
 
     def __call__(self, work: ShardWork) -> ShardDone:
         """Raises IntegrityError when a value is not a log-probability."""
-        if work.is_probe or not work.is_claimed:
-            return self._done(work)
-        with claimed(self.cache.claims, work.name) as is_ours:
-            if not is_ours or self.cache.has_shard(work.name):
-                return ShardDone(work.name, 0, 0, 0, is_left=True)
-            return self._done(work)
+        return self.score_group([work])[0]
 
-    def _done(self, work: ShardWork) -> ShardDone:
-        values, forwards = self.score(work)
+    def score_group(self, works: Sequence[ShardWork]) -> tuple[ShardDone, ...]:
+        """The same for several shards. A streamed model goes through all of them in as few passes as it can."""
+        done: dict[str, ShardDone] = {}
+        with ExitStack() as claims:
+            ours = [work for work in works if self._is_ours(work, claims)]
+            for work, (values, forwards) in zip(ours, self._scored(ours), strict=True):
+                done[work.name] = self._committed(work, values, forwards)
+        return tuple(done.get(work.name) or ShardDone(work.name, 0, 0, 0, is_left=True) for work in works)
+
+    def _is_ours(self, work: ShardWork, claims: ExitStack) -> bool:
+        """Whether to score it here; it is claimed until `claims` closes."""
+        if work.is_probe or not work.is_claimed:
+            return True
+        return claims.enter_context(claimed(self.cache.claims, work.name)) and not self.cache.has_shard(work.name)
+
+    def _committed(self, work: ShardWork, values: list[np.ndarray], forwards: int) -> ShardDone:
         nats: tuple[np.ndarray, ...] = ()
         noise = 0.0
         if work.is_probe:
@@ -107,7 +157,18 @@ class Scorer:
                 nats, noise = tuple(values), Noise.between(values, self.score(work)[0]).token_nats
         else:
             self.cache.write_shard(work.name, list(work.keys), values)
-        return ShardDone(work.name, len(values), sum(map(len, values)), forwards, nats, noise, self._news())
+        news, said, (passes, weight_bytes) = self._news(), self._said, self._read_since()
+        self._said = ""
+        more: dict[str, Any] = {"passes": passes, "weight_bytes": weight_bytes, "said": said}
+        return ShardDone(work.name, len(values), sum(map(len, values)), forwards, nats, noise, news, **more)
+
+    def _read_since(self) -> tuple[int, int]:
+        """Passes and bytes of weights since the last call."""
+        if self._stream is None:
+            return 0, 0
+        now = self._stream.passes, self._stream.weights.files.bytes_read
+        before, self._counted = self._counted, now
+        return now[0] - before[0], now[1] - before[1]
 
     def _news(self) -> str:
         """What did not fit, once in the life of this worker."""
@@ -123,11 +184,30 @@ class Scorer:
 
     def score(self, work: ShardWork) -> tuple[list[np.ndarray], int]:
         """Per-token log-probs of every row, float32 nats, and the number of forwards. Commits nothing."""
-        check_lengths(self.scoring.model, max(work.lengths, default=0))
+        return next(self._scored([work]))
+
+    def _scored(self, works: Sequence[ShardWork]) -> Iterator[tuple[list[np.ndarray], int]]:
+        """What `score` returns, for each of `works`, as soon as it is there."""
+        check_lengths(self.scoring.model, max((length for work in works for length in work.lengths), default=0))
+        lists = [self._rows_of(work) for work in works]
+        found: Iterator[tuple[list[np.ndarray], int]] = map(self._whole, lists)
+        if self._stream is not None:
+            passes = PassScoring(self._stream, self.layout, self.device, self.spec.tokens_per_pass)
+            found = passes.score(lists, self._too_much)
+        for work, (values, forwards) in zip(works, found, strict=True):
+            self._check(work, values)
+            yield values, forwards
+
+    def _whole(self, each: RowList) -> tuple[list[np.ndarray], int]:
+        budget, masks = each.tokens_per_batch, each.masks
+        return score_rows(self.scoring, each.rows, budget, self.layout, self.device, masks, self._too_much)
+
+    def _rows_of(self, work: ShardWork) -> RowList:
         rows = [self._row(place) for place in work.places]
         masks = [self._table(split).answer_masks(example)[answer] for split, example, answer in work.places]
-        budget = max(1, int(self.spec.tokens_per_batch * work.budget_share))
-        values, forwards = score_rows(self.scoring, rows, budget, self.layout, self.device, masks, self._too_much)
+        return RowList(rows, masks, max(1, int(self.spec.tokens_per_batch * work.budget_share)))
+
+    def _check(self, work: ShardWork, values: list[np.ndarray]) -> None:
         for place, nats in zip(work.places, values, strict=True):
             if not (np.isfinite(nats).all() and (nats <= 0).all()):
                 raise IntegrityError(
@@ -135,7 +215,6 @@ class Scorer:
                     f"{self._table(place[0]).source(place[1])}; a log-probability is finite and at most 0. The shard was not "
                     "written. Score in float32 (model.dtype), or look at the weights of the reference."
                 )
-        return values, forwards
 
     def _row(self, place: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray]:
         split, example, answer = place

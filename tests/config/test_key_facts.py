@@ -17,7 +17,7 @@ FREE_IN_TRAINING = """
     run.runtime run.runtime_in_process run.wait_for_nodes_s
     run.stop_grace_s
     reference.cache_dir reference.num_workers reference.cpus_per_worker reference.gpus_per_worker reference.scheduling
-    reference.rows_per_shard train.scheduling
+    reference.rows_per_shard reference.weights reference.stream_tokens train.scheduling
     reference.tokens_per_batch reference.max_retries reference.hang_timeout_s train.cpus_per_worker train.tokens_per_microbatch
     train.activation_memory_gb train.eval_every train.save_every train.save_every_minutes train.save train.keep_checkpoints
     train.best_metric train.export

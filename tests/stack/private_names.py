@@ -150,6 +150,7 @@ _EARLY = "torch's own time-out would end a hanging run before the driver says wh
 _CAUSES = "a death would be taken for one of another kind, and a run restarted, or ended, for the wrong reason"
 _VLLM_LOADS = "vLLM would go on sampling from the weights of the round before"
 _STATE = "a checkpoint would lack a part of the training state, or put it in the wrong place"
+_STREAMED = "no reference could be streamed layer by layer; whole ones could"
 _LAYERS = "activations could not be measured, nor recomputed layer by layer"
 _FUSED_MOE = "vllm/model_executor/layers/fused_moe/unquantized_fused_moe_method.py"
 
@@ -446,6 +447,28 @@ PRIVATE: tuple[Row, ...] = (
         "pretrained",
         "a merged adapter would be cast where transformers keeps float32",
         "transformers.PreTrainedModel._keep_in_fp32_modules_strict",
+    ),
+    *(
+        Attribute("transformers", name.rpartition(".")[2], "layer_weights", _STREAMED, name, parameters)
+        for name, parameters in (
+            (
+                "transformers.core_model_loading.convert_and_load_state_dict_in_model",
+                ("model", "state_dict", "load_config"),
+            ),
+            (
+                "transformers.core_model_loading.rename_source_key",
+                ("source_key", "weight_renamings", "weight_converters", "base_model_prefix", "meta_state_dict"),
+            ),
+            ("transformers.modeling_utils.LoadStateDictConfig", ("dtype", "dtype_plan", "weight_mapping")),
+            ("transformers.conversion_mapping.get_model_conversion_mapping", ("model",)),
+            ("transformers.PreTrainedModel.named_non_persistent_buffers", ()),
+            ("transformers.PreTrainedModel.initialize_weights", ()),
+            ("transformers.PreTrainedModel.tie_weights", ("missing_keys", "recompute_mapping")),
+        )
+    ),
+    *(
+        Text("transformers", name, "layer_weights", _STREAMED, "transformers/modeling_utils.py")
+        for name in ("_is_hf_initialized", "all_tied_weights_keys")
     ),
     Text("peft", "missing adapter keys", "merging", _MERGING, "peft/peft_model.py", "Found missing adapter keys"),
     Made("peft", "base_model.model.", "push", _PUSH, _adapter_names),
