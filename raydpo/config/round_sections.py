@@ -17,6 +17,7 @@ from raydpo.config.outside import FORM, Door
 from raydpo.config.scheduling_section import SchedulingSection
 from raydpo.config.section import OneOrMany, Section
 from raydpo.config.section_base import as_pydantic_says
+from raydpo.config.vllm_section import VllmSection
 
 
 class GenerateSection(Section):
@@ -28,7 +29,9 @@ class GenerateSection(Section):
     cpus_per_worker: Annotated[float, FREE_IN_ROUNDS] = Field(default=1, gt=0)
     """CPUs of one generator; also its number of threads."""
     gpus_per_worker: Annotated[float, FREE_IN_ROUNDS] = Field(default=0, ge=0)
-    """GPUs of one generator. Below 1 it shares a GPU with others."""
+    """GPUs of one generator. Below 1 it shares a GPU with others; above 1 vLLM spreads one copy over them."""
+    vllm: Annotated[VllmSection, FREE_IN_ROUNDS] = VllmSection()
+    """How vLLM is started, of `engine: vllm`."""
     scheduling: Annotated[SchedulingSection, FREE_IN_ROUNDS] = SchedulingSection()
     """On which nodes generators run. Of Ray alone."""
     num_answers: int = Field(default=4, ge=1)
@@ -144,7 +147,9 @@ class JudgeSection(Section):
     cpus_per_worker: Annotated[float, OF_ACTORS] = Field(default=1, gt=0)
     """CPUs of one judge actor."""
     gpus_per_worker: Annotated[float, OF_ACTORS] = Field(default=0, ge=0)
-    """GPUs of one judge actor. Below 1 it shares a GPU with others."""
+    """GPUs of one judge actor. Below 1 it shares a GPU with others; above 1 vLLM spreads its language model over them."""
+    vllm: Annotated[VllmSection, Key(read_by=PAIRWISE)] = VllmSection()
+    """How vLLM is started for a language model without an endpoint, where `generate.engine` is vllm."""
     scheduling: Annotated[SchedulingSection, OF_ACTORS] = SchedulingSection()
     """On which nodes judge actors run. Of Ray alone."""
     max_retries: Annotated[int, OF_ACTORS] = Field(default=2, ge=0)

@@ -222,8 +222,16 @@ def _idle(config: Config, rounds: RoundsSection) -> Iterator[str]:
 
 def _generators(config: Config, rounds: RoundsSection) -> Iterator[str]:
     generate = config.generate
-    if generate.gpus_per_worker > 1:
+    if generate.gpus_per_worker > 1 and generate.engine == "transformers":
         yield (
-            f"generate.gpus_per_worker: {generate.gpus_per_worker:g}; a generator holds its whole policy on one GPU, and the "
-            "others would stand idle. Set at most 1, and generate.num_workers to the number of GPUs."
+            f"generate.gpus_per_worker: {generate.gpus_per_worker:g}; a generator of engine transformers holds its whole "
+            "policy on one GPU, and the others would stand idle. Set at most 1, and generate.num_workers to the number of "
+            "GPUs; or engine: vllm, which spreads one policy over them."
+        )
+    if generate.engine != "vllm" and generate.is_changed("vllm"):
+        yield f"generate.vllm is read with generate.engine: vllm alone, and it is {generate.engine}. Leave it out."
+    if generate.vllm.quantization is not None:
+        yield (
+            f"generate.vllm.quantization: {generate.vllm.quantization}; a quantised policy is not the one that is trained, and "
+            "log-ratios of what it samples would be off by more than rounding. Leave it out; judges may have it."
         )

@@ -33,7 +33,15 @@ def make_judge_worker(section: JudgeSection, engine: EngineSpec, models: Models)
         from raydpo.generate.complete import local_completer  # torch, which the driver does without
 
         folder, gpus = str(models[name].here()), section.gpus_per_worker
-        spec = replace(engine, model=folder, use_gpu=gpus > 0, gpu_share=gpus or 1.0, max_length=None)
+        spec = replace(
+            engine,
+            model=folder,
+            use_gpu=gpus > 0,
+            gpu_share=min(1.0, gpus) or 1.0,
+            parallel=section.vllm.parallel(gpus),
+            vllm=section.vllm,
+            max_length=None,
+        )
         complete = local_completer(spec, reply_tokens(section))
     news: queue.SimpleQueue[Any] = queue.SimpleQueue()
     judge = build_judge(section, complete, models, news.put)

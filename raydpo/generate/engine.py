@@ -9,9 +9,10 @@ price is that between two parts of new weights it holds no policy at all; `Gener
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
+from raydpo.config.vllm_section import VllmSection
 from raydpo.schema.samples import Sample, Sampling
 
 Scores = tuple[list[tuple[float, ...]], list[tuple[int, ...]], list[tuple[float, ...]]]
@@ -32,6 +33,8 @@ class EngineSpec:
     tokens_per_batch: padded tokens, answers at their longest, of one batch of the transformers engine. It decides
         which answers are sampled together, so with another number the same seed gives other answers.
     gpu_share: the part of its GPU that is this engine's; others have the rest.
+    parallel: (tensor, pipeline) parallel size of vLLM: their product are its devices.
+    vllm: how vLLM is started.
     takes_weights: whether new weights will come; a model that judges gets none, and its folder may hold what none
         would fit.
     end_ids: tokens that end an answer beside those that the model's files name.
@@ -46,6 +49,8 @@ class EngineSpec:
     version: int = 0
     tokens_per_batch: int = 16384
     gpu_share: float = 1.0
+    parallel: tuple[int, int] = (1, 1)
+    vllm: VllmSection = field(default_factory=VllmSection)
     takes_weights: bool = True
     end_ids: tuple[int, ...] = ()
 

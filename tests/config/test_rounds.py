@@ -24,6 +24,7 @@ VALUES: dict[str, Any] = {
     "instruction": "Short is good.",
     "max_tokens": 50,
     "timeout_s": 7.0,
+    "vllm": {"tensor_parallel_size": 2},
     "members": [{"kind": "json", "weight": 2.0}, {"kind": "regex", "pattern": "a: [b, 'c']"}],
 }
 COMMON = {

@@ -65,8 +65,10 @@ def test_strict_strategies_are_for_ranks_that_start_together() -> None:
 
 def test_a_gpu_is_shared_or_whole() -> None:
     assert cross_checks(Config.model_validate({**SECTIONS, "reference": {"gpus_per_worker": 0.25}})) == []
-    (found,) = cross_checks(Config.model_validate({**SECTIONS, "reference": {"gpus_per_worker": 1.5}}))
-    assert found == "reference.gpus_per_worker: 1.5; a part of one GPU (0.5) or a whole number is allowed."
+    config = Config.model_validate({**SECTIONS, "generate": {"engine": "vllm", "gpus_per_worker": 1.5}})
+    assert "generate.gpus_per_worker: 1.5; a part of one GPU (0.5) or a whole number is allowed." in cross_checks(
+        config
+    )
 
 
 def test_a_demand_carries_the_placement_of_its_section() -> None:

@@ -179,7 +179,23 @@ def test_mistakes_of_the_judge_are_found_before_anything_is_sampled(toy: Toy, tm
             },
             "judge.gpus_per_worker: 0.5 would stand idle: .* next to an endpoint",
         ),
-        ({"generate.gpus_per_worker": 2}, "generate.gpus_per_worker: 2; a generator holds its whole policy on one GPU"),
+        (
+            {"generate.gpus_per_worker": 2},
+            "generate.gpus_per_worker: 2; a generator of engine transformers holds its whole",
+        ),
+        ({"generate.vllm": {"pipeline_parallel_size": 2}}, "generate.vllm is read with generate.engine: vllm alone"),
+        (
+            {"generate.engine": "vllm", "generate.vllm": {"quantization": "fp8"}},
+            "generate.vllm.quantization: fp8; a quantised policy is not the one that is trained",
+        ),
+        (
+            {"generate.engine": "vllm", "generate.gpus_per_worker": 4, "generate.vllm": {"tensor_parallel_size": 2}},
+            "tensor_parallel_size 2 times pipeline_parallel_size 1 is 2, and .* is 4: GPUs would stand idle",
+        ),
+        (
+            {"generate.engine": "vllm", "generate.gpus_per_worker": 1, "generate.vllm": {"tensor_parallel_size": 2}},
+            "is 2, and generate.gpus_per_worker is 1: there are fewer GPUs than it needs",
+        ),
         ({"rounds.prompts": []}, "rounds.prompts is empty"),
     ],
 )
@@ -198,7 +214,15 @@ def test_problems_of_rounds_and_of_every_run_come_together(toy: Toy, tmp_path: P
 def test_the_model_of_a_judge_uses_one_gpu(toy: Toy, tmp_path: Path) -> None:
     judge = {"judge.kind": "reward_model", "judge.model": str(save(tmp_path / "model"))}
     (problem,) = refused(rounds_config(toy, tmp_path / "run", {**judge, "judge.gpus_per_worker": 2}))
-    assert problem.startswith("judge.gpus_per_worker: 2: the model of a judge uses one GPU")
+    assert problem.startswith("judge.gpus_per_worker: 2: the model of this judge uses one GPU")
+
+
+def test_a_language_model_that_judges_goes_over_several_with_vllm(toy: Toy, tmp_path: Path) -> None:
+    judge = {"judge.kind": "pairwise", "judge.model": str(toy.model), "generate.engine": "vllm"}
+    gpus = {"judge.gpus_per_worker": 2, "judge.vllm": {"tensor_parallel_size": 1}}
+    (problem,) = refused(rounds_config(toy, tmp_path / "run", {**judge, **gpus}))
+    assert problem.startswith("judge.vllm: tensor_parallel_size 1 times pipeline_parallel_size 1 is 1")
+    set_up(rounds_config(toy, tmp_path / "run", {**judge, "judge.gpus_per_worker": 2}), None, ignore)
 
 
 def test_what_is_read_is_allowed(toy: Toy, tmp_path: Path) -> None:
