@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -27,6 +28,7 @@ from raydpo.models.four_bit import FourBit
 from raydpo.models.pretrained import load_model
 from raydpo.models.resolve import resolve_model
 from raydpo.pipelines import check, evaluate, precompute, train
+from raydpo.reference import way
 from raydpo.rundir.resume import differences
 from raydpo.rundir.workspace import find_workspace
 from tests.adapter_kinds import KINDS, make_adapter, make_base, packed
@@ -162,6 +164,23 @@ def test_what_a_config_alone_says_is_refused(toy: Toy, base: Path, tmp_path: Pat
     more, words = REFUSED[name]
     with pytest.raises((ConfigError, ValidationError), match=words):
         config(toy, tmp_path / "run", {**changes(base), **more})
+
+
+def test_a_packed_reference_is_never_streamed(
+    toy: Toy, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that are read one by one are not packed: their values would be those of the plain base."""
+    with pytest.raises(ConfigError, match=r"reference\.weights: streamed with train\.lora\.quantize_base: nf4"):
+        check(config(toy, tmp_path / "run", {**changes(base), "reference.weights": "streamed"}))
+    model = find_workspace(config(toy, tmp_path / "run", changes(base)), "train").reference
+    monkeypatch.setattr(way, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(way, "MAY_STREAM_BYTES", 1)
+    assert way.choose_way("auto", replace(model, four_bit=None), "float32", "cpu").is_streamed
+    assert way.may_stream("auto", replace(model, four_bit=None), "float32")
+    assert not way.choose_way("auto", model, "float32", "cpu").is_streamed
+    assert not way.may_stream("auto", model, "float32")
+    with pytest.raises(ConfigError, match="packs it in 4 bits when it is loaded"):
+        way.choose_way("streamed", model, "float32", "cpu")
 
 
 def test_rounds_are_refused(toy: Toy, base: Path, tmp_path: Path) -> None:
