@@ -1,4 +1,4 @@
-"""Adapters of others on tiny models: eight kinds, made with PEFT alone, each far enough from its base to be told from it."""
+"""Adapters of others on tiny models: nine kinds, made with PEFT alone, each far enough from its base to be told from it."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from typing import Any
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
-from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer, BitsAndBytesConfig
+
+from raydpo.models.four_bit import FourBit
+from raydpo.models.packed import as_one_function
 
 LLAMA = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 48}
 SHAPES: dict[str, dict[str, Any]] = {
@@ -24,12 +27,14 @@ NEW_TOKENS = ("<think>", "</think>", "<tool>")
 
 @dataclass(frozen=True)
 class Kind:
-    """family: of the base. peft: what PEFT is given. new_tokens: added to the vocabulary before training."""
+    """family: of the base. peft: what PEFT is given. new_tokens: added to the vocabulary before training. four_bit: how its
+    base is packed."""
 
     family: str
     peft: Mapping[str, Any]
     new_tokens: tuple[str, ...] = ()
     on_hub: bool = False
+    four_bit: FourBit | None = None
 
 
 LINEAR = {"r": 4, "lora_alpha": 8, "target_modules": "all-linear"}
@@ -48,6 +53,7 @@ KINDS = {
     "tied head": Kind("qwen2", {"r": 4, "lora_alpha": 8, "target_modules": ["q_proj", "lm_head"]}),
     "experts": Kind("mixtral", LINEAR),
     "revision": Kind("llama", LINEAR, on_hub=True),
+    "packed base": Kind("llama", LINEAR, four_bit=FourBit("float32", ("lm_head",))),
 }
 
 
@@ -85,7 +91,11 @@ def make_base(folder: Path, family: str, tokenizer_of: Path, seed: int = 0) -> P
 
 def make_adapter(folder: Path, kind: Kind, base: Path, named: str, revision: str | None = None) -> Made:
     """An adapter with weights of its own in `folder/adapter`. named: what it says of its base."""
-    model = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model = (
+        packed(base, kind.four_bit)
+        if kind.four_bit
+        else AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    )
     out = folder / "adapter"
     if kind.new_tokens:
         tokenizer = AutoTokenizer.from_pretrained(base)
@@ -101,10 +111,21 @@ def make_adapter(folder: Path, kind: Kind, base: Path, named: str, revision: str
             elif parameter.requires_grad:
                 parameter.mul_(1 + 0.2 * torch.randn_like(parameter))
     adapted.save_pretrained(out, save_embedding_layers=True if kind.new_tokens else "auto")
+    if kind.four_bit:
+        kind.four_bit.write(out)
     path = out / "adapter_config.json"
     described = {**json.loads(path.read_text()), "base_model_name_or_path": named, "revision": revision}
     path.write_text(json.dumps(described))
     return Made(out, base, adapted.eval())
+
+
+def packed(base: Path, four_bit: FourBit) -> Any:
+    """The base in 4 bits, by transformers."""
+    settings, dtype = BitsAndBytesConfig(**four_bit.arguments()), getattr(torch, four_bit.dtype)
+    found = AutoModelForCausalLM.from_pretrained(
+        base, dtype=dtype, quantization_config=settings, device_map={"": "cpu"}
+    )
+    return as_one_function(found)
 
 
 def as_peft_loads_it(made: Made) -> Any:

@@ -44,6 +44,7 @@ def cross_checks(config: Config, verb: str | None = None) -> list[str]:
         _still_reference,
         _moving_reference,
         _moving_adapter,
+        _streamed_packed,
         _weights_alone,
         _held_out_data,
         _evaluations,
@@ -179,6 +180,16 @@ def _moving_adapter(config: Config) -> Iterator[str]:
             f"reference.sync_every: {config.reference.sync_every} with train.lora: an update mixes all weights of policy and "
             "reference, and the policy would be an adapter. Leave train.lora out to train all weights, or leave "
             "reference.sync_every out."
+        )
+
+
+def _streamed_packed(config: Config) -> Iterator[str]:
+    lora = config.train.lora
+    if config.reference.weights == "streamed" and lora is not None and lora.quantize_base != "none":
+        yield (
+            f"reference.weights: streamed with train.lora.quantize_base: {lora.quantize_base}: the reference is the packed "
+            "base, and layers that are read one by one are not packed. Leave reference.weights out: in 4 bits the whole model "
+            "takes half a byte a weight."
         )
 
 

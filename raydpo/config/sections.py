@@ -169,7 +169,7 @@ class ReferenceSection(Section):
     """How a reference worker holds its model. whole: loaded once. streamed: one decoder layer at a time, read from its files
     once for `stream_tokens` tokens, so that a model far larger than the device can be the reference. auto: whole where it
     fits, else streamed, and the log says so. The values are the same, bit for bit, and so is the cache. An adapter is always
-    whole."""
+    whole, and so is a base in 4 bits (train.lora.quantize_base)."""
     stream_tokens: Annotated[int, FREE] = Field(default=65536, ge=1)
     """Of a streamed reference, tokens that go through a layer while it is there, padding included. Their hidden states are in
     memory meanwhile: 2 x hidden size x bytes of a number each. More tokens: weights are read less often."""

@@ -8,6 +8,7 @@ trained on; a file beside it says so in the words of transformers, and is read w
 from __future__ import annotations
 
 import json
+import logging
 from dataclasses import asdict, dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -15,6 +16,9 @@ from typing import Any
 
 from raydpo.errors import ConfigError
 from raydpo.schema.json_text import read_object
+
+# On some CPUs it asks, wherever PEFT is imported, for a kernel of the hub that is not used here.
+logging.getLogger("bitsandbytes.backends.cpu.ops").setLevel(logging.ERROR)
 
 QUANTISATION = "base_quantization.json"
 """In the folder of an adapter: arguments of transformers' BitsAndBytesConfig for its base."""

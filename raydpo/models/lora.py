@@ -16,9 +16,9 @@ from typing import Any
 import torch
 
 from raydpo.errors import ConfigError
-from raydpo.models.auto_class import auto_class
 from raydpo.models.matrix_kinds import EXPERTS, OTHER_SENSES, ROUTER, kind_of_matrix
 from raydpo.models.merging import is_copied, plain_name, tied_modules
+from raydpo.models.weightless import NOT_MADE, without_weights
 
 EVERYTHING = "all-linear"
 _ATTENTION = ("attn", "attention")
@@ -78,15 +78,12 @@ def add_lora(
 
 def check_lora(folder: Path, **settings: Any) -> None:
     """Raise the ConfigError of `add_lora` for the model in `folder`, by its config alone: no weight is read or made."""
-    from transformers import AutoConfig
-
-    with torch.random.fork_rng(), torch.device("meta"):
-        try:
-            config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-            model = auto_class(config.to_dict()).from_config(config, trust_remote_code=False)
+    try:
+        model = without_weights(folder)
+        with torch.random.fork_rng(), torch.device("meta"):
             add_lora(model, seed=0, **settings)
-        except (OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError):
-            return  # a model that cannot be made without weights: `add_lora` looks again where it is loaded
+    except NOT_MADE:
+        return  # a model that cannot be made without weights: `add_lora` looks again where it is loaded
 
 
 def _targets(model: Any, target_modules: str | tuple[str, ...], experts: bool) -> tuple[str | list[str], list[str]]:

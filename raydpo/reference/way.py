@@ -37,15 +37,17 @@ class Way:
 
 
 def choose_way(weights: Weights, model: ResolvedModel, dtype: str, device: str, num_sharing: int = 1) -> Way:
-    """The way of a worker. num_sharing: workers that share the memory of its device. Raises ConfigError for an adapter that is
-    to be streamed."""
+    """The way of a worker. num_sharing: workers that share the memory of its device. Raises ConfigError for an adapter or a
+    packed model that is to be streamed."""
     if weights == "whole":
         return Way(False)
-    hindrance = "" if model.base is None else "it is an adapter, which is merged into its whole base when it is loaded"
+    hindrance = _hindrance(model)
     if weights == "streamed":
         if hindrance:
             raise cannot_stream(model, hindrance)
         return Way(True)
+    if model.four_bit is not None:
+        return Way(False)  # half a byte a weight, and its layers are packed when it is loaded
     needed, free = whole_bytes(model, dtype), free_bytes(device) / num_sharing
     if needed is None or needed <= USED_SHARE * free:
         return Way(False)
@@ -61,7 +63,14 @@ def may_stream(weights: Weights, model: ResolvedModel, dtype: str) -> bool:
     """Whether a worker may come to stream `model`, asked where its device is not known."""
     if weights != "auto":
         return weights == "streamed"
-    return model.base is None and (whole_bytes(model, dtype) or 0) > MAY_STREAM_BYTES
+    return not _hindrance(model) and (whole_bytes(model, dtype) or 0) > MAY_STREAM_BYTES
+
+
+def _hindrance(model: ResolvedModel) -> str:
+    """Why a model cannot be read by layers whatever it is; empty where nothing speaks against it."""
+    if model.four_bit is not None:
+        return "train.lora.quantize_base packs it in 4 bits when it is loaded"
+    return "" if model.base is None else "it is an adapter, which is merged into its whole base when it is loaded"
 
 
 def cannot_stream(model: ResolvedModel, why: object) -> ConfigError:

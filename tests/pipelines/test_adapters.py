@@ -91,7 +91,7 @@ def test_in_bfloat16_it_is_merged_in_float32_and_rounded_once(made: dict[str, Ma
     for key, value in exact.named_parameters():
         assert torch.equal(value.to(torch.bfloat16), state[key]), key
     torch.testing.assert_close(dict(plain.named_buffers()), dict(found.named_buffers()), rtol=0, atol=0)
-    if not KINDS[name].new_tokens:  # which PEFT alone does not load
+    if not KINDS[name].new_tokens and not KINDS[name].four_bit:  # PEFT alone loads them otherwise
         ids = torch.randint(3, 270, (8, 48), generator=torch.Generator().manual_seed(0))
         ours, beside = (answer_nats(model, ids) for model in (found, nothing_merged(made[name])))
         allowed = tolerance_nats("bfloat16", beside.sum(axis=1))

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import math
 import shutil
+from dataclasses import replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError
 from pathlib import Path
@@ -19,18 +20,18 @@ import torch
 from peft import PeftModel
 from pydantic import ValidationError
 from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM, BitsAndBytesConfig
+from transformers import AutoModelForCausalLM
 
 from raydpo.errors import ConfigError, ResumeError
 from raydpo.models import four_bit
 from raydpo.models.four_bit import FourBit
-from raydpo.models.packed import as_one_function
 from raydpo.models.pretrained import load_model
 from raydpo.models.resolve import resolve_model
 from raydpo.pipelines import check, evaluate, precompute, train
+from raydpo.reference import way
 from raydpo.rundir.resume import differences
 from raydpo.rundir.workspace import find_workspace
-from tests.adapter_kinds import KINDS, make_adapter, make_base
+from tests.adapter_kinds import KINDS, make_adapter, make_base, packed
 from tests.pipelines.toy import Notes, Toy, config_with_cache
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("machine")]
@@ -51,20 +52,6 @@ def changes(base: Path, **lora: Any) -> dict[str, Any]:
 @torch.no_grad()
 def nats(model: Any) -> torch.Tensor:
     return model.eval()(input_ids=IDS).logits.double().log_softmax(-1)
-
-
-def packed_by_transformers(base: Path, dtype: torch.dtype) -> Any:
-    settings = BitsAndBytesConfig(
-        load_in_4bit=True,
-        bnb_4bit_quant_type="nf4",
-        bnb_4bit_use_double_quant=True,
-        bnb_4bit_compute_dtype=dtype,
-        llm_int8_skip_modules=["lm_head"],
-    )
-    found = AutoModelForCausalLM.from_pretrained(
-        base, dtype=dtype, quantization_config=settings, device_map={"": "cpu"}
-    )
-    return as_one_function(found)
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
@@ -102,7 +89,7 @@ def test_a_run_on_a_packed_base_is_one_model_from_its_start_to_its_exports(
     assert evaluated["eval/loss"] == pytest.approx(last["eval/loss"], abs=1e-5 if dtype == "float32" else 2e-2)
 
     if dtype == "float32":
-        beside = PeftModel.from_pretrained(packed_by_transformers(base, torch.float32), folder)
+        beside = PeftModel.from_pretrained(packed(base, FourBit("float32", ("lm_head",))), folder)
         for ours in (folder, tmp_path / "run/model_merged"):
             torch.testing.assert_close(nats(load_model(ours, "float32", "auto")), nats(beside), rtol=0, atol=1e-5)
         plain = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(base), folder)
@@ -116,19 +103,19 @@ def test_a_run_on_a_packed_base_is_one_model_from_its_start_to_its_exports(
 def test_values_of_a_packed_and_a_plain_base_never_share_a_cache(toy: Toy, base: Path, tmp_path: Path) -> None:
     own = {"reference.cache_dir": str(tmp_path / "cache")}
     settings = changes(base)
-    packed = config(toy, tmp_path / "packed", {**settings, **own})
+    packed_base = config(toy, tmp_path / "packed", {**settings, **own})
     plain = config(toy, tmp_path / "plain", {**settings, **own, "train.lora": {"rank": 4}})
     full = config(toy, tmp_path / "full", {**settings, **own, "train.lora": None})
     copies = {**settings["train.lora"], "modules_to_save": ["layers.1.mlp"]}
     kept = config(toy, tmp_path / "kept", {**settings, **own, "train.lora": copies})
-    identities = [find_workspace(each, "train").identity for each in (packed, plain, full, kept)]
+    identities = [find_workspace(each, "train").identity for each in (packed_base, plain, full, kept)]
     assert identities[1] == identities[2]
     assert len({found.digest for found in identities if found is not None}) == 3
-    assert all(find_workspace(each, "train").starts_at_reference for each in (packed, plain, kept))
+    assert all(find_workspace(each, "train").starts_at_reference for each in (packed_base, plain, kept))
     rows = precompute(plain)["reference"]["rows_scored"]
     assert rows > 0
-    assert precompute(packed)["reference"]["rows_scored"] == rows
-    assert precompute(packed)["reference"]["rows_scored"] == 0
+    assert precompute(packed_base)["reference"]["rows_scored"] == rows
+    assert precompute(packed_base)["reference"]["rows_scored"] == 0
 
 
 def test_packing_a_model_in_memory_and_its_folder_on_loading_give_the_same_bits(
@@ -177,6 +164,23 @@ def test_what_a_config_alone_says_is_refused(toy: Toy, base: Path, tmp_path: Pat
     more, words = REFUSED[name]
     with pytest.raises((ConfigError, ValidationError), match=words):
         config(toy, tmp_path / "run", {**changes(base), **more})
+
+
+def test_a_packed_reference_is_never_streamed(
+    toy: Toy, base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Layers that are read one by one are not packed: their values would be those of the plain base."""
+    with pytest.raises(ConfigError, match=r"reference\.weights: streamed with train\.lora\.quantize_base: nf4"):
+        check(config(toy, tmp_path / "run", {**changes(base), "reference.weights": "streamed"}))
+    model = find_workspace(config(toy, tmp_path / "run", changes(base)), "train").reference
+    monkeypatch.setattr(way, "free_bytes", lambda device: 1)
+    monkeypatch.setattr(way, "MAY_STREAM_BYTES", 1)
+    assert way.choose_way("auto", replace(model, four_bit=None), "float32", "cpu").is_streamed
+    assert way.may_stream("auto", replace(model, four_bit=None), "float32")
+    assert not way.choose_way("auto", model, "float32", "cpu").is_streamed
+    assert not way.may_stream("auto", model, "float32")
+    with pytest.raises(ConfigError, match="packs it in 4 bits when it is loaded"):
+        way.choose_way("streamed", model, "float32", "cpu")
 
 
 def test_rounds_are_refused(toy: Toy, base: Path, tmp_path: Path) -> None:
