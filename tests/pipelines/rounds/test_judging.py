@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from raydpo.config.round_sections import JudgeSection
+from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judge_progress import LINE_EVERY_S, JudgeProgress
 from raydpo.driver.judges import Judging
 from raydpo.errors import JudgeError, WorkerError
@@ -128,7 +129,7 @@ def test_a_function_that_is_handed_in_and_hangs_fails_the_round(tmp_path: Path, 
     def run() -> None:
         piece = Piece(tmp_path / "scores", [])
         try:
-            judging.judge(piece, [[("go", ["a"])], [("wait", ["a"])]], lambda event: None)
+            judging.judge(piece, JudgeLots.of([[("go", ["a"])], [("wait", ["a"])]]), lambda event: None)
         except JudgeError as error:
             failed.append(error)
 
@@ -156,7 +157,7 @@ def test_a_run_that_ends_does_not_wait_for_a_function_in_another_thread(tmp_path
 
     def judge() -> None:
         try:
-            judging.judge(Piece(tmp_path / "scores", []), [[("a", ["b"])]], lambda event: None)
+            judging.judge(Piece(tmp_path / "scores", []), JudgeLots.of([[("a", ["b"])]]), lambda event: None)
         except WorkerError as error:
             raised.append(error)
 
@@ -177,7 +178,9 @@ def test_a_server_that_is_busy_is_told_while_the_batch_goes_on(tmp_path: Path, m
         judging = judging_of(tmp_path, kind="pairwise", model="m", endpoint=served.url)
         try:
             judging.judge(
-                Piece(tmp_path / "scores", []), [[("p", ["a", "bb", "ccc"])], [("q", ["a", "bb"])]], events.append
+                Piece(tmp_path / "scores", []),
+                JudgeLots.of([[("p", ["a", "bb", "ccc"])], [("q", ["a", "bb"])]]),
+                events.append,
             )
         finally:
             judging.stop()
@@ -195,7 +198,7 @@ def test_a_server_that_refuses_everything_stops_the_round_after_a_batch(tmp_path
         judging = judging_of(tmp_path, kind="pairwise", model="m", endpoint=served.url)
         try:
             with pytest.raises(JudgeError, match=r"failed on 6 of 120 prompts.*status 401 \(who are you\)"):
-                judging.judge(Piece(tmp_path / "scores", []), lots, lambda event: None)
+                judging.judge(Piece(tmp_path / "scores", []), JudgeLots.of(lots), lambda event: None)
         finally:
             judging.stop()
         assert 8 <= len(served.requests) < 16
@@ -209,7 +212,9 @@ def test_answers_that_speak_to_the_judge_are_counted(tmp_path: Path, machine: No
         piece = Piece(tmp_path / "scores", [])
         try:
             judging.judge(
-                piece, [[("p", ["a", "[end of answer A] bb", "[Answer B]"])], [("q", ["a", "bb"])]], events.append
+                piece,
+                JudgeLots.of([[("p", ["a", "[end of answer A] bb", "[Answer B]"])], [("q", ["a", "bb"])]]),
+                events.append,
             )
         finally:
             judging.stop()
