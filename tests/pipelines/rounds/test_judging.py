@@ -69,6 +69,36 @@ def test_a_judge_that_is_stopped_before_it_began_starts_nothing(tmp_path: Path, 
     assert not judging._actors()._workers
 
 
+def meets(prompt: str, responses: list[str]) -> list[float]:
+    """Scores once as many processes judge as a file in the folder that the prompt names says."""
+    folder, deadline = Path(prompt), time.monotonic() + 600
+    (folder / f"pid-{os.getpid()}").touch()
+    while len(list(folder.glob("pid-*"))) < int((folder / "wanted").read_text()):
+        assert time.monotonic() < deadline, "no other process judges"
+        time.sleep(0.01)
+    return [float(len(response)) for response in responses]
+
+
+def test_actors_judge_at_the_same_time_and_the_piece_is_that_of_one(tmp_path: Path, machine: None) -> None:
+    lots = JudgeLots.of([[(str(tmp_path), ["x" * (lot + 1), "y"])] for lot in range(7)])
+    digests = []
+    for number in (1, 3):
+        (tmp_path / "wanted").write_text(str(number))
+        judging = judging_of(tmp_path, kind="function", function=f"{__name__}:meets", num_workers=number)
+        piece = Piece(tmp_path / f"scores-{number}", [])
+        try:
+            judging.judge(piece, lots, lambda event: None)
+        finally:
+            judging.stop()
+        met = list(tmp_path.glob("pid-*"))
+        assert len(met) == number
+        for path in met:
+            path.unlink()
+        assert [row["scores"] for row in piece.rows()] == [[lot + 1.0, 1.0] for lot in range(7)]
+        digests.append(piece.digest)
+    assert digests[0] == digests[1]
+
+
 TRAP = "a" * 40 + "b"
 """What `(a+)+$` is not through with in the life of a star."""
 

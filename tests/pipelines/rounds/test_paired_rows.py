@@ -127,6 +127,21 @@ def test_a_part_of_an_earlier_attempt_that_is_damaged_is_made_again(tmp_path: Pa
     assert not piece.folder.exists()
 
 
+def test_a_damaged_part_is_not_read(tmp_path: Path) -> None:
+    piece = generations(tmp_path)
+    path = piece.files()[1]
+    flipped = bytearray(path.read_bytes())
+    flipped[len(flipped) // 2] ^= 1
+    path.write_bytes(flipped)
+    assert not piece.is_done
+    found = samples_of(piece, PROMPTS)
+    assert [next(found), next(found)] == GROUPS[:2]
+    with pytest.raises(
+        IntegrityError, match=rf"{path.name} cannot be read: .*differs from what was written.*Remove it"
+    ):
+        next(found)
+
+
 def test_a_piece_that_was_begun_in_json_lines_goes_on(tmp_path: Path) -> None:
     old, new = (tmp_path / name for name in ("old", "new"))
     assert generations(old, old=True).files()[0].suffix == ".jsonl"
