@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raydpo.artifacts import digest_of_rows
 from raydpo.config import Config
 from raydpo.config.mixture_entry import paths_of
 from raydpo.config.outside import is_outside, source_sha256
@@ -31,6 +32,8 @@ from raydpo.rundir.rounds_folder import RoundsFolder, chunks, prompts_of, seed_o
 from raydpo.schema.events import StageDone
 from raydpo.schema.round_rows import SCORED_PAIRS, SPIN_PAIRS
 from raydpo.schema.samples import Generate, Prompt, Sample, Sampling
+
+PROMPTS_PER_PART = 4096
 
 
 @dataclass(frozen=True)
@@ -91,11 +94,11 @@ class Producer:
         """The prompts of a round, and the digest of their committed piece."""
         numbers = prompts_of(index, len(self._prompts), self._rounds.prompts_per_round, self._config.run.seed)
         chosen = [self._prompts[number] for number in numbers]
-        rows = [asdict(prompt) for prompt in chosen]
-        piece = Piece(folder / "prompts", rows)
+        piece = Piece(folder / "prompts", None, digest_of_rows(map(vars, chosen)))
         if not piece.is_done:
             piece.begin()
-            piece.write_part(0, rows)
+            for number, lot in enumerate(chunks(chosen, PROMPTS_PER_PART)):
+                piece.write_part(number, map(vars, lot))
             piece.commit({"prompts": len(chosen)})
         return chosen, piece.digest
 

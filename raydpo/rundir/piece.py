@@ -34,11 +34,11 @@ from raydpo.schema.json_text import read_object
 
 
 class Piece:
-    """The folder `folder`, which depends on `inputs`."""
+    """The folder `folder`, which depends on `inputs`. inputs_digest: of those inputs, where nobody holds them as one value."""
 
-    def __init__(self, folder: Path, inputs: Any) -> None:
+    def __init__(self, folder: Path, inputs: Any, inputs_digest: str | None = None) -> None:
         self.folder = folder
-        self._inputs = digest_of(inputs)
+        self._inputs = digest_of(inputs) if inputs_digest is None else inputs_digest
         self._work = folder.with_name(f".{folder.name}-work")
         self._written: dict[str, tuple[int, str]] = {}
 
