@@ -1,7 +1,7 @@
 """Rows on disk: durable writes, digests, verified shards, committed folders, the reference cache."""
 
 from raydpo.artifacts.arrow import ShardRecord
-from raydpo.artifacts.digest import digest_of, file_sha256, tokenizer_digest, weights_digest
+from raydpo.artifacts.digest import digest_of, digest_of_rows, file_sha256, tokenizer_digest, weights_digest
 from raydpo.artifacts.durable import CRASH_POINTS, crash_point, fsync, write_bytes, write_json, write_text
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter, examples_digest
 from raydpo.artifacts.folders import commit_folder, discard, newest_valid, read_commit, verify_folder
@@ -25,6 +25,7 @@ __all__ = [
     "commit_folder",
     "crash_point",
     "digest_of",
+    "digest_of_rows",
     "discard",
     "examples_digest",
     "fence",

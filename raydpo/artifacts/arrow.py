@@ -56,21 +56,45 @@ def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema) -> pa.Table
 
     Raises IntegrityError naming file and fault.
     """
-    fetch(path)
-    try:
-        with pa.memory_map(str(path)) as source:
-            buffer = source.read_buffer()
-    except OSError as error:
-        raise IntegrityError(f"{path} cannot be read: {error}") from error
+    buffer = _mapped(path)
     if len(buffer) != record.bytes:
         raise IntegrityError(f"{path} has {len(buffer)} bytes, {record.bytes} were committed")
     if hashlib.sha256(buffer).hexdigest() != record.sha256:
         raise IntegrityError(f"{path} differs from what was committed (sha256)")
+    table = _parsed(path, buffer, schemas)
+    if table.num_rows != record.rows:
+        raise IntegrityError(f"{path} holds {table.num_rows} rows, {record.rows} were committed")
+    return table
+
+
+def read_hashed(path: Path, *schemas: pa.Schema) -> pa.Table:
+    """As `read_shard` for a file under its `hashed_name`, of which nothing else is known: the hash in its name is compared."""
+    buffer = _mapped(path)
+    if not is_hash_of(path.name, hashlib.sha256(buffer).hexdigest()):
+        raise IntegrityError(f"{path} differs from what was written to it (sha256)")
+    return _parsed(path, buffer, schemas)
+
+
+def is_hash_of(name: str, sha256: str) -> bool:
+    """Whether a `hashed_name` carries the start of this hash."""
+    return name.endswith(f"-{sha256[:12]}.arrow")
+
+
+def _mapped(path: Path) -> pa.Buffer:
+    fetch(path)
+    try:
+        with pa.memory_map(str(path)) as source:
+            return source.read_buffer()
+    except OSError as error:
+        raise IntegrityError(f"{path} cannot be read: {error}") from error
+
+
+def _parsed(path: Path, buffer: pa.Buffer, schemas: tuple[pa.Schema, ...]) -> pa.Table:
     try:
         table = pa.ipc.open_file(buffer).read_all()
     except pa.ArrowException as error:  # some of them are a ValueError, too, and would be taken for another problem
         raise IntegrityError(f"{path} is as it was committed and cannot be read as Arrow: {error}") from error
-    if table.num_rows != record.rows or not any(map(table.schema.equals, schemas)):
+    if not any(map(table.schema.equals, schemas)):
         raise IntegrityError(f"{path} holds {table.num_rows} rows of another layout than was committed")
     return table
 

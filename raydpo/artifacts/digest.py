@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,15 @@ def file_sha256(path: Path) -> str:
 def digest_of(value: Any) -> str:
     """SHA-256 of a JSON value in canonical form (sorted keys, no spaces), 64 hex digits."""
     return hashlib.sha256(canonical(value)).hexdigest()
+
+
+def digest_of_rows(rows: Iterable[Any]) -> str:
+    """`digest_of` of the list of `rows`, which is never held."""
+    digest = hashlib.sha256(b"[")
+    for number, row in enumerate(rows):
+        digest.update(b"," * bool(number) + canonical(row))
+    digest.update(b"]")
+    return digest.hexdigest()
 
 
 def canonical(value: Any) -> bytes:

@@ -145,9 +145,9 @@ class Generators:
         """(index of the request, answers), in the order they finish."""
         yield from self._pool.run(requests)
 
-    def score(self, requests: Sequence[Score]) -> dict[int, Scored]:
-        """Index of the request -> log-probs."""
-        return dict(self._pool.run(requests))
+    def score(self, requests: Sequence[Score]) -> Iterator[tuple[int, Scored]]:
+        """(index of the request, log-probs), in the order they finish."""
+        yield from self._pool.run(requests)
 
     def make_room(self) -> None:
         """Give up GPUs that another role needs now."""

@@ -17,6 +17,7 @@ from raydpo import runtime
 from raydpo.artifacts import digest_of
 from raydpo.config.round_sections import JudgeSection
 from raydpo.driver.actors import libraries_of, placement
+from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judge_progress import JudgeProgress
 from raydpo.driver.judge_worker import make_judge_worker
 from raydpo.errors import Cause, JudgeError, WorkerError
@@ -26,7 +27,9 @@ from raydpo.judge.judge_inputs import Models, find_models, inputs_of, is_compara
 from raydpo.judge.pairwise import looks_like_marks
 from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows
 from raydpo.rundir.piece import Piece
+from raydpo.rundir.piece_parts import table_of
 from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
+from raydpo.schema.round_rows import SCORES
 from raydpo.schema.samples import Sample
 
 _ENDED = "judge: the run ended while there were prompts to judge."
@@ -138,65 +141,73 @@ class Judging:
         several = self._section is not None and self._section.num_workers > 1
         return libraries_of() if several and "torch" in sys.modules else ()
 
-    def judge(self, piece: Piece, lots: Sequence[Sequence[Row]], observer: Observer) -> None:
-        """Judge what the piece lacks, a part for each batch, and commit. Raises JudgeError for too many failures."""
+    def judge(self, piece: Piece, lots: JudgeLots, observer: Observer) -> None:
+        """Judge what the piece lacks, a part for each batch, and commit. Raises JudgeError for too many failures.
+
+        Whatever the number of actors, part n is of batch n, so the piece is the same.
+        """
         piece.begin()
-        missing = [number for number in range(len(lots)) if not piece.has_part(number)]
-        num_rows = sum(map(len, lots))
+        there, num_rows = piece.numbers(), lots.num_rows
+        missing = [number for number in range(len(lots)) if number not in there]
         observer(StageStarted("judge", num_rows, "prompts"))
-        self._progress = progress = JudgeProgress(observer, num_rows - sum(len(lots[number]) for number in missing))
+        self._progress = progress = JudgeProgress(observer, num_rows - sum(lots.sizes[number] for number in missing))
         num_failed = 0
-        for index, verdicts in self.verdicts([lots[number] for number in missing]):
-            lot = lots[missing[index]]
-            piece.write_part(missing[index], [_row(*both) for both in zip(verdicts, lot, strict=True)])
+        for index, verdicts in self.verdicts(lots.chosen(missing)):
+            rows = [_row(*both) for both in zip(verdicts, lots[missing[index]], strict=True)]
+            piece.write_part(missing[index], table_of(rows, SCORES))
             progress.judged(index, len(verdicts))
             num_failed += sum(verdict.scores is None for verdict in verdicts)
             if self._is_stopped or num_failed > self.max_failed_fraction * num_rows:
                 break  # the others cannot make it good
-        failed = self._failed(piece, len(lots), num_rows)
-        if self._is_stopped or not all(map(piece.has_part, range(len(lots)))):
+        failed = self._failed(piece, num_rows)
+        if self._is_stopped or not piece.numbers().issuperset(range(len(lots))):
             raise WorkerError(_ENDED, Cause.ENDED)
         piece.commit({"failed": failed, **self._marks(lots, observer)})
         number = progress.num_again
         again = f", {number} request{'s' if number > 1 else ''} sent again" * bool(number)
         observer(StageDone("judge", f"{num_rows} prompts" + (f", {failed} failed" if failed else "") + again))
 
-    def _marks(self, lots: Sequence[Sequence[Row]], observer: Observer) -> dict[str, int]:
+    def _marks(self, lots: JudgeLots, observer: Observer) -> dict[str, int]:
         """How many answers speak to a judge that is a language model; said where there are any."""
         if self._judge is not None or self._section is None or not shows_marks(self._section):
             return {}
-        answers = [answer for lot in lots for _, answers in lot for answer in answers]
-        number = sum(map(looks_like_marks, answers))
+        number = num_answers = 0
+        for lot in lots:
+            for _, answers in lot:
+                num_answers += len(answers)
+                number += sum(map(looks_like_marks, answers))
         if number:
             observer(
                 Note(
                     "warning",
-                    f"judge: {number:,} of {len(answers):,} answers hold text that looks like the marks of the question, or "
+                    f"judge: {number:,} of {num_answers:,} answers hold text that looks like the marks of the question, or "
                     "tells the judge what to reply. They were shown between marks that no answer can know, and judged as text; "
                     "a policy whose answers do that more and more learns to persuade the judge",
                 )
             )
         return {"answers_with_marks": number}
 
-    def _failed(self, piece: Piece, num_lots: int, num_rows: int) -> int:
+    def _failed(self, piece: Piece, num_rows: int) -> int:
         """How many rows failed. Too many: forget the parts that hold them, so that the same command asks again."""
         reasons: list[str] = []
         bad: list[int] = []
-        for number in filter(piece.has_part, range(num_lots)):
-            found = [row["reason"] for row in piece.uncommitted(number) if row["scores"] is None]
-            reasons += found
+        num_failed = 0
+        for number, rows in piece.uncommitted():
+            found = [row["reason"] for row in rows if row["scores"] is None]
+            num_failed += len(found)
+            reasons = [*reasons, *found][:3]
             bad += [number] if found else []
-        if len(reasons) > self.max_failed_fraction * num_rows:
+        if num_failed > self.max_failed_fraction * num_rows:
             for number in bad:
                 piece.drop_part(number)
             beside = "" if self._judge is None else " (judge: {kind: function, max_failed_fraction: ...})"
             raise JudgeError(
-                f"the judge failed on {len(reasons)} of {num_rows} prompts, and judge.max_failed_fraction allows "
+                f"the judge failed on {num_failed} of {num_rows} prompts, and judge.max_failed_fraction allows "
                 f"{self.max_failed_fraction:.1%}. A failed prompt has no score, and pairs of what is left would be another "
-                f"selection. First reasons: {'; '.join(dict.fromkeys(reasons[:3]))}. Fix the judge or raise the bound{beside} "
+                f"selection. First reasons: {'; '.join(dict.fromkeys(reasons))}. Fix the judge or raise the bound{beside} "
                 "and run the same command: what was judged is kept, what failed is asked again."
             )
-        return len(reasons)
+        return num_failed
 
 
 def _row(verdict: Verdict, shown: Row) -> dict[str, Any]:

@@ -7,18 +7,21 @@ work in two threads, know of actors nothing but this.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any
+
+import pyarrow as pa
 
 from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
+from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judges import Judging
-from raydpo.judge.verdict import Row
 from raydpo.rundir.piece import Piece
-from raydpo.rundir.rounds_folder import chunks
+from raydpo.rundir.piece_parts import table_of
 from raydpo.runtime import deferred
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
-from raydpo.schema.samples import Generate, Prompt
+from raydpo.schema.round_rows import SAMPLES
+from raydpo.schema.samples import Generate, Generated, Prompt
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Roles:
     judging: what scores answers.
     busy: seconds that each role worked.
     observer: callback for events.
-    rows_per_lot: prompts that a judge gets in one batch.
+    rows_per_lot: prompts that a judge gets in one batch, and a generator at a time.
     """
 
     generators: Generators
@@ -49,7 +52,8 @@ class Roles:
         """Have `policy` answer the requests that the piece lacks, a part each, and commit. prompts: of all requests."""
         self.generators.hold(policy)
         piece.begin()
-        missing = [number for number in range(len(requests)) if not piece.has_part(number)]
+        there = piece.numbers()
+        missing = [number for number in range(len(requests)) if number not in there]
         starts = [0]
         for request in requests:
             starts.append(starts[-1] + len(request.prompts))
@@ -59,11 +63,7 @@ class Roles:
             for index, answer in self.generators.generate([requests[number] for number in missing]):
                 number = missing[index]
                 lot = prompts[starts[number] : starts[number + 1]]
-                rows = (
-                    {"prompt": prompt.key, "version": answer.version, "samples": [asdict(sample) for sample in samples]}
-                    for prompt, samples in zip(lot, answer.answers, strict=True)
-                )
-                piece.write_part(number, rows)
+                piece.write_part(number, _table(lot, answer))
                 self.busy.add("generate", answer.busy_s)
                 done += len(lot)
                 self.observer(Advanced("generate", done))
@@ -71,9 +71,21 @@ class Roles:
                 piece.commit({"version": policy.version, **meta})
         self.observer(StageDone("generate", f"{len(prompts)} prompts, policy {policy.version}"))
 
-    def judge(self, piece: Piece, rows: Sequence[Row]) -> None:
-        """Have the rows that the piece lacks judged, and commit. Raises JudgeError for too many failures."""
+    def judge(self, piece: Piece, lots: JudgeLots) -> None:
+        """Have the lots that the piece lacks judged, and commit. Raises JudgeError for too many failures."""
         if self.judging.needs_gpu:
             self.generators.make_room()
         with self.busy.working("judge"), deferred():
-            self.judging.judge(piece, chunks(rows, self.rows_per_lot), self.observer)
+            self.judging.judge(piece, lots, self.observer)
+
+
+def _table(prompts: Sequence[Prompt], answer: Generated) -> pa.Table:
+    rows = [
+        {
+            "prompt": prompt.key,
+            "version": answer.version,
+            "samples": [{"ids": each.ids, "text": each.text, "ending": each.ending} for each in samples],
+        }
+        for prompt, samples in zip(prompts, answer.answers, strict=True)
+    ]
+    return table_of(rows, SAMPLES)

@@ -3,7 +3,7 @@
 from raydpo.judge.build import build_judge
 from raydpo.judge.judge_inputs import local_model
 from raydpo.judge.judge_problems import problems_of
-from raydpo.judge.measures import distinct_ngrams, duplicate_share, mean_length, win_rate
+from raydpo.judge.measures import SampleTally, distinct_bigrams, win_rate
 from raydpo.judge.pairs import PairRule, PairsOfPrompt, make_pairs, record_of, spin_pairs
 from raydpo.judge.verdict import Judge, NoVerdict, Row, Verdict, judge_row, judge_rows
 
@@ -13,15 +13,14 @@ __all__ = [
     "PairRule",
     "PairsOfPrompt",
     "Row",
+    "SampleTally",
     "Verdict",
     "build_judge",
-    "distinct_ngrams",
-    "duplicate_share",
+    "distinct_bigrams",
     "judge_row",
     "judge_rows",
     "local_model",
     "make_pairs",
-    "mean_length",
     "problems_of",
     "record_of",
     "spin_pairs",

@@ -26,7 +26,7 @@ def committed_said(layout: RoundsFolder) -> str:
 
 
 def _there(folder: Path) -> Iterator[str]:
-    """Pieces below a folder of a round or of an evaluation, whole ones and parts."""
+    """Pieces below a folder of a round or of an evaluation, whole ones and parts; those of pairs are made anew."""
     for name in ("prompts", "generations", "scores", "pairs", "sampled", "metrics"):
         yield from _of_piece(folder / name, name)
     if steps := committed(folder / "train/checkpoints"):
@@ -40,5 +40,5 @@ def _there(folder: Path) -> Iterator[str]:
 def _of_piece(folder: Path, name: str) -> Iterator[str]:
     if (folder / COMMIT).is_file():
         yield name
-    elif parts := len(list(folder.with_name(f".{folder.name}-work").glob("part-*.jsonl"))):
+    elif name != "pairs" and (parts := len(list(folder.with_name(f".{folder.name}-work").glob("part-*")))):
         yield f"{parts} part{'s' * (parts > 1)} of {name}"

@@ -8,8 +8,8 @@ far the policy went from the reference of the round that made it, where that is 
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, replace
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -22,16 +22,25 @@ from raydpo.driver.generators import Policy
 from raydpo.driver.roles import Roles
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator
-from raydpo.judge.measures import mean_length, win_rate
-from raydpo.rounds.paired_rows import rows_of, samples_of, scores_of
+from raydpo.judge.measures import SampleTally, win_rate
+from raydpo.rounds.paired_rows import Scores, batches_of, beside, lots_of, rows_of, samples_of, scores_of
 from raydpo.rounds.produce import distinct_2, requests_of
 from raydpo.rounds.round_config import reference_folder
+from raydpo.rundir.on_demand import OnDemand
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.rounds_folder import RoundsFolder, chunks
 from raydpo.schema.events import Note
 from raydpo.schema.samples import Prompt, Sample, Sampling, Score, Scored
 
 Metrics = dict[str, float]
+
+
+@dataclass(frozen=True)
+class _Answered:
+    """generations: the greedy answers of a policy to the held-out prompts. scores: of what a judge was shown of each."""
+
+    generations: Piece
+    scores: list[Scores]
 
 
 class Evaluator:
@@ -41,7 +50,7 @@ class Evaluator:
         self._layout, self._config, self._prompts = layout, layout.config, prompts
         self._engine, self._roles = engine, roles
         self._max_new_tokens = layout.rounds.eval_max_new_tokens or layout.config.generate.max_new_tokens
-        self._initial: tuple[list[Any], list[tuple[Sample, ...]]] | None = None
+        self._initial: _Answered | None = None
 
     def evaluate(self, policy: Policy) -> Metrics:
         """Metrics of a policy. The initial one must come first."""
@@ -62,58 +71,56 @@ class Evaluator:
         found: Metrics = summary.meta["metrics"]
         return found
 
-    def _scores_of_initial(self) -> Any:
+    def _scores_of_initial(self) -> list[Scores]:
         assert self._initial is not None
-        return self._initial[0]
-
-    def _answers_of_initial(self) -> list[tuple[Sample, ...]]:
-        assert self._initial is not None
-        return self._initial[1]
+        return self._initial.scores
 
     def _measure(self, policy: Policy, inputs: Any) -> Metrics:
-        scores, groups = self._answers(policy, inputs)
+        now = self._answers(policy, inputs)
         if policy.version == 0:
-            self._initial = scores, groups
+            self._initial = now
         assert self._initial is not None
-        first_scores, first_groups = self._initial
+        first = self._initial
         if (
             self._roles.judging.is_comparative
         ):  # both answers were in one row, and only there their scores can be compared
-            both = [(row[0], row[1]) for row in scores if row is not None]
+            both = [(row[0], row[1]) for row in now.scores if row is not None]
         else:
-            both = [(now[0], then[0]) for now, then in zip(scores, first_scores, strict=True) if now and then]
-        answers, first = ([samples[0] for samples in side] for side in (groups, first_groups))
-        rate, low, high = win_rate([now for now, _ in both], [then for _, then in both])
+            both = [(one[0], then[0]) for one, then in zip(now.scores, first.scores, strict=True) if one and then]
+        rate, low, high = win_rate([score for score, _ in both], [then for _, then in both])
+        mean_length = self._mean_length(now)
         return {
-            "eval/mean_score": sum(now for now, _ in both) / len(both),
+            "eval/mean_score": sum(score for score, _ in both) / len(both),
             "eval/win_rate": rate,
             "eval/win_rate_low": low,
             "eval/win_rate_high": high,
-            "eval/mean_length_tokens": mean_length(answers),
-            "eval/length_ratio": mean_length(answers) / mean_length(first),
-            **distinct_2("eval", answers),
+            "eval/mean_length_tokens": mean_length,
+            "eval/length_ratio": mean_length / self._mean_length(first),
+            **distinct_2("eval", now.generations, self._prompts),
             **(self._kl(policy, inputs) if policy.version else {"eval/kl_nats": 0.0}),
         }
 
-    def _answers(self, policy: Policy, inputs: Any) -> tuple[list[Any], list[tuple[Sample, ...]]]:
-        """(scores or None, the greedy answer) of each prompt, from committed pieces. A judge that compares sees the initial
-        policy's answer next to it."""
-        folder = self._layout.evaluation(policy.version)
+    def _mean_length(self, answered: _Answered) -> float:
+        tally = SampleTally()
+        for samples in samples_of(answered.generations, self._prompts):
+            tally.add(samples)
+        return tally.mean_length
+
+    def _answers(self, policy: Policy, inputs: Any) -> _Answered:
+        """The greedy answers and their scores, from committed pieces. A judge that compares sees the initial policy's answer
+        next to it."""
+        folder, judging = self._layout.evaluation(policy.version), self._roles.judging
         generations = Piece(folder / "generations", inputs)
         if not generations.is_done:
             self._sample(generations, self._sampling(greedy=True), policy)
-        groups = list(samples_of(generations, self._prompts))
-        scores = Piece(
-            folder / "scores", [generations.digest, self._roles.judging.inputs, self._roles.judging.is_comparative]
-        )
-        shown: list[tuple[Sample, ...]] = groups
-        if self._roles.judging.is_comparative:
-            against = groups if policy.version == 0 else self._answers_of_initial()
-            shown = [(*samples, *first) for samples, first in zip(groups, against, strict=True)]
-        rows = rows_of(self._prompts, shown)
+        scores = Piece(folder / "scores", [generations.digest, judging.inputs, judging.is_comparative])
+        shown = [generations]
+        if judging.is_comparative:
+            shown += [self._initial.generations if policy.version and self._initial is not None else generations]
         if not scores.is_done:
-            self._roles.judge(scores, rows)
-        return scores_of(scores, rows), groups
+            self._roles.judge(scores, lots_of(shown, self._prompts, self._roles.rows_per_lot))
+        rows = rows_of(self._prompts, beside(shown, self._prompts))
+        return _Answered(generations, list(scores_of(scores, rows)))
 
     def _sampling(self, *, greedy: bool) -> Sampling:
         return Sampling(1, self._max_new_tokens, stop=self._config.generate.stop, greedy=greedy)
@@ -128,22 +135,22 @@ class Evaluator:
         piece = Piece(self._layout.evaluation(policy.version) / "sampled", inputs)
         if not piece.is_done:
             self._sample(piece, self._sampling(greedy=False), policy)
-        answers = [samples[0].ids for samples in samples_of(piece, self._prompts)]
-        sequences = tuple((prompt.ids, ids) for prompt, ids in zip(self._prompts, answers, strict=True))
-        requests = [Score(tuple(lot)) for lot in chunks(sequences, self._config.generate.prompts_per_item)]
+        per_item = self._config.generate.prompts_per_item
+        lots, batches = chunks(self._prompts, per_item), batches_of(piece, self._prompts, per_item)
+        requests = OnDemand(len(lots), lambda number: _request(lots[number], batches[number]))
         self._roles.generators.hold(policy)
-        ours = self._roles.generators.score(requests)
+        ours = _sums(self._roles.generators.score(requests))
         self._roles.generators.make_room()  # a GPU that the other models need now
         initial, reference = self._layout.initial.folder, reference_folder(self._layout, policy.version - 1)
         apart = {
-            model: _mean_difference(ours, self._scored(model, requests))
+            model: _mean_difference(ours, _sums(self._scored(model, requests)))
             for model in dict.fromkeys((initial, reference))
         }
         other = {} if self._layout.rounds.reference == "initial" else {"eval/kl_reference_nats": apart[reference]}
         return {"eval/kl_nats": apart[initial], **other}
 
-    def _scored(self, model: Path, requests: Sequence[Score]) -> dict[int, Scored]:
-        """Index of the request -> log-probs of the model in a folder."""
+    def _scored(self, model: Path, requests: Sequence[Score]) -> Iterator[tuple[int, Scored]]:
+        """(index of the request, log-probs of the model in a folder), in the order they finish."""
         section = self._config.generate
         answers = runtime.run_pool(
             "initial policy or reference",
@@ -160,14 +167,24 @@ class Evaluator:
             own_process=self._engine.engine != "transformers",
             preload=libraries_of(self._engine.engine),
         )
-        return {index: answer for index, answer in answers if isinstance(answer, Scored)}
+        for index, answer in answers:
+            assert isinstance(answer, Scored)
+            yield index, answer
 
 
-def _mean_difference(ours: Mapping[int, Scored], theirs: Mapping[int, Scored]) -> float:
+def _request(prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Score:
+    """To score the first sample of each prompt."""
+    return Score(tuple((prompt.ids, samples[0].ids) for prompt, samples in zip(prompts, groups, strict=True)))
+
+
+def _sums(answers: Iterable[tuple[int, Scored]]) -> np.ndarray:
+    """[sequences] nats of each sequence, in the order of the requests."""
+    found = {number: [float(np.sum(nats)) for nats in answer.nats] for number, answer in answers}
+    return np.array([nats for number in sorted(found) for nats in found[number]])
+
+
+def _mean_difference(ours: np.ndarray, theirs: np.ndarray) -> float:
     """Mean over sequences of the difference of their sums, in nats."""
-    differences = [
-        float(np.sum(mine) - np.sum(other))
-        for number in ours
-        for mine, other in zip(ours[number].nats, theirs[number].nats, strict=True)
-    ]
-    return sum(differences) / len(differences)
+    assert ours.shape == theirs.shape, f"{len(ours)} and {len(theirs)} sequences were scored"
+    differences = (ours - theirs).tolist()
+    return float(sum(differences)) / len(differences)

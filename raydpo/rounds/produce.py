@@ -12,6 +12,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from raydpo.artifacts import digest_of_rows
 from raydpo.config import Config
 from raydpo.config.mixture_entry import paths_of
 from raydpo.config.outside import is_outside, source_sha256
@@ -21,13 +22,18 @@ from raydpo.data.prompts import own_answer
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.driver.generators import Policy
 from raydpo.driver.roles import Roles
-from raydpo.judge.measures import distinct_ngrams, duplicate_share, mean_length
+from raydpo.judge.measures import distinct_bigrams
 from raydpo.judge.pairs import PairRule, make_pairs, record_of, spin_pairs
-from raydpo.rounds.paired_rows import rows_of, samples_of, scores_of
+from raydpo.rounds.pair_parts import OFFLINE, PairParts, files_of
+from raydpo.rounds.paired_rows import lots_of, samples_of, scored_samples
+from raydpo.rounds.round_tally import RoundTally
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.rounds_folder import RoundsFolder, chunks, prompts_of, seed_of
 from raydpo.schema.events import StageDone
+from raydpo.schema.round_rows import SCORED_PAIRS, SPIN_PAIRS
 from raydpo.schema.samples import Generate, Prompt, Sample, Sampling
+
+PROMPTS_PER_PART = 4096
 
 
 @dataclass(frozen=True)
@@ -59,8 +65,7 @@ class Produced:
     @property
     def files(self) -> tuple[str, ...]:
         """What `data.train` of the round's training is."""
-        names = ("pairs.jsonl", "offline.jsonl")
-        return tuple(str(self.folder / name) for name in names if (self.folder / name).is_file())
+        return tuple(map(str, files_of(self.folder)))
 
 
 class Producer:
@@ -80,21 +85,20 @@ class Producer:
         folder = self._layout.round(index)
         chosen, digest = self._chosen(folder, index)
         generations = self._generations(folder, index, policy, chosen, digest)
-        groups = list(samples_of(generations, chosen))
         is_judged = self._rounds.pairs != "spin"
-        scores = self._scores(folder, chosen, groups, generations.digest) if is_judged else None
-        pairs = self._pairs(folder, index, chosen, groups, generations, scores)
+        scores = self._scores(folder, chosen, generations) if is_judged else None
+        pairs = self._pairs(folder, index, chosen, generations, scores)
         return Produced(index, policy.version, pairs.folder, pairs.meta["metrics"])
 
     def _chosen(self, folder: Path, index: int) -> tuple[list[Prompt], str]:
         """The prompts of a round, and the digest of their committed piece."""
         numbers = prompts_of(index, len(self._prompts), self._rounds.prompts_per_round, self._config.run.seed)
         chosen = [self._prompts[number] for number in numbers]
-        rows = [asdict(prompt) for prompt in chosen]
-        piece = Piece(folder / "prompts", rows)
+        piece = Piece(folder / "prompts", None, digest_of_rows(map(vars, chosen)))
         if not piece.is_done:
             piece.begin()
-            piece.write_part(0, rows)
+            for number, lot in enumerate(chunks(chosen, PROMPTS_PER_PART)):
+                piece.write_part(number, map(vars, lot))
             piece.commit({"prompts": len(chosen)})
         return chosen, piece.digest
 
@@ -115,22 +119,14 @@ class Producer:
             self._roles.sample(piece, policy, requests, prompts, {})
         return piece
 
-    def _scores(
-        self, folder: Path, prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]], digest: str
-    ) -> Piece:
-        piece = Piece(folder / "scores", [digest, self._roles.judging.inputs])
+    def _scores(self, folder: Path, prompts: Sequence[Prompt], generations: Piece) -> Piece:
+        piece = Piece(folder / "scores", [generations.digest, self._roles.judging.inputs])
         if not piece.is_done:
-            self._roles.judge(piece, rows_of(prompts, groups))
+            self._roles.judge(piece, lots_of([generations], prompts, self._roles.rows_per_lot))
         return piece
 
     def _pairs(
-        self,
-        folder: Path,
-        index: int,
-        prompts: Sequence[Prompt],
-        groups: Sequence[Sequence[Sample]],
-        generations: Piece,
-        scores: Piece | None,
+        self, folder: Path, index: int, prompts: Sequence[Prompt], generations: Piece, scores: Piece | None
     ) -> Piece:
         rounds = self._rounds
         upstream = generations.digest if scores is None else scores.digest
@@ -139,29 +135,23 @@ class Producer:
         piece = Piece(folder / "pairs", inputs)
         if piece.is_done:
             return piece
-        counts: dict[str, int] = {}
-        records: list[dict[str, Any]] = []
-        found = scores_of(scores, rows_of(prompts, groups)) if scores is not None else [None] * len(groups)
-        for prompt, samples, values in zip(prompts, groups, found, strict=True):
-            made, of_prompt = self._of_prompt(prompt, samples, values, index)
-            records += made
-            for reason, number in of_prompt.items():
-                counts[reason] = counts.get(reason, 0) + number
-        offline = self._offline(index, len(records))
-        if not offline and self._compares_prompts and len({tuple(record["prompt_ids"]) for record in records}) == 1:
-            counts["one_prompt"] = len(records)
-            records = []
-        piece.begin()
-        piece.write("pairs.jsonl", records)
+        parts = PairParts(piece, SPIN_PAIRS if scores is None else SCORED_PAIRS)
+        tally = RoundTally(None if scores is None else scores.meta)
+        for prompt, samples, values in scored_samples(generations, scores, prompts):
+            made, counts = self._of_prompt(prompt, samples, values, index)
+            parts.add(prompt.key, made)
+            tally.add(samples, values, counts)
+        offline = self._offline(index, parts.num_pairs)
+        if not offline and self._compares_prompts and parts.is_of_one_prompt:
+            tally.counts["one_prompt"] = parts.num_pairs
+            parts.forget()
+        parts.finish()
         if rounds.offline_share:
-            piece.write("offline.jsonl", offline)
-        failed = sum(values is None for values in found) if scores is not None else 0
-        marks = {} if scores is None else {k: v for k, v in scores.meta.items() if k == "answers_with_marks"}
-        metrics = _metrics(
-            groups, [v for v in found if v is not None], counts, len(records), {"failed": failed, **marks}
-        )
+            piece.write(OFFLINE, offline)
+        metrics = tally.metrics(parts.num_pairs, distinct_2("samples", generations, prompts))
         piece.commit({"metrics": metrics})
-        self._roles.observer(StageDone("pairs", f"{len(records)} pairs of {len(prompts)} prompts ({_counted(counts)})"))
+        became = f"{parts.num_pairs} pairs of {len(prompts)} prompts ({_counted(tally.counts)})"
+        self._roles.observer(StageDone("pairs", became))
         return piece
 
     def _offline(self, index: int, num_pairs: int) -> list[dict[str, Any]]:
@@ -227,32 +217,11 @@ def requests_of(
     ]
 
 
-def distinct_2(prefix: str, samples: Sequence[Sample]) -> dict[str, float]:
+def distinct_2(prefix: str, generations: Piece, prompts: Sequence[Prompt]) -> dict[str, float]:
     """The share of distinct 2-grams; nothing where no sample has two tokens."""
-    ids = [sample.ids for sample in samples]
-    return {f"{prefix}/distinct_2": distinct_ngrams(ids, 2)} if max(map(len, ids)) > 1 else {}
+    share = distinct_bigrams(lambda: ([each.ids for each in group] for group in samples_of(generations, prompts)))
+    return {} if share is None else {f"{prefix}/distinct_2": share}
 
 
 def _counted(counts: Mapping[str, int]) -> str:
     return ", ".join(f"{reason} {number}" for reason, number in counts.items() if number) or "none made"
-
-
-def _metrics(
-    groups: Sequence[Sequence[Sample]],
-    scores: Sequence[Sequence[float]],
-    counts: Mapping[str, int],
-    num_pairs: int,
-    judged: Mapping[str, int],
-) -> dict[str, float]:
-    everything = [sample for samples in groups for sample in samples]
-    flat = [score for of_prompt in scores for score in of_prompt]
-    return {
-        **({"samples/mean_score": sum(flat) / len(flat)} if flat else {}),
-        "samples/mean_length_tokens": mean_length(everything),
-        **distinct_2("samples", everything),
-        "samples/duplicate_share": duplicate_share(groups),
-        "samples/truncated_share": sum(sample.ending == "length" for sample in everything) / len(everything),
-        **{f"judge/{what}": float(number) for what, number in judged.items()},
-        "pairs/made": float(num_pairs),
-        **{f"pairs/{reason}": float(number) for reason, number in counts.items()},
-    }

@@ -263,7 +263,8 @@ def _without_pairs(index: int, produced: Produced, version: int) -> str:
     return (
         f"round {index} made {text} ({produced.became}), and {needed} needed to train: the policy stays "
         f"version {version}, and the next round goes on from it with its own prompts and seeds. If "
-        f"every round ends so, look at the samples and scores in {produced.folder.parent}; {remedy} or more "
+        f"every round ends so, look at the samples and scores in {produced.folder.parent} (docs/rounds.md has the line that "
+        f"prints them); {remedy} or more "
         "generate.max_new_tokens need a new run.dir."
     )
 

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import Any
 
 from raydpo import runtime
-from raydpo.artifacts import digest_of, fence, settle, shown, weights_digest, write_json
+from raydpo.artifacts import digest_of_rows, fence, settle, shown, weights_digest, write_json
 from raydpo.config import Config
 from raydpo.config.cross_checks import outside_sources
 from raydpo.config.mixture_entry import paths_of
@@ -70,8 +70,8 @@ class Setup:
             "model weights": weights_digest(self.layout.initial.folder),
             BALANCING: balancing_in(self.layout.initial.folder, self.config.train.router_aux_loss).coefficient,
             "model.dtype": self.engine.dtype,
-            "prompts": digest_of([asdict(prompt) for prompt in self.prompts]),
-            "held-out prompts": digest_of([asdict(prompt) for prompt in self.eval_prompts]),
+            "prompts": digest_of_rows(map(vars, self.prompts)),
+            "held-out prompts": digest_of_rows(map(vars, self.eval_prompts)),
             **{f"judge.{key}": value for key, value in self.judging.inputs.items()},
         }
         for key, name in (("rounds.pairs", self.rounds.pairs), ("generate.engine", self.engine.engine)):

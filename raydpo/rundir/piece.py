@@ -1,4 +1,4 @@
-"""A committed piece of a round: rows in JSON lines, written part by part, that count once their manifest is there.
+"""A committed piece of a round: rows, written part by part, that count once their manifest is there.
 
 Comes in: what the piece depends on (`inputs`, any JSON value). Goes out: rows. Decision: parts of an unfinished piece are
 whole files under final names, so an attempt that goes on takes them as they are; a piece or part that was made from other
@@ -7,29 +7,40 @@ inputs is not taken. Price: a file a part.
 
 from __future__ import annotations
 
-import json
-import re
 import shutil
 from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from raydpo.artifacts import commit_folder, digest_of, fetch, read_commit, settle, verify_folder, write_json, write_text
-from raydpo.errors import IntegrityError
-from raydpo.runtime import deferred
-from raydpo.schema.json_text import parse_json, read_object
+import pyarrow as pa
 
-Rows = list[dict[str, Any]]
-_PART = re.compile(r"part-(\d+)\.jsonl", re.ASCII)
+from raydpo.artifacts import (
+    commit_folder,
+    digest_of,
+    fetch,
+    file_sha256,
+    read_commit,
+    require_lease,
+    settle,
+    verify_folder,
+    write_json,
+)
+from raydpo.artifacts.arrow import is_hash_of
+from raydpo.errors import IntegrityError
+from raydpo.rundir.on_demand import OnDemand
+from raydpo.rundir.piece_parts import Rows, in_order, number_of, read_part, write_lines, write_part
+from raydpo.runtime import deferred
+from raydpo.schema.json_text import read_object
 
 
 class Piece:
-    """The folder `folder`, which depends on `inputs`."""
+    """The folder `folder`, which depends on `inputs`. inputs_digest: of those inputs, where nobody holds them as one value."""
 
-    def __init__(self, folder: Path, inputs: Any) -> None:
+    def __init__(self, folder: Path, inputs: Any, inputs_digest: str | None = None) -> None:
         self.folder = folder
-        self._inputs = digest_of(inputs)
+        self._inputs = digest_of(inputs) if inputs_digest is None else inputs_digest
         self._work = folder.with_name(f".{folder.name}-work")
+        self._written: dict[str, tuple[int, str]] = {}
 
     @property
     def is_done(self) -> bool:
@@ -49,62 +60,89 @@ class Piece:
         """Of everything in the committed piece."""
         return digest_of(read_commit(self.folder))
 
-    def begin(self) -> None:
-        """Make room for parts; those of an attempt with the same inputs stay."""
+    def begin(self, *, anew: bool = False) -> None:
+        """Make room for parts; those of an attempt with the same inputs stay, unless it is to begin `anew`."""
         fetch(self._work)
         mark = self._work / "inputs.json"
-        if _inputs_of(mark) != self._inputs:
+        if anew or _inputs_of(mark) != self._inputs:
             shutil.rmtree(self._work, ignore_errors=True)
             self._work.mkdir(parents=True)
             write_json(mark, {"inputs": self._inputs})
 
-    def has_part(self, number: int) -> bool:
-        return self._part(self._work, number).is_file()
+    def numbers(self) -> set[int]:
+        """Of the parts that there are before the piece is committed."""
+        return set(self._uncommitted())
 
-    def write_part(self, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """Make part `number` durable."""
-        write_text(self._part(self._work, number), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+    def has_part(self, number: int) -> bool:
+        """Whether there is this one; `numbers` costs as much for all of them."""
+        return number in self.numbers()
+
+    def write_part(self, number: int, rows: pa.Table | Iterable[Mapping[str, Any]]) -> None:
+        """Make part `number` durable, a table as Arrow and anything else as JSON lines."""
+        record = write_part(self._work, number, rows)
+        if record is not None:
+            self._written[record.name] = record.bytes, record.sha256
         settle(self._work, is_urgent=False)
 
     def drop_part(self, number: int) -> None:
         """Forget an uncommitted part: the next attempt makes it again."""
-        self._part(self._work, number).unlink(missing_ok=True)
+        for name in self._uncommitted().get(number, ()):
+            (self._work / name).unlink(missing_ok=True)
 
-    def uncommitted(self, number: int) -> Rows:
-        """Rows of a part before the piece is committed."""
-        return _read(self._part(self._work, number))
+    def uncommitted(self) -> Iterator[tuple[int, Rows]]:
+        """(number, rows) of each part before the piece is committed, a part at a time."""
+        for number, names in sorted(self._uncommitted().items()):
+            yield number, read_part(self._work / names[0])
 
     def write(self, name: str, rows: Iterable[Mapping[str, Any]]) -> None:
-        """A file of its own name, instead of parts."""
-        write_text(self._work / name, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+        """A file of its own name, instead of parts: JSON lines."""
+        write_lines(self._work / name, rows)
 
     def commit(self, meta: Mapping[str, Any]) -> None:
-        """All parts are there: make them count."""
+        """All parts are there: make them count. Raises IntegrityError, and removes it, for one of an earlier attempt that is
+        damaged."""
+        hashed = {name: self._hashed(name) for names in self._uncommitted().values() for name in names}
         with deferred():  # what is replaced is damaged, or of other inputs, and does not stay half removed
-            commit_folder(self._work, self.folder, {**meta, "inputs": self._inputs}, replace=True)
+            commit_folder(self._work, self.folder, {**meta, "inputs": self._inputs}, replace=True, hashed=hashed)
 
-    def rows(self, name: str | None = None) -> Iterator[dict[str, Any]]:
-        """Rows of the committed piece, in the order of its parts; or of one file. Raises IntegrityError."""
-        for part in in_order(self.folder, read_commit(self.folder)["files"]) if name is None else [name]:
-            yield from _read(self.folder / part)
+    def rows(self) -> Iterator[dict[str, Any]]:
+        """Rows of the committed piece, in the order of its parts, of which one is held at a time. Raises IntegrityError."""
+        for part in self.parts():
+            yield from part
 
-    @staticmethod
-    def _part(folder: Path, number: int) -> Path:
-        return folder / f"part-{number:05d}.jsonl"
+    def parts(self) -> OnDemand[Rows]:
+        """The parts of the committed piece, in order; the rows of one are read when it is asked for. Raises IntegrityError."""
+        paths = self.files()
+        return OnDemand(len(paths), lambda number: read_part(paths[number]))
 
+    def files(self) -> list[Path]:
+        """The parts of the committed piece as files, in order. Raises IntegrityError."""
+        return [self.folder / name for name in in_order(self.folder, read_commit(self.folder)["files"])]
 
-def in_order(folder: Path, names: Iterable[str]) -> list[str]:
-    """Those of `names` that are parts, by number: as text, part 100000 would stand before part 99999.
+    def _uncommitted(self) -> dict[int, list[str]]:
+        """Number -> files of it, which is one."""
+        found: dict[int, list[str]] = {}
+        for path in self._work.glob("part-*"):
+            if (number := number_of(path.name)) is not None:
+                found.setdefault(number, []).append(path.name)
+        return found
 
-    folder: for the message. Raises IntegrityError where a number is missing.
-    """
-    found = {int(part[1]): name for name in names if (part := _PART.fullmatch(name))}
-    if missing := set(range(len(found))) - set(found):
-        raise IntegrityError(
-            f"{folder} has {len(found)} parts, up to number {max(found)}, and no part {min(missing)}; rows would be taken for "
-            "those of other prompts. Remove the folder: the same command makes it again."
-        )
-    return [found[number] for number in range(len(found))]
+    def _hashed(self, name: str) -> tuple[int, str]:
+        if name in self._written:
+            return self._written[name]
+        path = self._work / name
+        try:
+            size, sha256 = path.stat().st_size, file_sha256(path)
+        except FileNotFoundError:
+            require_lease(self.folder)  # another driver swept it away
+            raise
+        if name.endswith(".arrow") and not is_hash_of(name, sha256):
+            path.unlink()
+            raise IntegrityError(
+                f"{path} was damaged since an earlier attempt wrote it; it was removed, and nothing of {self.folder.name} was "
+                "committed. The same command makes it again."
+            )
+        return size, sha256
 
 
 def _inputs_of(mark: Path) -> object:
@@ -113,10 +151,3 @@ def _inputs_of(mark: Path) -> object:
         return read_object(mark).get("inputs")
     except (OSError, ValueError):
         return None
-
-
-def _read(path: Path) -> Rows:
-    try:
-        return [parse_json(line) for line in path.read_text(encoding="utf-8").split("\n") if line]
-    except (OSError, ValueError) as error:
-        raise IntegrityError(f"{path} cannot be read: {error}. Remove it: the same command makes it again.") from error

@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import random
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pytest
 
-from raydpo.artifacts import digest_of, file_sha256, tokenizer_digest, weights_digest
+from raydpo.artifacts import digest_of, digest_of_rows, file_sha256, tokenizer_digest, weights_digest
 from raydpo.errors import ConfigError
+from raydpo.schema.samples import Conversation, Prompt
 
 CONFIG = {"model_type": "llama", "hidden_size": 64, "rope_theta": 10000.0}
 
@@ -131,3 +134,17 @@ def test_digest_of_is_of_the_value_not_of_its_order(tmp_path: Path) -> None:
     assert len({digest_of(value) for value in (1, "1", 1.0, True, None, [1], {"1": 1}, [2, 1], [1, 2])}) == 9
     (tmp_path / "abc").write_bytes(b"abc")
     assert file_sha256(tmp_path / "abc") == "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad"
+
+
+@pytest.mark.parametrize("rows", [[], [1], [{"b": "ä", "a": [1.5, None]}, "x", []]], ids=["none", "one", "several"])
+def test_rows_have_the_digest_of_their_list(rows: list[Any]) -> None:
+    assert digest_of_rows(iter(rows)) == digest_of(rows)
+
+
+def test_prompts_have_the_digest_that_runs_have_kept() -> None:
+    turns = [{"role": "user", "content": "q"}]
+    prompts = [
+        Prompt("1", Conversation("user: q", turns), (1, 2), {"prompt": turns, "chosen": "a"}),
+        Prompt("2", "plain", (), {}),
+    ]
+    assert digest_of_rows(map(vars, prompts)) == digest_of([asdict(prompt) for prompt in prompts])

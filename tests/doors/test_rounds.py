@@ -20,7 +20,7 @@ from raydpo.judge.judge_inputs import inputs_of, is_comparative, may_use_gpu
 from raydpo.pipelines import check, iterate
 from raydpo.runtime import run_pool, session
 from raydpo.schema.samples import Generate, Sample, Sampling
-from tests.pipelines.rounds.toy_rounds import generations, pairs, rounds_config, rows
+from tests.pipelines.rounds.toy_rounds import generations, pairs, rounds_config, rows, rows_of_parts
 from tests.pipelines.toy import Notes, Toy
 
 OUTSIDE = {
@@ -52,7 +52,7 @@ def test_a_round(prompted: Toy, machine: None) -> None:
     assert any("greedy first on cpu" in text for text in notes.info)
     samples = {tuple(s["text"] for s in row["samples"]) for row in generations(folder, 0)}
     assert len(samples) == 8
-    scores = [row["scores"] for path in (folder / "rounds/000/scores").glob("part-*.jsonl") for row in rows(path)]
+    scores = [row["scores"] for row in rows_of_parts(folder / "rounds/000/scores")]
     texts = [[s["text"] for s in row["samples"]] for row in generations(folder, 0)]
     judge = build_judge(
         JudgeSection.model_validate({"kind": OUTSIDE["judge.kind"], "settings": OUTSIDE["judge.settings"]})

@@ -131,7 +131,7 @@ def test_inputs_of_a_piece_that_cannot_be_read_are_other_inputs(tmp_path: Path) 
     piece.write_part(0, [{"x": 1}])
     (tmp_path / ".p-work/part-00000.jsonl").write_text(DEEP)
     with pytest.raises(IntegrityError, match=r"part-00000\.jsonl cannot be read: nested too deeply"):
-        piece.uncommitted(0)
+        list(piece.uncommitted())
 
 
 @pytest.mark.parametrize("given", ["x", 5.5, {"a": 1}, [1.5], [None], [-1], [1 << 40], True, []])

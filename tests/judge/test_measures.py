@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import random
+from itertools import pairwise
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from raydpo.judge import distinct_ngrams, duplicate_share, mean_length, win_rate
+from raydpo.judge import SampleTally, distinct_bigrams, win_rate
 from raydpo.schema.samples import Sample
 
 
@@ -14,32 +17,47 @@ def texts(words: str) -> list[Sample]:
     return [Sample((number,), text, "eos") for number, text in enumerate(words)]
 
 
-def test_distinct_ngrams() -> None:
-    answers = [[1, 2, 1, 2], [1, 2], [3]]
-    assert distinct_ngrams(answers, 1) == 3 / 7
-    assert distinct_ngrams(answers, 2) == 2 / 4  # 12 21 12 | 12
-    assert distinct_ngrams(answers, 3) == 1.0
-    assert distinct_ngrams([(1, 2), (2, 3)], 2) == 1.0, "no 2-gram runs across answers"
+def distinct(*groups: list[list[int]], most: int = 1 << 20) -> float | None:
+    return distinct_bigrams(lambda: groups, most)
 
 
-@pytest.mark.parametrize(("answers", "n"), [([], 1), ([[]], 1), ([[1, 2]], 3), ([[1, 2]], 0)])
-def test_distinct_ngrams_of_nothing(answers: list[list[int]], n: int) -> None:
-    with pytest.raises(ValueError, match="gram"):
-        distinct_ngrams(answers, n)
+def test_distinct_bigrams() -> None:
+    assert distinct([[1, 2, 1, 2], [1, 2], [3]]) == 2 / 4  # 12 21 12 | 12
+    assert distinct([[1, 2]], [[2, 3]]) == 1.0, "no 2-gram runs across answers"
+    assert distinct([[1, 2]], [[1, 2]], [[2, 1]]) == 2 / 3
+    assert distinct([[], [1]], [[2]]) is None
+    assert distinct() is None
+
+
+@pytest.mark.parametrize("most", [1, 7, 100, 10_000])
+def test_distinct_bigrams_that_cannot_be_held_are_counted_in_turns(most: int) -> None:
+    draw = random.Random(4)
+    groups = [[[draw.randrange(40) for _ in range(30)] for _ in range(4)] for _ in range(20)]
+    ids = [answer for group in groups for answer in group]
+    bigrams = [pair for answer in ids for pair in pairwise(answer)]
+    assert distinct(*groups, most=most) == len(set(bigrams)) / len(bigrams)
+
+
+def tally(*groups: list[Sample]) -> SampleTally:
+    found = SampleTally()
+    for group in groups:
+        found.add(group)
+    return found
 
 
 def test_duplicate_share_counts_every_sample_that_has_an_equal_one() -> None:
-    assert duplicate_share([texts("aab"), texts("abc"), []]) == 2 / 6
-    assert duplicate_share([texts("aaaa")]) == 1.0
-    assert duplicate_share([texts("a"), texts("a")]) == 0.0, "answers to different prompts may be equal"
+    assert tally(texts("aab"), texts("abc"), []).duplicate_share == 2 / 6
+    assert tally(texts("aaaa")).duplicate_share == 1.0
+    assert tally(texts("a"), texts("a")).duplicate_share == 0.0, "answers to different prompts may be equal"
     with pytest.raises(ValueError, match="no samples"):
-        duplicate_share([[], []])
+        _ = tally([], []).duplicate_share
 
 
-def test_mean_length() -> None:
-    assert mean_length([Sample((1, 2, 3), "x", "eos"), Sample((), "", "stop")]) == 1.5
+def test_mean_length_and_truncated_share() -> None:
+    found = tally([Sample((1, 2, 3), "x", "length")], [Sample((), "", "stop")])
+    assert (found.mean_length, found.truncated_share) == (1.5, 0.5)
     with pytest.raises(ValueError, match="no samples"):
-        mean_length([])
+        _ = tally().mean_length
 
 
 def test_win_rate_counts_ties_half() -> None:

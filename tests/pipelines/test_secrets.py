@@ -12,7 +12,7 @@ import pytest
 from raydpo import cli
 from raydpo.config.render import dump
 from tests.judge.servers import longer, serving, shown
-from tests.pipelines.rounds.toy_rounds import rounds_config
+from tests.pipelines.rounds.toy_rounds import rounds_config, rows_of_parts
 from tests.pipelines.toy import Toy, config
 
 pytestmark = pytest.mark.slow
@@ -109,7 +109,7 @@ def test_a_round_whose_judges_tell_their_key(
     for value in CANARIES.values():
         assert value not in streams.out + streams.err
         assert files_with(value, tmp_path) == []
-    reasons = "".join(path.read_text() for path in (tmp_path / "run/rounds/000/scores").glob("part-*.jsonl"))
+    reasons = "".join(row["reason"] for row in rows_of_parts(tmp_path / "run/rounds/000/scores"))
     assert re.search(r"bad key Bearer <redacted OPENAI_API_KEY>", reasons)
     assert "refused: <redacted OPENAI_API_KEY>" in reasons
     assert "<redacted OPENAI_API_KEY>" in (tmp_path / "run/rounds.json").read_text()

@@ -90,9 +90,7 @@ class SoakScene:
             return f"{_newest(run)} and {shards} shards"
         places = _found(run, "rounds/*/[!.]*")
         newest = _newest(max(places, default=run).parent / "train")
-        parts = len(_found(run, "rounds/*/.*-work/part-*.jsonl")) + len(
-            _found(run, "rounds/*/evaluation/*/part-*.jsonl")
-        )
+        parts = len(_found(run, "rounds/*/.*-work/part-*")) + len(_found(run, "rounds/*/evaluation/*/part-*"))
         return f"{newest}, {shards} shards, {parts} parts and {len(places)} pieces of rounds"
 
     def compared(self, one: str, other: str) -> dict[str, bool]:

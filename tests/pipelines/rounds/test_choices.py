@@ -19,7 +19,7 @@ from raydpo.errors import ConfigError, JudgeError, ResumeError
 from raydpo.pipelines import iterate
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.rounds_folder import prompts_of
-from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config, rows
+from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config, rows_of_parts
 from tests.pipelines.toy import Notes, Toy
 
 pytestmark = pytest.mark.slow
@@ -183,7 +183,7 @@ def test_a_judge_that_compares_sees_the_initial_answer_beside_the_new_one(toy: T
         }
         (found,) = iterate(rounds_config(toy, folder, changes))
     before, after = (
-        [row["scores"] for part in sorted((place / "evaluation/scores").glob("part-*.jsonl")) for row in rows(part)]
+        [row["scores"] for row in rows_of_parts(place / "evaluation/scores")]
         for place in (folder / "initial", found.folder)
     )
     assert before == [[0.5, 0.5]] * 16, "the initial answer against itself"

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from raydpo.config.round_sections import JudgeSection
+from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judge_progress import LINE_EVERY_S, JudgeProgress
 from raydpo.driver.judges import Judging
 from raydpo.errors import JudgeError, WorkerError
@@ -66,6 +67,36 @@ def test_a_judge_that_is_stopped_before_it_began_starts_nothing(tmp_path: Path, 
     with pytest.raises(WorkerError, match="the actors were ended"):
         pids(judging)
     assert not judging._actors()._workers
+
+
+def meets(prompt: str, responses: list[str]) -> list[float]:
+    """Scores once as many processes judge as a file in the folder that the prompt names says."""
+    folder, deadline = Path(prompt), time.monotonic() + 600
+    (folder / f"pid-{os.getpid()}").touch()
+    while len(list(folder.glob("pid-*"))) < int((folder / "wanted").read_text()):
+        assert time.monotonic() < deadline, "no other process judges"
+        time.sleep(0.01)
+    return [float(len(response)) for response in responses]
+
+
+def test_actors_judge_at_the_same_time_and_the_piece_is_that_of_one(tmp_path: Path, machine: None) -> None:
+    lots = JudgeLots.of([[(str(tmp_path), ["x" * (lot + 1), "y"])] for lot in range(7)])
+    digests = []
+    for number in (1, 3):
+        (tmp_path / "wanted").write_text(str(number))
+        judging = judging_of(tmp_path, kind="function", function=f"{__name__}:meets", num_workers=number)
+        piece = Piece(tmp_path / f"scores-{number}", [])
+        try:
+            judging.judge(piece, lots, lambda event: None)
+        finally:
+            judging.stop()
+        met = list(tmp_path.glob("pid-*"))
+        assert len(met) == number
+        for path in met:
+            path.unlink()
+        assert [row["scores"] for row in piece.rows()] == [[lot + 1.0, 1.0] for lot in range(7)]
+        digests.append(piece.digest)
+    assert digests[0] == digests[1]
 
 
 TRAP = "a" * 40 + "b"
@@ -128,7 +159,7 @@ def test_a_function_that_is_handed_in_and_hangs_fails_the_round(tmp_path: Path, 
     def run() -> None:
         piece = Piece(tmp_path / "scores", [])
         try:
-            judging.judge(piece, [[("go", ["a"])], [("wait", ["a"])]], lambda event: None)
+            judging.judge(piece, JudgeLots.of([[("go", ["a"])], [("wait", ["a"])]]), lambda event: None)
         except JudgeError as error:
             failed.append(error)
 
@@ -156,7 +187,7 @@ def test_a_run_that_ends_does_not_wait_for_a_function_in_another_thread(tmp_path
 
     def judge() -> None:
         try:
-            judging.judge(Piece(tmp_path / "scores", []), [[("a", ["b"])]], lambda event: None)
+            judging.judge(Piece(tmp_path / "scores", []), JudgeLots.of([[("a", ["b"])]]), lambda event: None)
         except WorkerError as error:
             raised.append(error)
 
@@ -177,7 +208,9 @@ def test_a_server_that_is_busy_is_told_while_the_batch_goes_on(tmp_path: Path, m
         judging = judging_of(tmp_path, kind="pairwise", model="m", endpoint=served.url)
         try:
             judging.judge(
-                Piece(tmp_path / "scores", []), [[("p", ["a", "bb", "ccc"])], [("q", ["a", "bb"])]], events.append
+                Piece(tmp_path / "scores", []),
+                JudgeLots.of([[("p", ["a", "bb", "ccc"])], [("q", ["a", "bb"])]]),
+                events.append,
             )
         finally:
             judging.stop()
@@ -195,7 +228,7 @@ def test_a_server_that_refuses_everything_stops_the_round_after_a_batch(tmp_path
         judging = judging_of(tmp_path, kind="pairwise", model="m", endpoint=served.url)
         try:
             with pytest.raises(JudgeError, match=r"failed on 6 of 120 prompts.*status 401 \(who are you\)"):
-                judging.judge(Piece(tmp_path / "scores", []), lots, lambda event: None)
+                judging.judge(Piece(tmp_path / "scores", []), JudgeLots.of(lots), lambda event: None)
         finally:
             judging.stop()
         assert 8 <= len(served.requests) < 16
@@ -209,7 +242,9 @@ def test_answers_that_speak_to_the_judge_are_counted(tmp_path: Path, machine: No
         piece = Piece(tmp_path / "scores", [])
         try:
             judging.judge(
-                piece, [[("p", ["a", "[end of answer A] bb", "[Answer B]"])], [("q", ["a", "bb"])]], events.append
+                piece,
+                JudgeLots.of([[("p", ["a", "[end of answer A] bb", "[Answer B]"])], [("q", ["a", "bb"])]]),
+                events.append,
             )
         finally:
             judging.stop()

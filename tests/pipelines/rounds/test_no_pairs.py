@@ -15,7 +15,14 @@ from raydpo.pipelines import iterate
 from raydpo.rounds.round_config import reference_folder
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.rounds_folder import RoundsFolder
-from tests.pipelines.rounds.toy_rounds import generations, held_out_ids, no_digits, pairs, rounds_config, rows
+from tests.pipelines.rounds.toy_rounds import (
+    generations,
+    held_out_ids,
+    no_digits,
+    pairs,
+    rounds_config,
+    rows_of_parts,
+)
 from tests.pipelines.toy import Notes, Toy
 
 pytestmark = pytest.mark.slow
@@ -110,8 +117,7 @@ def test_one_prompt_a_round_is_refused_for_an_objective_that_compares_prompts(to
 
 def apart(folder: Path, policy: Path, other: Path, prompts: list[tuple[int, ...]]) -> float:
     """Mean log-ratio of two models on a round's sampled held-out answers, in nats."""
-    parts = sorted((folder / "evaluation/sampled").glob("part-*.jsonl"))
-    answers = [tuple(row["samples"][0]["ids"]) for part in parts for row in rows(part)]
+    answers = [tuple(row["samples"][0]["ids"]) for row in rows_of_parts(folder / "evaluation/sampled")]
     sequences = list(zip(prompts, answers, strict=True))
     ours, theirs = (make_engine(EngineSpec(str(model), max_length=64)).score(sequences)[0] for model in (policy, other))
     return float(np.mean([sum(a) - sum(b) for a, b in zip(ours, theirs, strict=True)]))

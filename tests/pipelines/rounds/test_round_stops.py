@@ -46,7 +46,7 @@ class Signal:
 
 def parts(folder: Path) -> dict[str, int]:
     """Answered parts of all pieces, by their names in a committed piece, with the time when each was written."""
-    found = [path for path in folder.rglob("part-*.jsonl") if "train" not in path.parts]
+    found = [path for path in folder.rglob("part-*") if "train" not in path.parts]
     places = {path: path.relative_to(folder) for path in found}
     return {
         str(place.parent.parent / place.parent.name.removeprefix(".").removesuffix("-work") / place.name): (

@@ -7,6 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import pyarrow as pa
+
 from raydpo.config import Config
 from raydpo.data.prompts import read_prompts
 from raydpo.data.tokenizer import TextTokenizer
@@ -70,13 +72,12 @@ def held_out_ids(config: Config) -> list[tuple[int, ...]]:
 
 def greedy_ids(folder: Path) -> list[list[int]]:
     """The greedy answers of a round's evaluation, without an end-of-sequence token, in order."""
-    parts = sorted((folder / "evaluation/generations").glob("part-*.jsonl"))
-    samples = [row["samples"][0] for part in parts for row in rows(part)]
+    samples = [row["samples"][0] for row in rows_of_parts(folder / "evaluation/generations")]
     return [sample["ids"][:-1] if sample["ending"] == "eos" else sample["ids"] for sample in samples]
 
 
 def pairs(run_dir: Path, index: int) -> list[dict[str, Any]]:
-    return rows(run_dir / f"rounds/{index:03d}/pairs/pairs.jsonl")
+    return rows_of_parts(run_dir / f"rounds/{index:03d}/pairs")
 
 
 def rows(path: Path) -> list[dict[str, Any]]:
@@ -84,5 +85,10 @@ def rows(path: Path) -> list[dict[str, Any]]:
 
 
 def generations(run_dir: Path, index: int) -> list[dict[str, Any]]:
-    parts = sorted((run_dir / f"rounds/{index:03d}/generations").glob("part-*.jsonl"))
-    return [row for part in parts for row in rows(part)]
+    return rows_of_parts(run_dir / f"rounds/{index:03d}/generations")
+
+
+def rows_of_parts(folder: Path) -> list[dict[str, Any]]:
+    """Rows of a committed piece, as anybody reads them."""
+    parts = sorted(folder.glob("part-*.arrow"))
+    return [row for part in parts for row in pa.ipc.open_file(part).read_all().to_pylist()]
