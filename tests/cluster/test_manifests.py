@@ -173,7 +173,11 @@ def test_an_image_copies_what_there_is_and_runs_as_a_user(path: Path) -> None:
 
 @pytest.mark.parametrize("path", sorted(CLUSTER.rglob("*.Dockerfile")), ids=lambda path: path.name)
 def test_the_steps_of_an_image_are_read_whole(path: Path) -> None:
-    """`make image-steps` takes them one after the other; what it cannot read is an error."""
+    """`make image-steps` takes them one after the other; what it cannot read is an error. By hadolint, too, where it is
+    installed."""
+    if (hadolint := shutil.which("hadolint")) is not None:
+        done = subprocess.run([hadolint, "--no-color", str(path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
     steps = instructions(path.read_text())
     kinds = [step.kind for step in steps]
     assert (kinds[0], kinds.count("RUN"), kinds[-2:]) == ("FROM", 3, ["USER", "WORKDIR"])
