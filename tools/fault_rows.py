@@ -37,6 +37,30 @@ FAULTS = (
     ),
     Fault(
         DRIVER,
+        "the machine is lost while it prepares data for a run directory in an object store",
+        "the part in work, and those of the last 15 s; of a file below 4 MiB everything",
+        "another machine goes on from the parts that were committed",
+        ("storage/test_parts.py::test_another_machine_takes_up_the_parts",),
+    ),
+    Fault(
+        WORKERS,
+        "a maker of parts of the data dies",
+        "the part in work",
+        "another one makes that part anew; the data are the same bytes",
+        (
+            "pipelines/test_on_ray.py::test_data_that_two_makers_on_ray_prepare_are_those_of_one_process",
+            "data/test_parts.py::test_two_workers_write_what_one_does",
+        ),
+    ),
+    Fault(
+        WORKERS,
+        "a node joins late and does not see the storage",
+        "nothing",
+        "it gets no work, and a line names it; where no other node has room, the run is refused by its name",
+        ("runtime/test_cluster_nodes.py::test_a_second_node_is_used_and_must_see_the_storage",),
+    ),
+    Fault(
+        DRIVER,
         "driver killed during precompute",
         "shards in work",
         "only uncommitted shards are scored again",
@@ -349,6 +373,7 @@ FAULTS = (
             "storage/test_two_drivers.py::test_two_drivers_and_what_they_remove",
             "storage/test_remote_run.py::test_of_two_drivers_the_one_that_began_last_goes_on",
             "storage/test_remote_run.py::test_a_store_that_does_not_keep_to_conditions_is_refused",
+            "storage/test_remote_run.py::test_who_gives_way_reads_what_was_committed_and_disturbs_nobody",
         ),
     ),
     Fault(

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.place import Place as Place
     from raydpo.runtime.placement import Placement as Placement
     from raydpo.runtime.pool import Pool as Pool
-    from raydpo.runtime.pool import run_pool as run_pool
+    from raydpo.runtime.pool_run import run_pool as run_pool
     from raydpo.runtime.resources import Demand as Demand
     from raydpo.runtime.sessions import check_storage as check_storage
     from raydpo.runtime.sessions import count_cpus as count_cpus
@@ -62,7 +62,7 @@ _HOME = {
     "leaving_nodes": "sessions",
     "requested": "stops",
     "run_gang": "gang",
-    "run_pool": "pool",
+    "run_pool": "pool_run",
     "session": "sessions",
     "short_stop": "job",
     "spread_of": "spread",

@@ -12,11 +12,9 @@ loaded: `tell` reaches those that are there, and `greet_with` is what an actor t
 from __future__ import annotations
 
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
-from contextlib import closing
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, TypeVar
+from typing import Any
 
 import cloudpickle
 
@@ -29,78 +27,16 @@ from raydpo.runtime.news import News
 from raydpo.runtime.place import Place, thread_variables
 from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
+from raydpo.runtime.pool_items import PoolItems
 from raydpo.runtime.resources import Demand, amounts, count_fitting
 from raydpo.runtime.sessions import current, patience, unseen_storage
 from raydpo.runtime.silence import Watched, frames_of, silences
 from raydpo.runtime.stops import requested
 
-T = TypeVar("T")
-R = TypeVar("R")
-
 _log = redacting_logger(__name__)
 
 HANG_TIMEOUT_S = 1800.0
 """Of pools that nobody gives a deadline."""
-
-
-def run_pool(
-    name: str,
-    make_worker: Callable[[], Callable[[T], R]],
-    items: Sequence[T],
-    *,
-    num_workers: int,
-    cpus: float,
-    gpus: float = 0.0,
-    max_retries: int = 0,
-    hang_timeout_s: float = HANG_TIMEOUT_S,
-    hang_key: str = "hang_timeout_s",
-    lighter: Callable[[T], T] | None = None,
-    threads: float | None = None,
-    own_process: bool = False,
-    preload: Sequence[str] = (),
-    placement: Placement = ANYWHERE,
-    placed: Callable[[Place], None] | None = None,
-) -> Generator[tuple[int, R], None, None]:
-    """Apply workers to `items` on up to `num_workers` actors; yield (index, result) in the order they finish.
-
-    make_worker: module-level function or partial, called once an actor; returns the callable that takes items.
-    cpus, gpus: reserved for each actor. placement: on which nodes.
-    max_retries: how often one item may lose its actor and be given to another.
-    hang_timeout_s: longest time of an actor without an answer or a beat (`schema.pulse`), from the moment when it has its
-        place. One that is here cannot be ended: it prints where it is, and goes on.
-    hang_key: the key to raise, for messages.
-    lighter: the item as it is tried again with less memory: after its worker was killed for the memory of its host, and
-        after a second one was killed by a signal, which may have been the kernel's for the same reason.
-    threads: of each actor, by default as many as its CPUs.
-    own_process: workers leave traces in their process, so none may be this one (a single worker of the local runtime
-        is here otherwise).
-    preload: modules that each actor imports anyway; local processes share one import of them, which comes before the
-        variables of threads (torch is told its number of threads afterwards).
-    placed: gets the place of each actor as soon as it has one, which may be long after the others began.
-
-    Results should be small (records, not tensors). Closing the iterator ends all actors.
-    Raises the RaydpoError a worker raised; WorkerError for any other exception (never retried) and for an item that
-    lost its actor once too often, HangError if by a hang; ResourceError when no actor gets its CPUs and GPUs; StorageError
-    when no node is left but one that came late and does not share what `check_storage` proved.
-    """
-    pool = Pool(
-        name,
-        make_worker,
-        num_workers=num_workers,
-        cpus=cpus,
-        gpus=gpus,
-        max_retries=max_retries,
-        hang_timeout_s=hang_timeout_s,
-        hang_key=hang_key,
-        lighter=lighter,
-        threads=threads,
-        own_process=own_process,
-        preload=preload,
-        placement=placement,
-        placed=placed,
-    )
-    with closing(pool):
-        yield from pool.run(items)
 
 
 class Pool:
@@ -133,6 +69,7 @@ class Pool:
         self._demand = Demand(name, num_workers, cpus, gpus, placement)
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._hang_timeout_s, self._hang_key, self._lighter = hang_timeout_s, hang_key, lighter
+        self._items = PoolItems((), max_retries, lighter)
         self._threads = cpus if threads is None else threads
         self._actors = current().actors(num_workers, own_process=own_process, preload=preload)
         self._preload = preload
@@ -143,41 +80,27 @@ class Pool:
         self._calls: dict[Any, PoolWorker] = {}
         self._workers: dict[int, PoolWorker] = {}
         self._waiting = patience().for_places()
-        self._begin(())
-
-    def _begin(self, items: Sequence[Any]) -> None:
-        self._items, self._queue = items, deque(range(len(items)))
-        self._changed: dict[int, Any] = {}
-        self._num_unfinished = len(items)
-        self._deaths_of_item: dict[int, int] = {}
-        self._deaths_at_start = 0
-
-    def _item(self, index: int) -> Any:
-        """An item as it is tried now. A sequence may make it when it is asked."""
-        return self._changed[index] if index in self._changed else self._items[index]
 
     def run(self, items: Sequence[Any]) -> Iterator[tuple[int, Any]]:
         """(index, result) of each item, in the order they finish. One run at a time; to be read to its end.
 
         Once a signal has asked the run to end, no item is handed out any more: those in work are the last.
         """
-        self._begin(items)
+        self._items = PoolItems(items, self._max_retries, self._lighter)
         for worker in [worker for worker in self._workers.values() if worker.state == "ready"]:
             worker.was_idle = True
             self._feed(worker)
         self._start_missing(min(self._num_workers, len(items)))
-        while self._num_unfinished:
-            if requested() and self._queue:
-                self._num_unfinished -= len(self._queue)
-                self._queue.clear()
+        while self._items.num_unfinished:
+            if requested() and self._items.num_waiting:
+                self._items.drop_waiting()
                 continue
             for worker, answer in self._answers():
                 if worker.state != "working":
                     self._advance(worker, answer)
                     continue
                 index, worker.item, worker.state, worker.was_idle = worker.item, None, "ready", False
-                self._num_unfinished -= 1
-                self._deaths_at_start = 0
+                self._items.finish_one()
                 self._feed(worker)
                 assert index is not None
                 yield index, answer
@@ -273,7 +196,7 @@ class Pool:
     def _show(self) -> None:
         placed = [worker for worker in self._workers.values() if worker.place is not None]
         busy = sum(worker.state == "working" for worker in placed)
-        gauge("raydpo_queue_items", len(self._queue), self._name)
+        gauge("raydpo_queue_items", self._items.num_waiting, self._name)
         gauge("raydpo_workers", len(placed), self._name)
         gauge("raydpo_busy_share", busy / max(1, len(placed)), self._name)
 
@@ -359,13 +282,13 @@ class Pool:
         self._calls[call] = worker
 
     def _feed(self, worker: PoolWorker) -> None:
-        if self._queue:
-            worker.item, worker.state = self._queue.popleft(), "working"
+        if self._items.num_waiting:
+            worker.item, worker.state = self._items.take(), "working"
             if self._hear is None:
-                self._ask(worker, "work", self._item(worker.item))
+                self._ask(worker, "work", self._items.at(worker.item))
                 return
             worker.silent_s = 0.0
-            item, deadline_s = self._item(worker.item), self._hang_timeout_s
+            item, deadline_s = self._items.at(worker.item), self._hang_timeout_s
             stream = self._actors.stream(worker.actor, "work_aloud", item, max_unread=None, hang_timeout_s=deadline_s)
             self._calls[stream] = worker
 
@@ -376,32 +299,26 @@ class Pool:
             return  # the pool was stopped meanwhile
         is_hang = death.cause is Cause.HUNG
         message = f"{self._describe(worker)} {'hung' if is_hang else 'died'}: {death.text}."
-        if worker.item is None and not self._queue:
+        if worker.item is None and not self._items.num_waiting:
             _log.warning("%s%s", message, frames)
             return
         if worker.item is None:
-            self._deaths_at_start += 1
-            if self._deaths_at_start > self._max_retries:
+            if not self._items.survives_start():
                 raise self._error(f"{message} This was before it took an item.", death, frames)
             _log.warning("%s Another one starts in its place.%s", message, frames)
         elif worker.was_idle and not is_hang:  # the item need not be the cause
-            self._queue.appendleft(worker.item)
+            self._items.put_back(worker.item)
             _log.warning("%s The item goes to another one.", message)
         else:
-            deaths = self._deaths_of_item[worker.item] = self._deaths_of_item.get(worker.item, 0) + 1
-            if deaths > self._max_retries:
+            deaths, text = self._items.retry(worker.item, death.cause)
+            if not text:
                 lost = f"{deaths} workers died of or hung over this item, and no more than {self._max_retries} retries"
                 raise self._error(f"{message} {lost} are allowed.", death, frames)
-            self._queue.appendleft(worker.item)
-            text = f"The item goes to another one (retry {deaths} of {self._max_retries})."
-            if self._lighter is not None and _may_be_memory(death.cause, deaths):
-                self._changed[worker.item] = self._lighter(self._item(worker.item))
-                text += " It is tried with less memory."
             _log.warning("%s %s%s", message, text, frames)
         idle = next((other for other in self._workers.values() if other.state == "ready"), None)
-        if idle is not None and self._queue:
+        if idle is not None and self._items.num_waiting:
             self._feed(idle)
-        elif self._queue:
+        elif self._items.num_waiting:
             self._start_worker(worker.number)
 
     def _error(self, message: str, death: Death, frames: str) -> WorkerError:
@@ -426,16 +343,11 @@ class Pool:
         where = f" ({worker.place})" if worker.place else ""
         if worker.item is None:
             return f"{self._name} worker {worker.number}{where}"
-        text = repr(self._item(worker.item))
-        short = text if len(text) <= 160 else text[:160] + "..."
-        return f"{self._name} worker {worker.number}{where}, item {worker.item} of {len(self._items)} ({short})"
+        item = f"item {worker.item} of {len(self._items)} ({self._items.shown(worker.item)})"
+        return f"{self._name} worker {worker.number}{where}, {item}"
 
     def _remedy(self) -> str:
         return f"If it was memory, run fewer workers or smaller batches; {self._actors.hint}."
-
-
-def _may_be_memory(cause: Cause, deaths: int) -> bool:
-    return cause is Cause.OUT_OF_HOST_MEMORY or (cause is Cause.KILLED and deaths > 1)
 
 
 def _watched(workers: Mapping[int, PoolWorker]) -> Watched:

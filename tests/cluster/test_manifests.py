@@ -14,6 +14,7 @@ import yaml
 
 from raydpo.runtime.gauges import GAUGES
 from tests.cluster.schema import problems_of
+from tools.image_steps import instructions
 
 CLUSTER = Path(__file__).resolve().parents[2] / "cluster"
 KUBERAY = ["rayjob.yaml", "rayjob-object-store.yaml", "raycluster.yaml"]
@@ -168,6 +169,35 @@ def test_an_image_copies_what_there_is_and_runs_as_a_user(path: Path) -> None:
     assert {"constraints.txt", "pyproject.toml", "raydpo"} <= set(copied)
     assert all((CLUSTER.parent / name).exists() for name in copied)
     assert re.search(r"^USER \d+$", text, re.M)
+
+
+@pytest.mark.parametrize("path", sorted(CLUSTER.rglob("*.Dockerfile")), ids=lambda path: path.name)
+def test_the_steps_of_an_image_are_read_whole(path: Path) -> None:
+    """`make image-steps` takes them one after the other; what it cannot read is an error. By hadolint, too, where it is
+    installed."""
+    if (hadolint := shutil.which("hadolint")) is not None:
+        done = subprocess.run([hadolint, "--no-color", str(path)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stdout
+    steps = instructions(path.read_text())
+    kinds = [step.kind for step in steps]
+    assert (kinds[0], kinds.count("RUN"), kinds[-2:]) == ("FROM", 3, ["USER", "WORKDIR"])
+    commands = [step.text for step in steps if step.kind == "RUN"]
+    assert commands[0].startswith("apt-get update && apt-get install --yes --no-install-recommends")
+    assert commands[0].endswith("--gid 100 ray")
+    assert commands[1].startswith("pip install ${TORCH_INDEX:+")
+    assert commands[2].endswith("&& raydpo --help > /dev/null")
+    for command in commands:
+        subprocess.run(["sh", "-n", "-c", command], check=True)
+    declared = {step.text.partition("=")[0] for step in steps if step.kind == "ARG"}
+    assert set(re.findall(r"\$\{?([A-Z_]+)", " ".join(commands))) <= declared
+
+
+@pytest.mark.parametrize(
+    ("text", "problem"), [("FROM a\nHEALTHCHECK b", "line 2"), ("RUN a \\\n  && b \\\n", "without an end")]
+)
+def test_a_step_that_is_not_known_is_an_error(text: str, problem: str) -> None:
+    with pytest.raises(ValueError, match=problem):
+        instructions(text)
 
 
 def test_the_readme_names_every_file_and_the_steps_of_the_token() -> None:

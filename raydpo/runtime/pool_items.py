@@ -1,0 +1,85 @@
+"""The items of one run of a pool: which wait, as what each is tried, and how many actors they have cost.
+
+Comes in: items, and what became of the actors that had them. Goes out: the next item, or that a death was one too many.
+Decision: an item may be made when it is asked for, and only one that was changed is kept.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Any
+
+from raydpo.errors import Cause
+
+_SHOWN_CHARACTERS = 160
+
+
+class PoolItems:
+    """items: as given. max_retries: how often one may lose its actor. lighter: an item as it is tried with less memory.
+
+    num_unfinished: items without a result that somebody still waits for.
+    """
+
+    def __init__(self, items: Sequence[Any], max_retries: int, lighter: Callable[[Any], Any] | None) -> None:
+        self._items, self._max_retries, self._lighter = items, max_retries, lighter
+        self._queue = deque(range(len(items)))
+        self._changed: dict[int, Any] = {}
+        self._deaths_of_item: dict[int, int] = {}
+        self._deaths_at_start = 0
+        self.num_unfinished = len(items)
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def num_waiting(self) -> int:
+        return len(self._queue)
+
+    def at(self, index: int) -> Any:
+        """An item as it is tried now. A sequence may make it when it is asked."""
+        return self._changed[index] if index in self._changed else self._items[index]
+
+    def take(self) -> int:
+        """The next one that waits."""
+        return self._queue.popleft()
+
+    def finish_one(self) -> None:
+        """An item has its result; whatever killed actors at their start is over."""
+        self.num_unfinished -= 1
+        self._deaths_at_start = 0
+
+    def drop_waiting(self) -> None:
+        """Those that wait are not wanted any more."""
+        self.num_unfinished -= len(self._queue)
+        self._queue.clear()
+
+    def put_back(self, index: int) -> None:
+        """An item is the next again."""
+        self._queue.appendleft(index)
+
+    def survives_start(self) -> bool:
+        """Note a death before an item; whether another actor may be tried."""
+        self._deaths_at_start += 1
+        return self._deaths_at_start <= self._max_retries
+
+    def retry(self, index: int, cause: Cause) -> tuple[int, str]:
+        """Note a death over an item: (deaths over it, what becomes of it in words; empty if that was one too many)."""
+        deaths = self._deaths_of_item[index] = self._deaths_of_item.get(index, 0) + 1
+        if deaths > self._max_retries:
+            return deaths, ""
+        self.put_back(index)
+        text = f"The item goes to another one (retry {deaths} of {self._max_retries})."
+        if self._lighter is not None and _may_be_memory(cause, deaths):
+            self._changed[index] = self._lighter(self.at(index))
+            text += " It is tried with less memory."
+        return deaths, text
+
+    def shown(self, index: int) -> str:
+        """An item for a message."""
+        text = repr(self.at(index))
+        return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+
+
+def _may_be_memory(cause: Cause, deaths: int) -> bool:
+    return cause is Cause.OUT_OF_HOST_MEMORY or (cause is Cause.KILLED and deaths > 1)
