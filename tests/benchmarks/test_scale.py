@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from benchmarks.scale import FOLDER, PHASES, exponents, run
+from benchmarks.scale_run import NUM_STEPS
 
 pytestmark = pytest.mark.slow
 
@@ -61,3 +62,13 @@ def test_growth_is_measured_from_ten_thousand_pairs_on() -> None:
     assert exponents(lines) == {"plan": {"cpu_s": 1.0, "private_mb": 1.5}}
     assert exponents(lines[:2]) == {"plan": {"cpu_s": -2.7, "private_mb": -1.4}}
     assert exponents(lines[:1]) == {}
+
+
+def test_a_run_on_a_million_pairs_keeps_to_its_bounds() -> None:
+    newest = max(FOLDER.glob("scale_run_*.json"), key=lambda path: path.stem[-10:])
+    runs = {run["pairs"]: run for run in json.loads(newest.read_text())["results"]}
+    smallest, largest = runs[min(runs)], runs[max(runs)]
+    assert (smallest["pairs"], largest["pairs"]) == (1_000, 1_000_000)
+    assert largest["driver_mb"] < 1000
+    assert largest["other_mb"] < smallest["other_mb"] + 300, "ranks, and workers of the reference"
+    assert {run["steps"] for run in runs.values()} == {NUM_STEPS}
