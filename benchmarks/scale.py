@@ -34,6 +34,7 @@ from raydpo.data.tokenizer import TextTokenizer
 from raydpo.reference.plan import plan_shards, wanted_rows
 
 SIZES = (1_000, 10_000, 100_000, 1_000_000)
+LEAST_PAIRS = 10_000
 ROWS_PER_SHARD = 512
 BATCH_PAIRS, NUM_STEPS = 64, 32
 FOLDER = Path(__file__).parent / "results"
@@ -123,9 +124,9 @@ PHASES: dict[str, Callable[[Path, int], Facts]] = {
 }
 
 
-def private_bytes() -> int:
-    """Memory that this process has for itself. Pages of a mapped file are not in it, whoever else maps them."""
-    lines = Path("/proc/self/smaps_rollup").read_text().splitlines()
+def private_bytes(pid: int | str = "self") -> int:
+    """Memory that a process has for itself. Pages of a mapped file are not in it, whoever else maps them."""
+    lines = Path(f"/proc/{pid}/smaps_rollup").read_text().splitlines()
     return sum(int(line.split()[1]) for line in lines if line.startswith("Anonymous:")) * 1024
 
 
@@ -176,15 +177,19 @@ def run(sizes: tuple[int, ...], folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def exponents(results: list[dict[str, Any]]) -> dict[str, dict[str, float]]:
-    """Of each phase, how CPU and private memory grow from the second largest size to the largest: 1.0 is linear."""
+    """Of each phase, how CPU and private memory grow up to the largest size: 1.0 is linear.
+
+    From the first size of at least 10,000 pairs; from the smallest where the largest alone has so many.
+    """
     grown: dict[str, dict[str, float]] = {}
     for phase in PHASES:
-        lines = sorted((line for line in results if line["phase"] == phase), key=lambda line: line["pairs"])[-2:]
-        if len(lines) == 2:
-            ratio = math.log(lines[1]["pairs"] / lines[0]["pairs"])
+        lines = sorted((line for line in results if line["phase"] == phase), key=lambda line: line["pairs"])
+        if len(lines) > 1:
+            first, last = next((line for line in lines[:-1] if line["pairs"] >= LEAST_PAIRS), lines[0]), lines[-1]
+            ratio = math.log(last["pairs"] / first["pairs"])
             grown[phase] = {
-                what: round(math.log(max(lines[1][what], 0.1) / max(lines[0][what], 0.1)) / ratio, 2)
-                for what in ("cpu_s", "private_mb")
+                what: round(math.log(max(last[what], least) / max(first[what], least)) / ratio, 2)
+                for what, least in (("cpu_s", 0.001), ("private_mb", 0.1))
             }
     return grown
 
