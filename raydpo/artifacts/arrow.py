@@ -51,14 +51,14 @@ def hashed_name(stem: str, sha256: str) -> str:
     return f"{stem}-{sha256[:12]}.arrow"
 
 
-def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema) -> pa.Table:
-    """Memory-map `path`, check it against `record` and parse it; it has one of `schemas`.
+def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema, is_mapped: bool = True) -> pa.Table:
+    """Memory-map `path`, or read it into memory, check it against `record` and parse it; it has one of `schemas`.
 
     Raises IntegrityError naming file and fault.
     """
     fetch(path)
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.memory_map(str(path)) if is_mapped else pa.OSFile(str(path)) as source:
             buffer = source.read_buffer()
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error
