@@ -140,7 +140,7 @@ def _gc(args: argparse.Namespace) -> int:
     from raydpo.config.places import is_in_store
 
     keep, grace_s = reached_caches(args.runs), args.grace_hours * 3600
-    place, is_stored = _cache_dir(args), is_in_store(_given(args))
+    place, is_stored = _cache_dir(args, is_fetched=False), is_in_store(_given(args))
     if is_stored and args.older_than_days is not None:
         raise UserError(
             f"--older-than-days: {args.cache_dir} is an object store, where nobody knows when a cache was last read; allowed: "
@@ -162,16 +162,17 @@ def _gc(args: argparse.Namespace) -> int:
     return 0
 
 
-def _cache_dir(args: argparse.Namespace) -> Path:
-    """The folder that is looked at: of an address, that of working copies, with everything fetched."""
+def _cache_dir(args: argparse.Namespace, *, is_fetched: bool = True) -> Path:
+    """The folder that is looked at: of an address, that of working copies, with everything fetched where that is needed."""
     from raydpo.config.places import check_places, is_in_store
 
     given = _given(args)
     check_places({"reference.cache_dir": given})
     if is_in_store(given):
+        from raydpo.artifacts import local_path
         from raydpo.artifacts.remote_cache import pull_caches
 
-        return pull_caches(given)
+        return pull_caches(given) if is_fetched else local_path(given)
     place = Path(given).expanduser()
     if not place.is_dir():
         raise UserError(

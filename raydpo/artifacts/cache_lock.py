@@ -1,8 +1,8 @@
 """Writers of a cache next to each other, a collector alone: so that nothing is removed that is just about to count.
 
 Comes in: the folder of a cache. Goes out: a moment in which nobody removes, or nobody writes. Decision: a lock of the kernel on
-`<cache>/lock`, shared by writers, which ends with its process; a collector holds it for few files at a time. Price: where there
-are no locks, or somebody keeps one for a minute, writers go on without, and a collector leaves everything as it is.
+`<cache>/.lock`, shared by writers, which ends with its process; a collector holds it for few files at a time. Price: where
+there are no locks, or somebody keeps one for a minute, writers go on without, and a collector leaves everything as it is.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-LOCK = "lock"
+LOCK = ".lock"
 _PATIENCE_S, _POLL_S = 60.0, 0.01
 
 

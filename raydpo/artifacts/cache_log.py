@@ -1,9 +1,9 @@
 """What the log of a reference cache in an object store says: which shards count, and which objects must never count again.
 
 Comes in: entries in their order. An entry adds a shard (`shard`, `record`, `object`), adds one and lets others go (`replaces`),
-or names objects that are about to be removed (`removed`). Goes out: the state after the last of them. Decision: the order of
-the log is the only order there is, so who adds a shard and who removes objects agree on who was first without a clock. The
-price is that all entries are read.
+names objects that are about to be removed (`removed`), or says everything that counts (`snapshot`). Goes out: the state after
+the last of them. Decision: the order of the log is the only order there is, so who adds a shard and who removes objects agree
+on who was first without a clock. The price is that all entries since a snapshot are read.
 """
 
 from __future__ import annotations
@@ -45,6 +45,9 @@ class CacheState:
 
     def add(self, number: int, entry: Mapping[str, Any]) -> None:
         """What entry `number` says. One that cannot be read says nothing."""
+        if isinstance(entry.get("snapshot"), dict):
+            self._reset(entry)
+            return
         self.removed |= removed_by(entry)
         with suppress(ValueError, KeyError, TypeError):
             record = dict(entry["record"])
@@ -58,6 +61,22 @@ class CacheState:
             self.shards[str(entry["shard"])] = held
             self.let_go.pop(held.key, None)
 
+    def snapshot(self) -> dict[str, Any]:
+        """An entry that says the same as all before it, but for what is gone from the store."""
+        shards = {name: {"record": held.record, "object": held.key} for name, held in self.shards.items()}
+        return {
+            "snapshot": shards,
+            "let_go": {key: number for key, number in self.let_go.items() if key not in self.removed},
+        }
+
+    def _reset(self, entry: Mapping[str, Any]) -> None:
+        shards, let_go = entry["snapshot"], entry.get("let_go", {})
+        self.shards = {
+            name: HeldShard(dict(shard["record"]), str(shard["object"]), {}) for name, shard in shards.items()
+        }
+        self.let_go = {str(key): int(number) for key, number in let_go.items()}
+        self.removed, self.replaced = set(), set()
+
     def is_overtaken(self, replaces: Mapping[str, str]) -> bool:
         """Whether a shard of `replaces` (name -> file) was replaced already, and not by another one of them."""
         held = [self.shards[name] for name, file in replaces.items() if self._holds(name, file)]
@@ -68,10 +87,10 @@ class CacheState:
         return name in self.shards and self.shards[name].record["name"] == file
 
 
-def state_after(entries: Iterable[Mapping[str, Any]]) -> CacheState:
-    """The state after entries 1, 2, ..."""
+def state_after(entries: Iterable[tuple[int, Mapping[str, Any]]]) -> CacheState:
+    """The state after numbered entries, from the first one or a snapshot on."""
     state = CacheState()
-    for number, entry in enumerate(entries, 1):
+    for number, entry in entries:
         state.add(number, entry)
     return state
 

@@ -19,7 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-READERS = "readers"
+READERS = ".readers"
 _ATTEMPTS = 20
 _FORGOTTEN_S = 30 * 86400.0
 """Where there are no locks, a reader whose file is older than this is taken for dead."""

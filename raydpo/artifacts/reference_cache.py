@@ -1,10 +1,11 @@
 """The reference cache: per-token log-probs by row key, in verified shards that many runs and workers share.
 
 Layout: `<cache_dir>/<identity>/identity.json`, `shards/<name>.json` (the commit record: file, rows, bytes, sha256, and a
-digest over itself) with `shards/<name>-<hash>.arrow`, `damaged/` for shards that failed their check.
-Decision: one commit record a shard instead of one manifest for all, so that any number of runs add shards without a
-lock; two that write one shard with values a little different never share a file, and the last record counts. A row that
-stands in two shards is harmless; a shard without a valid record does not exist.
+digest over itself) with `shards/<name>-<hash>.arrow`, `replaced/` for lists of shards that merged ones replaced, `damaged/` for
+shards that failed their check, `index/`, `claims/`, `.readers/` and `.lock` for those who work on it at the same time.
+Decision: one commit record a shard instead of one manifest for all, so that any number of runs add shards without waiting
+for each other; two that write one shard with values a little different never share a file, and the last record counts. A
+row that stands in two shards is harmless; a shard without a valid record does not exist.
 """
 
 from __future__ import annotations

@@ -8,6 +8,7 @@ this machine. The price is a request a shard for who has none of them.
 
 from __future__ import annotations
 
+import json
 import re
 import uuid
 from collections.abc import Mapping
@@ -17,7 +18,7 @@ from typing import Any
 
 from raydpo.artifacts.cache_lock import writing
 from raydpo.artifacts.cache_log import HeldShard, removed_by, replaced_by, state_after
-from raydpo.artifacts.commit_log import CommitLog, DiskFolder, entry_name
+from raydpo.artifacts.commit_log import CommitLog, entry_name
 from raydpo.artifacts.digest import file_sha256
 from raydpo.artifacts.durable import write_bytes, write_json
 from raydpo.artifacts.mirror_path import local_path, url_of
@@ -29,6 +30,8 @@ from raydpo.errors import IntegrityError
 _LOG = ".log"
 """Folder of the entries that this machine knows."""
 _IDENTITY = "identity.json"
+_SNAPSHOT = "snapshot.json"
+"""A hint: the number of an entry that says everything that counts."""
 _FEWEST, _MOST = 4, 64
 """Entries that are asked for at one time: twice as many each time that all were there."""
 
@@ -40,7 +43,7 @@ def pull_cache(folder: Path) -> None:
     """
     if (url := url_of(folder)) is None:
         return
-    entries, num_before = read_entries(folder, url), -1
+    entries, num_before = read_entries(folder, url), 0
     while len(entries) > num_before:  # what is not there may have been replaced, and removed, meanwhile
         held = state_after(entries).shards
         with ThreadPoolExecutor(PARALLEL) as threads:
@@ -98,17 +101,38 @@ def _upload(store: ObjectStore, path: Path) -> str:
     return key
 
 
-def read_entries(folder: Path, url: str, *, up_to: int | None = None) -> list[dict[str, Any]]:
-    """Entries 1, 2, ... of the log at `url`, {} for one that cannot be read. Those that are new to this machine are kept on it.
+def read_entries(folder: Path, url: str, *, up_to: int | None = None) -> list[tuple[int, dict[str, Any]]]:
+    """Entries of the log at `url` with their numbers, from 1 or a snapshot on, {} for one that cannot be read. Those that are
+    new to this machine are kept on it.
 
     up_to: a number that this machine has; the store is not asked for more.
     """
-    kept = DiskFolder(folder / _LOG)
-    known = CommitLog(kept).newest() if up_to is None else up_to
+    log, store = CommitLog(folder / _LOG), store_at(url)
+    known = log.newest() if up_to is None else up_to
     if up_to is None:
-        known = _keep_new(folder, StoreFolder(store_at(url), "log"), known)
-    log = CommitLog(kept)
-    return [log.read(number) or {} for number in range(1, known + 1)]
+        known = _keep_new(folder, StoreFolder(store, "log"), known or _keep_snapshot(folder, store))
+    kept, first = set(log.place.names()), known
+    while entry_name(first - 1) in kept:  # another process of this machine may be keeping older ones just now
+        first -= 1
+    return [(number, log.read(number) or {}) for number in range(max(1, first), known + 1)]
+
+
+def name_snapshot(store: ObjectStore, number: int) -> None:
+    """Let machines that have nothing of a cache begin to read its log at entry `number`, which is a snapshot."""
+    store.put(_SNAPSHOT, json.dumps({"number": number}).encode())
+
+
+def _keep_snapshot(folder: Path, store: ObjectStore) -> int:
+    """Keep the snapshot that the store names, which may be an old one; its number, 0 for none."""
+    try:
+        number = int(json.loads(store.get(_SNAPSHOT) or b"")["number"])
+        data = StoreFolder(store, "log").read(entry_name(number)) or b""
+        if "snapshot" not in json.loads(data):
+            return 0
+    except (ValueError, KeyError, TypeError):
+        return 0
+    write_bytes(folder / _LOG / entry_name(number), data)
+    return number
 
 
 def _keep_new(folder: Path, remote: StoreFolder, known: int) -> int:

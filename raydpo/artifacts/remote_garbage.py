@@ -17,8 +17,10 @@ from raydpo.artifacts.garbage import Removal
 from raydpo.artifacts.mirror_path import local_path
 from raydpo.artifacts.object_store import ObjectStore, StoreFolder
 from raydpo.artifacts.placeholder import store_at
-from raydpo.artifacts.remote_cache import cache_urls, read_entries
+from raydpo.artifacts.remote_cache import cache_urls, name_snapshot, read_entries
 
+SNAPSHOT_EVERY = 64
+"""Entries of the log."""
 _SHARDS, _LOG = "shards", "log"
 
 
@@ -36,11 +38,23 @@ def _collect(url: str, grace_s: float, dry_run: bool) -> list[Removal]:
         state = state_after(entries)
         doomed = _doomed(store, state, grace_s)
         fresh = sorted(doomed.keys() - state.removed)
-        if dry_run or not fresh or log.put(len(entries) + 1, {"removed": fresh, "id": uuid.uuid4().hex}):
+        number = entries[-1][0] + 1 if entries else 1
+        if dry_run or not fresh or log.put(number, {"removed": fresh, "id": uuid.uuid4().hex}):
             break
     if not dry_run:
         store.delete(sorted(doomed))
+        _take_snapshot(url, store, log)
     return [Removal(f"{url}/{key}", num_bytes, _reason(key, state)) for key, num_bytes in sorted(doomed.items())]
+
+
+def _take_snapshot(url: str, store: ObjectStore, log: CommitLog) -> None:
+    """Say everything that counts in one entry, where there are many since the last that did."""
+    entries = read_entries(local_path(url), url)
+    taken = [at for at, (_, entry) in enumerate(entries, 1) if "snapshot" in entry]
+    if len(entries) - max(taken, default=0) > SNAPSHOT_EVERY:
+        number = entries[-1][0] + 1
+        if log.put(number, {**state_after(entries).snapshot(), "id": uuid.uuid4().hex}):
+            name_snapshot(store, number)
 
 
 def _doomed(store: ObjectStore, state: CacheState, grace_s: float) -> dict[str, int]:

@@ -232,9 +232,9 @@ def test_a_reader_ends_with_its_process(tmp_path: Path) -> None:
     os.kill(child, 9)
     os.waitpid(child, 0)
     assert open_readers(tmp_path) == []
-    assert len(list((tmp_path / "readers").iterdir())) == 1
+    assert len(list((tmp_path / ".readers").iterdir())) == 1
     assert open_readers(tmp_path, clear=True) == []
-    assert list((tmp_path / "readers").iterdir()) == []
+    assert list((tmp_path / ".readers").iterdir()) == []
 
 
 def test_a_forked_child_neither_keeps_nor_ends_the_reader_of_its_parent(tmp_path: Path) -> None:
@@ -247,4 +247,4 @@ def test_a_forked_child_neither_keeps_nor_ends_the_reader_of_its_parent(tmp_path
     os.waitpid(child, 0)
     assert len(open_readers(tmp_path, clear=True)) == 1
     del reader
-    assert list((tmp_path / "readers").iterdir()) == []
+    assert list((tmp_path / ".readers").iterdir()) == []

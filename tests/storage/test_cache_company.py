@@ -24,7 +24,7 @@ from hypothesis.stateful import (
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
 
-from raydpo.artifacts import ReferenceCache, collect_garbage, compact_cache, object_store
+from raydpo.artifacts import ReferenceCache, collect_garbage, compact_cache, object_store, remote_garbage
 from raydpo.artifacts.cache_log import state_after
 from raydpo.artifacts.cache_reader import CacheReader
 from raydpo.artifacts.object_store import ObjectStore
@@ -179,6 +179,7 @@ class StoredCompany(Company):
 @pytest.mark.parametrize("company", [Company, StoredCompany])
 def test_nothing_that_counts_or_is_open_is_removed(company: type[Company], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "_client", lambda url: _stores.setdefault(url, MemoryStore()))
+    monkeypatch.setattr(remote_garbage, "SNAPSHOT_EVERY", 4)
     store_at.cache_clear()
     run_state_machine_as_test(company, settings=settings(max_examples=12, stateful_step_count=16, deadline=None))
     store_at.cache_clear()
