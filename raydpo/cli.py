@@ -11,11 +11,9 @@ from __future__ import annotations
 import argparse
 import contextlib
 import dataclasses
-import datetime
 import errno
 import json
 import logging
-import math
 import os
 import signal
 import sys
@@ -23,11 +21,12 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
+from raydpo import cache_verbs
 from raydpo.errors import RaydpoError, Stopped, UserError
-from raydpo.redaction import redacted, redacted_values
+from raydpo.json_result import print_json
+from raydpo.redaction import redacted
 
 if TYPE_CHECKING:
     from raydpo.config import Config
@@ -180,17 +179,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shown.set_defaults(act=_config_show)
 
-    cache = verbs.add_parser("cache", help="look after the caches of reference log-probs")
-    actions = cache.add_subparsers(dest="action", metavar="ACTION", required=True)
-    place = argparse.ArgumentParser(add_help=False)
-    place.add_argument("--cache-dir", default=None, help="the reference.cache_dir of the runs (default: the default's)")
-    actions.add_parser("list", parents=[machine, place], help="the caches there are").set_defaults(act=_cache_list)
-    verify = actions.add_parser("verify", parents=[machine, place], help="read every shard and compare its digest")
-    verify.set_defaults(act=_cache_verify)
-    gc = actions.add_parser("gc", parents=[machine, place], help="remove leftovers, damaged shards and old caches")
-    gc.add_argument("--older-than-days", type=_days, default=None, help="also caches that no run used for this long")
-    gc.add_argument("--dry-run", action="store_true", help="say what would be removed, remove nothing")
-    gc.set_defaults(act=_cache_gc)
+    cache_verbs.add(verbs, machine)
     return parser
 
 
@@ -212,16 +201,6 @@ def _num_rows(text: str) -> int:
     if not text.isdecimal() or int(text) > _MOST_ROWS:
         raise argparse.ArgumentTypeError(f"given {text!r}; allowed: a whole number of rows, 0 to {_MOST_ROWS:,}")
     return int(text)
-
-
-def _days(text: str) -> float:
-    try:
-        days = float(text)
-    except ValueError:
-        days = -1.0
-    if not (math.isfinite(days) and days >= 0):
-        raise argparse.ArgumentTypeError(f"given {text!r}; allowed: a number of days >= 0")
-    return days
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -285,7 +264,7 @@ def _with_screen(args: argparse.Namespace, work: Callable[[Callable[[Any], None]
             print_rows(summary["rows"], human)
         print_summary(summary, human)
     if args.json:
-        _print_json(summary)
+        print_json(summary)
     return 0
 
 
@@ -317,7 +296,7 @@ def _config_show(args: argparse.Namespace) -> int:
 
     loaded = load(args.config, args.overrides)
     if args.json:
-        _print_json({"config": loaded.config.model_dump(mode="json"), "origins": dict(loaded.origins)})
+        print_json({"config": loaded.config.model_dump(mode="json"), "origins": dict(loaded.origins)})
     else:
         print(dump(loaded.config, loaded.origins), end="")
     return 0
@@ -330,7 +309,7 @@ def _objectives(args: argparse.Namespace) -> int:
 
     rows = rows_of(args.names)
     if args.json:
-        _print_json({"objectives": [dataclasses.asdict(row) for row in rows]})
+        print_json({"objectives": [dataclasses.asdict(row) for row in rows]})
     else:
         print(page() + declared.page() if args.markdown else "\n".join([*table(rows), *notes(), ""]), end="")
     return 0
@@ -343,7 +322,7 @@ def _formats(args: argparse.Namespace) -> int:
 
     if args.json:
         layouts = {layout.name: layout.title for layout in FORMATS.values()}
-        _print_json({"formats": layouts, "columns": [dataclasses.asdict(kind) for kind in KINDS]})
+        print_json({"formats": layouts, "columns": [dataclasses.asdict(kind) for kind in KINDS]})
     else:
         print(page() if args.markdown else "\n".join([*terminal_tables(), ""]), end="")
     return 0
@@ -362,26 +341,11 @@ def _doctor(args: argparse.Namespace) -> int:
     findings = examine_all({key: local_path(folder) for key, folder in folders.items()})
     failed = any(finding.level == "fail" for finding in findings)
     if args.json:
-        _print_json({"ok": not failed, "findings": [dataclasses.asdict(finding) for finding in findings]})
+        print_json({"ok": not failed, "findings": [dataclasses.asdict(finding) for finding in findings]})
     else:
         width = max(len(finding.name) for finding in findings)
         print("\n".join(f"{finding.level:4}  {finding.name:{width}}  {finding.text}" for finding in findings))
     return 1 if failed else 0
-
-
-def _print_json(result: Any) -> None:
-    """One line of strict JSON: a number that is not finite becomes null, a secret of the environment its name. Rows stay."""
-    if isinstance(result, dict):
-        result = {key: value if key == "rows" else redacted_values(value) for key, value in result.items()}
-    print(json.dumps(_strict(result), allow_nan=False, default=str), flush=True)
-
-
-def _strict(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {str(key): _strict(inner) for key, inner in value.items()}
-    if isinstance(value, list | tuple):
-        return [_strict(inner) for inner in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _complain(command: str, problems: Sequence[str]) -> None:
@@ -395,76 +359,3 @@ def _complain(command: str, problems: Sequence[str]) -> None:
 
 def _silence_stdout() -> None:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-
-
-def _cache_list(args: argparse.Namespace) -> int:
-    from raydpo.artifacts.housekeeping import list_caches
-
-    place = _cache_dir(args, in_stores=True)
-    found = list_caches(place)
-    if not args.json:
-        print(f"{place}: {len(found)} cache{'s' if len(found) != 1 else ''}")
-        for info in found:
-            used = datetime.date.fromtimestamp(info.last_used).isoformat()
-            size = f"{info.rows:,} rows  {info.tokens:,} tokens  {_megabytes(info.bytes)}"
-            print(f"  {info.digest}  {size}  last used {used}  {info.identity.get('dtype', '')}".rstrip())
-    else:
-        _print_json({"cache_dir": str(place), "caches": [dataclasses.asdict(info) for info in found]})
-    return 0
-
-
-def _cache_verify(args: argparse.Namespace) -> int:
-    from raydpo.artifacts.housekeeping import verify_caches
-
-    place = _cache_dir(args, in_stores=True)
-    checked, problems = verify_caches(place)
-    if not args.json:
-        print(f"{place}: {checked:,} shards read, {len(problems):,} damaged")
-        for problem in problems:
-            print(f"  {problem}")
-        if problems:
-            print("The next run that needs a damaged shard sets it aside and scores its rows again.")
-    else:
-        _print_json({"cache_dir": str(place), "shards_checked": checked, "problems": problems})
-    return 1 if problems else 0
-
-
-def _cache_gc(args: argparse.Namespace) -> int:
-    from raydpo.artifacts.housekeeping import collect_garbage
-
-    place = _cache_dir(args)
-    removals = collect_garbage(place, older_than_days=args.older_than_days, dry_run=args.dry_run)
-    freed = sum(removal.bytes for removal in removals)
-    if not args.json:
-        done = "would be removed" if args.dry_run else "removed"
-        print(f"{place}: {len(removals):,} {done}, {_megabytes(freed)}")
-        for removal in removals:
-            print(f"  {removal.path}  {_megabytes(removal.bytes)}  {removal.reason}")
-    else:
-        listed = [dataclasses.asdict(removal) for removal in removals]
-        _print_json({"cache_dir": str(place), "dry_run": args.dry_run, "bytes": freed, "removals": listed})
-    return 0
-
-
-def _cache_dir(args: argparse.Namespace, *, in_stores: bool = False) -> Path:
-    """The folder that is looked at. in_stores: of an address, that of working copies, with everything fetched."""
-    from raydpo.config.places import check_places, is_in_store
-    from raydpo.config.sections import ReferenceSection
-
-    given = args.cache_dir or ReferenceSection.model_fields["cache_dir"].default
-    check_places({"reference.cache_dir" if in_stores else "--cache-dir": given})
-    if is_in_store(given):
-        from raydpo.artifacts.remote_cache import pull_caches
-
-        return pull_caches(given)
-    place = Path(given).expanduser()
-    if not place.is_dir():
-        raise UserError(
-            f"--cache-dir: {place} is not a folder; allowed: the reference.cache_dir of your runs. "
-            "Nothing was read. Give the folder, or run raydpo precompute first."
-        )
-    return place
-
-
-def _megabytes(num_bytes: int) -> str:
-    return f"{num_bytes / 1e6:,.1f} MB"

@@ -71,6 +71,8 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["quickstart", "--seed", "-1"], "allowed: a whole number"),
         (["quickstart", "a.b=c"], "a.b=c"),
         (["cache", "gc", "--older-than-days", "nan"], "allowed: a number of days"),
+        (["cache", "gc", "--grace-hours", "-1"], "allowed: a number of hours"),
+        (["cache", "compact", "--shard-mb", "0"], "a whole number of megabytes, 1 to 1,024"),
     ],
 )
 def test_wrong_words_end_with_2(words: list[str], said: str, capsys: pytest.CaptureFixture[str]) -> None:
@@ -255,7 +257,31 @@ def test_cache_list_verify_gc(cache_dir: Path, capsys: pytest.CaptureFixture[str
     assert not shard.exists()
 
 
-@pytest.mark.parametrize("action", ["list", "verify", "gc"])
+def test_cache_compact_and_what_runs_keep(cache_dir: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    place = ["--cache-dir", str(cache_dir)]
+    assert cli.main(["cache", "compact", *place]) == 0
+    assert "2 shards are 1, " in capsys.readouterr().out
+    assert cli.main(["cache", "compact", "--json", *place]) == 0
+    (done,) = json.loads(capsys.readouterr().out.splitlines()[-1])["caches"]
+    assert (done["shards_before"], done["shards"], done["damaged"]) == (1, 1, [])
+    assert cli.main(["cache", "gc", *place]) == 0
+    assert "0 removed" in capsys.readouterr().out
+    (tmp_path / "runs" / "one").mkdir(parents=True)
+    pointer = {"identity": next(cache_dir.iterdir()).name}
+    (tmp_path / "runs" / "one" / "reference.json").write_text(json.dumps(pointer))
+    old = ["--older-than-days", "0", "--grace-hours", "0", "--json", *place]
+    assert cli.main(["cache", "gc", "--runs", str(tmp_path / "runs"), *old]) == 0
+    removed = [Path(removal["path"]).parent.name for removal in json.loads(capsys.readouterr().out)["removals"]]
+    assert sorted(removed) == ["replaced", *["shards"] * 4], (
+        "two records, two files and their list; the cache is a run's"
+    )
+    assert cli.main(["cache", "list", *place]) == 0
+    assert "2 rows  4 tokens" in capsys.readouterr().out
+    assert cli.main(["cache", "gc", "--runs", str(tmp_path / "no"), *old]) == 2
+    assert "is not a folder. Nothing was removed" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("action", ["list", "verify", "compact", "gc"])
 def test_a_cache_dir_that_is_not_there(action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cache", action, "--cache-dir", str(tmp_path / "no")]) == 2
     assert "is not a folder" in capsys.readouterr().err

@@ -16,6 +16,7 @@ from raydpo import cli
 from raydpo.config import Config
 from raydpo.config.render import dump
 from raydpo.errors import ConfigError, HangError, OutOfMemoryError, WorkerError
+from raydpo.json_result import print_json
 from raydpo.judge.judge_inputs import inputs_of
 from raydpo.judge.verdict import Verdict
 from raydpo.redaction import keep_secret, redacted, redacted_values, redacting_logger
@@ -156,7 +157,7 @@ def test_what_a_run_is_compared_by_holds_none(monkeypatch: pytest.MonkeyPatch, t
 
 
 def test_rows_stay_in_what_is_printed(capsys: pytest.CaptureFixture[str]) -> None:
-    cli._print_json({"place": "/x/canary-hf-1f9c", "rows": [{"text": "canary-hf-1f9c"}], "n": 1.5})
+    print_json({"place": "/x/canary-hf-1f9c", "rows": [{"text": "canary-hf-1f9c"}], "n": 1.5})
     assert json.loads(capsys.readouterr().out) == {
         "place": "/x/<redacted HF_TOKEN>",
         "rows": [{"text": "canary-hf-1f9c"}],

@@ -342,6 +342,24 @@ FAULTS = (
     ),
     Fault(
         DISK,
+        "a compaction or a collection of a cache is killed, at any write or removal",
+        "nothing",
+        "small shards or the merged one; no value changes, and the same command goes on",
+        (
+            "artifacts/test_crash_points.py::test_what_a_killed_process_leaves_is_whole_or_not_there",
+            "artifacts/test_crash_points.py::test_the_same_work_again_ends_as_if_nothing_had_happened",
+            "storage/test_cache_company.py::test_nothing_that_counts_or_is_open_is_removed",
+        ),
+    ),
+    Fault(
+        DISK,
+        "a merged shard of a cache is damaged",
+        "that shard",
+        "what it replaced counts again while it is there; nothing is collected before the merged shard was read whole",
+        ("artifacts/test_compaction.py::test_a_damaged_merged_shard_gives_back_what_it_replaced",),
+    ),
+    Fault(
+        DISK,
         "a checkpoint is damaged",
         "steps since the one before",
         "passed over, the one before is used, and the log says so",

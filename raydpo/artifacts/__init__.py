@@ -1,11 +1,13 @@
 """Rows on disk: durable writes, digests, verified shards, committed folders, the reference cache."""
 
 from raydpo.artifacts.arrow import ShardRecord
+from raydpo.artifacts.compaction import compact_cache
 from raydpo.artifacts.digest import digest_of, digest_of_rows, file_sha256, tokenizer_digest, weights_digest
 from raydpo.artifacts.durable import CRASH_POINTS, crash_point, fsync, write_bytes, write_json, write_text
 from raydpo.artifacts.examples import ExampleTable, ExampleWriter, examples_digest
 from raydpo.artifacts.folders import commit_folder, discard, newest_valid, read_commit, verify_folder
-from raydpo.artifacts.housekeeping import collect_garbage, list_caches, verify_caches
+from raydpo.artifacts.garbage import collect_garbage
+from raydpo.artifacts.housekeeping import list_caches, verify_caches
 from raydpo.artifacts.lease import Lease, fence, require_lease, settle
 from raydpo.artifacts.lock import RunLock
 from raydpo.artifacts.mirror_path import local_path, shown
@@ -23,6 +25,7 @@ __all__ = [
     "ShardRecord",
     "collect_garbage",
     "commit_folder",
+    "compact_cache",
     "crash_point",
     "digest_of",
     "digest_of_rows",

@@ -51,12 +51,12 @@ def hashed_name(stem: str, sha256: str) -> str:
     return f"{stem}-{sha256[:12]}.arrow"
 
 
-def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema) -> pa.Table:
-    """Memory-map `path`, check it against `record` and parse it; it has one of `schemas`.
+def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema, is_mapped: bool = True) -> pa.Table:
+    """Memory-map `path`, or read it into memory, check it against `record` and parse it; it has one of `schemas`.
 
     Raises IntegrityError naming file and fault.
     """
-    buffer = _mapped(path)
+    buffer = _buffer(path, is_mapped)
     if len(buffer) != record.bytes:
         raise IntegrityError(f"{path} has {len(buffer)} bytes, {record.bytes} were committed")
     if hashlib.sha256(buffer).hexdigest() != record.sha256:
@@ -69,7 +69,7 @@ def read_shard(path: Path, record: ShardRecord, *schemas: pa.Schema) -> pa.Table
 
 def read_hashed(path: Path, *schemas: pa.Schema) -> pa.Table:
     """As `read_shard` for a file under its `hashed_name`, of which nothing else is known: the hash in its name is compared."""
-    buffer = _mapped(path)
+    buffer = _buffer(path, is_mapped=True)
     if not is_hash_of(path.name, hashlib.sha256(buffer).hexdigest()):
         raise IntegrityError(f"{path} differs from what was written to it (sha256)")
     return _parsed(path, buffer, schemas)
@@ -80,10 +80,10 @@ def is_hash_of(name: str, sha256: str) -> bool:
     return name.endswith(f"-{sha256[:12]}.arrow")
 
 
-def _mapped(path: Path) -> pa.Buffer:
+def _buffer(path: Path, is_mapped: bool) -> pa.Buffer:
     fetch(path)
     try:
-        with pa.memory_map(str(path)) as source:
+        with pa.memory_map(str(path)) if is_mapped else pa.OSFile(str(path)) as source:
             return source.read_buffer()
     except OSError as error:
         raise IntegrityError(f"{path} cannot be read: {error}") from error

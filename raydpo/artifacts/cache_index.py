@@ -25,9 +25,10 @@ POINTER, INDEX_FOLDER = "index.json", "index"
 
 
 class MappedIndex:
-    """An index that is on disk. shards: names, sorted."""
+    """An index that is on disk. name: of its folder. shards: names, sorted."""
 
     def __init__(self, folder: Path) -> None:
+        self.name = folder.name
         self._keys = np.load(folder / "keys.npy", mmap_mode="r")
         self._places = np.load(folder / "places.npy", mmap_mode="r")
         self.shards = np.load(folder / "shards.npy", mmap_mode="r")

@@ -2,7 +2,8 @@
 
 Comes in: the folder of a cache. Goes out: log-probs. Decision: the index of the cache is mapped, a shard is opened and
 verified when a row of it is read for the first time, and of the shards that no index names all are opened at the first key
-that it lacks. Price: what is damaged after the driver looked is met in the middle of a training.
+that it lacks. It is entered as a reader, so that nothing that it may still read is collected. Price: what is damaged after
+the driver looked is met in the middle of a training.
 """
 
 from __future__ import annotations
@@ -15,9 +16,14 @@ from pathlib import Path
 import numpy as np
 import pyarrow as pa
 
+from raydpo.artifacts.arrow import ShardRecord
 from raydpo.artifacts.cache_index import MappedIndex
-from raydpo.artifacts.reference_cache import KeyIndex, bytes_of, read_record, read_verified, shard_names
+from raydpo.artifacts.cache_records import read_record
+from raydpo.artifacts.cache_shards import read_shards, read_verified
+from raydpo.artifacts.key_index import KeyIndex, bytes_of
+from raydpo.artifacts.open_readers import OpenReader
 from raydpo.artifacts.remote_cache import pull_cache
+from raydpo.artifacts.replaced import replacements
 from raydpo.errors import IntegrityError
 
 _MOST_OPEN = 4096
@@ -25,15 +31,23 @@ _MOST_OPEN = 4096
 
 
 class CacheReader:
-    """Rows of the cache in `folder`. num_verified: shards that were verified so far."""
+    """Rows of the cache in `folder`, until `close`. num_verified, bytes_verified: shards that were verified so far."""
 
     def __init__(self, folder: Path) -> None:
         pull_cache(folder)
+        self._reader = OpenReader(folder)
+        lists = replacements(folder)
+        self._gone = {name for shards in lists.values() for name in shards}
         self._folder, self._index = folder, MappedIndex.newest(folder)
+        self._reader.found(lists, None if self._index is None else self._index.name)
         self._open: OrderedDict[str, pa.Table] = OrderedDict()
         self._rest: KeyIndex | None = None
-        self.num_verified = 0
+        self.num_verified = self.bytes_verified = 0
         self._lock = threading.Lock()
+
+    def close(self) -> None:
+        """Nothing of the cache has to be kept for this reader any more."""
+        self._reader.close()
 
     def lookup(self, keys: Sequence[str]) -> list[np.ndarray]:
         """Log-probs of each row's answer tokens in the loss, float32 nats. Raises IntegrityError when rows are missing.
@@ -67,7 +81,7 @@ class CacheReader:
         assert self._index is not None
         name = self._index.name_of(shard)
         try:
-            table = self._shard(name) if name else None
+            table = self._shard(name) if name and name not in self._gone else None
         except IntegrityError:
             table = None
         if table is None or row >= len(table) or bytes_of(table["row_key"].chunk(0))[row] != key:
@@ -79,8 +93,9 @@ class CacheReader:
 
     def _shard(self, name: str) -> pa.Table:
         if name not in self._open:
-            self._open[name] = read_verified(self._folder, read_record(self._folder, name)).combine_chunks()
-            self.num_verified += 1
+            record = read_record(self._folder, name)
+            self._open[name] = read_verified(self._folder, record).combine_chunks()
+            self._count(record)
             if len(self._open) > _MOST_OPEN:
                 self._open.popitem(last=False)
         self._open.move_to_end(name)
@@ -91,13 +106,16 @@ class CacheReader:
         if not keys:
             return []
         if self._rest is None:
-            tables = []
-            for name in shard_names(self._folder):
-                if self._index is None or not self._index.names(name):
-                    try:
-                        tables.append(read_verified(self._folder, read_record(self._folder, name)))
-                        self.num_verified += 1
-                    except IntegrityError:  # as for every reader: its rows are missing
-                        continue
-            self._rest = KeyIndex(tables)
+            found, _ = read_shards(
+                self._folder, {}, self._names
+            )  # a damaged one's rows are missing, as for every reader
+            for record, _ in found.values():
+                self._count(record)
+            self._rest = KeyIndex([table for _, table in found.values()])
         return self._rest.lookup(keys, self._folder)
+
+    def _names(self, name: str) -> bool:
+        return self._index is not None and name not in self._gone and self._index.names(name)
+
+    def _count(self, record: ShardRecord) -> None:
+        self.num_verified, self.bytes_verified = self.num_verified + 1, self.bytes_verified + record.bytes

@@ -47,6 +47,24 @@ def claimed(folder: Path, name: str) -> Iterator[bool]:
         os.close(descriptor)
 
 
+def unclaim(folder: Path, name: str) -> bool:
+    """Remove what a dead process left of its claim on work `name`; False for a living one's, which stays."""
+    try:
+        descriptor = os.open(folder / name, os.O_RDWR | os.O_CLOEXEC)
+    except (FileNotFoundError, PermissionError):
+        return False
+    try:
+        with suppress(OSError):  # no locks here
+            try:
+                fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except _TAKEN:
+                return False
+        (folder / name).unlink(missing_ok=True)
+    finally:
+        os.close(descriptor)
+    return True
+
+
 def is_claimed(folder: Path, name: str) -> bool:
     """Whether a living process has work `name`."""
     try:

@@ -167,14 +167,22 @@ class ObjectStore:
 
     def listed(self, prefix: str = "") -> Iterator[tuple[str, int, str]]:
         """(key, bytes, tag of the content) of everything below the folder `prefix`. What was put just now may be missing."""
+        for found in self._listed(prefix):
+            yield found["path"], int(found["size"]), str(found["e_tag"])
+
+    def dated(self, prefix: str = "") -> Iterator[tuple[str, int, float]]:
+        """(key, bytes, seconds since the epoch by the store's clock) of everything below the folder `prefix`, likewise."""
+        for found in self._listed(prefix):
+            yield found["path"], int(found["size"]), found["last_modified"].timestamp()
+
+    def _listed(self, prefix: str) -> Iterator[Any]:
         import obstore
 
         crash_point("object:before-list")
         self._count("list")
         with _said(f"{self.url}/{prefix} could not be listed"):
             for batch in obstore.list(self._client, prefix=prefix or None):
-                for found in batch:
-                    yield found["path"], int(found["size"]), str(found["e_tag"])
+                yield from batch
 
     def _count(self, kind: str, sent: int = 0, received: int = 0) -> None:
         with self._turn:

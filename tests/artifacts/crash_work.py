@@ -20,12 +20,15 @@ from raydpo.artifacts import (
     ExampleWriter,
     Lease,
     ReferenceCache,
+    collect_garbage,
     commit_folder,
+    compact_cache,
     durable,
     fence,
     newest_valid,
     write_json,
 )
+from raydpo.artifacts.cache_shards import live_names
 from raydpo.errors import IntegrityError
 from tests.artifacts.golden import EXAMPLES, IDENTITY, SHARDS, rows_of
 
@@ -45,6 +48,10 @@ def _work(folder: Path) -> None:
         rows = rows_of(shard)
         if cache.missing([*rows]):
             cache.write_shard(shard, [*rows], [*rows.values()])
+    cache.close()
+    if len(live_names(cache.folder)) > 1:
+        compact_cache(cache.folder)
+    collect_garbage(folder / "caches", grace_s=0)
     if newest_valid(folder / "checkpoints", "step-")[0] is None:
         staging = folder / "checkpoints" / f".staging-{uuid.uuid4().hex}"
         for name, data in CHECKPOINT.items():

@@ -63,6 +63,12 @@ def test_what_a_killed_process_leaves_is_whole_or_not_there(attempts: dict[str, 
     assert rows_left == {0, 7, 14, 21}, "the kills must have come between all shards"
 
 
+def test_a_temporary_file_is_left_only_by_a_kill_before_the_rename(attempts: dict[str, Path]) -> None:
+    for point, folder in attempts.items():
+        left = len(list(folder.rglob(f"{TEMPORARY}*")))
+        assert left == (point.startswith(("file:before-fsync", "file:before-rename", "put:before-link"))), point
+
+
 def test_the_same_work_again_ends_as_if_nothing_had_happened(attempts: dict[str, Path]) -> None:
     for point, folder in attempts.items():
         work(folder)
@@ -75,12 +81,6 @@ def test_the_same_work_again_ends_as_if_nothing_had_happened(attempts: dict[str,
         assert {name: (checkpoint / name).read_bytes() for name in CHECKPOINT} == CHECKPOINT, point
         assert examples_in(ExampleTable.open(folder / "data", "train")) == EXAMPLES, point
         assert json.loads((folder / "summary.json").read_text()) == NEW, point
-
-
-def test_a_temporary_file_is_left_only_by_a_kill_before_the_rename(attempts: dict[str, Path]) -> None:
-    for point, folder in attempts.items():
-        left = len(list(folder.rglob(f"{TEMPORARY}*")))
-        assert left == (point.startswith(("file:before-fsync", "file:before-rename", "put:before-link"))), point
 
 
 def test_the_log_of_commits_has_no_gap_and_ends_with_the_newest_attempt(attempts: dict[str, Path]) -> None:

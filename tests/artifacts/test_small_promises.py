@@ -14,7 +14,7 @@ import pytest
 
 from raydpo.artifacts import CacheIdentity, ReferenceCache, RunLock, commit_folder, fsync, write_json, write_text
 from raydpo.artifacts.durable import strict
-from raydpo.artifacts.housekeeping import LEFTOVER_AGE_S, collect_garbage
+from raydpo.artifacts.garbage import GRACE_S, collect_garbage
 from raydpo.errors import RunInUseError, StorageError
 
 
@@ -140,12 +140,12 @@ def test_a_shard_is_described_by_what_is_returned(tmp_path: Path) -> None:
 
 
 def test_leftovers_are_a_day_old(tmp_path: Path) -> None:
-    assert LEFTOVER_AGE_S == 24 * 60 * 60
+    assert GRACE_S == 24 * 60 * 60
     identity = CacheIdentity("w", "none", "t", "float32", "auto-cpu", "1")
     cache = ReferenceCache(tmp_path, identity)
     cache.write_shard("one", ["a" * 32], [np.array([-1.0])])
     young, old = cache.folder / "shards/.tmp-young", cache.folder / "shards/.tmp-old"
-    for path, age_s in ((young, LEFTOVER_AGE_S - 600), (old, LEFTOVER_AGE_S + 600)):
+    for path, age_s in ((young, GRACE_S - 600), (old, GRACE_S + 600)):
         path.write_text("x")
         os.utime(path, (time.time() - age_s,) * 2)
     collect_garbage(tmp_path)

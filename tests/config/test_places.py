@@ -84,7 +84,7 @@ def test_an_endpoint_is_an_address() -> None:
         ["train", "run.yaml", "run.dir=hdfs://bucket/run"],
         ["precompute", "run.yaml", "reference.cache_dir=wasb://bucket/cache"],
         ["quickstart", "--run-dir", "s3://bucket/run"],
-        ["cache", "gc", "--cache-dir", "s3://bucket/cache"],
+        ["cache", "gc", "--cache-dir", "hdfs://bucket/cache"],
     ],
     ids=" ".join,
 )

@@ -18,6 +18,7 @@ from raydpo.artifacts import (
     Lease,
     ReferenceCache,
     commit_folder,
+    compact_cache,
     durable,
     fence,
     local_path,
@@ -25,11 +26,14 @@ from raydpo.artifacts import (
     settle,
     write_json,
 )
+from raydpo.artifacts.cache_shards import live_names
 from raydpo.artifacts.folders import discard
 from raydpo.artifacts.mirror_path import ROOT_VARIABLE
+from raydpo.artifacts.remote_garbage import collect_stored
 from tests.artifacts.golden import IDENTITY
 
 KEYS = [f"{number:032x}" for number in range(3)]
+SHARDS = {"shard": KEYS[:2], "second": KEYS[2:]}
 FILES = {step: {"model/weights": b"w" * 300_000 * step, "state": b"s" * step} for step in (1, 2)}
 SUMMARY = {"steps": 2}
 
@@ -37,8 +41,13 @@ SUMMARY = {"steps": 2}
 def work(url: str) -> None:
     """What of the work is not there yet, of a run at `url`/run with a cache at `url`/cache."""
     cache = ReferenceCache(local_path(f"{url}/cache"), IDENTITY).open()
-    if missing := cache.missing(KEYS):
-        cache.write_shard("shard", missing, [np.full(2, -1, np.float32)] * len(missing))
+    for name, keys in SHARDS.items():
+        if missing := cache.missing(keys):
+            cache.write_shard(name, missing, [np.full(2, -1, np.float32)] * len(missing))
+    cache.close()
+    if len(live_names(cache.folder)) > 1:
+        compact_cache(cache.folder)
+    collect_stored(f"{url}/cache", grace_s=-60)
     folder = local_path(f"{url}/run")
     with Lease(folder):
         newest, _ = newest_valid(folder / "checkpoints", "step-")

@@ -47,7 +47,7 @@ def assert_whole(url: str) -> None:
             assert (newest / name).read_bytes() == data
     cache = ReferenceCache(local_path(f"{url}/cache"), IDENTITY).open()
     assert cache.damaged == []
-    assert cache.missing(KEYS) in ([], KEYS)
+    assert cache.missing(KEYS) in ([], KEYS, KEYS[2:])
 
 
 def assert_done(url: str) -> None:
