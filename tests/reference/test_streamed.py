@@ -40,7 +40,7 @@ def spec_of(world, cache_dir, dtype="float32", tokens_per_pass=1200, weights="st
 
 def sizes_of_batches(scorer, works):
     """Tokens of each batch, as the model reads it."""
-    for each in map(scorer._rows_of, works):
+    for each in (scorer.rows.of(work, TOKENS_PER_BATCH) for work in works):
         for start, stop in cut(each.rows, TOKENS_PER_BATCH, scorer.layout):
             yield lay_out(each.rows[start:stop], scorer.layout).input_ids.numel()
 
