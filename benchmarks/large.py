@@ -54,6 +54,8 @@ def main() -> None:
         trained = training(Path(folder))
     for one in found:
         print(line(one), flush=True)
+    print(said(trained), flush=True)
+    assert trained["is_cache_equal"], "trainers and streamed values differ"
     digests = {(one["dtype"], one["nats_sha256"]) for one in found}
     assert len(digests) == len({dtype for dtype, _ in CASES}), "streamed and whole values differ"
     over = [line(one) for one in found if one["weights"] == "streamed" and one["grown_bytes"] > one["bound_bytes"]]
@@ -130,10 +132,12 @@ def training(folder: Path) -> dict[str, Any]:
     once more streamed. Loads what is exported with transformers."""
     import torch
     from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
 
     from raydpo.config import Config
     from raydpo.pipelines import precompute, train
 
+    logging.disable_progress_bar()
     rows = [{"prompt": f"sort {n}", "chosen": f" {n} no", "rejected": f" no {n}"} for n in range(12, 16)]
     (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
@@ -228,6 +232,15 @@ def line(found: dict[str, Any]) -> str:
         return text
     more = f"a quarter and {sizes['stated']:.0f} MB of activations and logits are {sizes['bound']:.0f} MB"
     return f"{text}, {more}; {found['passes']} passes, {found['read_bytes'] / 1e6:.0f} MB of weights read"
+
+
+def said(trained: dict[str, Any]) -> str:
+    """The training as a sentence."""
+    return (
+        f"{trained['steps']} steps in bfloat16 by ZeRO 3 with offload on two ranks, which before scored "
+        f"{trained['rows_scored_by_trainers']} rows (equal to a streamed worker's: {trained['is_cache_equal']}); transformers "
+        f"loads {trained['weights_loaded']:,} weights, {trained['tensors_changed']} tensors changed"
+    )
 
 
 def _digest(values: list[np.ndarray]) -> str:
