@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,37 @@ def test_trainers_write_the_shards_of_workers(
         assert weights(tmp_path / "run/model") == weights(run / "model")
     again = train(config(toy, tmp_path / "again", {**CUTS, **mine, "train.max_steps": 1}))
     assert again["reference"]["rows_scored"] == 0
+
+
+def test_trainers_score_what_is_missing_and_a_run_that_goes_on_leaves_it_to_workers(
+    toy: Toy, by_workers: Any, tmp_path: Path
+) -> None:
+    _, whole = by_workers("float32")
+    cache = tmp_path / "cache"
+    shutil.copytree(whole, cache)
+    mine = {**CUTS, "reference.cache_dir": str(cache), "reference.weights": "trainers"}
+    for lost in lost_shards(cache, 3):
+        lost.unlink()
+    summary = train(config(toy, tmp_path / "run", {**mine, "train.save_every": 1}))
+    assert summary["reference"]["rows_scored"] == 3 * 16
+    assert shards(cache) == shards(whole)
+    shutil.rmtree(tmp_path / "run/checkpoints/step-000002")
+    for lost in lost_shards(cache, 2):
+        lost.unlink()
+    notes = Notes()
+    summary = train(config(toy, tmp_path / "run", {**mine, "train.save_every": 1}), notes)
+    assert summary["train"]["resumed_from_step"] == 1
+    assert summary["reference"]["rows_scored"] == 2 * 16
+    assert any("no trainer starts afresh here" in text for text in notes.info)
+    assert shards(cache) == shards(whole)
+
+
+def lost_shards(cache: Path, count: int) -> list[Path]:
+    """Both files of some whole shards."""
+    names = sorted(path.stem.partition("-")[0] for path in cache.glob("*/shards/*.arrow"))[:count]
+    found = [path for name in names for path in cache.glob(f"*/shards/{name}*")]
+    assert len(found) == 2 * count
+    return found
 
 
 def test_without_trainers_workers_score(toy: Toy, tmp_path: Path) -> None:
