@@ -3,7 +3,7 @@
 Comes in: nothing; the model is random. Goes out: one JSON file, named by hardware and date, and a line a measurement. Decision:
 each scoring is a process of its own, and what is counted is how far its anonymous memory (RssAnon) grows after the imports,
 looked at every 5 ms; mapped files are not in it. The bound: a quarter of the model's bytes, with the activations and logits
-that are stated.
+that are stated. Then two steps of a training whose reference its ranks score, and what transformers loads of it.
 """
 
 from __future__ import annotations
@@ -51,12 +51,15 @@ def main() -> None:
     with tempfile.TemporaryDirectory(prefix="large-") as folder:
         num_weights = write_model(Path(folder))
         found = [in_a_process(Asked(folder, dtype, weights)) for dtype, weights in CASES]
+        trained = training(Path(folder))
     for one in found:
         print(line(one), flush=True)
+    print(said(trained), flush=True)
+    assert trained["is_cache_equal"], "trainers and streamed values differ"
     digests = {(one["dtype"], one["nats_sha256"]) for one in found}
     assert len(digests) == len({dtype for dtype, _ in CASES}), "streamed and whole values differ"
     over = [line(one) for one in found if one["weights"] == "streamed" and one["grown_bytes"] > one["bound_bytes"]]
-    results = {"weights": num_weights, "scorings": found}
+    results = {"weights": num_weights, "scorings": found, "training": trained}
     print(save(RESULTS, "large", cpu_cores(), SHAPE | {"vocabulary": VOCABULARY}, results))
     assert not over, f"more memory than the bound: {over}"
 
@@ -98,7 +101,7 @@ def scored(asked: Asked) -> dict[str, Any]:
     from raydpo.reference.forward import RowList, score_rows
     from raydpo.reference.streamed import PassScoring
 
-    torch.set_num_threads(1)
+    torch.set_num_threads(2)
     with Watched() as memory:
         stream, together = None, one_by_one
         if asked.weights == "streamed":
@@ -121,6 +124,52 @@ def scored(asked: Asked) -> dict[str, Any]:
         "passes": stream.passes if stream else 0,
         "read_bytes": stream.weights.files.bytes_read if stream else 0,
         "nats_sha256": _digest(values),
+    }
+
+
+def training(folder: Path) -> dict[str, Any]:
+    """Two steps in bfloat16 by ZeRO 3 with offload on two ranks, of at most 64 tokens each; the reference by the trainers, and
+    once more streamed. Loads what is exported with transformers."""
+    import torch
+    from transformers import AutoModelForCausalLM
+    from transformers.utils import logging
+
+    from raydpo.config import Config
+    from raydpo.pipelines import precompute, train
+
+    logging.disable_progress_bar()
+    rows = [{"prompt": f"sort {n}", "chosen": f" {n} no", "rejected": f" no {n}"} for n in range(12, 16)]
+    (folder / "pairs.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def config(weights: str) -> Config:
+        return Config.model_validate(
+            {
+                "run": {"dir": str(folder / weights / "run"), "runtime": "local"},
+                "model": {"path": str(folder), "dtype": "bfloat16"},
+                "data": {"train": [str(folder / "pairs.jsonl")], "max_length": 16},
+                "objective": {"name": "dpo"},
+                "reference": {"cache_dir": str(folder / weights / "cache"), "weights": weights},
+                "train": {"num_workers": 2, "zero_stage": 3, "offload_optimizer": True, "global_batch_pairs": 2}
+                | {"max_steps": 2, "epochs": 1, "learning_rate": 1e-5, "save": "weights"},
+            }
+        )
+
+    summary, streamed = train(config("trainers")), precompute(config("streamed"))
+    caches = [
+        {path.name: path.read_bytes() for path in (folder / weights / "cache").glob("*/shards/*.arrow")}
+        for weights in ("trainers", "streamed")
+    ]
+    model = AutoModelForCausalLM.from_pretrained(summary["train"]["model"], dtype=torch.bfloat16)
+    before = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.bfloat16)
+    pairs = zip(model.parameters(), before.parameters(), strict=True)
+    return {
+        "steps": summary["train"]["steps"],
+        "probe": summary["train"]["probe"],
+        "rows_scored_by_trainers": summary["reference"]["rows_scored"],
+        "streamed": streamed["reference"] | {"cache": ""},
+        "is_cache_equal": caches[0] == caches[1],
+        "weights_loaded": model.num_parameters(),
+        "tensors_changed": sum(not torch.equal(one, two) for one, two in pairs),
     }
 
 
@@ -183,6 +232,15 @@ def line(found: dict[str, Any]) -> str:
         return text
     more = f"a quarter and {sizes['stated']:.0f} MB of activations and logits are {sizes['bound']:.0f} MB"
     return f"{text}, {more}; {found['passes']} passes, {found['read_bytes'] / 1e6:.0f} MB of weights read"
+
+
+def said(trained: dict[str, Any]) -> str:
+    """The training as a sentence."""
+    return (
+        f"{trained['steps']} steps in bfloat16 by ZeRO 3 with offload on two ranks, which before scored "
+        f"{trained['rows_scored_by_trainers']} rows (equal to a streamed worker's: {trained['is_cache_equal']}); transformers "
+        f"loads {trained['weights_loaded']:,} weights, {trained['tensors_changed']} tensors changed"
+    )
 
 
 def _digest(values: list[np.ndarray]) -> str:

@@ -165,11 +165,12 @@ class ReferenceSection(Section):
     """CPUs reserved for one reference worker; also its number of threads."""
     gpus_per_worker: Annotated[float, FREE] = Field(default=0, ge=0)
     """GPUs reserved for one reference worker, 1 at most. Below 1 it shares a GPU with others."""
-    weights: Annotated[Literal["auto", "whole", "streamed"], FREE] = "auto"
-    """How a reference worker holds its model. whole: loaded once. streamed: one decoder layer at a time, read from its files
-    once for `stream_tokens` tokens, so that a model far larger than the device can be the reference. auto: whole where it
-    fits, else streamed, and the log says so. The values are the same, bit for bit, and so is the cache. An adapter is always
-    whole, and so is a base in 4 bits (train.lora.quantize_base)."""
+    weights: Annotated[Literal["auto", "whole", "streamed", "trainers"], FREE] = "auto"
+    """Who holds the reference, and how. whole: workers load it once. streamed: a worker holds one decoder layer at a time, read
+    from its files once for `stream_tokens` tokens, so that a model far larger than the device can be the reference. auto: whole
+    where it fits, else streamed, and the log says so. trainers: the ranks that train score every row before their first step,
+    sharded as they are, where the policy starts as the reference; no second model is loaded. Shards and cache are the same. An
+    adapter is whole, and so is a base in 4 bits (train.lora.quantize_base)."""
     stream_tokens: Annotated[int, FREE] = Field(default=65536, ge=1)
     """Of a streamed reference, tokens that go through a layer while it is there, padding included. Their hidden states are in
     memory meanwhile: 2 x hidden size x bytes of a number each. More tokens: weights are read less often."""

@@ -85,7 +85,8 @@ class References:
                 training = np.unique(np.concatenate([self.order.examples(step) for step in steps]))
                 return reference_stage(current, ("train", "eval"), observer, {"train": training})
         is_probed = checkpoint is None and current.needs_reference and not current.starts_at_reference
-        return reference_stage(current, ("train", "eval"), observer, probe=is_probed)
+        has_trainers = checkpoint is None
+        return reference_stage(current, ("train", "eval"), observer, probe=is_probed, has_trainers=has_trainers)
 
     def stop_after(self, step: int) -> int | None:
         """The step at which ranks that go on from `step` stop for the next update; None for the end of training."""

@@ -17,12 +17,13 @@ from raydpo.artifacts import CacheIdentity, ReferenceCache, shown, write_json
 from raydpo.driver.actors import actor_session, demand
 from raydpo.driver.disk_room import check_cache_room
 from raydpo.driver.shared_scoring import SharedScoring
-from raydpo.errors import IntegrityError, ReferenceMismatchError
+from raydpo.driver.trainer_scoring import RowsFirst, hindrance
+from raydpo.errors import ConfigError, IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import Noise, compare
 from raydpo.reference.plan import plan_shards, probe_work, wanted_rows
 from raydpo.reference.score import ScorerSpec, ShardDone
 from raydpo.rundir.workspace import Workspace
-from raydpo.schema.events import Note, Observer, StageDone
+from raydpo.schema.events import Note, Observer, StageDone, StageStarted
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ReferenceReport:
     passes, weight_bytes: of streamed models, passes over their layers and bytes of weights that were read.
     damaged: cached shards that were found damaged.
     cache, identity: where the values are, and who the reference is.
+    first: what trainers score before their first step; None: nothing is left to score.
     probe: how far cached rows are from what the reference gives now, where that was asked.
     """
 
@@ -47,6 +49,7 @@ class ReferenceReport:
     probe: Mapping[str, float] = field(default_factory=dict)
     passes: int = 0
     weight_bytes: int = 0
+    first: RowsFirst | None = None
 
     def to_json(self) -> dict[str, Any]:
         counts = {"rows": self.rows, "rows_scored": self.rows_scored, "forwards": self.forwards}
@@ -66,7 +69,7 @@ def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
         identity=identity,
         tokens_per_batch=section.tokens_per_batch,
         use_gpu=section.gpus_per_worker > 0,
-        weights=section.weights,
+        weights="auto" if section.weights == "trainers" else section.weights,
         num_sharing=_sharing(section.gpus_per_worker, section.workers[1]),
         tokens_per_pass=section.stream_tokens,
     )
@@ -86,9 +89,11 @@ def reference_stage(
     examples: Mapping[str, np.ndarray] | None = None,
     *,
     probe: bool = False,
+    has_trainers: bool = False,
 ) -> ReferenceReport:
     """Score the rows of `splits` that the cache does not hold. Starts no worker if there are none and nothing is probed.
 
+    has_trainers: trainers start next, and may score the rows where `reference.weights` says so.
     examples: split -> the examples whose rows are needed, all of a split that is not in it. probe: score a few rows of the
     training split once more and compare. Raises ReferenceMismatchError when the cache holds other values.
     """
@@ -104,6 +109,10 @@ def reference_stage(
     wanted = wanted_rows(workspace.data, splits, workspace.config.objective.num_rows, examples)
     works = plan_shards(wanted, cache, workspace.config.reference.rows_per_shard)
     check_cache_room(workspace.cache_dir, works)
+    if works and workspace.config.reference.weights == "trainers":
+        if has_trainers:
+            return _left_to_trainers(workspace, cache, splits, len(wanted.keys), works.num_rows, observer)
+        observer(Note("info", "reference.weights: trainers; no trainer starts afresh here, so workers score"))
     scored = forwards = by_others = passes = weight_bytes = 0
     again: ShardDone | None = None
     probed = [probe_work(workspace.data, workspace.config.objective.num_rows)] if probe else []
@@ -137,6 +146,32 @@ def reference_stage(
     return ReferenceReport(
         len(wanted.keys), scored, forwards, tuple(cache.damaged), cache, identity, apart, passes, weight_bytes
     )
+
+
+def _left_to_trainers(
+    workspace: Workspace,
+    cache: ReferenceCache,
+    splits: tuple[str, ...],
+    num_rows: int,
+    missing: int,
+    observer: Observer,
+) -> ReferenceReport:
+    """What trainers are to score. Raises ConfigError where they cannot."""
+    config, section = workspace.config, workspace.config.reference
+    if why := hindrance(config, starts_at_reference=workspace.starts_at_reference):
+        raise ConfigError(
+            f"reference.weights: trainers; {why}. Nothing was scored. Set reference.weights: auto, whole or streamed."
+        )
+    observer(
+        Note("info", f"reference: {missing} of {num_rows} rows are scored by the trainers before their first step")
+    )
+    observer(StageStarted("reference", missing, "rows"))
+    num_answers, batch = config.objective.num_rows, section.tokens_per_batch
+    first = RowsFirst(
+        workspace.data, splits, num_answers, workspace.cache_dir, cache.identity, section.rows_per_shard, batch
+    )
+    damaged, identity = tuple(cache.damaged), workspace.identity
+    return ReferenceReport(num_rows, damaged=damaged, cache=cache, identity=identity, first=first)
 
 
 def _compared(cached: Sequence[np.ndarray], again: ShardDone, observer: Observer) -> dict[str, float]:

@@ -72,7 +72,7 @@ class SharedScoring:
     def _shards_at_once(self, works: ShardPlan) -> int:
         """Shards that a worker gets at a time: one, or for a streamed model several passes' worth, as far as all have work."""
         section = self._section
-        if not may_stream(section.weights, self._spec.model, self._spec.dtype) or not works:
+        if not may_stream(self._spec.weights, self._spec.model, self._spec.dtype) or not works:
             return 1
         tokens_per_shard = sum(sum(work.lengths) for work in (works[0], works[-1])) // 2
         return shards_at_once(len(works), tokens_per_shard, section.workers[1], section.stream_tokens)

@@ -11,6 +11,7 @@ import json
 import math
 import shutil
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -40,6 +41,7 @@ from raydpo.schema.rank_events import (
     PolicyProbe,
     Probed,
     Profiled,
+    RowsScored,
     Skipped,
     Staged,
     Staging,
@@ -68,6 +70,7 @@ class Driver:
         self.receive = receive
         self.workspace, self.plan, self.references = workspace, plan, references
         self.reference, self.observer = reference, observer
+        self.scored = reference
         self.tokens_per_microbatch = workspace.config.train.tokens_per_microbatch
         need = training_need(workspace, references.order.num_steps, has_eval=False)
         self._checkpoint_bytes = need.checkpoint if need else 0
@@ -186,6 +189,7 @@ class Driver:
             chat_template=Path(template).expanduser().read_text() if template else None,
             end_ids=taught_ends(workspace.data),
             checkpoint_bytes=self._checkpoint_bytes,
+            first=self.reference.first,
         )
 
     def handle(self, event: TrainEvent) -> None:
@@ -200,6 +204,8 @@ class Driver:
                     self.observer(Note("warning", warning))
             case Evaluated(step, metrics):
                 self._evaluated(step, dict(metrics))
+            case RowsScored():
+                self._rows_scored(event)
             case Noted(text):
                 self.observer(Note("info", text))
             case Profiled(folder, text) if not Path(folder).is_dir():
@@ -226,6 +232,19 @@ class Driver:
                 self.observer(StageDone("train", f"{step} steps, {reason}"))
             case WeightsPart() | PolicyProbe() if self.receive is not None:
                 self.receive(event)
+
+    def _rows_scored(self, event: RowsScored) -> None:
+        """Count what trainers scored; at the end the cache is whole, and is the reference of what follows."""
+        report, cache = self.reference, self.reference.cache
+        assert cache is not None
+        rows, forwards = report.rows_scored + event.rows, report.forwards + event.forwards
+        self.reference = replace(report, rows_scored=rows, forwards=forwards)
+        self.observer(Advanced("reference", rows))
+        if event.is_last:
+            cache.open()
+            cache.write_index()
+            self.scored = self.reference = replace(self.reference, first=None)
+            self.observer(StageDone("reference", f"{rows} of {report.rows} rows scored by the trainers"))
 
     def _staged(self, event: Staged) -> None:
         """Commit a checkpoint once the parts of all ranks are there, with what was known when they were copied."""

@@ -84,9 +84,9 @@ def training_stage(
     reference: ReferenceReport,
     observer: Observer,
     receive: Receive | None = None,
-) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]]]:
-    """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts and the updates
-    of the reference.
+) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]], ReferenceReport]:
+    """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts, the updates
+    of the reference, and the report of the first one with what trainers scored of it.
 
     reference: of the steps up to the next update; the later ones are made and scored here. receive: gets the weights after
     the last step, if one is made here.
@@ -112,7 +112,7 @@ def training_stage(
     elif workspace.config.profile:
         observer(Note("warning", "profile: training is over, so no step was left to record; set another run.dir"))
     references.retain()
-    return driver.finish()
+    return *driver.finish(), driver.scored
 
 
 def _run_healing(driver: Driver, stop: int | None) -> None:

@@ -115,6 +115,9 @@ class LayerWeights:
 
 def _without_weights(folder: Path, dtype: torch.dtype, attention: str) -> Any:
     from transformers import AutoConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()  # a bar a layer would tear the driver's apart
 
     def made(implementation: str) -> Any:
         config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)

@@ -50,6 +50,8 @@ class SequenceBatch:
     readers: packed, in how many rows the tokens of each segment stand; padded None.
     num_chunks: calls of the head at least. Under ZeRO-3 a call may gather the head's weights from all ranks, so ranks
         must make the same number, however many answer tokens each has.
+    num_idle_chunks: further calls of the head, without a token: for the same purpose, where chunks are to be cut as on a
+        rank alone.
     """
 
     input_ids: Tensor
@@ -62,6 +64,7 @@ class SequenceBatch:
     segments: tuple[Segment, ...] | None = None
     num_chunks: int = 1
     readers: tuple[int, ...] | None = None
+    num_idle_chunks: int = 0
 
     def to(self, device: torch.device | str) -> SequenceBatch:
         values = {f.name: getattr(self, f.name) for f in fields(self)}
@@ -98,7 +101,9 @@ class AnswerLogProbs(nn.Module):
         """What `forward` returns, from what `hidden` returned."""
         hidden_NH = hidden.flatten(0, 1).index_select(0, batch.predictors)
         num_chunks = max(batch.num_chunks, count_chunks(len(batch.targets), self.chunk_tokens))
-        return self.score(hidden_NH, batch.targets, num_chunks, extra)
+        idle = [self.score(hidden_NH[:0], batch.targets[:0], 1, extra) for _ in range(batch.num_idle_chunks)]
+        nats = self.score(hidden_NH, batch.targets, num_chunks, extra)
+        return torch.cat([*idle, nats], dim=-1) if idle else nats
 
     def _read(self, batch: SequenceBatch, **more: Any) -> Any:
         return text_body(self._inner)(input_ids=batch.input_ids, use_cache=False, **_layout(batch), **more)

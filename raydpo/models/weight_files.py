@@ -72,6 +72,8 @@ class WeightFiles:
 
     def read_ahead(self, names: Iterable[str]) -> None:
         """Let the kernel fetch tensors from the disk meanwhile; nothing waits for it and nothing is counted."""
+        if not hasattr(os, "posix_fadvise"):
+            return
         places = [self._ranges[name] for name in names]
         for path in {path for path, _, _ in places}:
             descriptor = os.open(path, os.O_RDONLY)

@@ -55,7 +55,8 @@ def train(
         current = references.after(plan.checkpoint)
         workspace.write_config(replace=True)
         reference = references.score(current, plan.checkpoint, observer)
-        training, evaluation, syncs = training_stage(workspace, plan, references, reference, observer, receive)
+        done = training_stage(workspace, plan, references, reference, observer, receive)
+        training, evaluation, syncs, reference = done
         moving = {} if references.every is None else {"syncs": syncs}
         summary = {
             "run_dir": workspace.place,

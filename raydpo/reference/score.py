@@ -16,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from raydpo.artifacts import CacheIdentity, ExampleTable, ReferenceCache
+from raydpo.artifacts import CacheIdentity, ReferenceCache
 from raydpo.artifacts.claim import claimed
 from raydpo.artifacts.elsewhere import bring
-from raydpo.errors import IntegrityError
 from raydpo.models.agreement import Noise
 from raydpo.models.layer_stream import LayerStream
 from raydpo.models.layer_weights import LayerWeights
@@ -31,6 +30,7 @@ from raydpo.models.rounding import rounded_otherwise
 from raydpo.models.together import one_by_one
 from raydpo.reference.forward import RowList, score_rows
 from raydpo.reference.plan import ShardWork
+from raydpo.reference.shard_rows import ShardRows
 from raydpo.reference.streamed import PassScoring
 from raydpo.reference.way import Way, Weights, cannot_stream, choose_way
 
@@ -114,7 +114,7 @@ class Scorer:
         check_head(self.scoring, together)
         self.layout, _ = choose_layout(model, spec.attention, together)
         self.cache = ReferenceCache(spec.cache_dir, spec.identity)
-        self._tables: dict[str, ExampleTable] = {}
+        self.rows = ShardRows(spec.data)
         self._did_not_fit: list[str] = []
         self._counted = (0, 0)
         self._has_said = False
@@ -189,39 +189,15 @@ class Scorer:
     def _scored(self, works: Sequence[ShardWork]) -> Iterator[tuple[list[np.ndarray], int]]:
         """What `score` returns, for each of `works`, as soon as it is there."""
         check_lengths(self.scoring.model, max((length for work in works for length in work.lengths), default=0))
-        lists = [self._rows_of(work) for work in works]
+        lists = [self.rows.of(work, self.spec.tokens_per_batch) for work in works]
         found: Iterator[tuple[list[np.ndarray], int]] = map(self._whole, lists)
         if self._stream is not None:
             passes = PassScoring(self._stream, self.layout, self.device, self.spec.tokens_per_pass)
             found = passes.score(lists, self._too_much)
         for work, (values, forwards) in zip(works, found, strict=True):
-            self._check(work, values)
+            self.rows.check(work, values)
             yield values, forwards
 
     def _whole(self, each: RowList) -> tuple[list[np.ndarray], int]:
         budget, masks = each.tokens_per_batch, each.masks
         return score_rows(self.scoring, each.rows, budget, self.layout, self.device, masks, self._too_much)
-
-    def _rows_of(self, work: ShardWork) -> RowList:
-        rows = [self._row(place) for place in work.places]
-        masks = [self._table(split).answer_masks(example)[answer] for split, example, answer in work.places]
-        return RowList(rows, masks, max(1, int(self.spec.tokens_per_batch * work.budget_share)))
-
-    def _check(self, work: ShardWork, values: list[np.ndarray]) -> None:
-        for place, nats in zip(work.places, values, strict=True):
-            if not (np.isfinite(nats).all() and (nats <= 0).all()):
-                raise IntegrityError(
-                    f"the reference gives {nats[~(np.isfinite(nats) & (nats <= 0))][0]} nats for a token of "
-                    f"{self._table(place[0]).source(place[1])}; a log-probability is finite and at most 0. The shard was not "
-                    "written. Score in float32 (model.dtype), or look at the weights of the reference."
-                )
-
-    def _row(self, place: tuple[str, int, int]) -> tuple[np.ndarray, np.ndarray]:
-        split, example, answer = place
-        table = self._table(split)
-        return table.prompt_ids(example), table.answer_ids(example)[answer]
-
-    def _table(self, split: str) -> ExampleTable:
-        if split not in self._tables:
-            self._tables[split] = ExampleTable.open(self.spec.data, split)
-        return self._tables[split]

@@ -24,6 +24,8 @@ USED_SHARE = 0.8
 """Of the free memory, what weights may take; the rest is for activations and logits."""
 MAY_STREAM_BYTES = 8_000_000_000
 """Weights of at most so many bytes are taken to fit, until a worker sees its device."""
+PACKED_BYTES = 0.7
+"""A weight of a model that is packed into 4 bits, on average: its scales, and embedding and head in 16 bits."""
 _ITEM_BYTES = {"float32": 4, "bfloat16": 2}
 _GB = 1e9
 
@@ -59,18 +61,18 @@ def choose_way(weights: Weights, model: ResolvedModel, dtype: str, device: str, 
     )
 
 
+def _hindrance(model: ResolvedModel) -> str:
+    """Why a model cannot be read layer by layer, as a clause; empty where it can."""
+    if model.four_bit is not None:
+        return "it is packed into 4 bits when it is loaded, which its layers alone are not"
+    return "" if model.base is None else "it is an adapter, which is merged into its whole base when it is loaded"
+
+
 def may_stream(weights: Weights, model: ResolvedModel, dtype: str) -> bool:
     """Whether a worker may come to stream `model`, asked where its device is not known."""
     if weights != "auto":
         return weights == "streamed"
     return not _hindrance(model) and (whole_bytes(model, dtype) or 0) > MAY_STREAM_BYTES
-
-
-def _hindrance(model: ResolvedModel) -> str:
-    """Why a model cannot be read by layers whatever it is; empty where nothing speaks against it."""
-    if model.four_bit is not None:
-        return "train.lora.quantize_base packs it in 4 bits when it is loaded"
-    return "" if model.base is None else "it is an adapter, which is merged into its whole base when it is loaded"
 
 
 def cannot_stream(model: ResolvedModel, why: object) -> ConfigError:
@@ -86,16 +88,20 @@ def whole_bytes(model: ResolvedModel, dtype: str) -> int | None:
     shapes = shapes_of_model(model.whole().here())
     if shapes is None:
         return None
-    return sum(map(prod, shapes.values())) * (_ITEM_BYTES[dtype] if model.base is None else 4)
+    num_weights = sum(map(prod, shapes.values()))
+    if model.four_bit is not None:
+        return int(num_weights * PACKED_BYTES)
+    return num_weights * (_ITEM_BYTES[dtype] if model.base is None else 4)
 
 
 def free_bytes(device: str) -> int:
-    """Bytes that are free on a GPU, or of main memory within the limit of the control group."""
+    """Bytes that are free on a GPU, or of main memory within the limit of the control group; no limit where none is told."""
     if device == "cuda":
         return int(torch.cuda.mem_get_info()[0])
-    fields = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
-    available = int(fields["MemAvailable"].split()[0]) * 1024
-    return min([available, *_limits(Path("/sys/fs/cgroup"))])
+    told = Path("/proc/meminfo")
+    lines = told.read_text().splitlines() if told.is_file() else []
+    available = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return min([*available, *_limits(Path("/sys/fs/cgroup"))], default=2**62)
 
 
 def _limits(root: Path) -> Iterator[int]:

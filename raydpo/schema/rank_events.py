@@ -45,6 +45,20 @@ class Probed:
 
 
 @dataclass(frozen=True)
+class RowsScored:
+    """Ranks have scored rows of the reference before the first step, and written them into its cache.
+
+    rows: since the last event, on all ranks.
+    forwards: of the model for them.
+    is_last: all are there now.
+    """
+
+    rows: int
+    forwards: int
+    is_last: bool = False
+
+
+@dataclass(frozen=True)
 class Profiled:
     """Rank 0 has put the profile of a few steps into `folder`; it is not published yet. text: its main shares."""
 
@@ -152,6 +166,20 @@ class PolicyProbe:
     top_nats: tuple[tuple[float, ...], ...]
 
 
-TrainEvent = Staging | (
-    Alive | Noted | Probed | Profiled | Stepped | Skipped | Evaluated | Staged | Finished | WeightsPart | PolicyProbe
+TrainEvent = (
+    Staging
+    | RowsScored
+    | (
+        Alive
+        | Noted
+        | Probed
+        | Profiled
+        | Stepped
+        | Skipped
+        | Evaluated
+        | Staged
+        | Finished
+        | WeightsPart
+        | PolicyProbe
+    )
 )

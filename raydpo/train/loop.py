@@ -111,6 +111,8 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
 
 
 def _before_first_step(trainer: Trainer, patience: Patience) -> Iterator[TrainEvent]:
+    if trainer.spec.first is not None:
+        yield from trainer.spec.first(trainer)
     if trainer.spec.probe:
         yield probe(trainer.engine, trainer.train, trainer.spec.dtype)
     if trainer.eval is not None:

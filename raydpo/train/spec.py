@@ -5,9 +5,10 @@ Decision: ranks get paths that every node sees and read the rest themselves; not
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from raydpo.models.logprobs import CHUNK_TOKENS
 from raydpo.models.resolve import ResolvedModel
@@ -15,6 +16,7 @@ from raydpo.models.resolve import ResolvedModel
 if TYPE_CHECKING:
     from raydpo.artifacts import CacheIdentity
     from raydpo.config import Config
+    from raydpo.schema.rank_events import TrainEvent
 
 
 @dataclass(frozen=True)
@@ -41,6 +43,7 @@ class TrainSpec:
     profile: record a few steps of rank 0.
     push: after the last step, send the weights to the driver.
     checkpoint_bytes: what a checkpoint takes, for the message of a full disk; 0: unknown.
+    first: what ranks do together before anything else of a fresh start, with their trainer; None: nothing.
     """
 
     config: Config
@@ -63,6 +66,7 @@ class TrainSpec:
     profile: bool = False
     push: bool = False
     checkpoint_bytes: int = 0
+    first: Callable[[Any], Iterator[TrainEvent]] | None = None
 
     @property
     def tie_tolerance_nats(self) -> float:

@@ -270,8 +270,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     if rank.use_gpu:
         record_flights(spec.staging.parents[1] / "nccl")
     engine = DeepSpeedEngine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
-    _check_equal(engine.device, "whether answers share their prompt", layout == "packed")
-    _check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
+    check_equal(engine.device, "whether answers share their prompt", layout == "packed")
+    check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
     order = Order.of(config, len(training.table))
     loss = Loss(config.objective.terms)
     notes.append(activations)
@@ -288,8 +288,10 @@ def find_experts(model: Any, spec: TrainSpec) -> Experts | None:
     return experts
 
 
-def _check_equal(device: torch.device, what: str, mine: int) -> None:
-    """Every rank lays out the global batch by itself; where they would do it differently, none may start. Collective."""
+def check_equal(device: torch.device, what: str, mine: int) -> None:
+    """Every rank lays out the global batch by itself; where they would do it differently, none may start. Collective.
+
+    Raises ConfigError on all ranks alike."""
     bounds = torch.tensor([mine, -mine], dtype=torch.int64, device=device)
     torch.distributed.all_reduce(bounds, op=torch.distributed.ReduceOp.MAX)
     most, least = int(bounds[0]), -int(bounds[1])

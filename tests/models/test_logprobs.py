@@ -1,5 +1,7 @@
 """The one log-prob function against a plain forward with log_softmax, over model families, in float64."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from transformers import AutoConfig, AutoModelForCausalLM
@@ -79,6 +81,18 @@ def test_the_head_runs_on_answer_positions_only_and_in_chunks():
         AnswerLogProbs(model, 5)(collate_rows(ROWS))
     assert sum(sizes) == sum(len(answer) for _, answer in ROWS)
     assert max(sizes) == 5
+
+
+@torch.no_grad()
+def test_idle_calls_of_the_head_change_no_value_and_no_chunk():
+    model, sizes = make_model("llama"), []
+    scoring, batch = AnswerLogProbs(model, 5), collate_rows(ROWS)
+    model.get_output_embeddings().register_forward_hook(lambda _m, inputs, _o: sizes.append(len(inputs[0])))
+    plainly, calls = scoring(batch), list(sizes)
+    sizes.clear()
+    assert torch.equal(scoring(replace(batch, num_idle_chunks=3)), plainly)
+    assert sizes == [0, 0, 0, *calls]
+    assert scoring(replace(batch, num_idle_chunks=2), "collisions").shape == (2, len(plainly))
 
 
 def test_check_head_refuses_an_architecture_with_an_unknown_adjustment():

@@ -60,7 +60,7 @@ def test_rows_tokens_and_forwards_are_counted(world, work, scored):
     assert sum(shard.rows for shard in done) == 2 * (NUM_TRAIN + NUM_EVAL) == cache.table().num_rows
     assert sum(shard.tokens for shard in done) == sum(cache.table()["num_tokens"].to_pylist())
     scorer, calls = Scorer(world.scorer_spec(world.folder / "counted")), []
-    rows = [[scorer._row(place) for place in shard.places] for shard in work]
+    rows = [[scorer.rows.row(place) for place in shard.places] for shard in work]
     assert [shard.forwards for shard in done] == [len(list(cut_stream(each, 1024))) for each in rows]
     scorer.scoring.model.register_forward_pre_hook(lambda *_: calls.append(1))
     scorer.scoring.model.get_decoder().register_forward_pre_hook(lambda *_: calls.append(1))
@@ -160,7 +160,7 @@ def test_an_error_of_another_kind_is_not_tried_again(world, work, tmp_path):
         raise RuntimeError("shapes cannot be multiplied")
 
     with pytest.raises(RuntimeError, match="multiplied"):
-        score_rows(forward, [scorer._row(place) for place in work[0].places], 10**6, "padded", "cpu")
+        score_rows(forward, [scorer.rows.row(place) for place in work[0].places], 10**6, "padded", "cpu")
     assert len(calls) == 1
 
 

@@ -14,6 +14,7 @@ from peft import LoraConfig, get_peft_model
 from raydpo.artifacts import ReferenceCache
 from raydpo.batches import lay_out
 from raydpo.errors import ConfigError, OutOfMemoryError
+from raydpo.models.four_bit import FourBit
 from raydpo.models.pretrained import load_model
 from raydpo.models.resolve import ResolvedModel
 from raydpo.reference import way
@@ -40,7 +41,7 @@ def spec_of(world, cache_dir, dtype="float32", tokens_per_pass=1200, weights="st
 
 def sizes_of_batches(scorer, works):
     """Tokens of each batch, as the model reads it."""
-    for each in map(scorer._rows_of, works):
+    for each in (scorer.rows.of(work, TOKENS_PER_BATCH) for work in works):
         for start, stop in cut(each.rows, TOKENS_PER_BATCH, scorer.layout):
             yield lay_out(each.rows[start:stop], scorer.layout).input_ids.numel()
 
@@ -167,6 +168,12 @@ def test_auto_is_whole_where_it_fits_and_says_so_where_it_streams(world, tmp_pat
     found = choose_way("auto", adapter, "float32", "cpu", 2)
     assert not found.is_streamed
     assert "cannot be streamed (it is an adapter" in found.said
+    packed = replace(model, four_bit=FourBit("bfloat16"))
+    assert whole_bytes(packed, "bfloat16") < whole_bytes(model, "bfloat16") / 2
+    monkeypatch.setattr(way, "free_bytes", lambda device: 1)
+    assert not choose_way("auto", packed, "bfloat16", "cpu").is_streamed
+    with pytest.raises(ConfigError, match="packed into 4 bits"):
+        choose_way("streamed", packed, "bfloat16", "cpu")
 
 
 def test_an_adapter_is_not_streamed_and_the_error_says_what_is_allowed(world, tmp_path):
