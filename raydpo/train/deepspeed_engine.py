@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from raydpo.config.sections import TrainSection
 from raydpo.errors import ResumeError
+from raydpo.models.hollow import HollowModel
 from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch
 from raydpo.train.group_timeout import give_time, group_timeout
 from raydpo.train.held_state import held, refresh, trained, whole_shape
@@ -68,7 +69,16 @@ class Snapshot:
 class DeepSpeedEngine:
     """One rank's engine around `AnswerLogProbs`."""
 
-    def __init__(self, scoring: AnswerLogProbs, train: TrainSection, dtype: str, num_ranks: int, use_gpu: bool) -> None:
+    def __init__(
+        self,
+        scoring: AnswerLogProbs,
+        train: TrainSection,
+        dtype: str,
+        num_ranks: int,
+        use_gpu: bool,
+        source: HollowModel | None = None,
+    ) -> None:
+        """source: under stage 3, where weights are read from that are not in `scoring`."""
         import deepspeed
 
         # A shared-memory kernel would be compiled at the first start; gloo and nccl need no compiler.
@@ -91,7 +101,7 @@ class DeepSpeedEngine:
         self.stage = stage
         config = deepspeed_config(train, stage, dtype, num_ranks)
         if stage == 3:
-            shard(scoring, config)
+            shard(scoring, config, source)
         self.engine, *_ = deepspeed.initialize(
             model=scoring,
             model_parameters=trainable,
