@@ -77,7 +77,7 @@ def start(rank: int, num_ranks: int, port: int, folder: str, results: Any) -> No
     from raydpo.models.memory import measure
     from raydpo.models.resolve import ResolvedModel
     from raydpo.train import TrainSpec
-    from raydpo.train.deepspeed_engine import deepspeed_config
+    from raydpo.train.deepspeed_settings import deepspeed_config
     from raydpo.train.rendezvous import init_method
     from raydpo.train.sharding import shard
     from raydpo.train.start import start_of
@@ -101,7 +101,7 @@ def start(rank: int, num_ranks: int, port: int, folder: str, results: Any) -> No
         del copy, found
         shard(
             AnswerLogProbs(model),
-            deepspeed_config(config.train, 3, "float32", num_ranks),
+            deepspeed_config(config.train, "float32", num_ranks, use_gpu=False, sizes=[1]),
             source,
         )
     results.put((rank, source.reader.bytes_read, most[0] - before))

@@ -15,14 +15,19 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
 from raydpo.models.auto_class import auto_class
 from raydpo.models.config_file import config_of
 from raydpo.models.pretrained import DTYPES, first_that_works, switch_dropout_off
 from raydpo.models.quantised import quantisation
-from raydpo.models.slices import Place, SliceReader, places_in
+from raydpo.models.slices import SliceReader, StoredTensor, places_in
 
+_FAILURES = (
+    *(OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError),
+    *(AssertionError, StrictDataclassError),
+)
 _COPIED = re.compile(r"\.modules_to_save\.[^.]+\.")
 """What PEFT puts into the name of a module that is trained whole, in place of ".original_module."."""
 
@@ -36,13 +41,13 @@ class HollowModel:
     """model: in evaluation mode, every dropout at 0. places: of each parameter, by its id."""
 
     model: Any
-    places: Mapping[int, Place]
+    places: Mapping[int, StoredTensor]
     reader: SliceReader
 
-    def places_of(self, module: nn.Module) -> dict[int, Place]:
+    def places_of(self, module: nn.Module) -> dict[int, StoredTensor]:
         """The same of `module`, which holds the model, for copies that an adapter trains whole as well."""
         named = dict(module.named_parameters(remove_duplicate=False))
-        found: dict[int, Place] = {}
+        found: dict[int, StoredTensor] = {}
         for name, parameter in named.items():
             original = named.get(_COPIED.sub(".original_module.", name), parameter)
             place = self.places.get(id(parameter)) or self.places.get(id(original))
@@ -73,7 +78,7 @@ def hollow_model(folder: Path, dtype: str, attention: str) -> HollowModel:
             return _load(kind, config, files, DTYPES[dtype], implementation)
 
         model, missing, remembered = load(attention) if attention != "auto" else first_that_works(load, "sdpa", "eager")
-    except (OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError) as error:
+    except _FAILURES as error:
         raise WholeNeeded(f"it cannot be made without them ({type(error).__name__}: {error})") from error
     if missing:
         raise WholeNeeded(f"its files lack {', '.join(sorted(missing)[:3])}")
@@ -88,7 +93,7 @@ def hollow_model(folder: Path, dtype: str, attention: str) -> HollowModel:
 class _Remembered:
     """A tensor of a file, for transformers' loader: it may be asked for as it is, in a dtype and on a device."""
 
-    def __init__(self, place: Place, known: dict[int, _Remembered]) -> None:
+    def __init__(self, place: StoredTensor, known: dict[int, _Remembered]) -> None:
         self.place, self._known = place, known
         self.tensor: Tensor | None = None
 
@@ -102,7 +107,7 @@ class _Remembered:
 
 
 def _load(
-    kind: Any, config: Any, files: Mapping[str, Place], dtype: torch.dtype, attention: str
+    kind: Any, config: Any, files: Mapping[str, StoredTensor], dtype: torch.dtype, attention: str
 ) -> tuple[Any, Any, dict[int, _Remembered]]:
     remembered: dict[int, _Remembered] = {}
     model, found = kind.from_pretrained(
@@ -123,10 +128,10 @@ def _look_at_ties(model: Any) -> None:
             raise WholeNeeded(f"its files hold {one} and {other}, which its config.json names as one matrix")
 
 
-def _fill(model: nn.Module, remembered: Mapping[int, _Remembered], reader: SliceReader) -> dict[int, Place]:
+def _fill(model: nn.Module, remembered: Mapping[int, _Remembered], reader: SliceReader) -> dict[int, StoredTensor]:
     """Buffers are read, parameters get their shape. Returns the places of parameters."""
     made: dict[int, nn.Parameter] = {}
-    places: dict[int, Place] = {}
+    places: dict[int, StoredTensor] = {}
     for path, module in model.named_modules(remove_duplicate=False):
         for name, parameter in module.named_parameters(recurse=False):
             if id(parameter) not in made:
@@ -144,7 +149,7 @@ def _seen_everywhere(like: Tensor) -> Tensor:
     return torch.zeros((), dtype=like.dtype).expand(like.shape)
 
 
-def _place_of(tensor: Tensor, remembered: Mapping[int, _Remembered], name: str) -> Place:
+def _place_of(tensor: Tensor, remembered: Mapping[int, _Remembered], name: str) -> StoredTensor:
     found = remembered.get(tensor.untyped_storage()._cdata)
     if found is None or found.tensor is None or tensor.shape != found.tensor.shape or not tensor.is_contiguous():
         raise WholeNeeded(f"transformers makes {name} out of several tensors of its files, or of none")

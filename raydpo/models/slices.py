@@ -27,7 +27,7 @@ BLOCK_ELEMENTS = 1 << 22
 
 
 @dataclass(frozen=True)
-class Place:
+class StoredTensor:
     """One tensor in a file. name: there. start: its first byte. dtype, shape: as it is stored."""
 
     file: Path
@@ -41,7 +41,7 @@ class Place:
         return math.prod(self.shape)
 
 
-def places_in(folder: Path) -> dict[str, Place]:
+def places_in(folder: Path) -> dict[str, StoredTensor]:
     """Tensor name -> place of the whole model in `folder`. Raises ValueError where it has no safetensors of plain floats."""
     try:
         return {place.name: place for file in _files(folder) for place in _places(file)}
@@ -76,7 +76,7 @@ def _files(folder: Path) -> list[Path]:
     return [folder / name for name in names]
 
 
-def _places(file: Path) -> Iterator[Place]:
+def _places(file: Path) -> Iterator[StoredTensor]:
     with file.open("rb") as opened:
         length = int.from_bytes(opened.read(8), "little")
         head = json.loads(opened.read(length))
@@ -85,7 +85,7 @@ def _places(file: Path) -> Iterator[Place]:
             if entry["dtype"] not in DTYPES:
                 raise ValueError(f"{name} is in {entry['dtype']}")
             start = 8 + length + entry["data_offsets"][0]
-            yield Place(file, name, start, DTYPES[entry["dtype"]], tuple(entry["shape"]))
+            yield StoredTensor(file, name, start, DTYPES[entry["dtype"]], tuple(entry["shape"]))
 
 
 class SliceReader:
@@ -96,7 +96,7 @@ class SliceReader:
         self.not_finite: list[str] = []
         self._opened: tuple[Path, Any] | None = None
 
-    def read(self, place: Place, first: int, out: Tensor) -> None:
+    def read(self, place: StoredTensor, first: int, out: Tensor) -> None:
         """Elements from `first` on of the flattened tensor into `out`, a contiguous [N] of any dtype on the CPU.
 
         Raises ConfigError when the file ends before.
@@ -119,7 +119,7 @@ class SliceReader:
         if not is_finite and place.name not in self.not_finite:
             self.not_finite.append(place.name)
 
-    def whole(self, place: Place, dtype: torch.dtype) -> Tensor:
+    def whole(self, place: StoredTensor, dtype: torch.dtype) -> Tensor:
         """All of a tensor in `dtype`."""
         found = torch.empty(place.num_elements, dtype=dtype)
         self.read(place, 0, found)

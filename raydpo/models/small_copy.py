@@ -14,6 +14,7 @@ from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from torch import nn
 
 from raydpo.models.auto_class import auto_class
@@ -26,7 +27,10 @@ ROWS = 512
 """Of the copy's vocabulary; of one that is smaller, its own."""
 SEED = 0
 _LAYERS, _VOCABULARY = "num_hidden_layers", "vocab_size"
-_FAILURES = (OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError)
+_FAILURES = (
+    *(OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError, AssertionError),
+    *(ArithmeticError, StrictDataclassError),
+)
 
 _MODES = ("training", "gradient_checkpointing")
 Kind = tuple[Any, ...]

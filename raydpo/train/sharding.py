@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from raydpo.models.hollow import HollowModel
-from raydpo.models.slices import Place, SliceReader, not_finite
+from raydpo.models.slices import SliceReader, StoredTensor, not_finite
 
 
 def shard(module: nn.Module, config: dict[str, Any], source: HollowModel | None = None) -> None:
@@ -25,19 +25,21 @@ def shard(module: nn.Module, config: dict[str, Any], source: HollowModel | None 
     """
     import deepspeed
 
+    group = None  # of ZeRO++, which can be made once
     if source is not None:
         init, places = deepspeed.zero.Init(config_dict_or_path=config), source.places_of(module)
+        group = init.zero_param_process_group
         for parameter in module.parameters():
             if id(parameter) in places:
                 _read_part(init, parameter, places[id(parameter)], source.reader)
         source.reader.close()
         _agree(source.reader.not_finite)
-    init = deepspeed.zero.Init(module=module, config_dict_or_path=config)
+    init = deepspeed.zero.Init(module=module, config_dict_or_path=config, zero_param_parallel_group=group)
     for buffer in module.buffers():
         buffer.data = buffer.data.to(init.local_device)
 
 
-def _read_part(init: Any, parameter: Any, place: Place, reader: SliceReader) -> None:
+def _read_part(init: Any, parameter: Any, place: StoredTensor, reader: SliceReader) -> None:
     """Make a sharded parameter of one without weights. Nothing is sent."""
     whole = torch.empty(parameter.shape, dtype=parameter.dtype)  # memory that nobody writes to takes none
     parameter.data = whole

@@ -105,3 +105,15 @@ def test_a_start_computes_as_much_for_two_layers_as_for_forty(world, runs, stage
         assert f"0 of {num_layers} layers" in line
         flops.append(counter.get_total_flops())
     assert flops[0] == flops[1] > 0
+
+
+def test_settings_of_deepspeed_reach_the_engine(runs):
+    """Buckets of three elements: other sums in another order, and the same training."""
+    for stage in (2, 3):
+        small = {"zero_optimization": {"reduce_bucket_size": 3}}
+        found = runs.get(num_ranks=2, zero_stage=stage, deepspeed=small)
+        assert found.losses == pytest.approx(runs.get(num_ranks=2, zero_stage=stage).losses, rel=1e-6)
+    both = {"zero_optimization": {"zero_hpz_partition_size": 2}}  # ZeRO++: weights are gathered within a node
+    assert runs.get(num_ranks=2, zero_stage=3, deepspeed=both).losses == runs.get(num_ranks=2, zero_stage=3).losses
+    wrong = runs.fresh(runs.spec(zero_stage=2, deepspeed={"zero_optimization": {"no_such": 1}}), 2)
+    assert wrong.error.startswith("ConfigError: train.deepspeed: zero_optimization.no_such: Extra inputs")
