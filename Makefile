@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-rounds bench-scale families image-steps lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-rounds bench-scale bench-start families image-steps lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -69,6 +69,10 @@ bench-rounds: $(VENV)/.dev
 # How CPU and private memory of driver and ranks grow with the number of pairs; ARGS="--sizes 10000 100000 1000000".
 bench-scale: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.scale $(ARGS)
+
+# What a rank reads and takes for itself in a start under ZeRO-3, at two sizes of a model; fails above the bound that it prints.
+bench-start: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.sharded_start $(ARGS)
 
 # A model of 300 million weights as if it were too large for its device: a few minutes, 3 GB of memory and 1 GB of disk.
 large: $(VENV)/.dev

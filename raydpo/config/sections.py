@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field
 
+from raydpo.config import deepspeed_keys
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.key_facts import FREE, FREE_IN_TRAINING
@@ -263,7 +264,7 @@ class TrainSection(Section):
     and after each loss of one; where a node joins later, more from the next checkpoint on. The examples of each step are the
     same."""
     cpus_per_worker: Annotated[float, FREE] = Field(default=1, gt=0)
-    """CPUs reserved for one rank; also its number of threads."""
+    """CPUs reserved for one rank; also its number of threads. 1 beside a GPU: the node's cores are divided by its ranks."""
     gpus_per_worker: float = Field(default=0, ge=0)
     """GPUs reserved for one rank. 0: train on the CPU with gloo."""
     scheduling: Annotated[SchedulingSection, FREE] = SchedulingSection()
@@ -293,12 +294,15 @@ class TrainSection(Section):
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Clip the global gradient norm to this. 0: no clipping."""
     zero_stage: Annotated[Literal[0, 1, 2, 3], FREE] = 2
-    """DeepSpeed ZeRO stage. 0 in bfloat16 runs as 1, which is where the fp32 master weights are. A run may go on with
-    another one."""
+    """DeepSpeed ZeRO stage. In bfloat16, 0 and 1 run as 2: the same update, without a whole gradient in float32 on every rank.
+    A run may go on with another one."""
     offload_optimizer: Annotated[bool, FREE] = False
     """Keep the optimizer state in CPU memory (ZeRO 1, 2, 3)."""
     offload_parameters: Annotated[bool, FREE] = False
     """Keep the parameters in CPU memory between uses (ZeRO 3)."""
+    deepspeed: deepspeed_keys.Settings = Field(default={})
+    """Further settings of DeepSpeed, as its JSON has them, or the path of such a file: ZeRO++, NVMe offload, sizes of buffers.
+    What another key here decides (batches, dtype, optimizer, stage) is refused."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every layer in the backward pass: less memory, about a third more time."""
     activation_memory_gb: Annotated[float | None, FREE] = Field(default=None, gt=0)
@@ -371,6 +375,7 @@ class TrainSection(Section):
             yield "gpus_per_worker is 0 (train on the CPU) or 1 (a rank drives one GPU)"
         if self.offload_optimizer and self.zero_stage == 0:
             yield "offload_optimizer needs zero_stage: 1, 2 or 3"
+        yield from deepspeed_keys.problems(self.deepspeed, self)
         if self.compile and self.zero_stage == 3:
             yield "compile needs zero_stage: 0, 1 or 2: ZeRO 3 gathers weights where a compiled graph would break"
         if self.lora is not None and self.lora.quantize_base != "none" and self.zero_stage == 3:

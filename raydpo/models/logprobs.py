@@ -106,17 +106,23 @@ class AnswerLogProbs(nn.Module):
         return torch.cat([*idle, nats], dim=-1) if idle else nats
 
     def _read(self, batch: SequenceBatch, **more: Any) -> Any:
-        return text_body(self._inner)(input_ids=batch.input_ids, use_cache=False, **_layout(batch), **more)
+        return text_body(self.plain)(input_ids=batch.input_ids, use_cache=False, **_layout(batch), **more)
 
-    def score(self, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int = 1, extra: Extra = "nothing") -> Tensor:
-        """Log-probs of `targets_N` from hidden states, in `num_chunks` calls of the head; as `forward` returns them."""
+    def score(
+        self, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int = 1, extra: Extra = "nothing", head: Any = None
+    ) -> Tensor:
+        """Log-probs of `targets_N` from hidden states, in `num_chunks` calls of the head; as `forward` returns them.
+
+        head: another one than the model's own.
+        """
+        head = self.head if head is None else head
         chunks = zip(hidden_NH.tensor_split(num_chunks), targets_N.tensor_split(num_chunks), strict=True)
         recompute = num_chunks > 1 and torch.is_grad_enabled()
         score = _CHUNK_SCORES[extra]
         nats = [
-            checkpoint(score, self.head, self._adjust, h, t, use_reentrant=False)
+            checkpoint(score, head, self._adjust, h, t, use_reentrant=False)
             if recompute
-            else score(self.head, self._adjust, h, t)
+            else score(head, self._adjust, h, t)
             for h, t in chunks
         ]
         return torch.cat(nats, dim=-1)
@@ -124,10 +130,11 @@ class AnswerLogProbs(nn.Module):
     @property
     def head(self) -> Any:
         """The linear layer from hidden states to logits."""
-        return text_head(self._inner)
+        return text_head(self.plain)
 
     @property
-    def _inner(self) -> Any:
+    def plain(self) -> Any:
+        """The model without the adapter on it."""
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
 

@@ -25,9 +25,24 @@ from torch.utils._pytree import tree_iter
 
 from raydpo.models.layout import Layout
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
+from raydpo.models.text_part import text_body
 
 PART_TOKENS = 4
 """Tokens of the prompt and of each answer in the smallest probe."""
+
+
+@dataclass(frozen=True)
+class Scale:
+    """What a small copy of a model stands for.
+
+    num_layers: of the model, as `decoder_layers` counts them.
+    further: for each text layer of the copy, how many further ones of the model are like it.
+    head_rows: of the model's head.
+    """
+
+    num_layers: int
+    further: tuple[int, ...]
+    head_rows: int
 
 
 @dataclass(frozen=True)
@@ -118,9 +133,17 @@ def _all_again(model: Any) -> Iterator[None]:
 
 
 def measure(
-    scoring: AnswerLogProbs, layout: Layout, *, num_answers: int, length: int, is_padded: bool = True
+    scoring: AnswerLogProbs,
+    layout: Layout,
+    *,
+    num_answers: int,
+    length: int,
+    is_padded: bool = True,
+    scale: Scale | None = None,
 ) -> ActivationCost:
     """Probe a model in training mode. No gradient of a weight is computed and nothing is left behind.
+
+    scale: where `scoring` is a small copy, the model that it stands for; the cost is that of the model.
 
     num_answers: to one prompt.
     length: tokens of the longest sequence, an example of a stream or a padded row; the estimate is for sequences of
@@ -128,67 +151,105 @@ def measure(
     is_padded: whether padded rows really hold padding, which makes the attention keep a mask.
     """
     model = scoring.model
-    num_layers = len(decoder_layers(model))
+    layers = decoder_layers(model)
+    num_layers = scale.num_layers if scale else len(layers)
     parts = num_answers + 1
 
     def probe(part: int) -> SequenceBatch:
         return _stream(part, num_answers) if layout == "packed" else _row(part * parts, is_padded)
 
-    kept, passing = _per_token(scoring, probe, parts * PART_TOKENS, length)
+    def per_token() -> tuple[float, float]:
+        return _per_token(scoring, probe, parts * PART_TOKENS, length, scale.further if scale else ())
+
+    kept, passing = per_token()
     kept_again, passing_again = kept, passing
-    if num_layers:
+    if layers:
         with _all_again(model):
-            kept_again, passing_again = _per_token(scoring, probe, parts * PART_TOKENS, length)
-    head = _head_bytes(scoring)
+            kept_again, passing_again = per_token()
+    head = _head_bytes(scoring, scale.head_rows if scale else scoring.head.weight.shape[0])
     return ActivationCost(num_layers, kept, min(kept, kept_again), passing, passing_again, head, scoring.chunk_tokens)
 
 
 def _per_token(
-    scoring: AnswerLogProbs, probe: Callable[[int], SequenceBatch], short: int, length: int
+    scoring: AnswerLogProbs,
+    probe: Callable[[int], SequenceBatch],
+    short: int,
+    length: int,
+    further: tuple[int, ...],
 ) -> tuple[float, float]:
-    """(bytes a token after the forward, the most on top of that until the end of the backward) in sequences of `length`."""
-    probes = [_trace(scoring, probe(times * PART_TOKENS)) for times in (1, 2, 3)]
+    """(bytes a token after the forward, the most on top of that until the end of the backward) in sequences of `length`.
+
+    further: how many more layers the model has that are like each of these.
+    """
+    probes = [_trace(scoring, probe(times * PART_TOKENS), bool(further)) for times in (1, 2, 3)]
     if len({len(trace) for trace, _ in probes}) > 1:  # as many operations as tokens, or as experts that were asked
-        probes = [([trace[kept], max(trace)], 0) for trace, kept in probes]
+        probes = [([*(trace[mark] for mark in marks), max(trace)], list(range(len(marks)))) for trace, marks in probes]
     # After each operation, bytes are c + b * tokens + q * tokens^2; the largest is not the same at every length.
     once, twice, thrice = (np.array(trace, dtype=np.float64) for trace, _ in probes)
     q = np.maximum(thrice - 2 * twice + once, 0) / (2 * short**2)
     b = (thrice - once) / (2 * short) - 4 * q * short
     trace = b + q * length
-    kept = float(trace[probes[0][1]])
-    return kept, float(trace.max()) - kept
+    *borders, kept = (float(value) for value in trace[probes[0][1]])
+    more = sum(times * (after - before) for times, before, after in zip(further, borders, borders[1:], strict=False))
+    return kept + more, float(trace.max()) - kept
 
 
-def _trace(scoring: AnswerLogProbs, batch: SequenceBatch) -> tuple[list[int], int]:
-    """(bytes that live after each operation below the head, the place of what the forward leaves behind)."""
+def _trace(scoring: AnswerLogProbs, batch: SequenceBatch, has_borders: bool) -> tuple[list[int], list[int]]:
+    """(bytes that live after each operation below the head, places of: each layer's begin, the forward's end).
+
+    has_borders: whether those of layers are wanted, too. What a layer reads is not in them where nothing keeps it.
+    """
     embedded: list[Tensor] = []
+    borders: dict[int, tuple[int, weakref.ref[Any], int]] = {}
 
     def remember(module: nn.Module, args: Any, output: Tensor) -> None:
         embedded.append(output.requires_grad_(True))
 
-    hook = scoring.model.get_input_embeddings().register_forward_hook(remember)
+    def mark(at: int, args: Any, kwargs: Any) -> None:
+        if at not in borders:  # a layer that is recomputed begins twice
+            storage = next(_tensors((args, kwargs))).untyped_storage()
+            living.trace.append(living.bytes)
+            borders[at] = len(living.trace) - 1, weakref.ref(storage), storage.nbytes()
+
+    hooks = [scoring.model.get_input_embeddings().register_forward_hook(remember)]
+    for at, layer in enumerate(decoder_layers(text_body(scoring.plain)) if has_borders else []):
+        hooks.append(layer.register_forward_pre_hook(lambda _, *given, at=at: mark(at, *given), with_kwargs=True))
     try:
         with Living() as living:
             hidden = scoring.hidden(batch)
             living.trace.append(living.bytes)  # what the forward leaves behind
             kept = len(living.trace) - 1
+            for place, storage, size in borders.values():
+                living.trace[place] -= size if storage() is None else 0
             torch.autograd.grad(hidden, embedded[0], torch.ones_like(hidden))
-        return living.trace, kept
+        return living.trace, [*(place for place, _, _ in borders.values()), kept]
     finally:
-        hook.remove()
+        for hook in hooks:
+            hook.remove()
 
 
-def _head_bytes(scoring: AnswerLogProbs) -> float:
+def _head_bytes(scoring: AnswerLogProbs, rows: int) -> float:
+    """Bytes an answer token of a call of the head with `rows` ids."""
     # Operation by operation, so that what does not depend on the tokens (a gradient of the head's weights) is not in it.
     weight = scoring.head.weight
+    head = scoring.head if rows == len(weight) else _with_rows(scoring.head, rows)
     traces = []
     for tokens in (2, 4):
         hidden_NH = torch.zeros(tokens, weight.shape[1], dtype=weight.dtype, requires_grad=True)
         with Living() as living:
-            nats = scoring.score(hidden_NH, torch.zeros(tokens, dtype=torch.int64))
+            nats = scoring.score(hidden_NH, torch.zeros(tokens, dtype=torch.int64), head=head)
             torch.autograd.grad(nats.sum(), hidden_NH)
         traces.append(np.array(living.trace, dtype=np.float64))
     return float((traces[1] - traces[0]).max()) / 2
+
+
+def _with_rows(head: nn.Module, rows: int) -> Callable[[Tensor], Tensor]:
+    """The head as if it had `rows` rows, all 0, which take no memory until they are written."""
+    weights = {
+        name: torch.zeros(rows, *weight.shape[1:], dtype=weight.dtype, requires_grad=weight.requires_grad)
+        for name, weight in head.named_parameters()
+    }
+    return lambda hidden_NH: torch.func.functional_call(head, weights, (hidden_NH,))
 
 
 class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]

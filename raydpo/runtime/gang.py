@@ -24,7 +24,7 @@ import cloudpickle
 from raydpo.errors import Cause, HangError, StorageError, WorkerError
 from raydpo.runtime.backend import ActorDied, Actors, CallFailed
 from raydpo.runtime.failure import Failure, failure_of
-from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, thread_variables
+from raydpo.runtime.place import PLACEMENT_TIMEOUT_S, Place, load_function, rank_threads
 from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.rank_failures import RankFailure, verdict
 from raydpo.runtime.resources import Demand
@@ -237,7 +237,7 @@ class _Gang:
 
     def _shared_variables(self, *, single_node: bool) -> dict[str, str]:
         first = self._ranks[0]
-        variables = thread_variables(self._demand.cpus, self._demand.gpus) | {
+        variables = rank_threads(self._demand.cpus, self._demand.gpus) | {
             "WORLD_SIZE": str(self._num_ranks),
             "MASTER_ADDR": "127.0.0.1" if single_node else _placed(first).host,
             "MASTER_PORT": str(self._answer(first, self._actors.call(first.actor, "free_port"))),

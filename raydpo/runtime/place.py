@@ -40,6 +40,17 @@ class Place:
         return f"pid {self.pid} on {self.host}"
 
 
+SHARE_OF_NODE = "share of the node"
+"""As the number of threads: the cores of the node, divided by the ranks on it. What a rank makes of it where it runs."""
+
+
+def rank_threads(cpus: float, gpus: float) -> dict[str, str]:
+    """`thread_variables` of a rank of a gang. With a GPU and no CPUs asked for, beyond the one of the default, its share of the
+    node: loading, offloaded optimizers and collation would have one core of a hundred."""
+    share = {"OMP_NUM_THREADS": SHARE_OF_NODE} if gpus and cpus <= 1 else {}
+    return thread_variables(cpus, gpus) | share
+
+
 def thread_variables(cpus: float, gpus: float) -> dict[str, str]:
     """Environment of one compute process: as many threads as CPUs are reserved, and the CPU back end without a GPU."""
     variables = {"OMP_NUM_THREADS": str(max(1, int(cpus))), "TOKENIZERS_PARALLELISM": "false"}
@@ -50,6 +61,9 @@ def thread_variables(cpus: float, gpus: float) -> dict[str, str]:
 
 def load_function(payload: bytes, variables: Mapping[str, str], preload: Sequence[str] = ()) -> Any:
     """In the actor: set `variables`, import `preload`, then unpickle the function (which imports its modules)."""
+    if variables.get("OMP_NUM_THREADS") == SHARE_OF_NODE:
+        share = len(os.sched_getaffinity(0)) // int(variables["LOCAL_WORLD_SIZE"])
+        variables = {**variables, "OMP_NUM_THREADS": str(max(1, share))}
     os.environ.update(variables)
     torch = sys.modules.get("torch")
     if torch is not None and "OMP_NUM_THREADS" in variables:  # the driver's, or imported before the fork: too late

@@ -16,13 +16,16 @@ import numpy as np
 from raydpo.config.sections import TrainSection
 from raydpo.errors import ConfigError
 from raydpo.models.logprobs import AnswerLogProbs
-from raydpo.models.memory import ActivationCost, compute_again, decoder_layers, measure
+from raydpo.models.memory import ActivationCost, Scale, compute_again, decoder_layers, measure
 from raydpo.train.feed import Feed
 
 
-def fit_activations(scoring: AnswerLogProbs, feed: Feed, train: TrainSection) -> tuple[Feed, str]:
+def fit_activations(
+    scoring: AnswerLogProbs, feed: Feed, train: TrainSection, small: tuple[Any, Scale] | None = None
+) -> tuple[Feed, str]:
     """Switch gradient checkpointing on as far as configured or needed; returns the feed to train from and the line.
 
+    small: a small copy to measure, and how it stands for the model; None: the model itself is measured.
     Raises ConfigError when there is a budget and the model's activations cannot be measured.
     """
     lengths = feed.sequence_lengths(np.arange(len(feed.table)))
@@ -31,7 +34,8 @@ def fit_activations(scoring: AnswerLogProbs, feed: Feed, train: TrainSection) ->
     wanted = max(train.tokens_per_microbatch, alone)
     num_layers = len(decoder_layers(scoring.model))
     try:
-        cost = _measure(scoring, feed, longest)
+        probed, scale = (scoring, None) if small is None else (AnswerLogProbs(small[0], scoring.chunk_tokens), small[1])
+        cost = _measure(probed, feed, longest, scale)
     except (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, AttributeError) as error:
         if train.activation_memory_gb is not None:
             raise ConfigError(
@@ -53,14 +57,16 @@ def fit_activations(scoring: AnswerLogProbs, feed: Feed, train: TrainSection) ->
     return replace(feed, tokens_per_microbatch=tokens), line
 
 
-def _measure(scoring: AnswerLogProbs, feed: Feed, longest: int) -> ActivationCost:
+def _measure(scoring: AnswerLogProbs, feed: Feed, longest: int, scale: Scale | None) -> ActivationCost:
     model: Any = scoring.model
     attention = model.config._attn_implementation
     runs_here = attention != "flash_attention_2"  # which does not run on the CPU; sdpa keeps as much
     if not runs_here:
         model.set_attn_implementation("sdpa")
     try:
-        return measure(scoring, feed.layout, num_answers=feed.num_answers, length=longest, is_padded=runs_here)
+        return measure(
+            scoring, feed.layout, num_answers=feed.num_answers, length=longest, is_padded=runs_here, scale=scale
+        )
     finally:
         if not runs_here:
             model.set_attn_implementation(attention)

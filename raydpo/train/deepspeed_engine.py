@@ -20,7 +20,9 @@ from torch import Tensor, nn
 
 from raydpo.config.sections import TrainSection
 from raydpo.errors import ResumeError
+from raydpo.models.hollow import HollowModel
 from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch
+from raydpo.train.deepspeed_settings import deepspeed_config, stage_of
 from raydpo.train.group_timeout import give_time, group_timeout
 from raydpo.train.held_state import held, refresh, trained, whole_shape
 from raydpo.train.ranges import OPTIMIZER, named
@@ -68,7 +70,16 @@ class Snapshot:
 class DeepSpeedEngine:
     """One rank's engine around `AnswerLogProbs`."""
 
-    def __init__(self, scoring: AnswerLogProbs, train: TrainSection, dtype: str, num_ranks: int, use_gpu: bool) -> None:
+    def __init__(
+        self,
+        scoring: AnswerLogProbs,
+        train: TrainSection,
+        dtype: str,
+        num_ranks: int,
+        use_gpu: bool,
+        source: HollowModel | None = None,
+    ) -> None:
+        """source: under stage 3, where weights are read from that are not in `scoring`."""
         import deepspeed
 
         # A shared-memory kernel would be compiled at the first start; gloo and nccl need no compiler.
@@ -85,13 +96,14 @@ class DeepSpeedEngine:
             weight_decay=train.weight_decay,
             fused=True,  # one pass over the weights, on CPU and GPU, and no other tensor of their size
         )
-        stage = 1 if train.zero_stage == 0 and dtype == "bfloat16" else train.zero_stage
+        stage = stage_of(train, dtype)
         self._guarded = stage == 0
         self._optimizer.guard, self._optimizer.max_norm = self._guarded, train.max_grad_norm
         self.stage = stage
-        config = deepspeed_config(train, stage, dtype, num_ranks)
+        sizes = [p.numel() for p in trainable]
+        config = deepspeed_config(train, dtype, num_ranks, use_gpu=use_gpu, sizes=sizes)
         if stage == 3:
-            shard(scoring, config)
+            shard(scoring, config, source)
         self.engine, *_ = deepspeed.initialize(
             model=scoring,
             model_parameters=trainable,
@@ -185,32 +197,3 @@ def _forget_modules() -> None:
         for cell in getattr(function, "__closure__", None) or ():
             if hasattr(cell.cell_contents, "cache_clear"):
                 cell.cell_contents.cache_clear()
-
-
-def deepspeed_config(train: TrainSection, stage: int, dtype: str, num_ranks: int) -> dict[str, Any]:
-    """The DeepSpeed config of a TrainSection. Batch sizes in it are nominal: the step counts for itself."""
-    zero: dict[str, Any] = {"stage": stage}
-    if stage == 3:
-        zero["stage3_gather_16bit_weights_on_model_save"] = True
-    if stage:
-        zero |= {"overlap_comm": False, "contiguous_gradients": True}
-    if train.offload_optimizer:
-        zero["offload_optimizer"] = {"device": "cpu", "pin_memory": False}
-    if train.offload_parameters:
-        zero["offload_param"] = {"device": "cpu", "pin_memory": False}
-    config: dict[str, Any] = {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "train_batch_size": num_ranks,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": train.max_grad_norm if stage else 0.0,
-        "zero_optimization": zero,
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "steps_per_print": None,
-        "wall_clock_breakdown": False,
-    }
-    if dtype == "bfloat16":
-        config["bf16"] = {"enabled": True, "check_grad_overflow": True}
-        config["data_types"] = {"grad_accum_dtype": "fp32"}
-    return config

@@ -60,9 +60,7 @@ def _flat(named: Parameters, zero: Any) -> Iterator[Fragment]:
         mapping: Any = parameter._hp_mapping  # type: ignore[attr-defined]
         if mapping is None:
             continue
-        # Stage 1 in bfloat16 has another class of optimizer, with another name for the same.
-        flats = getattr(zero, "single_partition_of_fp32_groups", None) or zero.fp32_groups_flat_partition
-        flat = flats[mapping.param_group_index]
+        flat = zero.single_partition_of_fp32_groups[mapping.param_group_index]
         there = mapping.hp_fragment_address
         place = (mapping.lp_fragment_address.start, there.start, there.numel)
         yield _fragment(name, parameter, zero.optimizer, flat, place)

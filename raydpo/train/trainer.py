@@ -10,7 +10,7 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -23,20 +23,11 @@ from raydpo.batches import MicroBatch, Order
 from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means, names_for
-from raydpo.models.adapted import said
-from raydpo.models.balancing import balancing_in
 from raydpo.models.compiled import compile_layers
-from raydpo.models.layout import Layout, check_lengths, choose_layout
-from raydpo.models.logprobs import AnswerLogProbs, check_head
-from raydpo.models.lora import add_lora
-from raydpo.models.packed import packed_said
-from raydpo.models.pretrained import load_model
+from raydpo.models.layout import Layout, check_lengths
+from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.resolve import ResolvedModel
-from raydpo.models.router_probe import check_routing
-from raydpo.models.routing import experts_per_token
-from raydpo.models.text_part import freeze_what_text_does_not_reach
-from raydpo.models.training_mode import check_training_mode
-from raydpo.models.work import TOKENS, Work, work_of
+from raydpo.models.work import TOKENS, Work
 from raydpo.objectives.loss import Loss
 from raydpo.schema.rank_events import PROBE_FILE, Alive, Evaluated, Staged
 from raydpo.train.activations import fit_activations
@@ -51,6 +42,7 @@ from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
 from raydpo.train.spec import TrainSpec
+from raydpo.train.start import start_of
 from raydpo.train.step import BatchLoss, accumulate, all_reduce, evaluate_share, fitting, observe
 
 NAMES = sorted(METRICS)
@@ -240,52 +232,30 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     torch.set_flush_denormal(True)
     torch.manual_seed(config.run.seed)
     bring_models(spec.model)
-    model = load_model(spec.model, spec.dtype, config.model.attention)
-    if config.model.attention != "flash_attention_2":  # which does not run on the CPU, where the model still is
-        check_head(AnswerLogProbs(model))
-    check_training_mode(model)
-    experts = find_experts(model, spec)
-    layout, why = choose_layout(model, config.model.attention)
-    work = work_of(model)
-    notes = [f"answers do not share their prompt, rows are padded: {why}"] if why and layout == "padded" else []
-    if towers := freeze_what_text_does_not_reach(model):
-        notes.append(towers)
-    if spec.model.four_bit is not None:
-        notes.append(packed_said(model))
-    if (lora := train.lora) is not None:
-        model = add_lora(model, seed=config.run.seed, **lora.placed())
-        notes.append(said(model))
-    model.train()  # every dropout is 0; gradient checkpointing works in training mode only
+    start = start_of(spec)
+    model, layout = start.model, start.layout
     lookup = open_lookup(spec)
     training, held_out = (
-        replace(make_feed(rank, spec, split, lookup, layout, work), is_sharded=train.zero_stage == 3)
+        replace(make_feed(rank, spec, split, lookup, layout, start.work), is_sharded=train.zero_stage == 3)
         for split in ("train", "eval")
     )
     for feed in (training, held_out):
         check_lengths(model, longest_row(feed))
     scoring = AnswerLogProbs(model, spec.chunk_tokens)
-    training, activations = fit_activations(scoring, training, train)
+    training, activations = fit_activations(scoring, training, train, start.small)
     if train.compile:
         compile_layers(model, layout)
     if rank.use_gpu:
         record_flights(spec.staging.parents[1] / "nccl")
-    engine = DeepSpeedEngine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu)
+    source, notes, experts = start.source, (*start.notes, activations), start.experts
+    del start  # and the small copy, before weights are read
+    engine = DeepSpeedEngine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu, source)
     check_equal(engine.device, "whether answers share their prompt", layout == "packed")
     check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
     order = Order.of(config, len(training.table))
     loss = Loss(config.objective.terms)
-    notes.append(activations)
     eval_feed = held_out if len(held_out.table) else None
-    return Trainer(spec, rank, engine, loss, training, eval_feed, order, experts, tuple(notes))
-
-
-def find_experts(model: Any, spec: TrainSpec) -> Experts | None:
-    """How the balance of the experts enters the loss, None: it does not. Raises ConfigError."""
-    found = balancing_in(spec.model.here(), spec.config.train.router_aux_loss)
-    experts = Experts(found.coefficient, experts_per_token(model)) if found.coefficient else None
-    if experts is not None and spec.config.model.attention != "flash_attention_2":
-        check_routing(AnswerLogProbs(model), experts.top_k)
-    return experts
+    return Trainer(spec, rank, engine, loss, training, eval_feed, order, experts, notes)
 
 
 def check_equal(device: torch.device, what: str, mine: int) -> None:

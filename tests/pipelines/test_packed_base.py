@@ -179,7 +179,7 @@ def test_a_packed_reference_is_never_streamed(
     assert way.may_stream("auto", replace(model, four_bit=None), "float32")
     assert not way.choose_way("auto", model, "float32", "cpu").is_streamed
     assert not way.may_stream("auto", model, "float32")
-    with pytest.raises(ConfigError, match="packs it in 4 bits when it is loaded"):
+    with pytest.raises(ConfigError, match="packed into 4 bits when it is loaded"):
         way.choose_way("streamed", model, "float32", "cpu")
 
 

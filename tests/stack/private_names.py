@@ -357,8 +357,26 @@ PRIVATE: tuple[Row, ...] = (
             ),
             ("fp32_partitioned_groups_flat", "runtime/zero/stage3.py", "self.fp32_partitioned_groups_flat"),
             ("ds_shape", "runtime/zero/partition_parameters.py", "param.ds_shape = param.shape"),
+            (
+                "ds_zero_partition_rank",
+                "runtime/zero/partition_parameters.py",
+                "param.ds_zero_partition_rank = dist.get_rank(group=param.ds_process_group)",
+            ),
+            (
+                "ds_zero_partition_world_size",
+                "runtime/zero/partition_parameters.py",
+                "param.ds_zero_partition_world_size = dist.get_world_size(group=param.ds_process_group)",
+            ),
+            ("ds_tensor.ds_numel", "runtime/zero/partition_parameters.py", "param.ds_tensor.ds_numel = partition_size"),
             ("ds_numel", "runtime/zero/partition_parameters.py", "param.ds_numel = param.numel()"),
         )
+    ),
+    Attribute(
+        "deepspeed",
+        "_convert_to_deepspeed_param",
+        "sharding",
+        "a rank could not read its own part of a weight alone under ZeRO-3",
+        "deepspeed.runtime.zero.partition_parameters.Init._convert_to_deepspeed_param",
     ),
     Attribute(
         "deepspeed",

@@ -236,8 +236,8 @@ def count_gathers(place: Place, spec: TrainSpec, steps: int) -> tuple[int, list[
 
 
 def _sharding_all(honest: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    def config(*args: Any) -> dict[str, Any]:
-        found = honest(*args)
+    def config(*args: Any, **options: Any) -> dict[str, Any]:
+        found = honest(*args, **options)
         found["zero_optimization"]["stage3_param_persistence_threshold"] = 0
         return found
 

@@ -8,8 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from raydpo.train import TrainSpec
+from raydpo.models import hollow, slices
+from raydpo.train import TrainSpec, start
 from raydpo.train.trainer import build_trainer
+from tests.train import jobs
 from tests.train.gang import Place
 
 
@@ -44,3 +46,45 @@ def count_moves(place: Place, spec: TrainSpec) -> Moves:
         trainer = build_trainer(place, spec)
     sizes = [getattr(p, "ds_numel", p.numel()) for p in trainer.engine.engine.module.parameters()]
     return Moves(sum(whole), max(alone), max(sizes), sum(sizes))
+
+
+class Reads(NamedTuple):
+    """Bytes that this rank read in a start, of all weights, and whether it loaded the model whole."""
+
+    read: int
+    weights: int
+    whole: bool
+
+
+def count_reads(place: Place, spec: TrainSpec) -> Reads:
+    """Everything that goes through a reader of slices until the optimizer is made."""
+    readers, whole = [], []
+    honest_init, honest_load = slices.SliceReader.__init__, start.load_model
+
+    def init(self: slices.SliceReader) -> None:
+        honest_init(self)
+        readers.append(self)
+
+    def load(*args: Any) -> Any:
+        whole.append(args)
+        return honest_load(*args)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices.SliceReader, "__init__", init)
+        patch.setattr(start, "load_model", load)
+        trainer = build_trainer(place, spec)
+    weights = [p for name, p in trainer.engine.engine.module.named_parameters() if "lora_" not in name]
+    size = sum(p.ds_numel * p.element_size() for p in weights)
+    trainer.close()
+    return Reads(sum(reader.bytes_read for reader in readers), size, bool(whole))
+
+
+def train_read_whole(place: Place, spec: TrainSpec) -> tuple[list[Any], str]:
+    """The loop where no model can be read in parts."""
+
+    def refuse(*args: Any) -> Any:
+        raise hollow.WholeNeeded("this test says so")
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(start, "hollow_model", refuse)
+        return jobs.train(place, spec)

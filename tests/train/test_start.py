@@ -2,9 +2,25 @@
 
 from __future__ import annotations
 
-import pytest
+from dataclasses import replace
+from pathlib import Path
 
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch.utils.flop_counter import FlopCounterMode
+
+from raydpo.models.logprobs import AnswerLogProbs
+from raydpo.models.pretrained import load_tokenizer
+from raydpo.models.resolve import ResolvedModel
+from raydpo.quickstart.fresh_model import create_model
+from raydpo.schema.rank_events import Noted
+from raydpo.train.activations import fit_activations
+from raydpo.train.start import start_of
+from raydpo.train.trainer import make_feed
 from tests.train import start_jobs
+from tests.train.conftest import Run
+from tests.train.gang import Place
 
 pytestmark = pytest.mark.slow
 
@@ -21,3 +37,83 @@ def test_under_zero_3_no_rank_moves_more_than_one_tensor(runs, gangs, dtype):
 def test_the_count_sees_a_model_that_is_moved_whole(runs, gangs):
     for moves in gangs[2].run(start_jobs.count_moves, runs.spec(zero_stage=2)):
         assert moves.whole >= moves.weights
+
+
+LORA = {"rank": 4, "alpha": 8}
+
+
+@pytest.mark.parametrize("num_ranks", [2, 3])
+@pytest.mark.parametrize("options", [{}, {"lora": LORA}], ids=["full", "lora"])
+def test_under_zero_3_ranks_read_every_weight_once_between_them(runs, gangs, num_ranks, options):
+    reads = gangs[num_ranks].run(start_jobs.count_reads, runs.spec(zero_stage=3, **options))
+    assert sum(each.read for each in reads) == reads[0].weights
+    assert max(each.read for each in reads) <= reads[0].weights / num_ranks + 1024
+    assert not any(each.whole for each in reads)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"zero_stage": 3}, {"zero_stage": 3, "dtype": "bfloat16"}, {"zero_stage": 3, "lora": LORA}],
+    ids=["fp32", "bf16", "lora"],
+)
+def test_a_training_is_the_same_whichever_way_weights_were_read(runs, gangs, options):
+    parts = runs.get(num_ranks=2, **options)
+    spec = runs.spec(**options)
+    spec.staging.mkdir(parents=True)
+    whole = Run(spec, *gangs[2].run(start_jobs.train_read_whole, spec)[0])
+    assert whole.losses == parts.losses
+    assert whole.series("grad_norm") == parts.series("grad_norm")
+    said = "every rank reads the whole model instead of its own part: this test says so"
+    assert said in [event.text for event in whole.of(Noted)]
+    assert said not in [event.text for event in parts.of(Noted)]
+
+
+def damaged(world, folder: Path) -> Path:
+    """The world's model with a NaN in the embedding of an id that nothing uses."""
+    for path in world.reference.iterdir():
+        (folder / path.name).write_bytes(path.read_bytes())
+    weights = load_file(folder / "model.safetensors")
+    weights["model.embed_tokens.weight"][-1, -1] = torch.nan
+    save_file(weights, folder / "model.safetensors", metadata={"format": "pt"})
+    return folder
+
+
+@pytest.mark.parametrize("stage", [2, 3])
+def test_weights_that_are_not_finite_are_refused_on_all_ranks_alike(world, runs, stage, tmp_path):
+    spec = runs.spec(zero_stage=stage, policy=damaged(world, tmp_path))
+    error = runs.fresh(spec, 2).error
+    assert error.startswith("ConfigError: model.path: model.embed_tokens.weight hold NaN or infinity")
+
+
+def test_dora_begins_with_whole_matrices(runs):
+    run = runs.get(num_ranks=2, zero_stage=3, lora={**LORA, "dora": True}, max_steps=1)
+    assert any("instead of its own part: DoRA begins with" in event.text for event in run.of(Noted))
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+def test_a_start_computes_as_much_for_two_layers_as_for_forty(world, runs, stage, tmp_path):
+    flops = []
+    for num_layers in (2, 40):
+        folder = tmp_path / str(num_layers)
+        shape = {"hidden_size": 32, "num_heads": 4, "intermediate_size": 48, "max_positions": 512}
+        create_model(folder, load_tokenizer(world.reference), num_layers=num_layers, seed=0, **shape)
+        spec = replace(runs.spec(zero_stage=stage), model=ResolvedModel("start", None, folder))
+        with FlopCounterMode(display=False) as counter:
+            start = start_of(spec)
+            feed = make_feed(Place(0, 1), spec, "train", None, start.layout, start.work)
+            _, line = fit_activations(AnswerLogProbs(start.model), feed, spec.config.train, start.small)
+        assert f"0 of {num_layers} layers" in line
+        flops.append(counter.get_total_flops())
+    assert flops[0] == flops[1] > 0
+
+
+def test_settings_of_deepspeed_reach_the_engine(runs):
+    """Buckets of three elements: other sums in another order, and the same training."""
+    for stage in (2, 3):
+        small = {"zero_optimization": {"reduce_bucket_size": 3}}
+        found = runs.get(num_ranks=2, zero_stage=stage, deepspeed=small)
+        assert found.losses == pytest.approx(runs.get(num_ranks=2, zero_stage=stage).losses, rel=1e-6)
+    both = {"zero_optimization": {"zero_hpz_partition_size": 2}}  # ZeRO++: weights are gathered within a node
+    assert runs.get(num_ranks=2, zero_stage=3, deepspeed=both).losses == runs.get(num_ranks=2, zero_stage=3).losses
+    wrong = runs.fresh(runs.spec(zero_stage=2, deepspeed={"zero_optimization": {"no_such": 1}}), 2)
+    assert wrong.error.startswith("ConfigError: train.deepspeed: zero_optimization.no_such: Extra inputs")

@@ -1,0 +1,163 @@
+"""A model without its weights: every module, shape, dtype and tie that loading would give, and where each weight lies.
+
+Comes in: the folder of a model. Goes out: the module, whose weights are one zero that is seen everywhere, and the place of
+each in the files. Decision: transformers' own loader runs, on tensors that only remember where they come from, so that names,
+dtypes, ties and tables are what they are for a whole model; where it computes a weight out of several (experts that it stacks)
+there is no place, and the model has to be loaded whole. Price: names of its loader, that a test holds.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from huggingface_hub.errors import StrictDataclassError
+from torch import Tensor, nn
+
+from raydpo.models.auto_class import auto_class
+from raydpo.models.config_file import config_of
+from raydpo.models.pretrained import DTYPES, first_that_works, switch_dropout_off
+from raydpo.models.quantised import quantisation
+from raydpo.models.slices import SliceReader, StoredTensor, places_in
+
+_FAILURES = (
+    *(OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError),
+    *(AssertionError, StrictDataclassError),
+)
+_COPIED = re.compile(r"\.modules_to_save\.[^.]+\.")
+"""What PEFT puts into the name of a module that is trained whole, in place of ".original_module."."""
+
+
+class WholeNeeded(Exception):
+    """Why a model cannot be read in parts, as the end of a sentence."""
+
+
+@dataclass(frozen=True)
+class HollowModel:
+    """model: in evaluation mode, every dropout at 0. places: of each parameter, by its id."""
+
+    model: Any
+    places: Mapping[int, StoredTensor]
+    reader: SliceReader
+
+    def places_of(self, module: nn.Module) -> dict[int, StoredTensor]:
+        """The same of `module`, which holds the model, for copies that an adapter trains whole as well."""
+        named = dict(module.named_parameters(remove_duplicate=False))
+        found: dict[int, StoredTensor] = {}
+        for name, parameter in named.items():
+            original = named.get(_COPIED.sub(".original_module.", name), parameter)
+            place = self.places.get(id(parameter)) or self.places.get(id(original))
+            if place is not None:
+                found[id(parameter)] = place
+        return found
+
+
+def hollow_model(folder: Path, dtype: str, attention: str) -> HollowModel:
+    """The causal LM in `folder` on the CPU, without weights. dtype, attention: as of `load_model`.
+
+    Raises WholeNeeded where its weights cannot be read in parts, or it cannot be loaded at all.
+    """
+    from transformers import AutoConfig
+    from transformers.utils import logging
+
+    logging.disable_progress_bar()
+    described = config_of("the model", folder)
+    if method := quantisation("the model", folder):
+        raise WholeNeeded(f"it is quantised ({method})")
+    try:
+        files = places_in(folder)
+        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
+        with torch.device("meta"):
+            kind = type(auto_class(described).from_config(config, trust_remote_code=False))
+
+        def load(implementation: str) -> tuple[Any, dict[str, Any], dict[int, _Remembered]]:
+            return _load(kind, config, files, DTYPES[dtype], implementation)
+
+        model, missing, remembered = load(attention) if attention != "auto" else first_that_works(load, "sdpa", "eager")
+    except _FAILURES as error:
+        raise WholeNeeded(f"it cannot be made without them ({type(error).__name__}: {error})") from error
+    if missing:
+        raise WholeNeeded(f"its files lack {', '.join(sorted(missing)[:3])}")
+    _look_at_ties(model)
+    reader = SliceReader()
+    places = _fill(model, remembered, reader)
+    model.config.name_or_path = model.name_or_path = str(folder)
+    _take_generation_config(model, folder)
+    return HollowModel(switch_dropout_off(model).eval(), places, reader)
+
+
+class _Remembered:
+    """A tensor of a file, for transformers' loader: it may be asked for as it is, in a dtype and on a device."""
+
+    def __init__(self, place: StoredTensor, known: dict[int, _Remembered]) -> None:
+        self.place, self._known = place, known
+        self.tensor: Tensor | None = None
+
+    def __getitem__(self, _: Any) -> _Remembered:
+        return self
+
+    def to(self, device: Any = None, dtype: torch.dtype | None = None) -> Tensor:
+        self.tensor = torch.empty(self.place.shape, dtype=dtype or self.place.dtype, device="meta")
+        self._known[self.tensor.untyped_storage()._cdata] = self
+        return self.tensor
+
+
+def _load(
+    kind: Any, config: Any, files: Mapping[str, StoredTensor], dtype: torch.dtype, attention: str
+) -> tuple[Any, Any, dict[int, _Remembered]]:
+    remembered: dict[int, _Remembered] = {}
+    model, found = kind.from_pretrained(
+        None,
+        config=config,
+        state_dict={name: _Remembered(place, remembered) for name, place in files.items()},
+        dtype=dtype,
+        attn_implementation=attention,
+        output_loading_info=True,
+    )
+    return model, found["missing_keys"], remembered
+
+
+def _look_at_ties(model: Any) -> None:
+    """Two matrices in the files where the config names one: whether they are equal is known by reading both."""
+    for one, other in dict(getattr(model, "all_tied_weights_keys", None) or {}).items():
+        if model.get_parameter(one) is not model.get_parameter(other):
+            raise WholeNeeded(f"its files hold {one} and {other}, which its config.json names as one matrix")
+
+
+def _fill(model: nn.Module, remembered: Mapping[int, _Remembered], reader: SliceReader) -> dict[int, StoredTensor]:
+    """Buffers are read, parameters get their shape. Returns the places of parameters."""
+    made: dict[int, nn.Parameter] = {}
+    places: dict[int, StoredTensor] = {}
+    for path, module in model.named_modules(remove_duplicate=False):
+        for name, parameter in module.named_parameters(recurse=False):
+            if id(parameter) not in made:
+                new = nn.Parameter(_seen_everywhere(parameter), requires_grad=parameter.requires_grad)
+                made[id(parameter)], places[id(new)] = new, _place_of(parameter, remembered, f"{path}.{name}")
+                made[id(new)] = new
+            setattr(module, name, made[id(parameter)])
+        for name, buffer in module.named_buffers(recurse=False):
+            if buffer.is_meta:
+                setattr(module, name, reader.whole(_place_of(buffer, remembered, f"{path}.{name}"), buffer.dtype))
+    return places
+
+
+def _seen_everywhere(like: Tensor) -> Tensor:
+    return torch.zeros((), dtype=like.dtype).expand(like.shape)
+
+
+def _place_of(tensor: Tensor, remembered: Mapping[int, _Remembered], name: str) -> StoredTensor:
+    found = remembered.get(tensor.untyped_storage()._cdata)
+    if found is None or found.tensor is None or tensor.shape != found.tensor.shape or not tensor.is_contiguous():
+        raise WholeNeeded(f"transformers makes {name} out of several tensors of its files, or of none")
+    return found.place
+
+
+def _take_generation_config(model: Any, folder: Path) -> None:
+    from transformers import GenerationConfig
+
+    if model.can_generate() and (folder / "generation_config.json").is_file():
+        model.generation_config = GenerationConfig.from_pretrained(str(folder))
