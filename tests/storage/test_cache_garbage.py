@@ -46,7 +46,7 @@ def test_a_machine_that_comes_later_fetches_the_merged_shard_alone(bucket: str, 
     machine("three")
     assert_whole(bucket, 30)
     (file,) = (cache(bucket).folder / "shards").glob("*.arrow")
-    assert file.name.startswith("merged-")
+    assert file.name.startswith("0-merged-")
     write(cache(bucket), 3)
     machine("two")
     assert_whole(bucket, 40)
@@ -78,7 +78,7 @@ def test_what_the_log_does_not_reach_goes_after_the_grace(
         removal.path for removal in listed
     ]
     (left,) = objects(bucket)
-    assert left.startswith("shards/merged-")
+    assert left.startswith("shards/0-merged-")
     assert collect_stored(f"{bucket}/cache", grace_s=-60) == []
     for name in ("one", "two"):
         machine(name)
@@ -174,7 +174,7 @@ def test_of_two_machines_that_compact_one_is_overtaken(
     compact_cache(cache(bucket).folder)
     entries = read_entries(cache(bucket).folder, store_of(bucket).url)
     assert sum("replaces" in entry for _, entry in entries) == 1
-    assert sum(key.startswith("merged-") for key in state_after(entries).shards) == 1
+    assert sum(key.startswith("0-merged-") for key in state_after(entries).shards) == 1
     machine("three")
     assert_whole(bucket, 40)
 
