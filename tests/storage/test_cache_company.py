@@ -6,6 +6,7 @@ On folders, and in a store: obstore's own in memory, with the conditions of the 
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
@@ -27,6 +28,7 @@ from obstore.store import MemoryStore
 from raydpo.artifacts import ReferenceCache, cache_shards, collect_garbage, compact_cache, object_store, remote_garbage
 from raydpo.artifacts.cache_log import state_after
 from raydpo.artifacts.cache_reader import CacheReader
+from raydpo.artifacts.mirror_path import ROOT_VARIABLE
 from raydpo.artifacts.object_store import ObjectStore
 from raydpo.artifacts.placeholder import store_at
 from raydpo.artifacts.remote_cache import cache_urls, read_entries
@@ -112,6 +114,7 @@ class Company(RuleBasedStateMachine):
     def collect(self, machine: str, dry_run: bool) -> None:
         """Without any grace: order has to do."""
         if self.is_stored:
+            os.environ[ROOT_VARIABLE] = str(self.root / machine)
             assert cache_urls(self.url) == [self.store().url]
             collect_stored(self.url, grace_s=-9, dry_run=dry_run)
         collect_garbage(self.place(machine), grace_s=-9, dry_run=dry_run)
@@ -196,6 +199,7 @@ class StoredCompany(Company):
 @pytest.mark.parametrize("company", [Company, StoredCompany])
 def test_nothing_that_counts_or_is_open_is_removed(company: type[Company], monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(object_store, "_client", client_at)
+    monkeypatch.setenv(ROOT_VARIABLE, "set by each machine")
     monkeypatch.setattr(cache_shards, "_MOST_MAPPED", 2)
     monkeypatch.setattr(remote_garbage, "SNAPSHOT_EVERY", 4)
     store_at.cache_clear()

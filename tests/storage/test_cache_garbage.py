@@ -211,6 +211,22 @@ def test_a_machine_that_has_nothing_begins_at_a_snapshot(
         assert_whole(bucket, 40)
 
 
+def test_a_cache_that_was_removed_and_begun_anew_is_read_anew(bucket: str, machine: Move) -> None:
+    machine("one")
+    write(cache(bucket), 1)
+    write(cache(bucket), 2)
+    store = store_of(bucket)
+    store.delete([key for key, _, _ in store.listed()])
+    machine("two")
+    for shard in range(3):
+        write(cache(bucket), shard)
+    machine("one")
+    assert collect_stored(f"{bucket}/cache", grace_s=-60) == []
+    write(cache(bucket), 3)
+    machine("three")
+    assert_whole(bucket, 40)
+
+
 def test_runs_in_a_store_name_the_caches_that_they_reach(bucket: str, machine: Move, tmp_path: Path) -> None:
     from raydpo.artifacts.reached import reached_caches
 
