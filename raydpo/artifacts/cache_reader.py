@@ -20,7 +20,7 @@ from raydpo.artifacts.arrow import ShardRecord
 from raydpo.artifacts.cache_index import MappedIndex
 from raydpo.artifacts.cache_records import read_record
 from raydpo.artifacts.cache_shards import read_shards, read_verified
-from raydpo.artifacts.key_index import KeyIndex, bytes_of
+from raydpo.artifacts.key_index import KeyIndex, bytes_of, nats_of
 from raydpo.artifacts.open_readers import OpenReader
 from raydpo.artifacts.remote_cache import pull_cache
 from raydpo.artifacts.replaced import replacements
@@ -86,10 +86,7 @@ class CacheReader:
             table = None
         if table is None or row >= len(table) or bytes_of(table["row_key"].chunk(0))[row] != key:
             return None
-        lists = table["token_nats"].chunk(0)
-        start, end = lists.offsets[row].as_py(), lists.offsets[row + 1].as_py()
-        found: np.ndarray = lists.values.to_numpy()[start:end]
-        return found
+        return nats_of(table, row)
 
     def _shard(self, name: str) -> pa.Table:
         if name not in self._open:
@@ -109,9 +106,9 @@ class CacheReader:
             found, _ = read_shards(
                 self._folder, {}, self._names
             )  # a damaged one's rows are missing, as for every reader
-            for record, _ in found.values():
-                self._count(record)
-            self._rest = KeyIndex([table for _, table in found.values()])
+            for shard in found.values():
+                self._count(shard.record)
+            self._rest = KeyIndex([*found.values()])
         return self._rest.lookup(keys, self._folder)
 
     def _names(self, name: str) -> bool:

@@ -9,41 +9,60 @@ from __future__ import annotations
 import os
 import uuid
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from raydpo.artifacts.arrow import ShardRecord, read_shard
 from raydpo.artifacts.cache_records import read_record, shard_names
+from raydpo.artifacts.key_index import keys_of
 from raydpo.artifacts.replaced import all_replaced, replacements
 from raydpo.errors import IntegrityError
 from raydpo.schema.rows import LOGPROBS
 
-_MOST_MAPPED = 32_768
-"""Shards that one process maps; the others it reads into memory, since a process may have some 65,000 mappings."""
+_MOST_MAPPED = 8192
+"""Shards whose tables are kept: each is a mapping, of which a process may have some 65,000."""
 
 
-def read_cache(folder: Path) -> tuple[pa.Table, list[tuple[str, str]]]:
-    """All rows of the shards that verify, and (name, problem) of each that does not."""
-    found, damaged = read_shards(folder, {})
-    return pa.concat_tables([LOGPROBS.empty_table(), *(table for _, table in found.values())]), damaged
+class ShardRows:
+    """The rows of a shard that was verified. num_rows, num_tokens, num_bytes: of the table, which is kept or read again."""
+
+    def __init__(self, folder: Path, record: ShardRecord, table: pa.Table, *, is_kept: bool) -> None:
+        self.record, self._folder = record, folder
+        self.num_rows, self.num_bytes = len(table), table.nbytes
+        self.num_tokens = int(pc.sum(table["num_tokens"]).as_py() or 0)
+        self._table = table if is_kept else None
+        self._keys = None if is_kept else keys_of(table)
+
+    def keys(self) -> np.ndarray:
+        """Of all rows: [n] S32."""
+        return keys_of(self.table()) if self._keys is None else self._keys
+
+    def table(self) -> pa.Table:
+        """All rows. Raises IntegrityError where they have to be read again and are not what they were."""
+        return read_verified(self._folder, self.record, is_mapped=False) if self._table is None else self._table
+
+
+def whole_table(shards: Iterable[ShardRows]) -> pa.Table:
+    """Rows of all shards, those that stand in several of them several times."""
+    return pa.concat_tables([LOGPROBS.empty_table(), *(shard.table() for shard in shards)])
 
 
 def read_shards(
-    folder: Path, known: Mapping[str, tuple[ShardRecord, pa.Table]], skip: Callable[[str], bool] = lambda _: False
-) -> tuple[dict[str, tuple[ShardRecord, pa.Table]], list[tuple[str, str]]]:
-    """Record and rows of the shards that verify, by name, and (name, problem) of each that does not.
+    folder: Path, known: Mapping[str, ShardRows], skip: Callable[[str], bool] = lambda _: False
+) -> tuple[dict[str, ShardRows], list[tuple[str, str]]]:
+    """The shards that verify, by name, and (name, problem) of each that does not.
 
     known: shards that were verified before; they are not read again where their record is the same. skip: whether a shard is
     passed over. What a merged shard replaced takes its place where it is damaged.
     """
-    found, damaged = dict[str, tuple[ShardRecord, pa.Table]](), []
+    found, damaged, passed = dict[str, ShardRows](), [], list[str]()
     lists = replacements(folder)
-    hidden, names, num_mapped = all_replaced(lists), deque(shard_names(folder)), 0
-    passed = list[str]()
+    hidden, names = all_replaced(lists), deque(shard_names(folder))
     while names:
         name = names.popleft()
         if skip(name):
@@ -52,12 +71,11 @@ def read_shards(
             record = read_record(folder, name)
             if record.name in hidden:
                 passed.append(name)
-                continue
-            is_known = name in known and known[name][0] == record
-            found[name] = (
-                known[name] if is_known else (record, read_verified(folder, record, num_mapped < _MOST_MAPPED))
-            )
-            num_mapped += 1
+            elif name in known and known[name].record == record:
+                found[name] = known[name]
+            else:
+                table = read_verified(folder, record)
+                found[name] = ShardRows(folder, record, table, is_kept=len(found) < _MOST_MAPPED)
         except IntegrityError as error:
             damaged.append((name, str(error)))
             back = lists.pop(name, {})

@@ -8,13 +8,12 @@ price is that the cache takes twice its room for so long.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import pyarrow as pa
-
-from raydpo.artifacts.arrow import ShardRecord
+from raydpo.artifacts.cache_shards import ShardRows
 from raydpo.artifacts.claim import claimed
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.reference_cache import ReferenceCache, read_identity
@@ -24,6 +23,7 @@ from raydpo.errors import UserError
 MERGED_BYTES = 64 << 20
 """Of a merged shard; one from half of this on is left alone."""
 _CLAIM = "compaction"
+_MERGED, _MOST_MERGES = re.compile(r"0-merged-(\d{8})-"), 10**8
 
 
 @dataclass(frozen=True)
@@ -65,29 +65,35 @@ def compact_cache(folder: Path, merged_bytes: int = MERGED_BYTES) -> Compacted:
     )
 
 
-def _sizes(shards: Mapping[str, tuple[ShardRecord, pa.Table]]) -> list[int]:
-    return [record.bytes for record, _ in shards.values()]
+def _sizes(shards: Mapping[str, ShardRows]) -> list[int]:
+    return [shard.record.bytes for shard in shards.values()]
 
 
-def _groups(shards: Mapping[str, tuple[ShardRecord, pa.Table]], merged_bytes: int) -> Iterator[list[str]]:
+def _groups(shards: Mapping[str, ShardRows], merged_bytes: int) -> Iterator[list[str]]:
     """Names of small shards, as many as fit into one large one; none of one shard alone."""
     group, num_bytes = list[str](), 0
-    for name, (_, table) in list(shards.items()):
-        if 2 * table.nbytes > merged_bytes:
+    for name, shard in list(shards.items()):
+        if 2 * shard.num_bytes > merged_bytes:
             continue
-        if num_bytes + table.nbytes > merged_bytes:
+        if num_bytes + shard.num_bytes > merged_bytes:
             yield group
             group, num_bytes = [], 0
         group.append(name)
-        num_bytes += table.nbytes
+        num_bytes += shard.num_bytes
     if len(group) > 1:
         yield group
 
 
 def _merge(cache: ReferenceCache, group: list[str]) -> None:
     shards, lists = cache.shards(), replacements(cache.folder)
-    files = {name: shards[name][0].name for name in group}
-    keys = list(dict.fromkeys(key for name in group for key in shards[name][1]["row_key"].to_pylist()))
+    files = {name: shards[name].record.name for name in group}
+    keys = list(dict.fromkeys(key for name in group for key in shards[name].table()["row_key"].to_pylist()))
     older = {name: file for merged in group for name, file in lists.get(merged, {}).items()}
-    name = f"merged-{digest_of(sorted(files.values()))[:24]}"
+    name = f"{_first_of_all(shards)}-{digest_of(sorted(files.values()))[:24]}"
     cache.merge_shards(name, keys, cache.lookup(keys), {**older, **files})
+
+
+def _first_of_all(shards: Mapping[str, ShardRows]) -> str:
+    """Start of a name before all others: of a row that stands in several shards, the first one's value is given."""
+    taken = [int(found[1]) for name in shards if (found := _MERGED.match(name))]
+    return f"0-merged-{min(taken, default=_MOST_MERGES) - 1:08d}"

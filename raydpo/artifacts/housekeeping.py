@@ -11,7 +11,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from raydpo.artifacts.cache_shards import live_names, read_cache
+from raydpo.artifacts.cache_shards import live_names, read_shards
 from raydpo.artifacts.reference_cache import IDENTITY, read_identity
 from raydpo.errors import IntegrityError
 
@@ -47,12 +47,12 @@ def list_caches(cache_dir: Path) -> list[CacheInfo]:
     """Every cache, most recently used first. Counts come from verified shards."""
     infos = []
     for folder in cache_folders(cache_dir):
-        table, _ = read_cache(folder)
-        tokens = int(sum(table["num_tokens"].to_pylist()))
+        shards = read_shards(folder, {})[0].values()
+        rows, tokens = sum(shard.num_rows for shard in shards), sum(shard.num_tokens for shard in shards)
         identity: dict[str, str] = {}
         with suppress(IntegrityError):
             identity = asdict(read_identity(folder))
-        counts = len(live_names(folder)), table.num_rows, tokens, size_of(folder)
+        counts = len(live_names(folder)), rows, tokens, size_of(folder)
         infos.append(CacheInfo(folder.name, folder, *counts, last_used(folder), identity))
     return sorted(infos, key=lambda info: -info.last_used)
 
@@ -66,7 +66,7 @@ def verify_caches(cache_dir: Path) -> tuple[int, list[str]]:
             read_identity(folder)
         except IntegrityError as error:
             problems.append(str(error))
-        problems += [problem for _, problem in read_cache(folder)[1]]
+        problems += [problem for _, problem in read_shards(folder, {})[1]]
     return checked, problems
 
 

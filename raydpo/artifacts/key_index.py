@@ -1,13 +1,14 @@
 """Row keys of shards: as bytes, and which row has one.
 
-Comes in: tables in the schema `LOGPROBS`. Goes out: rows and values. Decision: a sorted copy of the keys, 32 bytes a row, and
-the values where the mapped files have them. The price is that an index of all shards reads all keys.
+Comes in: shards, tables in the schema `LOGPROBS`. Goes out: rows and values. Decision: a sorted copy of the keys, 32 bytes a
+row, and the values where the mapped files have them. The price is that an index of all shards reads all keys.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import pyarrow as pa
@@ -16,18 +17,19 @@ from raydpo.artifacts.arrow import fixed_keys
 from raydpo.errors import IntegrityError
 from raydpo.schema.rows import KEY_LENGTH
 
+if TYPE_CHECKING:
+    from raydpo.artifacts.cache_shards import ShardRows
+
 
 class KeyIndex:
-    """Sorted keys -> rows of tables, by binary search over the whole batch of keys."""
+    """Sorted keys -> rows of shards, by binary search over the whole batch of keys."""
 
-    def __init__(self, tables: Sequence[pa.Table]) -> None:
-        keys = np.concatenate([np.zeros(0, f"S{KEY_LENGTH}"), *map(keys_of, tables)])
+    def __init__(self, shards: Sequence[ShardRows]) -> None:
+        self._shards = tuple(shards)
+        keys = np.concatenate([np.zeros(0, f"S{KEY_LENGTH}"), *(shard.keys() for shard in shards)])
         self._order = np.argsort(keys, kind="stable")
         self._sorted = keys[self._order]
-        chunks = [chunk for table in tables for chunk in table["token_nats"].chunks]  # views of the mapped files
-        self._ends = np.cumsum([len(chunk) for chunk in chunks], dtype=np.int64)
-        self._offsets = [chunk.offsets.to_numpy(zero_copy_only=False) for chunk in chunks]
-        self._values = [chunk.values.to_numpy(zero_copy_only=False) for chunk in chunks]
+        self._ends = np.cumsum([shard.num_rows for shard in shards], dtype=np.int64)
 
     def find(self, wanted: np.ndarray) -> np.ndarray:
         """Row of each key, [n] bytes of any width; -1 where there is none."""
@@ -47,19 +49,30 @@ class KeyIndex:
                 f"{len(absent)} of {len(keys)} rows are not in the reference cache {folder} (first: {absent[0]}). "
                 "Run raydpo precompute with the same config."
             )
-        return [self.nats(int(place)) for place in places]
-
-    def nats(self, row: int) -> np.ndarray:
-        chunk = int(np.searchsorted(self._ends, row, side="right"))
-        offsets = self._offsets[chunk]
-        local = row - (int(self._ends[chunk]) - len(offsets) + 1)
-        found: np.ndarray = self._values[chunk][offsets[local] : offsets[local + 1]]
+        found = [np.zeros(0, np.float32)] * len(keys)
+        shards = np.searchsorted(self._ends, places, side="right")
+        for shard in np.unique(shards).tolist():  # a shard once: those that are not kept are read here
+            table = self._shards[shard].table()
+            start = int(self._ends[shard]) - len(table)
+            for number in np.flatnonzero(shards == shard).tolist():
+                found[number] = nats_of(table, int(places[number]) - start)
         return found
 
     def distinct(self) -> np.ndarray:
         """Rows in their order, the first of each key."""
         _, first = np.unique(self._sorted, return_index=True)
         return np.sort(self._order[first])
+
+
+def nats_of(table: pa.Table, row: int) -> np.ndarray:
+    """Values of a row of a shard, a view of them."""
+    for lists in table["token_nats"].chunks:
+        if row < len(lists):
+            start, end = lists.offsets[row].as_py(), lists.offsets[row + 1].as_py()
+            found: np.ndarray = lists.values.to_numpy(zero_copy_only=False)[start:end]
+            return found
+        row -= len(lists)
+    raise IndexError(row)
 
 
 def bytes_of(keys: pa.StringArray) -> np.ndarray:

@@ -23,10 +23,10 @@ from raydpo.artifacts.arrow import ShardRecord, write_shard
 from raydpo.artifacts.cache_index import MappedIndex, write_index
 from raydpo.artifacts.cache_lock import writing
 from raydpo.artifacts.cache_records import read_record, recorded_files, signed
-from raydpo.artifacts.cache_shards import read_cache, read_shards, read_verified, set_aside
+from raydpo.artifacts.cache_shards import ShardRows, read_shards, read_verified, set_aside, whole_table
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import crash_point, write_json
-from raydpo.artifacts.key_index import KeyIndex, keys_of
+from raydpo.artifacts.key_index import KeyIndex
 from raydpo.artifacts.mirror_path import local_path
 from raydpo.artifacts.open_readers import OpenReader
 from raydpo.artifacts.remote_cache import pull_cache, push_shard
@@ -72,7 +72,7 @@ class ReferenceCache:
         self.folder = cache_dir / identity.digest
         self.identity = identity
         self.damaged: list[str] = []
-        self._shards_open: dict[str, tuple[ShardRecord, pa.Table]] = {}
+        self._shards_open: dict[str, ShardRows] = {}
         self._index = KeyIndex([])
         self._reader: OpenReader | None = None
 
@@ -91,13 +91,15 @@ class ReferenceCache:
         for name, _ in found:
             try:  # reading the others took time: another run may have scored this one again by now
                 record = read_record(self.folder, name)
-                self._shards_open[name] = record, read_verified(self.folder, record)
+                self._shards_open[name] = ShardRows(
+                    self.folder, record, read_verified(self.folder, record), is_kept=True
+                )
             except IntegrityError as error:
                 if is_owner:
                     with suppress(PermissionError):  # a cache that can only be read keeps it, and nobody uses it
                         set_aside(self.folder, name)
                 self.damaged.append(f"{error}; its rows will be scored again")
-        self._index = KeyIndex([table for _, table in self._shards_open.values()])
+        self._index = KeyIndex([*self._shards_open.values()])
         if self._shards_open:
             with suppress(OSError):  # a read-only cache can still be used
                 os.utime(self.folder / IDENTITY)
@@ -120,16 +122,15 @@ class ReferenceCache:
 
     def table(self) -> pa.Table:
         """Every row, in the schema `LOGPROBS`; a key that stands in two shards comes once."""
-        tables = [table for _, table in self._shards_open.values()]
-        return pa.concat_tables([LOGPROBS.empty_table(), *tables]).take(pa.array(self._index.distinct()))
+        return whole_table(self._shards_open.values()).take(pa.array(self._index.distinct()))
 
     def close(self) -> None:
         """Nothing has to be kept for this reader of the cache any more."""
         if self._reader is not None:
             self._reader.close()
 
-    def shards(self) -> Mapping[str, tuple[ShardRecord, pa.Table]]:
-        """Record and rows of each shard that is open, by name."""
+    def shards(self) -> Mapping[str, ShardRows]:
+        """Each shard that is open, by name."""
         return self._shards_open
 
     def write_index(self, *, is_due: bool = False) -> None:
@@ -138,7 +139,7 @@ class ReferenceCache:
         fresh = sum(index is None or not index.names(name) for name in self._shards_open)
         if fresh > FEW_SHARDS or is_due:
             with suppress(PermissionError):  # a cache that can only be read is read shard by shard
-                write_index(self.folder, {name: keys_of(table) for name, (_, table) in self._shards_open.items()})
+                write_index(self.folder, {name: shard.keys() for name, shard in self._shards_open.items()})
 
     def write_shard(self, name: str, row_keys: Sequence[str], token_nats: Sequence[np.ndarray]) -> ShardRecord:
         """Commit one shard. Writing the same name again replaces it by the same rows: harmless."""
@@ -225,10 +226,10 @@ def open_reference(path: str | Path) -> pa.Table:
     """
     folder = _cache_folder(local_path(str(path)))
     pull_cache(folder)
-    table, damaged = read_cache(folder)
+    found, damaged = read_shards(folder, {})
     if damaged:
         raise IntegrityError("; ".join(problem for _, problem in damaged))
-    return table.take(pa.array(KeyIndex([table]).distinct()))
+    return whole_table(found.values()).take(pa.array(KeyIndex([*found.values()]).distinct()))
 
 
 def _cache_folder(path: Path) -> Path:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import uuid
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -111,7 +112,11 @@ def read_entries(folder: Path, url: str, *, up_to: int | None = None) -> list[tu
     log, store = CommitLog(folder / _LOG), store_at(url)
     known = log.newest() if up_to is None else up_to
     if up_to is None:
-        known = _keep_new(folder, StoreFolder(store, "log"), known or _keep_snapshot(folder, store))
+        remote = StoreFolder(store, "log")
+        if known and remote.read(entry_name(known)) != log.place.read(entry_name(known)):
+            shutil.rmtree(folder / _LOG)  # of a cache that was removed there, and begun anew
+            known = 0
+        known = _keep_new(folder, remote, known or _keep_snapshot(folder, store))
     kept, first = set(log.place.names()), known
     while entry_name(first - 1) in kept:  # another process of this machine may be keeping older ones just now
         first -= 1

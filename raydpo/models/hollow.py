@@ -18,16 +18,11 @@ import torch
 from huggingface_hub.errors import StrictDataclassError
 from torch import Tensor, nn
 
-from raydpo.models.auto_class import auto_class
-from raydpo.models.config_file import config_of
 from raydpo.models.pretrained import DTYPES, first_that_works, switch_dropout_off
 from raydpo.models.quantised import quantisation
 from raydpo.models.slices import SliceReader, StoredTensor, places_in
+from raydpo.models.weightless import NOT_MADE, without_weights
 
-_FAILURES = (
-    *(OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError),
-    *(AssertionError, StrictDataclassError),
-)
 _COPIED = re.compile(r"\.modules_to_save\.[^.]+\.")
 """What PEFT puts into the name of a module that is trained whole, in place of ".original_module."."""
 
@@ -61,24 +56,20 @@ def hollow_model(folder: Path, dtype: str, attention: str) -> HollowModel:
 
     Raises WholeNeeded where its weights cannot be read in parts, or it cannot be loaded at all.
     """
-    from transformers import AutoConfig
     from transformers.utils import logging
 
     logging.disable_progress_bar()
-    described = config_of("the model", folder)
     if method := quantisation("the model", folder):
         raise WholeNeeded(f"it is quantised ({method})")
     try:
         files = places_in(folder)
-        config = AutoConfig.from_pretrained(str(folder), trust_remote_code=False)
-        with torch.device("meta"):
-            kind = type(auto_class(described).from_config(config, trust_remote_code=False))
+        bare = without_weights(folder)
 
         def load(implementation: str) -> tuple[Any, dict[str, Any], dict[int, _Remembered]]:
-            return _load(kind, config, files, DTYPES[dtype], implementation)
+            return _load(bare, files, DTYPES[dtype], implementation)
 
         model, missing, remembered = load(attention) if attention != "auto" else first_that_works(load, "sdpa", "eager")
-    except _FAILURES as error:
+    except (*NOT_MADE, StrictDataclassError) as error:
         raise WholeNeeded(f"it cannot be made without them ({type(error).__name__}: {error})") from error
     if missing:
         raise WholeNeeded(f"its files lack {', '.join(sorted(missing)[:3])}")
@@ -107,12 +98,12 @@ class _Remembered:
 
 
 def _load(
-    kind: Any, config: Any, files: Mapping[str, StoredTensor], dtype: torch.dtype, attention: str
+    bare: Any, files: Mapping[str, StoredTensor], dtype: torch.dtype, attention: str
 ) -> tuple[Any, Any, dict[int, _Remembered]]:
     remembered: dict[int, _Remembered] = {}
-    model, found = kind.from_pretrained(
+    model, found = type(bare).from_pretrained(
         None,
-        config=config,
+        config=bare.config,
         state_dict={name: _Remembered(place, remembered) for name, place in files.items()},
         dtype=dtype,
         attn_implementation=attention,

@@ -33,7 +33,7 @@ def test_many_become_few_with_the_same_values(tmp_path: Path) -> None:
     assert (done.shards_before, done.bytes_before) == (24, size)
     assert done.shards == 3
     assert done.bytes < size
-    merged = [name for name in files(cache) if name.startswith("merged-")]
+    merged = [name for name in files(cache) if name.startswith("0-merged-")]
     assert all((cache.folder / "shards" / name).stat().st_size < 4000 for name in merged)
     fresh = ReferenceCache(tmp_path, IDENTITY).open()
     assert fresh.table().num_rows == len(ALL)
@@ -55,7 +55,20 @@ def test_of_rows_that_stand_twice_the_value_that_was_given_stays(tmp_path: Path)
     again = ReferenceCache(tmp_path, IDENTITY).open()
     assert again.lookup([key])[0].tolist() == given == [-3.0]
     assert again.table().num_rows == 5
-    assert live_names(cache.folder) == [name for name in live_names(cache.folder) if name.startswith("merged-")]
+    assert live_names(cache.folder) == [name for name in live_names(cache.folder) if name.startswith("0-merged-")]
+
+
+def test_a_value_that_was_given_stays_whatever_else_is_merged(tmp_path: Path) -> None:
+    cache = ReferenceCache(tmp_path, IDENTITY)
+    key, given = "a" * 32, []
+    for number, merged_bytes in enumerate([700, 1 << 20, 700, 1 << 20] * 3):
+        others = [f"{number:016x}{row:016x}" for row in range(8)]
+        cache.write_shard(f"{9 - number % 3}", [key, *others], [np.array([-number - 1.0])] * 9)
+        cache.write_shard(f"x{number}", [f"{number:032x}"], [np.array([-7.0])])
+        before = cache.open().lookup([key])[0].tolist()
+        compact_cache(cache.folder, merged_bytes)
+        given.append((before, cache.open().lookup([key])[0].tolist()))
+    assert [before for before, _ in given] == [after for _, after in given]
 
 
 def test_an_open_reader_keeps_what_it_reads(tmp_path: Path) -> None:
@@ -135,7 +148,7 @@ def test_what_is_written_meanwhile_counts(tmp_path: Path, monkeypatch: pytest.Mo
 def test_a_damaged_merged_shard_gives_back_what_it_replaced(tmp_path: Path) -> None:
     cache = write(tmp_path)
     compact_cache(cache.folder)
-    merged = shard_file(cache, "merged")
+    merged = shard_file(cache, "0-merged")
     merged.write_bytes(merged.read_bytes()[:-1] + b"?")
     assert collect_garbage(tmp_path, grace_s=0) == [], "it was read before anything that it replaced may go"
     assert len(verify_caches(tmp_path)[1]) == 1
@@ -162,7 +175,7 @@ def test_a_damaged_shard_is_left_alone_and_said(tmp_path: Path) -> None:
 def test_a_list_without_its_shard_hides_nothing(tmp_path: Path) -> None:
     cache = write(tmp_path)
     compact_cache(cache.folder)
-    (record,) = (cache.folder / "shards").glob("merged-*.json")
+    (record,) = (cache.folder / "shards").glob("0-merged-*.json")
     text = record.read_text()
     record.unlink()
     assert live_names(cache.folder) == ["first", "second", "third"]

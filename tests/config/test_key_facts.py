@@ -39,7 +39,7 @@ DECIDE = """
     data.deduplicate data.chat_template_kwargs objective.name
     reference.sync_every reference.sync_alpha train.gpus_per_worker train.learning_rate train.schedule
     train.warmup_fraction train.global_batch_pairs train.epochs train.max_steps train.weight_decay train.adam_beta1
-    train.adam_beta2 train.max_grad_norm
+    train.adam_beta2 train.max_grad_norm train.deepspeed
     train.gradient_checkpointing train.compile train.lora.rank train.lora.alpha train.lora.target_modules train.lora.merge
     train.router_aux_loss
     train.lora.rslora train.lora.dora train.lora.init train.lora.experts train.lora.modules_to_save train.lora.dropout

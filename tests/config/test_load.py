@@ -235,7 +235,7 @@ def test_sft_reads_no_beta(tmp_path: Path) -> None:
     assert found[0].startswith("run.yaml:4: objective.beta: objective sft does not read beta")
 
 
-OF_ANY_KEYS = ("settings", "chat_template_kwargs", "label_selector")
+OF_ANY_KEYS = ("settings", "chat_template_kwargs", "label_selector", "deepspeed")
 
 
 @pytest.mark.parametrize("key", [key for key in all_keys(Config) if key.rpartition(".")[2] not in OF_ANY_KEYS])

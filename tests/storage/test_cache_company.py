@@ -6,6 +6,7 @@ On folders, and in a store: obstore's own in memory, with the conditions of the 
 from __future__ import annotations
 
 import itertools
+import os
 import shutil
 from pathlib import Path
 from tempfile import mkdtemp
@@ -24,12 +25,13 @@ from hypothesis.stateful import (
 from hypothesis.strategies import booleans, integers, sampled_from
 from obstore.store import MemoryStore
 
-from raydpo.artifacts import ReferenceCache, collect_garbage, compact_cache, object_store, remote_garbage
+from raydpo.artifacts import ReferenceCache, cache_shards, collect_garbage, compact_cache, object_store, remote_garbage
 from raydpo.artifacts.cache_log import state_after
 from raydpo.artifacts.cache_reader import CacheReader
+from raydpo.artifacts.mirror_path import ROOT_VARIABLE
 from raydpo.artifacts.object_store import ObjectStore
 from raydpo.artifacts.placeholder import store_at
-from raydpo.artifacts.remote_cache import read_entries
+from raydpo.artifacts.remote_cache import cache_urls, read_entries
 from raydpo.artifacts.remote_garbage import collect_stored
 from tests.artifacts.golden import IDENTITY
 
@@ -48,6 +50,14 @@ def value_of(key: str, machine: str) -> np.ndarray:
     return np.full(2, -1 - int(key, 16) - (0.25 if machine == "two" else 0), np.float32)
 
 
+def client_at(url: str) -> MemoryStore:
+    """Of a cache its store; of the folder of caches one that lists them."""
+    if url.rpartition("/")[2] == IDENTITY.digest:
+        above = _stores.setdefault(url.rpartition("/")[0], MemoryStore())
+        above.put(f"{IDENTITY.digest}/identity.json", b"{}")
+    return _stores.setdefault(url, MemoryStore())
+
+
 class Company(RuleBasedStateMachine):
     """caches: folder of the cache for each machine. rows: key -> what a lookup may give."""
 
@@ -55,10 +65,13 @@ class Company(RuleBasedStateMachine):
 
     @initialize()
     def start(self) -> None:
+        """Three shards are there."""
         self.root = Path(mkdtemp())
         self.url = f"s3://memory/cache-{next(_NUMBERS)}"
         self.rows = set[str]()
         self.readers: list[tuple[CacheReader, set[str], dict[str, bytes]]] = []
+        for shard in range(3):
+            self.write("one", shard)
 
     def place(self, machine: str) -> Path:
         return (
@@ -101,8 +114,15 @@ class Company(RuleBasedStateMachine):
     def collect(self, machine: str, dry_run: bool) -> None:
         """Without any grace: order has to do."""
         if self.is_stored:
+            os.environ[ROOT_VARIABLE] = str(self.root / machine)
+            assert cache_urls(self.url) == [self.store().url]
             collect_stored(self.url, grace_s=-9, dry_run=dry_run)
         collect_garbage(self.place(machine), grace_s=-9, dry_run=dry_run)
+
+    @rule(machine=MACHINES, merged_bytes=sampled_from([1000, 1 << 20]))
+    def compact_and_collect(self, machine: str, merged_bytes: int) -> None:
+        self.compact(machine, merged_bytes)
+        self.collect(machine, dry_run=False)
 
     @rule(machine=MACHINES)
     def lose_the_machine(self, machine: str) -> None:
@@ -119,7 +139,7 @@ class Company(RuleBasedStateMachine):
         if cache.folder.is_dir():
             there = {
                 record.name: (cache.folder / "shards" / record.name).read_bytes()
-                for record, _ in cache.shards().values()
+                for record in [shard.record for shard in cache.shards().values()]
             }
             self.readers.append((CacheReader(cache.folder), set(self.rows), there))
 
@@ -178,8 +198,10 @@ class StoredCompany(Company):
 
 @pytest.mark.parametrize("company", [Company, StoredCompany])
 def test_nothing_that_counts_or_is_open_is_removed(company: type[Company], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(object_store, "_client", lambda url: _stores.setdefault(url, MemoryStore()))
+    monkeypatch.setattr(object_store, "_client", client_at)
+    monkeypatch.setenv(ROOT_VARIABLE, "set by each machine")
+    monkeypatch.setattr(cache_shards, "_MOST_MAPPED", 2)
     monkeypatch.setattr(remote_garbage, "SNAPSHOT_EVERY", 4)
     store_at.cache_clear()
-    run_state_machine_as_test(company, settings=settings(max_examples=12, stateful_step_count=16, deadline=None))
+    run_state_machine_as_test(company, settings=settings(max_examples=25, stateful_step_count=20, deadline=None))
     store_at.cache_clear()

@@ -46,7 +46,7 @@ def test_a_machine_that_comes_later_fetches_the_merged_shard_alone(bucket: str, 
     machine("three")
     assert_whole(bucket, 30)
     (file,) = (cache(bucket).folder / "shards").glob("*.arrow")
-    assert file.name.startswith("merged-")
+    assert file.name.startswith("0-merged-")
     write(cache(bucket), 3)
     machine("two")
     assert_whole(bucket, 40)
@@ -78,7 +78,7 @@ def test_what_the_log_does_not_reach_goes_after_the_grace(
         removal.path for removal in listed
     ]
     (left,) = objects(bucket)
-    assert left.startswith("shards/merged-")
+    assert left.startswith("shards/0-merged-")
     assert collect_stored(f"{bucket}/cache", grace_s=-60) == []
     for name in ("one", "two"):
         machine(name)
@@ -174,7 +174,7 @@ def test_of_two_machines_that_compact_one_is_overtaken(
     compact_cache(cache(bucket).folder)
     entries = read_entries(cache(bucket).folder, store_of(bucket).url)
     assert sum("replaces" in entry for _, entry in entries) == 1
-    assert sum(key.startswith("merged-") for key in state_after(entries).shards) == 1
+    assert sum(key.startswith("0-merged-") for key in state_after(entries).shards) == 1
     machine("three")
     assert_whole(bucket, 40)
 
@@ -209,6 +209,22 @@ def test_a_machine_that_has_nothing_begins_at_a_snapshot(
         store_of(bucket).put("snapshot.json", hint)
         machine(f"of {len(hint)} {hint[-3:]!r}")
         assert_whole(bucket, 40)
+
+
+def test_a_cache_that_was_removed_and_begun_anew_is_read_anew(bucket: str, machine: Move) -> None:
+    machine("one")
+    write(cache(bucket), 1)
+    write(cache(bucket), 2)
+    store = store_of(bucket)
+    store.delete([key for key, _, _ in store.listed()])
+    machine("two")
+    for shard in range(3):
+        write(cache(bucket), shard)
+    machine("one")
+    assert collect_stored(f"{bucket}/cache", grace_s=-60) == []
+    write(cache(bucket), 3)
+    machine("three")
+    assert_whole(bucket, 40)
 
 
 def test_runs_in_a_store_name_the_caches_that_they_reach(bucket: str, machine: Move, tmp_path: Path) -> None:
