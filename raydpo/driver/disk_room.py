@@ -96,8 +96,15 @@ def training_need(workspace: Workspace, num_steps: int, *, has_eval: bool) -> Di
     folder, lora = workspace.trained_from.whole().folder, workspace.config.train.lora
     if (shapes := shapes_of_model(folder)) is None:
         return None
+    size = size_of_full(shapes) if lora is None else size_of_lora(shapes, **lora.placed())
+    return need_of(workspace, size, num_steps, has_eval=has_eval)
+
+
+def need_of(workspace: Workspace, size: TrainedSize, num_steps: int, *, has_eval: bool) -> DiskNeed:
+    """Of a training of `num_steps` steps of a model of this size."""
+    folder, lora = workspace.trained_from.whole().folder, workspace.config.train.lora
     return DiskNeed(
-        size=size_of_full(shapes) if lora is None else size_of_lora(shapes, **lora.placed()),
+        size=size,
         dtype_bytes=_DTYPE_BYTES[workspace.dtype],
         other_bytes=_bytes_of(
             path for pattern in (*TOKENIZER, *OTHERS, "config.json") for path in folder.glob(pattern)
@@ -162,13 +169,18 @@ def said_of_room(workspace: Workspace, num_steps: int, *, has_eval: bool) -> tup
 def check_cache_room(cache_dir: Path, works: ShardPlan) -> None:
     """Raise StorageError where the log-probs of `works` do not fit on the disk of the cache."""
     rows, tokens = works.num_rows, works.num_answer_tokens
-    need, free = rows * (KEY_LENGTH + 12) + tokens * 4 + len(works) * _SHARD_BYTES, free_bytes(cache_dir)
+    need, free = cache_bytes(rows, tokens, len(works)), free_bytes(cache_dir)
     if need > free:
         raise StorageError(
             f"reference.cache_dir: {cache_dir} will get {need:,} bytes ({rows:,} rows x {KEY_LENGTH + 12} + {tokens:,} answer "
             f"tokens x 4 + {len(works):,} shards x {_SHARD_BYTES:,}), and {free:,} bytes are free. It would have ended "
             "at a full disk, so nothing was scored. Free some space, or set reference.cache_dir to a larger disk."
         )
+
+
+def cache_bytes(num_rows: int, num_answer_tokens: int, num_shards: int) -> int:
+    """Of the reference log-probs of so many rows."""
+    return num_rows * (KEY_LENGTH + 12) + num_answer_tokens * 4 + num_shards * _SHARD_BYTES
 
 
 def _bytes_of(paths: Iterable[Path]) -> int:

@@ -265,6 +265,8 @@ class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self._known: set[int] = set()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func is torch.ops.prim.device.default:  # a question, which fake tensors ask now and then
+            return func(*args, **(kwargs or {}))
         for tensor in _tensors((args, kwargs)):
             self._see(tensor, is_new=False)  # weights, and whatever else was there before
         output = func(*args, **(kwargs or {}))

@@ -1,0 +1,77 @@
+"""Bytes of the roles beside the trainers: reference workers, generators, what a checkpoint takes in main memory, and the disk.
+
+Comes in: counts of weights, what a forward costs, and the sections of the config. Goes out: parts in bytes.
+Decision: a reference worker and a generator hold the whole model; nothing is said of a judge, which may be any program.
+"""
+
+from __future__ import annotations
+
+from raydpo.capacity.lengths import Lengths
+from raydpo.capacity.skeleton import Skeleton
+from raydpo.capacity.traced import Traced
+from raydpo.capacity.trainer_bytes import MASTER, MOMENTS, Rank
+from raydpo.config import Config
+from raydpo.driver.disk_room import cache_bytes, need_of
+from raydpo.models.logprobs import CHUNK_TOKENS
+from raydpo.models.trained_size import TrainedSize
+from raydpo.rundir.workspace import Workspace
+
+VLLM_SHARE = 0.9
+"""Of its GPU, what vLLM takes: weights, and the rest for keys and values (`raydpo.generate.vllm_engine`)."""
+TOKEN_BYTES = 4
+"""Of a token in the shards of `run.dir`."""
+
+
+def reference_parts(
+    skeleton: Skeleton, traced: Traced, lengths: Lengths, config: Config, dtype_bytes: int
+) -> dict[str, float]:
+    """Of one reference worker, which holds the whole reference."""
+    tokens = max(config.reference.tokens_per_batch, lengths.longest_example(traced.layout))
+    answers = min(CHUNK_TOKENS, tokens * lengths.answer_share(traced.layout))
+    return {
+        "weights": float(dtype_bytes * skeleton.base),
+        "activations": tokens * traced.forward,
+        "logits": answers * traced.forward_head,
+    }
+
+
+def generator_parts(
+    skeleton: Skeleton, lengths: Lengths, config: Config, dtype_bytes: int, device_bytes: int | None
+) -> dict[str, float]:
+    """Of one generator. Transformers: keys and values of one batch of prompts; vLLM: what is left of its share."""
+    section, weights = config.generate, float(dtype_bytes * skeleton.base)
+    rows = section.prompts_per_item * section.num_answers
+    cached = rows * (lengths.prompt + section.max_new_tokens) * skeleton.key_value_numbers * dtype_bytes
+    if section.engine == "vllm" and section.gpus_per_worker and device_bytes is not None:
+        cached = max(0.0, VLLM_SHARE * device_bytes * min(1.0, section.gpus_per_worker) - weights)
+    return {"weights": weights, "keys and values": cached}
+
+
+def staging_parts(rank: Rank, exported: int, has_state: bool) -> dict[str, float]:
+    """Copies in main memory while a checkpoint is written: a rank's part of the state, and the first rank's `model/`."""
+    state = (MASTER + MOMENTS) * rank.share if has_state else 0.0
+    return {"state": state, "model of the first rank": float(rank.dtype_bytes * exported)}
+
+
+def loading_bytes(rank: Rank) -> float:
+    """Main memory of a rank while it loads: the whole model in the compute dtype, until its device has it."""
+    return float(rank.dtype_bytes * (rank.trained + rank.frozen))
+
+
+def disk_parts(workspace: Workspace, skeleton: Skeleton, lengths: Lengths, num_steps: int) -> dict[str, float]:
+    """The most that lies on disk at one time."""
+    lora = workspace.config.train.lora
+    exported = skeleton.total if lora is None else skeleton.trained
+    size = TrainedSize(skeleton.base, skeleton.trained, exported)
+    need = need_of(workspace, size, num_steps, has_eval=lengths.held_out > 0)
+    examples, answers = lengths.examples + lengths.held_out, lengths.num_answers
+    rows = examples * answers if workspace.needs_reference else 0
+    shards = -(-rows // workspace.config.reference.rows_per_shard)
+    tokens = examples * (lengths.prompt + answers * lengths.answer)
+    return {
+        f"checkpoints ({need.num_checkpoints})": float(need.checkpoints),
+        "model": float(need.model + need.merged),
+        "references": float(need.references),
+        "reference cache": float(cache_bytes(rows, round(rows * lengths.answer), shards)),
+        "token shards": TOKEN_BYTES * tokens,
+    }
