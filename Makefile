@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-rounds bench-scale bench-start families image-steps lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-plan bench-rounds bench-scale bench-start families image-steps lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -77,6 +77,11 @@ bench-start: $(VENV)/.dev
 # A model of 300 million weights as if it were too large for its device: a few minutes, 3 GB of memory and 1 GB of disk.
 large: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.large
+
+# `raydpo plan` against trainings whose bytes are counted: three architectures of at least 50 MB, all weights and adapters, three
+# ZeRO stages. ARGS="--families llama --dtypes bfloat16" chooses.
+bench-plan: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.plan_error $(ARGS)
 
 # Tiny random models of seventy families: trained, resumed, adapted, exported, and docs/families.md says what happened. Those
 # that the results lack; ARGS="--only llama mamba2" tries these again, ARGS=--vllm has vLLM load them (half a minute each).

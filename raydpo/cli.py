@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from raydpo import cache_verbs
+from raydpo import cache_verbs, plan_verb
 from raydpo.errors import RaydpoError, Stopped, UserError
 from raydpo.json_result import print_json
 from raydpo.redaction import redacted
@@ -171,7 +171,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.add_argument("overrides", metavar="section.key=value", nargs="*", help="config values that win over it")
     doctor.set_defaults(act=_doctor)
 
-    _add_plan(verbs, [machine, source])
+    plan_verb.add(verbs, [machine, source], _plan)
 
     config = verbs.add_parser("config", help="look at the configuration without running anything")
     actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -183,24 +183,6 @@ def _parser() -> argparse.ArgumentParser:
 
     cache_verbs.add(verbs, machine)
     return parser
-
-
-def _add_plan(verbs: Any, parents: list[argparse.ArgumentParser]) -> None:
-    text = "memory, disk and time of a run before anything is started; loads no weights"
-    plan = verbs.add_parser("plan", parents=parents, help=text, description=text)
-    plan.add_argument("--device-gb", type=_positive, help="memory of a GPU in 10^9 bytes (default: this machine's)")
-    plan.add_argument("--num-devices", type=_positive, help="GPUs of a machine (default: this machine's)")
-    plan.add_argument(
-        "--host-gb", type=_positive, help="main memory of a machine in 10^9 bytes (default: this machine's)"
-    )
-    plan.add_argument("--prompt-tokens", type=_positive, help="of a mean prompt; with the next two, no data are read")
-    plan.add_argument("--answer-tokens", type=_positive, help="of a mean answer")
-    plan.add_argument("--examples", type=_positive, help="of the training split")
-    plan.add_argument(
-        "--flops", type=_positive, help="that a device (on a CPU: one rank) reaches in a second of a step"
-    )
-    plan.add_argument("--link-gb", type=_positive, help="10^9 bytes a second between ranks")
-    plan.set_defaults(act=_plan)
 
 
 class _Version(argparse.Action):
@@ -221,16 +203,6 @@ def _num_rows(text: str) -> int:
     if not text.isdecimal() or int(text) > _MOST_ROWS:
         raise argparse.ArgumentTypeError(f"given {text!r}; allowed: a whole number of rows, 0 to {_MOST_ROWS:,}")
     return int(text)
-
-
-def _positive(text: str) -> float:
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not (math.isfinite(number) and number > 0):
-        raise argparse.ArgumentTypeError(f"given {text!r}; allowed: a number above 0")
-    return number
 
 
 def _run(args: argparse.Namespace) -> int:
@@ -359,7 +331,7 @@ def _formats(args: argparse.Namespace) -> int:
 
 
 def _plan(args: argparse.Namespace) -> int:
-    from raydpo.capacity.plan_verb import planned
+    from raydpo.capacity.asked_plan import planned
     from raydpo.config.load import load
 
     config = load(args.config, args.overrides, "check", partial(_beyond_config, "check")).config
@@ -368,7 +340,7 @@ def _plan(args: argparse.Namespace) -> int:
         plan, lines = planned(config, vars(args))
         print("\n".join(lines), file=human)
     if args.json:
-        _print_json(plan)
+        print_json(plan)
     return 0
 
 

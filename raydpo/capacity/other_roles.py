@@ -1,19 +1,23 @@
 """Bytes of the roles beside the trainers: reference workers, generators, what a checkpoint takes in main memory, and the disk.
 
 Comes in: counts of weights, what a forward costs, and the sections of the config. Goes out: parts in bytes.
-Decision: a reference worker and a generator hold the whole model; nothing is said of a judge, which may be any program.
+Decision: a generator holds the whole model, a reference worker the whole or one layer at a time as `reference.weights` says;
+nothing is said of a judge, which may be any program.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 from raydpo.capacity.lengths import Lengths
 from raydpo.capacity.skeleton import Skeleton
 from raydpo.capacity.traced import Traced
-from raydpo.capacity.trainer_bytes import MASTER, MOMENTS, Rank
+from raydpo.capacity.zero_bytes import MASTER, MOMENTS, Rank
 from raydpo.config import Config
 from raydpo.driver.disk_room import cache_bytes, need_of
 from raydpo.models.logprobs import CHUNK_TOKENS
 from raydpo.models.trained_size import TrainedSize
+from raydpo.reference.way import USED_SHARE
 from raydpo.rundir.workspace import Workspace
 
 VLLM_SHARE = 0.9
@@ -25,13 +29,33 @@ TOKEN_BYTES = 4
 def reference_parts(
     skeleton: Skeleton, traced: Traced, lengths: Lengths, config: Config, dtype_bytes: int
 ) -> dict[str, float]:
-    """Of one reference worker, which holds the whole reference."""
+    """Of one reference worker that holds the whole reference."""
     tokens = max(config.reference.tokens_per_batch, lengths.longest_example(traced.layout))
     answers = min(CHUNK_TOKENS, tokens * lengths.answer_share(traced.layout))
     return {
         "weights": float(dtype_bytes * skeleton.base),
         "activations": tokens * traced.forward,
         "logits": answers * traced.forward_head,
+    }
+
+
+def streams(skeleton: Skeleton, config: Config, dtype_bytes: int, room: float | None, *, is_adapter: bool) -> bool:
+    """Whether a reference worker holds one layer at a time. room: bytes of its device, where they are known."""
+    if config.reference.weights != "auto":
+        return config.reference.weights == "streamed"
+    return not is_adapter and room is not None and dtype_bytes * skeleton.base > USED_SHARE * room
+
+
+def streamed_parts(
+    whole: Mapping[str, float], skeleton: Skeleton, config: Config, dtype_bytes: int
+) -> dict[str, float]:
+    """The same reference one layer at a time, with the hidden states of a pass. whole: of `reference_parts`; activations
+    are those of the layers, one after the other, in either way."""
+    states = 2 * skeleton.hidden * dtype_bytes * config.reference.stream_tokens
+    return {
+        **whole,
+        "weights": float(dtype_bytes * (skeleton.outside + skeleton.layer)),
+        "hidden states": float(states),
     }
 
 

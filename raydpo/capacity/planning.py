@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from raydpo.batches.order import Order
-from raydpo.capacity import trainer_bytes as coefficients
+from raydpo.capacity import zero_bytes as coefficients
 from raydpo.capacity.lengths import Lengths, from_report, stated
 from raydpo.capacity.machine_room import USABLE_SHARE, Room
 from raydpo.capacity.other_roles import (
@@ -20,6 +20,8 @@ from raydpo.capacity.other_roles import (
     loading_bytes,
     reference_parts,
     staging_parts,
+    streamed_parts,
+    streams,
 )
 from raydpo.capacity.skeleton import Skeleton, skeleton_of
 from raydpo.capacity.sought import (
@@ -35,7 +37,8 @@ from raydpo.capacity.sought import (
 )
 from raydpo.capacity.step_time import CPU_CORE, GPU, Speed, reference_s, step_s
 from raydpo.capacity.traced import trace
-from raydpo.capacity.trainer_bytes import bucket_at, on_device, on_host
+from raydpo.capacity.trainer_bytes import on_device, on_host
+from raydpo.capacity.zero_bytes import bucket_at
 from raydpo.config import Config
 from raydpo.config.sections import LoraSection
 from raydpo.disk import free_bytes
@@ -169,13 +172,15 @@ class _Run:
             yield self._generators()
 
     def _reference(self) -> dict[str, Any]:
-        section, measured = self.config.reference, self.workspace.measured_by.whole().folder
-        same = measured == self.workspace.trained_from.whole().folder
-        skeleton = self.trainee.skeleton if same else skeleton_of(measured)
-        parts = reference_parts(
-            skeleton, self.trainee.traced, self.lengths, self.config, DTYPE_BYTES[self.trainee.dtype]
-        )
-        return self._serving("reference", section.workers[0], section.gpus_per_worker, parts)
+        section, measured = self.config.reference, self.workspace.measured_by
+        same = measured.whole().folder == self.workspace.trained_from.whole().folder
+        skeleton = self.trainee.skeleton if same else skeleton_of(measured.whole().folder)
+        dtype_bytes = DTYPE_BYTES[self.trainee.dtype]
+        parts = reference_parts(skeleton, self.trainee.traced, self.lengths, self.config, dtype_bytes)
+        how, room = "the whole model in each", self._room_of(section.workers[0], section.gpus_per_worker)
+        if streams(skeleton, self.config, dtype_bytes, room, is_adapter=measured.base is not None):
+            how, parts = "one layer at a time in each", streamed_parts(parts, skeleton, self.config, dtype_bytes)
+        return self._serving("reference", section.workers[0], section.gpus_per_worker, parts, how)
 
     def _generators(self) -> dict[str, Any]:
         section, device = self.config.generate, self.asked.room.device_bytes
@@ -183,13 +188,18 @@ class _Run:
         parts = generator_parts(self.trainee.skeleton, self.lengths, self.config, dtype_bytes, device)
         return self._serving("generate", section.num_workers, section.gpus_per_worker, parts)
 
-    def _serving(self, role: str, workers: int, gpus: float, parts: Mapping[str, float]) -> dict[str, Any]:
+    def _room_of(self, workers: int, gpus: float) -> float | None:
+        """Bytes that one of so many workers may have."""
         room = self.asked.room
         if gpus > 0:
-            there = None if room.device_bytes is None else USABLE_SHARE * room.device_bytes * min(1.0, gpus)
-            return _role(role, "GPU", f"{workers} workers, the whole model in each", parts, there)
-        there = USABLE_SHARE * room.host_bytes / workers
-        return _role(role, "main memory", f"{workers} workers, the whole model in each", parts, there)
+            return None if room.device_bytes is None else USABLE_SHARE * room.device_bytes * min(1.0, gpus)
+        return USABLE_SHARE * room.host_bytes / workers
+
+    def _serving(
+        self, role: str, workers: int, gpus: float, parts: Mapping[str, float], how: str = "the whole model in each"
+    ) -> dict[str, Any]:
+        place = "GPU" if gpus > 0 else "main memory"
+        return _role(role, place, f"{workers} workers, {how}", parts, self._room_of(workers, gpus))
 
     def _speed(self, gpus: float, cpus: float) -> Speed:
         if self.asked.speed is not None:
@@ -268,7 +278,7 @@ class _Run:
             yield "attention is counted as on a CPU, one call a segment; kernels of a GPU keep as much or less"
         if self.config.judge is not None:
             yield "judges are not in it"
-        yield "not there yet, so not among the changes: a streamed reference, tensor parallelism"
+        yield "not there yet, so not among the changes: tensor parallelism"
 
 
 def _role(role: str, place: str, where: str, parts: Mapping[str, float], room: float | None) -> dict[str, Any]:

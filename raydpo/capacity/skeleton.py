@@ -22,6 +22,7 @@ from raydpo.errors import ConfigError
 from raydpo.models.auto_class import auto_class
 from raydpo.models.lora import add_lora
 from raydpo.models.matrix_kinds import kind_of_matrix
+from raydpo.models.memory import decoder_layers
 from raydpo.models.pretrained import DTYPES, switch_dropout_off
 from raydpo.models.text_part import freeze_what_text_does_not_reach, text_head
 from raydpo.models.work import TOKENS, Work, work_of
@@ -43,8 +44,9 @@ class Skeleton:
     is_tied: whether the head is the embedding, too.
     base: of the model without an adapter.
     num_layers: decoder layers.
-    key_value_bytes: numbers that a cached token takes in all layers (keys and values).
-    vocabulary: rows of the head.
+    key_value_numbers: numbers that a cached token takes in all layers (keys and values).
+    vocabulary: rows of the head; hidden: numbers of a hidden state.
+    layer: of the largest decoder layer without an adapter; outside: of what is in no decoder layer.
     work: FLOPs of a forward.
     """
 
@@ -58,6 +60,9 @@ class Skeleton:
     num_layers: int
     key_value_numbers: int
     vocabulary: int
+    hidden: int
+    layer: int
+    outside: int
     work: Work
 
     @property
@@ -70,6 +75,7 @@ def skeleton_of(folder: Path, lora: Lora = None) -> Skeleton:
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
         model = _made(_config(folder), "float32")
         base = sum(p.numel() for p in model.parameters())
+        layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
         work = _work(model)
         inner, config = model, model.config.get_text_config()
         model = _adapted(model, lora)
@@ -89,6 +95,9 @@ def skeleton_of(folder: Path, lora: Lora = None) -> Skeleton:
         num_layers=int(config.num_hidden_layers),
         key_value_numbers=_key_value_numbers(config),
         vocabulary=head.shape[0],
+        hidden=head.shape[1],
+        layer=max(layers, default=base),
+        outside=base - sum(layers),
         work=work,
     )
 

@@ -13,8 +13,10 @@ from typing import Any
 from raydpo.capacity.lengths import Lengths
 from raydpo.capacity.skeleton import Skeleton
 from raydpo.capacity.traced import Traced
-from raydpo.capacity.trainer_bytes import BUCKET_NUMBERS, Load, Moment, Rank, on_device, peak
+from raydpo.capacity.trainer_bytes import Load, on_device, peak
+from raydpo.capacity.zero_bytes import BUCKET_NUMBERS, Moment, Rank
 from raydpo.config.sections import TrainSection
+from raydpo.models.wide_logits import BLOCK_BYTES
 from raydpo.train.deepspeed_engine import deepspeed_config
 
 _MOST_TOKENS = 2**24
@@ -92,7 +94,9 @@ def load_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> Load:
     answers = round(tokens * lengths.answer_share(trainee.traced.layout))
     is_sharded = train.zero_stage == 3
     least = -(-train.tokens_per_microbatch // cost.chunk_tokens) if is_sharded else 1
-    return Load(tokens, answers, layers, cost, least)
+    is_widened = trainee.dtype != "float32" and not train.gpus_per_worker
+    widened = min(BLOCK_BYTES, 4 * trainee.skeleton.vocabulary * trainee.skeleton.hidden) if is_widened else 0
+    return Load(tokens, answers, layers, cost, least, widened)
 
 
 def largest_budget(

@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raydpo.capacity.lengths import Lengths
-from raydpo.capacity.trainer_bytes import Rank
+from raydpo.capacity.zero_bytes import Rank
 from raydpo.models.layout import Layout
 from raydpo.models.work import Work
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from raydpo.capacity.beyond_doubt import check_memory
 from raydpo.config import Config
 from raydpo.driver.actors import actor_session
 from raydpo.driver.data_stage import check_held_out_data, check_training_data, data_stage
@@ -46,6 +47,7 @@ def train(
     """
     # One session for all stages: a demand that can never be met is refused before any work is done.
     with open_workspace(config, "train") as workspace, actor_session(workspace, observer, *workspace.roles):
+        check_memory(workspace, observer)
         data = data_stage(workspace, observer)
         check_training_data(workspace.config, data)
         workspace = with_start(workspace, observer)

@@ -1,4 +1,4 @@
-"""The verb `plan`: options of the command line to what is asked, a plan to lines.
+"""The options of `raydpo plan` to what is asked, a plan to lines.
 
 Comes in: a config and the options by name. Goes out: the plan and its text. Decision: what nobody states is this machine's.
 """

@@ -1,0 +1,130 @@
+"""What one rank holds of weights, gradients and optimizer under each ZeRO stage. No torch.
+
+Comes in: counts of weights, the stage and where it puts things. Goes out: bytes. Decision: each part is a small function with
+its coefficient, as DeepSpeed 0.19 and `raydpo.train.deepspeed_engine` allocate it; storages are counted, not what an allocator
+rounds them up to.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+MASTER, MOMENTS = 4, 8
+"""Bytes of a trained weight: its float32 copy, and Adam's two moments."""
+ACCUMULATED = 4
+"""Bytes of an accumulated gradient."""
+LIVE_NUMBERS = 10**9
+"""stage3_max_live_parameters of DeepSpeed: gathered weights of a rank at most, but for a larger layer."""
+BUCKET_NUMBERS = 5 * 10**8
+"""reduce_bucket_size of DeepSpeed where our config names none."""
+Moment = Literal["head", "layers", "update"]
+
+
+@dataclass(frozen=True)
+class Rank:
+    """What decides the bytes of one of `num_ranks` ranks.
+
+    stage: of ZeRO, as it is run (0 in bfloat16 is 1).
+    dtype_bytes: of a weight.
+    trained, frozen: numbers of weights; largest, head: of the largest trained tensor and of a trained head.
+    is_tied: whether the head is the embedding.
+    bucket: numbers of the buffer in which gradients are reduced.
+    accumulates: whether a rank has more than one micro-batch a step.
+    """
+
+    stage: int
+    num_ranks: int
+    dtype_bytes: int
+    trained: int
+    frozen: int
+    largest: int
+    head: int
+    is_tied: bool
+    bucket: int
+    offload_optimizer: bool = False
+    offload_parameters: bool = False
+    accumulates: bool = True
+
+    @property
+    def share(self) -> float:
+        """Trained weights that this rank updates."""
+        return self.trained / self.num_ranks if self.stage else float(self.trained)
+
+    @property
+    def is_half(self) -> bool:
+        return self.dtype_bytes == 2
+
+
+def weights(rank: Rank) -> float:
+    """In the compute dtype; a share of them under stage 3."""
+    numbers = rank.trained + rank.frozen
+    return rank.dtype_bytes * (numbers / rank.num_ranks if rank.stage == 3 else numbers)
+
+
+def gathered(rank: Rank) -> float:
+    """Weights that stage 3 has brought together for the layers at work. Of one rank nothing is copied."""
+    if rank.stage != 3 or (rank.num_ranks == 1 and not rank.offload_parameters):
+        return 0.0
+    return rank.dtype_bytes * min(rank.trained + rank.frozen, max(LIVE_NUMBERS, rank.largest))
+
+
+def masters(rank: Rank) -> float:
+    """Float32 copies of the weights that are updated; stage 0 has none."""
+    return MASTER * rank.share if rank.stage else 0.0
+
+
+def moments(rank: Rank) -> float:
+    return MOMENTS * rank.share
+
+
+def gradients(rank: Rank) -> float:
+    """What is accumulated over micro-batches."""
+    if rank.stage == 0:
+        return ACCUMULATED * rank.trained
+    if rank.stage == 1:  # in bfloat16 whole float32 gradients beside those of the backward pass
+        return (ACCUMULATED + rank.dtype_bytes if rank.is_half else rank.dtype_bytes) * rank.trained
+    return ACCUMULATED * rank.share
+
+
+def bucket(rank: Rank) -> float:
+    """The buffer in which gradients are put together to be reduced."""
+    if rank.stage == 0 or (rank.stage == 1 and rank.is_half):
+        return 0.0
+    return rank.dtype_bytes * rank.bucket
+
+
+def bucket_at(rank: Rank, moment: Moment) -> float:
+    """The same at one moment: stage 3 keeps it, 1 and 2 make it anew in each backward pass of the layers."""
+    return bucket(rank) if rank.stage == 3 or moment == "layers" else 0.0
+
+
+def reduced(rank: Rank) -> float:
+    """Stage 1 and 2 in float32: this rank's part of the gradient of one micro-batch before it is added to the others."""
+    has_part = rank.stage in (1, 2) and not rank.is_half
+    return rank.dtype_bytes * rank.share if has_part else 0.0
+
+
+def flat_copy(rank: Rank) -> float:
+    """This rank's part of the gradient in one piece, for the update."""
+    if rank.stage == 0 or (rank.stage == 1 and rank.is_half):
+        return 0.0
+    return 0.0 if rank.offload_optimizer and rank.stage < 3 else ACCUMULATED * rank.share
+
+
+def head_gradient(rank: Rank, num_chunks: int) -> tuple[float, float]:
+    """(while the head is at work, afterwards): a gradient of the head that is not yet added to what is accumulated. Chunks of
+    the head are summed before; a tied one waits for the embedding's."""
+    one = rank.head * rank.dtype_bytes
+    return float(one * min(2, num_chunks)), float(one * rank.is_tied)
+
+
+def offload_buffers(rank: Rank) -> tuple[float, float]:
+    """(device, host) of moving gradients under `offload_optimizer`."""
+    if not rank.offload_optimizer:
+        return 0.0, 0.0
+    if rank.stage == 3:
+        return 0.0, ACCUMULATED * rank.share
+    piece = rank.dtype_bytes * rank.largest
+    added = ACCUMULATED * rank.share if rank.accumulates and rank.stage > 1 else 0.0
+    return float(piece), piece + (ACCUMULATED + rank.dtype_bytes) * rank.share + added

@@ -1,0 +1,131 @@
+"""`raydpo plan`: what it says, of what, and that no weight is read for it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+from raydpo import cli
+from raydpo.capacity.lengths import Lengths
+from raydpo.capacity.sought import load_of
+from raydpo.capacity.step_time import GPU, moved_bytes
+from raydpo.capacity.zero_bytes import Rank, gathered, gradients, masters, moments, weights
+from raydpo.config.sections import TrainSection
+from raydpo.quickstart.bpe import train_bpe
+
+LLAMA_8B = {
+    "model_type": "llama",
+    "architectures": ["LlamaForCausalLM"],
+    "vocab_size": 128256,
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "num_key_value_heads": 8,
+    "intermediate_size": 14336,
+    "max_position_embeddings": 8192,
+}
+NUM_WEIGHTS = 8_030_261_248
+TOKENS = ["--prompt-tokens", "300", "--answer-tokens", "250", "--examples", "60000"]
+
+
+@pytest.fixture(scope="module")
+def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run on a model of 8 * 10^9 weights of which nothing is there but its config and the head of an empty file."""
+    root = tmp_path_factory.mktemp("plan")
+    train_bpe(["sort 12 34 no"] * 2, 280, root / "model")
+    (root / "model" / "config.json").write_text(json.dumps(LLAMA_8B))
+    (root / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    train = {"gpus_per_worker": 1, "num_workers": 8, "zero_stage": 2}
+    found = {
+        "run": {"dir": str(root / "run")},
+        "model": {"path": str(root / "model")},
+        "reference": {"gpus_per_worker": 1},
+        "train": train,
+    }
+    (root / "run.yaml").write_text(yaml.safe_dump(found))
+    return root / "run.yaml"
+
+
+def planned(path: Path, capsys: pytest.CaptureFixture[str], *more: str) -> tuple[dict[str, Any], str]:
+    assert cli.main(["plan", str(path), *TOKENS, "--num-devices", "8", "--host-gb", "1000", "--json", *more]) == 0
+    said = capsys.readouterr()
+    return json.loads(said.out.splitlines()[-1]), said.err
+
+
+def test_a_model_of_8b_on_gpus_of_80_gb(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    plan, text = planned(run_file, capsys, "--device-gb", "80")
+    assert plan["model"]["weights"] == plan["model"]["trained"] == NUM_WEIGHTS
+    assert plan["model"]["dtype"] == "bfloat16"
+    train, reference = plan["roles"][0], plan["roles"][-1]
+    assert (train["role"], reference["role"]) == ("train", "reference")
+    assert train["parts"]["weights"] == reference["parts"]["weights"] == 2 * NUM_WEIGHTS
+    assert train["parts"]["optimizer"] == NUM_WEIGHTS
+    assert plan["disk"]["parts"]["checkpoints (3)"] >= 3 * 14 * NUM_WEIGHTS or plan["disk"]["bytes"] > 14 * NUM_WEIGHTS
+    assert max(map(len, text.splitlines())) <= 100
+    assert "8 ranks, ZeRO 2" in text
+    assert not (run_file.parent / "run").exists()
+
+
+def test_what_does_not_fit_is_said_with_what_would_and_the_largest_budget_is_the_largest(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    plan, text = planned(run_file, capsys, "--device-gb", "40")
+    assert plan["fits"] is False
+    assert "DOES NOT FIT" in text
+    fitting = [change for change in plan["changes"] if change["fits"]]
+    assert fitting
+    assert all(change["bytes"] <= 36e9 for change in fitting)
+    assert fitting[0]["said"] in " ".join(text.split())
+    sharded = ["train.zero_stage=3", "train.gradient_checkpointing=true"]
+    plan, _ = planned(run_file, capsys, "--device-gb", "80", *sharded)
+    assert plan["fits"] is True
+    largest = plan["micro_batch"]["largest"]
+    assert largest > 8192
+    at, _ = planned(run_file, capsys, "--device-gb", "80", *sharded, f"train.tokens_per_microbatch={largest}")
+    assert at["fits"] is True
+    assert at["micro_batch"]["largest"] == largest
+
+
+def test_lengths_are_given_together(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main(["plan", str(run_file), "--prompt-tokens", "300"]) == 2
+    assert "--examples" in capsys.readouterr().err
+
+
+def rank(stage: int, num_ranks: int = 4, **more: Any) -> Rank:
+    numbers = {"dtype_bytes": 2, "trained": 1000, "frozen": 200, "largest": 100, "head": 50, "is_tied": False}
+    return Rank(stage=stage, num_ranks=num_ranks, bucket=500, **(numbers | more))
+
+
+@pytest.mark.parametrize(
+    ("stage", "expected"),
+    [
+        (0, (2400, 0, 8000, 4000, 0)),
+        (1, (2400, 1000, 2000, 6000, 0)),
+        (2, (2400, 1000, 2000, 1000, 0)),
+        (3, (600, 1000, 2000, 1000, 2400)),
+    ],
+)
+def test_what_each_stage_holds(stage: int, expected: tuple[int, ...]) -> None:
+    one = rank(stage)
+    assert (weights(one), masters(one), moments(one), gradients(one), gathered(one)) == expected
+
+
+def test_a_single_rank_sends_nothing_and_stage_3_gathers_for_every_micro_batch() -> None:
+    assert moved_bytes(rank(3, num_ranks=1), 5) == moved_bytes(rank(0, num_ranks=1), 5) == 0
+    assert moved_bytes(rank(3), 2) == 2 * moved_bytes(rank(3), 1)
+    assert moved_bytes(rank(1), 7) == moved_bytes(rank(0), 1) == 0.75 * 2 * 2 * 1000
+    assert GPU.flops > 1e14
+
+
+def test_a_micro_batch_is_the_budget_the_longest_example_or_what_a_rank_has() -> None:
+    lengths = Lengths(prompt=100, answer=50, longest=150, num_answers=2, examples=10, held_out=0, source="")
+    assert (lengths.example("packed"), lengths.example("padded")) == (200, 300)
+    assert (lengths.longest_example("packed"), lengths.longest_example("padded")) == (200, 300)
+    train = TrainSection(global_batch_pairs=8, tokens_per_microbatch=500)
+    assert lengths.micro_batch(train, 1, "packed") == 500
+    assert lengths.micro_batch(train, 4, "packed") == 400
+    assert lengths.micro_batch(train.model_copy(update={"tokens_per_microbatch": 64}), 4, "packed") == 200
+    assert lengths.num_micro_batches(train, 1, "packed") == 4
+    assert load_of.__doc__
