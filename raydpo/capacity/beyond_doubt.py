@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
+from math import prod
 from typing import Any
 
 from raydpo.capacity.machine_room import Room, room_here
@@ -17,12 +18,14 @@ from raydpo.capacity.zero_bytes import Rank, bucket, gradients, masters, moments
 from raydpo.config.sections import TrainSection
 from raydpo.disk import sized
 from raydpo.errors import ResourceError
+from raydpo.models.matrix_kinds import EMBEDDING, HEAD, kind_of_matrix
 from raydpo.models.trained_size import TrainedSize, size_of_full, size_of_lora
 from raydpo.models.weight_shapes import shapes_of_model
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
+_UNPACKED = (EMBEDDING, HEAD)
 _LORA = {"rank": 16, "target_modules": "all-linear"}
 
 
@@ -41,7 +44,7 @@ def check_memory(workspace: Workspace, observer: Observer, room: Room | None = N
     num_ranks, there = train.ranks[0], _there(train, room)
     if there is None:
         return
-    rank = _rank(train, size, workspace.dtype, num_ranks)
+    rank = _rank(train, size, workspace.dtype, num_ranks, _packed(train, shapes))
     if (needed := _held(train, rank)) > there:
         kind = "of each GPU" if train.gpus_per_worker else f"for each of {num_ranks} ranks of this machine"
         raise ResourceError(
@@ -60,7 +63,15 @@ def _there(train: TrainSection, room: Room) -> float | None:
     return room.host_bytes / train.ranks[0]
 
 
-def _rank(train: TrainSection, size: TrainedSize, dtype: str, num_ranks: int) -> Rank:
+def _packed(train: TrainSection, shapes: Mapping[str, Any]) -> int:
+    """Weights that are packed in 4 bits, or may be: every matrix but embeddings and heads."""
+    if train.lora is None or train.lora.quantize_base == "none":
+        return 0
+    matrices = (shape for name, shape in shapes.items() if len(shape) == 2 and kind_of_matrix(name) not in _UNPACKED)
+    return sum(map(prod, matrices))
+
+
+def _rank(train: TrainSection, size: TrainedSize, dtype: str, num_ranks: int, packed: int) -> Rank:
     trained = size.trained
     frozen = size.model - trained if train.lora is None else size.model
     stage = 1 if train.zero_stage == 0 and dtype == "bfloat16" else train.zero_stage
@@ -74,6 +85,7 @@ def _rank(train: TrainSection, size: TrainedSize, dtype: str, num_ranks: int) ->
         head=0,
         is_tied=False,
         bucket=0,
+        packed=packed,
         offload_optimizer=train.offload_optimizer,
         offload_parameters=train.offload_parameters,
     )
@@ -107,7 +119,7 @@ def _advice(workspace: Workspace, rank: Rank, shapes: Mapping[str, Any], there: 
     """The smallest change after which a rank fits."""
     train = workspace.config.train
     for said, changed, other in _candidates(train, rank, shapes):
-        if _held(changed, other) <= there:
+        if _held(changed, other) <= there and not (other.stage == 3 and (train.compile or rank.packed)):
             return f"Smallest change that helps: {said}. raydpo plan shows each part."
     return (
         "No stage, offload or adapter makes it fit on as many ranks: take more or larger devices, or a smaller model."

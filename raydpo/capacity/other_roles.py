@@ -20,8 +20,6 @@ from raydpo.models.trained_size import TrainedSize
 from raydpo.reference.way import USED_SHARE
 from raydpo.rundir.workspace import Workspace
 
-VLLM_SHARE = 0.9
-"""Of its GPU, what vLLM takes: weights, and the rest for keys and values (`raydpo.generate.vllm_engine`)."""
 TOKEN_BYTES = 4
 """Of a token in the shards of `run.dir`."""
 
@@ -62,12 +60,16 @@ def streamed_parts(
 def generator_parts(
     skeleton: Skeleton, lengths: Lengths, config: Config, dtype_bytes: int, device_bytes: int | None
 ) -> dict[str, float]:
-    """Of one generator. Transformers: keys and values of one batch of prompts; vLLM: what is left of its share."""
-    section, weights = config.generate, float(dtype_bytes * skeleton.base)
+    """Of one generator, on each of its GPUs. Transformers: keys and values of one batch of prompts; vLLM: what is left of its
+    share of the GPU (`generate.vllm.gpu_memory_utilization`)."""
+    section = config.generate
+    weights = dtype_bytes * skeleton.base / max(1.0, section.gpus_per_worker)
     rows = section.prompts_per_item * section.num_answers
     cached = rows * (lengths.prompt + section.max_new_tokens) * skeleton.key_value_numbers * dtype_bytes
     if section.engine == "vllm" and section.gpus_per_worker and device_bytes is not None:
-        cached = max(0.0, VLLM_SHARE * device_bytes * min(1.0, section.gpus_per_worker) - weights)
+        cached = max(
+            0.0, section.vllm.gpu_memory_utilization * device_bytes * min(1.0, section.gpus_per_worker) - weights
+        )
     return {"weights": weights, "keys and values": cached}
 
 

@@ -166,7 +166,7 @@ class _Run:
         staged = staging_parts(rank, exported, train.save == "all")
         yield _role("checkpoint", "main memory", "each rank, while one is written", {**host, **staged}, host_room)
         yield _role("start", "main memory", "each rank, while it loads", {"weights": loading_bytes(rank)}, host_room)
-        if self.workspace.needs_reference:
+        if self.workspace.needs_reference and self.config.reference.weights != "trainers":
             yield self._reference()
         if self.config.rounds is not None:
             yield self._generators()
@@ -258,6 +258,7 @@ class _Run:
             "master_bytes": coefficients.MASTER,
             "optimizer_bytes": coefficients.MOMENTS,
             "accumulated_gradient_bytes": coefficients.ACCUMULATED,
+            "packed_weight_bytes": coefficients.PACKED,
             "reduce_bucket_numbers": rank_of(self.trainee, train, self.num_ranks).bucket,
             "live_weights_of_stage_3": coefficients.LIVE_NUMBERS,
             "activation_bytes_per_token": self.trainee.traced.training.kept,
@@ -276,6 +277,8 @@ class _Run:
             yield f"the longest example has {trained.load.tokens:,} tokens, more than train.tokens_per_microbatch"
         if self.on_gpu:
             yield "attention is counted as on a CPU, one call a segment; kernels of a GPU keep as much or less"
+        if self.config.reference.weights == "trainers":
+            yield "the trainers score the reference, so no worker holds it (reference.weights: trainers)"
         if self.config.judge is not None:
             yield "judges are not in it"
         yield "not there yet, so not among the changes: tensor parallelism"

@@ -47,6 +47,7 @@ class Skeleton:
     key_value_numbers: numbers that a cached token takes in all layers (keys and values).
     vocabulary: rows of the head; hidden: numbers of a hidden state.
     layer: of the largest decoder layer without an adapter; outside: of what is in no decoder layer.
+    linear: of the base's linear layers but the head, which `train.lora.quantize_base` packs.
     work: FLOPs of a forward.
     """
 
@@ -63,6 +64,7 @@ class Skeleton:
     hidden: int
     layer: int
     outside: int
+    linear: int
     work: Work
 
     @property
@@ -76,7 +78,7 @@ def skeleton_of(folder: Path, lora: Lora = None) -> Skeleton:
         model = _made(_config(folder), "float32")
         base = sum(p.numel() for p in model.parameters())
         layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
-        work = _work(model)
+        work, linear = _work(model), _linear(model)
         inner, config = model, model.config.get_text_config()
         model = _adapted(model, lora)
     head, embedding = text_head(inner).weight, inner.get_input_embeddings().weight
@@ -98,6 +100,7 @@ def skeleton_of(folder: Path, lora: Lora = None) -> Skeleton:
         hidden=head.shape[1],
         layer=max(layers, default=base),
         outside=base - sum(layers),
+        linear=linear,
         work=work,
     )
 
@@ -213,6 +216,12 @@ def _work(model: Any) -> Work:
         return work_of(model)
     except (AttributeError, TypeError, NotImplementedError):
         return TOKENS
+
+
+def _linear(model: Any) -> int:
+    head = text_head(model)
+    modules = (module for module in model.modules() if isinstance(module, torch.nn.Linear) and module is not head)
+    return sum(module.weight.numel() for module in modules)
 
 
 def _key_value_numbers(config: Any) -> int:

@@ -72,6 +72,7 @@ def rank_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> Rank:
         largest=skeleton.largest,
         head=skeleton.head,
         is_tied=skeleton.is_tied,
+        packed=skeleton.linear if train.lora is not None and train.lora.quantize_base != "none" else 0,
         bucket=int(zero.get("reduce_bucket_size", BUCKET_NUMBERS)),
         offload_optimizer=train.offload_optimizer,
         offload_parameters=train.offload_parameters,
@@ -124,11 +125,11 @@ class Change:
 
     @property
     def said(self) -> str:
-        return ", ".join(f"{key}: {_plain(value)}" for key, value in self.keys.items())
+        return ", ".join(f"{key}: {_plain(value)}" for key, value in self.keys.items() if value is not None)
 
 
 def _plain(value: Any) -> str:
-    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)
+    return str(value).lower() if isinstance(value, bool) else str(value)
 
 
 def changes(
@@ -136,13 +137,15 @@ def changes(
 ) -> Iterator[Change]:
     """What could make a training smaller, in the order of what it costs. adapted: the same training of an adapter."""
     for keys in _settings(train):
-        if all(getattr(train, key) == value for key, value in keys.items()):
+        if all(getattr(train, key) == value for key, value in keys.items()) or any(_with(train, keys).clashes()):
             continue
         yield Change(
             {f"train.{key}": value for key, value in keys.items()}, need(trainee, _with(train, keys), num_ranks)
         )
     for more in (number for number in (2, 4, 8, 16, 32, 64, 128) if num_ranks < number <= most_ranks):
-        keys = {"zero_stage": 3, "gradient_checkpointing": True}
+        keys = {"zero_stage": 3, "gradient_checkpointing": True, "activation_memory_gb": None}
+        if any(_with(train, keys).clashes()):
+            continue
         found = need(trainee, _with(train, keys), more)
         yield Change({"train.num_workers": more, **{f"train.{key}": value for key, value in keys.items()}}, found)
     if train.lora is None:
@@ -158,7 +161,7 @@ def _settings(train: TrainSection) -> Iterator[dict[str, Any]]:
     """Of one number of ranks, the cheapest first."""
     halved = {"tokens_per_microbatch": max(1, train.tokens_per_microbatch // 2)}
     again: dict[str, Any] = {"gradient_checkpointing": True}
-    again |= {} if train.activation_memory_gb is None else {"activation_memory_gb": None}
+    again["activation_memory_gb"] = None
     stages = [stage for stage in (1, 2, 3) if stage > train.zero_stage]
     yield halved
     yield from ({"zero_stage": stage} for stage in stages)

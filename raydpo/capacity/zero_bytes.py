@@ -12,6 +12,8 @@ from typing import Literal
 
 MASTER, MOMENTS = 4, 8
 """Bytes of a trained weight: its float32 copy, and Adam's two moments."""
+PACKED = 4.127 / 8
+"""Bytes of a weight in nf4 with double quantisation: 4 bits, and the scales of blocks of 64."""
 ACCUMULATED = 4
 """Bytes of an accumulated gradient."""
 LIVE_NUMBERS = 10**9
@@ -31,6 +33,7 @@ class Rank:
     is_tied: whether the head is the embedding.
     bucket: numbers of the buffer in which gradients are reduced.
     accumulates: whether a rank has more than one micro-batch a step.
+    packed: frozen weights in 4 bits.
     """
 
     stage: int
@@ -45,6 +48,7 @@ class Rank:
     offload_optimizer: bool = False
     offload_parameters: bool = False
     accumulates: bool = True
+    packed: int = 0
 
     @property
     def share(self) -> float:
@@ -57,9 +61,9 @@ class Rank:
 
 
 def weights(rank: Rank) -> float:
-    """In the compute dtype; a share of them under stage 3."""
-    numbers = rank.trained + rank.frozen
-    return rank.dtype_bytes * (numbers / rank.num_ranks if rank.stage == 3 else numbers)
+    """In the compute dtype but for those that are packed; a share of them under stage 3."""
+    numbers = rank.trained + rank.frozen - rank.packed
+    return (rank.dtype_bytes * numbers + PACKED * rank.packed) / (rank.num_ranks if rank.stage == 3 else 1)
 
 
 def gathered(rank: Rank) -> float:
