@@ -16,7 +16,7 @@ from torch import Tensor
 
 import raydpo
 from raydpo.capacity.machine_room import Room
-from raydpo.capacity.planning import Asked, plan_run
+from raydpo.capacity.planning import Question, plan_run
 from raydpo.config import Config
 from raydpo.models.memory import Living
 from raydpo.quickstart.bpe import train_bpe
@@ -93,7 +93,7 @@ def counted(config: Config) -> int:
 
 def compared(config: Config) -> dict[str, Any]:
     """What a plan says of the steps and what they take; also without the bucket, whose size says nothing of the model."""
-    plan = plan_run(config, Asked(Room(None, 0, 10**12)))
+    plan = plan_run(config, Question(Room(None, 0, 10**12)))
     role, peak = plan["roles"][0], counted(config)
     bucket = plan["bucket_bytes"]
     return {

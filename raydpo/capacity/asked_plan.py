@@ -11,7 +11,7 @@ from typing import Any
 
 from raydpo.capacity.machine_room import Room, room_here
 from raydpo.capacity.plan_page import lines
-from raydpo.capacity.planning import Asked, plan_run
+from raydpo.capacity.planning import Question, plan_run
 from raydpo.capacity.step_time import CPU_CORE, GPU, Speed
 from raydpo.config import Config
 from raydpo.errors import ConfigError
@@ -24,7 +24,7 @@ def planned(
     config: Config, options: Mapping[str, Any], observer: Observer = ignore
 ) -> tuple[dict[str, Any], list[str]]:
     """(the plan, its text). options: of the command line, None where not given. Raises ConfigError."""
-    plan = plan_run(config, Asked(_room(options), _speed(config, options), _tokens(options)), observer)
+    plan = plan_run(config, Question(_room(options), _speed(config, options), _tokens(options)), observer)
     return plan, lines(plan)
 
 

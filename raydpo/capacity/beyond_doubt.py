@@ -14,7 +14,7 @@ from math import prod
 from typing import Any
 
 from raydpo.capacity.machine_room import Room, room_here
-from raydpo.capacity.zero_bytes import Rank, bucket, gradients, masters, moments, weights
+from raydpo.capacity.zero_bytes import ZeroRank, bucket, gradients, masters, moments, weights
 from raydpo.config.sections import TrainSection
 from raydpo.disk import sized
 from raydpo.errors import ResourceError
@@ -71,11 +71,11 @@ def _packed(train: TrainSection, shapes: Mapping[str, Any]) -> int:
     return sum(map(prod, matrices))
 
 
-def _rank(train: TrainSection, size: TrainedSize, dtype: str, num_ranks: int, packed: int) -> Rank:
+def _rank(train: TrainSection, size: TrainedSize, dtype: str, num_ranks: int, packed: int) -> ZeroRank:
     trained = size.trained
     frozen = size.model - trained if train.lora is None else size.model
     stage = 1 if train.zero_stage == 0 and dtype == "bfloat16" else train.zero_stage
-    return Rank(
+    return ZeroRank(
         stage=stage,
         num_ranks=num_ranks,
         dtype_bytes=_DTYPE_BYTES[dtype],
@@ -91,22 +91,22 @@ def _rank(train: TrainSection, size: TrainedSize, dtype: str, num_ranks: int, pa
     )
 
 
-def _on_gpu(train: TrainSection, rank: Rank) -> tuple[bool, bool]:
+def _on_gpu(train: TrainSection, rank: ZeroRank) -> tuple[bool, bool]:
     """Whether (weights, what is updated) are where the rank's memory is counted."""
     is_gpu = train.gpus_per_worker > 0
     return not (is_gpu and rank.offload_parameters), not (is_gpu and rank.offload_optimizer)
 
 
-def _held(train: TrainSection, rank: Rank) -> float:
+def _held(train: TrainSection, rank: ZeroRank) -> float:
     has_weights, has_state = _on_gpu(train, rank)
     return weights(rank) * has_weights + (masters(rank) + moments(rank)) * has_state
 
 
-def _passing(train: TrainSection, rank: Rank) -> float:
+def _passing(train: TrainSection, rank: ZeroRank) -> float:
     return gradients(rank) * _on_gpu(train, rank)[1] + bucket(rank)
 
 
-def _terms(train: TrainSection, rank: Rank) -> str:
+def _terms(train: TrainSection, rank: ZeroRank) -> str:
     has_weights, has_state = _on_gpu(train, rank)
     found = [f"weights {sized(int(weights(rank)))}"] if has_weights else []
     if has_state:
@@ -115,7 +115,7 @@ def _terms(train: TrainSection, rank: Rank) -> str:
     return " + ".join(found)
 
 
-def _advice(workspace: Workspace, rank: Rank, shapes: Mapping[str, Any], there: float) -> str:
+def _advice(workspace: Workspace, rank: ZeroRank, shapes: Mapping[str, Any], there: float) -> str:
     """The smallest change after which a rank fits."""
     train = workspace.config.train
     for said, changed, other in _candidates(train, rank, shapes):
@@ -126,7 +126,9 @@ def _advice(workspace: Workspace, rank: Rank, shapes: Mapping[str, Any], there: 
     )
 
 
-def _candidates(train: TrainSection, rank: Rank, shapes: Mapping[str, Any]) -> Iterator[tuple[str, TrainSection, Rank]]:
+def _candidates(
+    train: TrainSection, rank: ZeroRank, shapes: Mapping[str, Any]
+) -> Iterator[tuple[str, TrainSection, ZeroRank]]:
     for stage in (1, 2, 3):
         if stage > rank.stage:
             yield f"train.zero_stage: {stage}", train, replace(rank, stage=stage)

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from raydpo.capacity.lengths import Lengths
 from raydpo.capacity.skeleton import Skeleton
 from raydpo.capacity.traced import Traced
-from raydpo.capacity.zero_bytes import MASTER, MOMENTS, Rank
+from raydpo.capacity.zero_bytes import MASTER, MOMENTS, ZeroRank
 from raydpo.config import Config
 from raydpo.driver.disk_room import cache_bytes, need_of
 from raydpo.models.logprobs import CHUNK_TOKENS
@@ -73,13 +73,13 @@ def generator_parts(
     return {"weights": weights, "keys and values": cached}
 
 
-def staging_parts(rank: Rank, exported: int, has_state: bool) -> dict[str, float]:
+def staging_parts(rank: ZeroRank, exported: int, has_state: bool) -> dict[str, float]:
     """Copies in main memory while a checkpoint is written: a rank's part of the state, and the first rank's `model/`."""
     state = (MASTER + MOMENTS) * rank.share if has_state else 0.0
     return {"state": state, "model of the first rank": float(rank.dtype_bytes * exported)}
 
 
-def loading_bytes(rank: Rank) -> float:
+def loading_bytes(rank: ZeroRank) -> float:
     """Main memory of a rank while it loads: the whole model in the compute dtype, until its device has it."""
     return float(rank.dtype_bytes * (rank.trained + rank.frozen))
 

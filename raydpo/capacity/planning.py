@@ -51,7 +51,7 @@ MOST_RANKS = 128
 
 
 @dataclass(frozen=True)
-class Asked:
+class Question:
     """room: of each machine. speed: of each device, None: the default of its kind. tokens: of a mean prompt and of a mean
     answer, and the number of examples; None: the data are read."""
 
@@ -60,7 +60,7 @@ class Asked:
     tokens: tuple[int, int, int] | None = None
 
 
-def plan_run(config: Config, asked: Asked, observer: Observer = ignore) -> dict[str, Any]:
+def plan_run(config: Config, asked: Question, observer: Observer = ignore) -> dict[str, Any]:
     """The plan of a training, with its reference and, where the config has rounds, its generators. Raises ConfigError."""
     workspace = find_workspace(config, "check")
     config, lengths = workspace.config, _lengths(workspace, asked, observer)
@@ -68,13 +68,13 @@ def plan_run(config: Config, asked: Asked, observer: Observer = ignore) -> dict[
     lora = None if config.train.lora is None else config.train.lora.placed()
     skeleton = skeleton_of(folder, lora)
     longest = lengths.longest_example("packed")
-    shape = {"attention": attention, "num_answers": lengths.num_answers, "length": longest}
+    shape: dict[str, Any] = {"attention": attention, "num_answers": lengths.num_answers, "length": longest}
     traced = trace(folder, dtype=workspace.dtype, lora=lora, num_layers=skeleton.num_layers, **shape)
     run = _Run(workspace, asked, lengths, Trainee(skeleton, traced, lengths, workspace.dtype))
     return run.found()
 
 
-def _lengths(workspace: Workspace, asked: Asked, observer: Observer) -> Lengths:
+def _lengths(workspace: Workspace, asked: Question, observer: Observer) -> Lengths:
     num_answers = workspace.config.objective.row.num_answers
     if asked.tokens is not None:
         return stated(workspace.config.data, num_answers, *asked.tokens)
@@ -90,7 +90,7 @@ def _lengths(workspace: Workspace, asked: Asked, observer: Observer) -> Lengths:
 @dataclass(frozen=True)
 class _Run:
     workspace: Workspace
-    asked: Asked
+    asked: Question
     lengths: Lengths
     trainee: Trainee
 

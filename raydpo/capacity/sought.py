@@ -14,7 +14,7 @@ from raydpo.capacity.lengths import Lengths
 from raydpo.capacity.skeleton import Skeleton
 from raydpo.capacity.traced import Traced
 from raydpo.capacity.trainer_bytes import Load, on_device, peak
-from raydpo.capacity.zero_bytes import BUCKET_NUMBERS, Moment, Rank
+from raydpo.capacity.zero_bytes import BUCKET_NUMBERS, Moment, ZeroRank
 from raydpo.config.sections import TrainSection
 from raydpo.models.wide_logits import BLOCK_BYTES
 from raydpo.train.deepspeed_engine import deepspeed_config
@@ -37,7 +37,7 @@ class Trainee:
 class Need:
     """rank: whose. load: its fullest micro-batch. moment, parts: where most lives, on a GPU and in main memory together."""
 
-    rank: Rank
+    rank: ZeroRank
     load: Load
     moment: Moment
     parts: Mapping[str, float]
@@ -58,12 +58,12 @@ def need(trainee: Trainee, train: TrainSection, num_ranks: int) -> Need:
     return Need(rank, load, *peak(rank, load))
 
 
-def rank_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> Rank:
+def rank_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> ZeroRank:
     """What the keys of `train` make of a rank."""
     skeleton, layout = trainee.skeleton, trainee.traced.layout
     stage = stage_of(train, trainee.dtype)
     zero = deepspeed_config(train, stage, trainee.dtype, num_ranks)["zero_optimization"]
-    return Rank(
+    return ZeroRank(
         stage=stage,
         num_ranks=num_ranks,
         dtype_bytes=DTYPE_BYTES[trainee.dtype],
@@ -143,7 +143,7 @@ def changes(
             {f"train.{key}": value for key, value in keys.items()}, need(trainee, _with(train, keys), num_ranks)
         )
     for more in (number for number in (2, 4, 8, 16, 32, 64, 128) if num_ranks < number <= most_ranks):
-        keys = {"zero_stage": 3, "gradient_checkpointing": True, "activation_memory_gb": None}
+        keys: dict[str, Any] = {"zero_stage": 3, "gradient_checkpointing": True, "activation_memory_gb": None}
         if any(_with(train, keys).clashes()):
             continue
         found = need(trainee, _with(train, keys), more)

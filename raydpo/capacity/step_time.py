@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raydpo.capacity.lengths import Lengths
-from raydpo.capacity.zero_bytes import Rank
+from raydpo.capacity.zero_bytes import ZeroRank
 from raydpo.models.layout import Layout
 from raydpo.models.work import Work
 
@@ -38,7 +38,14 @@ CPU_CORE = Speed(3e10, 1e9, 5e9, 5e9)
 
 
 def step_s(
-    work: Work, lengths: Lengths, layout: Layout, pairs: int, rank: Rank, micro_batches: int, share: float, speed: Speed
+    work: Work,
+    lengths: Lengths,
+    layout: Layout,
+    pairs: int,
+    rank: ZeroRank,
+    micro_batches: int,
+    share: float,
+    speed: Speed,
 ) -> dict[str, float]:
     """Seconds of one optimizer step of `pairs` examples. share: of the layers that are recomputed."""
     flops = pairs * example_flops(work, lengths, layout, training=True)
@@ -60,7 +67,7 @@ def example_flops(work: Work, lengths: Lengths, layout: Layout, *, training: boo
     return float(count(lengths.example(layout), num * answer, pairs))
 
 
-def moved_bytes(rank: Rank, micro_batches: int) -> float:
+def moved_bytes(rank: ZeroRank, micro_batches: int) -> float:
     """What one rank sends in a step: gradients once and updated weights once; under stage 3 the weights of all layers for each
     forward and backward pass."""
     others = (rank.num_ranks - 1) / rank.num_ranks

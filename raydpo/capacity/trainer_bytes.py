@@ -1,6 +1,6 @@
 """Bytes of one trainer rank, part by part, at the moments of a step in which most can live at one time.
 
-Comes in: a `Rank`, and what activations cost. Goes out: parts in bytes, on the device or on the host. Decision: three moments
+Comes in: a `ZeroRank`, and what activations cost. Goes out: parts in bytes, on the device or on the host. Decision: three moments
 are looked at, and the largest is the plan.
 """
 
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from raydpo.capacity.zero_bytes import (
     ACCUMULATED,
     Moment,
-    Rank,
+    ZeroRank,
     bucket_at,
     flat_copy,
     gathered,
@@ -65,7 +65,7 @@ class Load:
         return -(-self.answer_tokens // self.num_chunks) * self.cost.head
 
 
-def at(rank: Rank, load: Load, moment: Moment) -> dict[str, float]:
+def at(rank: ZeroRank, load: Load, moment: Moment) -> dict[str, float]:
     """Everything that lives in one moment, host and device together; in the order of a table."""
     is_flat = rank.stage in (1, 2)
     head, after = head_gradient(rank, load.num_chunks)
@@ -88,7 +88,7 @@ def at(rank: Rank, load: Load, moment: Moment) -> dict[str, float]:
     }
 
 
-def peak(rank: Rank, load: Load) -> tuple[Moment, dict[str, float]]:
+def peak(rank: ZeroRank, load: Load) -> tuple[Moment, dict[str, float]]:
     """The moment of a step in which most lives, and its parts."""
     found: list[tuple[Moment, dict[str, float]]] = [
         (moment, at(rank, load, moment)) for moment in ("head", "layers", "update")
@@ -96,7 +96,7 @@ def peak(rank: Rank, load: Load) -> tuple[Moment, dict[str, float]]:
     return max(found, key=lambda each: sum(each[1].values()))
 
 
-def on_host(rank: Rank, parts: Parts) -> dict[str, float]:
+def on_host(rank: ZeroRank, parts: Parts) -> dict[str, float]:
     """Of the parts of a rank on a GPU, those that offload keeps in main memory."""
     found: dict[str, float] = {}
     if rank.offload_optimizer:
@@ -108,7 +108,7 @@ def on_host(rank: Rank, parts: Parts) -> dict[str, float]:
     return {name: size for name, size in found.items() if size}
 
 
-def on_device(rank: Rank, parts: Parts) -> dict[str, float]:
+def on_device(rank: ZeroRank, parts: Parts) -> dict[str, float]:
     """What is left of them on the device."""
     host = on_host(rank, parts)
     return {name: max(0.0, size - host.get(name, 0.0)) for name, size in parts.items()}

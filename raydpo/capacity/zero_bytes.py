@@ -24,7 +24,7 @@ Moment = Literal["head", "layers", "update"]
 
 
 @dataclass(frozen=True)
-class Rank:
+class ZeroRank:
     """What decides the bytes of one of `num_ranks` ranks.
 
     stage: of ZeRO, as it is run (0 in bfloat16 is 1).
@@ -60,29 +60,29 @@ class Rank:
         return self.dtype_bytes == 2
 
 
-def weights(rank: Rank) -> float:
+def weights(rank: ZeroRank) -> float:
     """In the compute dtype but for those that are packed; a share of them under stage 3."""
     numbers = rank.trained + rank.frozen - rank.packed
     return (rank.dtype_bytes * numbers + PACKED * rank.packed) / (rank.num_ranks if rank.stage == 3 else 1)
 
 
-def gathered(rank: Rank) -> float:
+def gathered(rank: ZeroRank) -> float:
     """Weights that stage 3 has brought together for the layers at work. Of one rank nothing is copied."""
     if rank.stage != 3 or (rank.num_ranks == 1 and not rank.offload_parameters):
         return 0.0
     return rank.dtype_bytes * min(rank.trained + rank.frozen, max(LIVE_NUMBERS, rank.largest))
 
 
-def masters(rank: Rank) -> float:
+def masters(rank: ZeroRank) -> float:
     """Float32 copies of the weights that are updated; stage 0 has none."""
     return MASTER * rank.share if rank.stage else 0.0
 
 
-def moments(rank: Rank) -> float:
+def moments(rank: ZeroRank) -> float:
     return MOMENTS * rank.share
 
 
-def gradients(rank: Rank) -> float:
+def gradients(rank: ZeroRank) -> float:
     """What is accumulated over micro-batches."""
     if rank.stage == 0:
         return ACCUMULATED * rank.trained
@@ -91,39 +91,39 @@ def gradients(rank: Rank) -> float:
     return ACCUMULATED * rank.share
 
 
-def bucket(rank: Rank) -> float:
+def bucket(rank: ZeroRank) -> float:
     """The buffer in which gradients are put together to be reduced."""
     if rank.stage == 0 or (rank.stage == 1 and rank.is_half):
         return 0.0
     return rank.dtype_bytes * rank.bucket
 
 
-def bucket_at(rank: Rank, moment: Moment) -> float:
+def bucket_at(rank: ZeroRank, moment: Moment) -> float:
     """The same at one moment: stage 3 keeps it, 1 and 2 make it anew in each backward pass of the layers."""
     return bucket(rank) if rank.stage == 3 or moment == "layers" else 0.0
 
 
-def reduced(rank: Rank) -> float:
+def reduced(rank: ZeroRank) -> float:
     """Stage 1 and 2 in float32: this rank's part of the gradient of one micro-batch before it is added to the others."""
     has_part = rank.stage in (1, 2) and not rank.is_half
     return rank.dtype_bytes * rank.share if has_part else 0.0
 
 
-def flat_copy(rank: Rank) -> float:
+def flat_copy(rank: ZeroRank) -> float:
     """This rank's part of the gradient in one piece, for the update."""
     if rank.stage == 0 or (rank.stage == 1 and rank.is_half):
         return 0.0
     return 0.0 if rank.offload_optimizer and rank.stage < 3 else ACCUMULATED * rank.share
 
 
-def head_gradient(rank: Rank, num_chunks: int) -> tuple[float, float]:
+def head_gradient(rank: ZeroRank, num_chunks: int) -> tuple[float, float]:
     """(while the head is at work, afterwards): a gradient of the head that is not yet added to what is accumulated. Chunks of
     the head are summed before; a tied one waits for the embedding's."""
     one = rank.head * rank.dtype_bytes
     return float(one * min(2, num_chunks)), float(one * rank.is_tied)
 
 
-def offload_buffers(rank: Rank) -> tuple[float, float]:
+def offload_buffers(rank: ZeroRank) -> tuple[float, float]:
     """(device, host) of moving gradients under `offload_optimizer`."""
     if not rank.offload_optimizer:
         return 0.0, 0.0

@@ -11,7 +11,7 @@ from raydpo import cli
 from raydpo.capacity.lengths import Lengths
 from raydpo.capacity.sought import load_of
 from raydpo.capacity.step_time import GPU, moved_bytes
-from raydpo.capacity.zero_bytes import Rank, gathered, gradients, masters, moments, weights
+from raydpo.capacity.zero_bytes import ZeroRank, gathered, gradients, masters, moments, weights
 from raydpo.config.sections import TrainSection
 from raydpo.quickstart.bpe import train_bpe
 
@@ -93,9 +93,9 @@ def test_lengths_are_given_together(run_file: Path, capsys: pytest.CaptureFixtur
     assert "--examples" in capsys.readouterr().err
 
 
-def rank(stage: int, num_ranks: int = 4, **more: Any) -> Rank:
+def rank(stage: int, num_ranks: int = 4, **more: Any) -> ZeroRank:
     numbers = {"dtype_bytes": 2, "trained": 1000, "frozen": 200, "largest": 100, "head": 50, "is_tied": False}
-    return Rank(stage=stage, num_ranks=num_ranks, bucket=500, **(numbers | more))
+    return ZeroRank(stage=stage, num_ranks=num_ranks, bucket=500, **(numbers | more))
 
 
 @pytest.mark.parametrize(
