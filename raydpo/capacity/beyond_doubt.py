@@ -1,8 +1,8 @@
 """Refuse, before anything is started, a training that cannot fit: what is never freed is more than there is.
 
 Comes in: a workspace and the room of this machine. Goes out: nothing, a warning, or a ResourceError with the arithmetic and the
-smallest change. Decision: weights, master weights and optimizer state alone count, by the heads of the weight files and without
-torch; activations are an estimate and refuse nothing. On a cluster the nodes' memory is not known, and nothing is said.
+smallest change. Decision: weights, master weights and optimizer state alone count, by the heads of the weight files; activations
+are an estimate and refuse nothing. On a cluster the nodes' memory is not known, and nothing is said.
 """
 
 from __future__ import annotations
@@ -23,6 +23,7 @@ from raydpo.models.trained_size import TrainedSize, size_of_full, size_of_lora
 from raydpo.models.weight_shapes import shapes_of_model
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
+from raydpo.train.deepspeed_settings import stage_of
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 _UNPACKED = (EMBEDDING, HEAD)
@@ -74,9 +75,8 @@ def _packed(train: TrainSection, shapes: Mapping[str, Any]) -> int:
 def _rank(train: TrainSection, size: TrainedSize, dtype: str, num_ranks: int, packed: int) -> ZeroRank:
     trained = size.trained
     frozen = size.model - trained if train.lora is None else size.model
-    stage = 1 if train.zero_stage == 0 and dtype == "bfloat16" else train.zero_stage
     return ZeroRank(
-        stage=stage,
+        stage=stage_of(train, dtype),
         num_ranks=num_ranks,
         dtype_bytes=_DTYPE_BYTES[dtype],
         trained=trained,

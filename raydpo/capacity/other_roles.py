@@ -80,8 +80,10 @@ def staging_parts(rank: ZeroRank, exported: int, has_state: bool) -> dict[str, f
 
 
 def loading_bytes(rank: ZeroRank) -> float:
-    """Main memory of a rank while it loads: the whole model in the compute dtype, until its device has it."""
-    return float(rank.dtype_bytes * (rank.trained + rank.frozen))
+    """Main memory of a rank while it loads: the whole model in the compute dtype until its device has it; under stage 3 its
+    part, and the largest tensor."""
+    whole = rank.dtype_bytes * (rank.trained + rank.frozen)
+    return whole / rank.num_ranks + rank.dtype_bytes * rank.largest if rank.stage == 3 else float(whole)
 
 
 def disk_parts(workspace: Workspace, skeleton: Skeleton, lengths: Lengths, num_steps: int) -> dict[str, float]:

@@ -39,7 +39,7 @@ class Skeleton:
 
     trained, frozen: with and without a gradient.
     by_kind: of each kind of `kind_of_matrix`, adapters among "adapter".
-    largest: of the largest trained tensor.
+    sizes: of each trained tensor; largest: of the largest.
     head: of the trained head, 0 where it is not trained.
     is_tied: whether the head is the embedding, too.
     base: of the model without an adapter.
@@ -54,6 +54,7 @@ class Skeleton:
     trained: int
     frozen: int
     by_kind: Mapping[str, int]
+    sizes: tuple[int, ...]
     largest: int
     head: int
     is_tied: bool
@@ -90,6 +91,7 @@ def skeleton_of(folder: Path, lora: Lora = None) -> Skeleton:
         trained=sum(size for size, is_trained in sizes if is_trained),
         frozen=sum(size for size, is_trained in sizes if not is_trained),
         by_kind=dict(counts),
+        sizes=tuple(size for size, is_trained in sizes if is_trained),
         largest=max((size for size, is_trained in sizes if is_trained), default=0),
         head=head.numel() * head.requires_grad,
         is_tied=head is embedding,

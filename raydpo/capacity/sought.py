@@ -14,10 +14,10 @@ from raydpo.capacity.lengths import Lengths
 from raydpo.capacity.skeleton import Skeleton
 from raydpo.capacity.traced import Traced
 from raydpo.capacity.trainer_bytes import Load, on_device, peak
-from raydpo.capacity.zero_bytes import BUCKET_NUMBERS, Moment, ZeroRank
+from raydpo.capacity.zero_bytes import Moment, ZeroRank
 from raydpo.config.sections import TrainSection
 from raydpo.models.wide_logits import BLOCK_BYTES
-from raydpo.train.deepspeed_engine import deepspeed_config
+from raydpo.train.deepspeed_settings import deepspeed_config, stage_of
 
 _MOST_TOKENS = 2**24
 DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
@@ -61,8 +61,9 @@ def need(trainee: Trainee, train: TrainSection, num_ranks: int) -> Need:
 def rank_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> ZeroRank:
     """What the keys of `train` make of a rank."""
     skeleton, layout = trainee.skeleton, trainee.traced.layout
-    stage = stage_of(train, trainee.dtype)
-    zero = deepspeed_config(train, stage, trainee.dtype, num_ranks)["zero_optimization"]
+    stage, on_gpu = stage_of(train, trainee.dtype), train.gpus_per_worker > 0
+    settings = deepspeed_config(train, trainee.dtype, num_ranks, use_gpu=on_gpu, sizes=skeleton.sizes)
+    zero = settings["zero_optimization"]
     return ZeroRank(
         stage=stage,
         num_ranks=num_ranks,
@@ -73,16 +74,12 @@ def rank_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> ZeroRank:
         head=skeleton.head,
         is_tied=skeleton.is_tied,
         packed=skeleton.linear if train.lora is not None and train.lora.quantize_base != "none" else 0,
-        bucket=int(zero.get("reduce_bucket_size", BUCKET_NUMBERS)),
+        bucket=int(zero["reduce_bucket_size"]) if stage else 0,
+        overlaps=bool(zero.get("overlap_comm")),
         offload_optimizer=train.offload_optimizer,
         offload_parameters=train.offload_parameters,
         accumulates=trainee.lengths.num_micro_batches(train, num_ranks, layout) > 1,
     )
-
-
-def stage_of(train: TrainSection, dtype: str) -> int:
-    """The stage that is run."""
-    return 1 if train.zero_stage == 0 and dtype == "bfloat16" else train.zero_stage
 
 
 def load_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> Load:

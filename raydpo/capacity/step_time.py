@@ -10,7 +10,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from raydpo.capacity.lengths import Lengths
-from raydpo.capacity.zero_bytes import ZeroRank
+from raydpo.capacity.zero_bytes import ACCUMULATED, ZeroRank
 from raydpo.models.layout import Layout
 from raydpo.models.work import Work
 
@@ -71,11 +71,12 @@ def moved_bytes(rank: ZeroRank, micro_batches: int) -> float:
     """What one rank sends in a step: gradients once and updated weights once; under stage 3 the weights of all layers for each
     forward and backward pass."""
     others = (rank.num_ranks - 1) / rank.num_ranks
-    whole = rank.dtype_bytes * (rank.trained + rank.frozen)
+    gradient, whole = ACCUMULATED * rank.trained, rank.dtype_bytes * (rank.trained + rank.frozen)
     if rank.stage == 3:
-        return others * micro_batches * (2 * whole + rank.dtype_bytes * rank.trained)
-    reduces = micro_batches if rank.stage == 2 else 1
-    return others * rank.dtype_bytes * rank.trained * (2 if rank.stage == 0 else 1 + reduces)
+        return others * micro_batches * (2 * whole + gradient)
+    if rank.stage == 0:
+        return others * 2 * gradient
+    return others * (rank.dtype_bytes * rank.trained + gradient * (micro_batches if rank.stage == 2 else 1))
 
 
 def reference_s(work: Work, lengths: Lengths, layout: Layout, workers: int, speed: Speed) -> float:

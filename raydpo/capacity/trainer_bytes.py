@@ -1,7 +1,7 @@
 """Bytes of one trainer rank, part by part, at the moments of a step in which most can live at one time.
 
-Comes in: a `ZeroRank`, and what activations cost. Goes out: parts in bytes, on the device or on the host. Decision: three moments
-are looked at, and the largest is the plan.
+Comes in: a `ZeroRank`, and what activations cost. Goes out: parts in bytes, on the device or on the host. Decision: four
+moments of a step are looked at, and the largest is the plan.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from raydpo.capacity.zero_bytes import (
     moments,
     offload_buffers,
     reduced,
+    travelling,
     weights,
 )
 from raydpo.models.memory import ActivationCost
@@ -67,15 +68,15 @@ class Load:
 
 def at(rank: ZeroRank, load: Load, moment: Moment) -> dict[str, float]:
     """Everything that lives in one moment, host and device together; in the order of a table."""
-    is_flat = rank.stage in (1, 2)
     head, after = head_gradient(rank, load.num_chunks)
     device, host = offload_buffers(rank)
-    held = gradients(rank) if rank.accumulates or moment == "update" or rank.stage == 3 or rank.is_half else 0.0
-    if rank.offload_optimizer and rank.stage == 2:
-        held = 0.0  # they are in the buffers on the host
-    extra = {"head": head, "layers": after + (reduced(rank) if rank.bucket < rank.trained else 0.0), "update": 0.0}
-    acts = {"head": load.kept, "layers": max(0.0, load.kept + load.passing), "update": 0.0}[moment]
-    copied = flat_copy(rank) + (reduced(rank) if is_flat and not rank.offload_optimizer else 0.0)
+    is_held = rank.accumulates or rank.stage == 3 or moment in ("reduction", "update")
+    held = 0.0 if rank.offload_optimizer and rank.stage == 2 else gradients(rank) * is_held
+    sent = reduced(rank) + travelling(rank)
+    is_early = rank.bucket < rank.trained  # a bucket is full, and is sent, while layers are at work
+    extra = {"head": head, "layers": after + sent * is_early, "reduction": after + sent, "update": 0.0}
+    kept = {"head": load.kept, "layers": max(0.0, load.kept + load.passing)}.get(moment, 0.0)
+    copied = flat_copy(rank) + (reduced(rank) if not rank.offload_optimizer else 0.0)
     return {
         "weights": weights(rank),
         "gathered weights": gathered(rank) if moment != "update" else 0.0,
@@ -83,17 +84,15 @@ def at(rank: ZeroRank, load: Load, moment: Moment) -> dict[str, float]:
         "optimizer": moments(rank),
         "gradients": held + extra[moment],
         "buffers": bucket_at(rank, moment) + (copied if moment == "update" else 0.0) + device + host,
-        "activations": acts,
+        "activations": kept,
         "logits": load.logits + load.widened if moment == "head" else 0.0,
     }
 
 
 def peak(rank: ZeroRank, load: Load) -> tuple[Moment, dict[str, float]]:
     """The moment of a step in which most lives, and its parts."""
-    found: list[tuple[Moment, dict[str, float]]] = [
-        (moment, at(rank, load, moment)) for moment in ("head", "layers", "update")
-    ]
-    return max(found, key=lambda each: sum(each[1].values()))
+    kinds: tuple[Moment, ...] = ("head", "layers", "reduction", "update")
+    return max(((moment, at(rank, load, moment)) for moment in kinds), key=lambda found: sum(found[1].values()))
 
 
 def on_host(rank: ZeroRank, parts: Parts) -> dict[str, float]:

@@ -1,8 +1,8 @@
 """What one rank holds of weights, gradients and optimizer under each ZeRO stage. No torch.
 
 Comes in: counts of weights, the stage and where it puts things. Goes out: bytes. Decision: each part is a small function with
-its coefficient, as DeepSpeed 0.19 and `raydpo.train.deepspeed_engine` allocate it; storages are counted, not what an allocator
-rounds them up to.
+its coefficient, as DeepSpeed 0.19 under `raydpo.train.deepspeed_settings` allocates it; storages are counted, not what an
+allocator rounds them up to.
 """
 
 from __future__ import annotations
@@ -18,22 +18,21 @@ ACCUMULATED = 4
 """Bytes of an accumulated gradient."""
 LIVE_NUMBERS = 10**9
 """stage3_max_live_parameters of DeepSpeed: gathered weights of a rank at most, but for a larger layer."""
-BUCKET_NUMBERS = 5 * 10**8
-"""reduce_bucket_size of DeepSpeed where our config names none."""
-Moment = Literal["head", "layers", "update"]
+Moment = Literal["head", "layers", "reduction", "update"]
 
 
 @dataclass(frozen=True)
 class ZeroRank:
     """What decides the bytes of one of `num_ranks` ranks.
 
-    stage: of ZeRO, as it is run (0 in bfloat16 is 1).
+    stage: of ZeRO, as it is run (0 and 1 in bfloat16 are 2).
     dtype_bytes: of a weight.
     trained, frozen: numbers of weights; largest, head: of the largest trained tensor and of a trained head.
     is_tied: whether the head is the embedding.
     bucket: numbers of the buffer in which gradients are reduced.
     accumulates: whether a rank has more than one micro-batch a step.
     packed: frozen weights in 4 bits.
+    overlaps: whether one bucket is filled while another is reduced.
     """
 
     stage: int
@@ -49,6 +48,7 @@ class ZeroRank:
     offload_parameters: bool = False
     accumulates: bool = True
     packed: int = 0
+    overlaps: bool = False
 
     @property
     def share(self) -> float:
@@ -86,21 +86,29 @@ def gradients(rank: ZeroRank) -> float:
     """What is accumulated over micro-batches."""
     if rank.stage == 0:
         return ACCUMULATED * rank.trained
-    if rank.stage == 1:  # in bfloat16 whole float32 gradients beside those of the backward pass
-        return (ACCUMULATED + rank.dtype_bytes if rank.is_half else rank.dtype_bytes) * rank.trained
+    if rank.stage == 1:
+        return rank.dtype_bytes * rank.trained
     return ACCUMULATED * rank.share
 
 
 def bucket(rank: ZeroRank) -> float:
-    """The buffer in which gradients are put together to be reduced."""
-    if rank.stage == 0 or (rank.stage == 1 and rank.is_half):
+    """The buffers in which gradients are put together to be reduced: in float32 under stage 3, two where they overlap."""
+    if rank.stage == 0:
         return 0.0
-    return rank.dtype_bytes * rank.bucket
+    if rank.stage == 3:
+        return float(ACCUMULATED * rank.bucket)
+    return float(rank.dtype_bytes * rank.bucket * (2 if rank.overlaps else 1))
+
+
+def travelling(rank: ZeroRank) -> float:
+    """A copy of a full bucket on its way between ranks: in float32 where the bucket is not, and of its parts under stage 3."""
+    is_copied = rank.stage == 3 or (rank.stage > 0 and rank.is_half)
+    return float(ACCUMULATED * rank.bucket) if is_copied else 0.0
 
 
 def bucket_at(rank: ZeroRank, moment: Moment) -> float:
     """The same at one moment: stage 3 keeps it, 1 and 2 make it anew in each backward pass of the layers."""
-    return bucket(rank) if rank.stage == 3 or moment == "layers" else 0.0
+    return bucket(rank) if rank.stage == 3 or moment in ("layers", "reduction") else 0.0
 
 
 def reduced(rank: ZeroRank) -> float:
@@ -111,7 +119,7 @@ def reduced(rank: ZeroRank) -> float:
 
 def flat_copy(rank: ZeroRank) -> float:
     """This rank's part of the gradient in one piece, for the update."""
-    if rank.stage == 0 or (rank.stage == 1 and rank.is_half):
+    if rank.stage == 0:
         return 0.0
     return 0.0 if rank.offload_optimizer and rank.stage < 3 else ACCUMULATED * rank.share
 

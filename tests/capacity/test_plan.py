@@ -37,10 +37,12 @@ def run_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     train_bpe(["sort 12 34 no"] * 2, 280, root / "model")
     (root / "model" / "config.json").write_text(json.dumps(LLAMA_8B))
     (root / "model" / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
+    (root / "pairs.jsonl").write_text("")
     train = {"gpus_per_worker": 1, "num_workers": 8, "zero_stage": 2}
     found = {
         "run": {"dir": str(root / "run")},
         "model": {"path": str(root / "model")},
+        "data": {"train": [str(root / "pairs.jsonl")]},
         "reference": {"gpus_per_worker": 1},
         "train": train,
     }
@@ -102,7 +104,7 @@ def rank(stage: int, num_ranks: int = 4, **more: Any) -> ZeroRank:
     ("stage", "expected"),
     [
         (0, (2400, 0, 8000, 4000, 0)),
-        (1, (2400, 1000, 2000, 6000, 0)),
+        (1, (2400, 1000, 2000, 2000, 0)),
         (2, (2400, 1000, 2000, 1000, 0)),
         (3, (600, 1000, 2000, 1000, 2400)),
     ],
@@ -115,7 +117,8 @@ def test_what_each_stage_holds(stage: int, expected: tuple[int, ...]) -> None:
 def test_a_single_rank_sends_nothing_and_stage_3_gathers_for_every_micro_batch() -> None:
     assert moved_bytes(rank(3, num_ranks=1), 5) == moved_bytes(rank(0, num_ranks=1), 5) == 0
     assert moved_bytes(rank(3), 2) == 2 * moved_bytes(rank(3), 1)
-    assert moved_bytes(rank(1), 7) == moved_bytes(rank(0), 1) == 0.75 * 2 * 2 * 1000
+    assert moved_bytes(rank(1), 7) == moved_bytes(rank(2), 1) == 0.75 * (2 + 4) * 1000
+    assert moved_bytes(rank(0), 7) == 0.75 * 2 * 4 * 1000
     assert GPU.flops > 1e14
 
 
