@@ -1,8 +1,8 @@
 """Refuse, before anything is started, a training that cannot fit: what is never freed is more than there is.
 
-Comes in: a workspace and the room of this machine. Goes out: nothing, a warning, or a ResourceError with the arithmetic and the
-smallest change. Decision: weights, master weights and optimizer state alone count, by the heads of the weight files; activations
-are an estimate and refuse nothing. On a cluster the nodes' memory is not known, and nothing is said.
+Comes in: a workspace and the room of this machine. Goes out: nothing, a warning, or a ResourceError with the arithmetic and
+the smallest change. Decision: weights, master weights and optimizer state alone count, by the heads of the weight files;
+activations are an estimate and refuse nothing. On a cluster the nodes' memory is not known, and nothing is said.
 """
 
 from __future__ import annotations

@@ -76,7 +76,7 @@ class Skeleton:
 def skeleton_of(folder: Path, lora: Lora = None) -> Skeleton:
     """Count the weights of the model in `folder`. Raises ConfigError where its class cannot be made from its config alone."""
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = _made(_config(folder), "float32")
+        model = _made(folder, _config(folder), "float32")
         base = sum(p.numel() for p in model.parameters())
         layers = [sum(p.numel() for p in layer.parameters()) for layer in decoder_layers(model)]
         work, linear = _work(model), _linear(model)
@@ -112,7 +112,7 @@ def fake_copy(folder: Path, num_layers: int, dtype: str, lora: Lora) -> Any:
     config = _config(folder)
     _cut(config.get_text_config(), num_layers)
     with torch.device("meta"), torch.random.fork_rng(devices=[]):
-        model = _adapted(_made(config, dtype), lora).train()
+        model = _adapted(_made(folder, config, dtype), lora).train()
         for name, weight in model.named_parameters():
             if ".lora_" in name:  # PEFT leaves those of a model without values in float32
                 weight.data = weight.data.to(DTYPES[dtype])
@@ -131,9 +131,10 @@ def lift(model: Any) -> None:
         return lifted[id(tensor)]
 
     for module in model.modules():
-        for place in (module._parameters, module._buffers, vars(module)):
-            tensors = {name: value for name, value in place.items() if isinstance(value, torch.Tensor)}
-            place.update({name: fake(value) for name, value in tensors.items()})
+        plain = ((name, value) for name, value in vars(module).items() if isinstance(value, torch.Tensor))
+        own = (*module.named_parameters(recurse=False), *module.named_buffers(recurse=False), *plain)
+        for name, tensor in own:
+            setattr(module, name, fake(tensor))
 
 
 @contextmanager
@@ -192,12 +193,12 @@ def _config(folder: Path) -> Any:
         raise _unknown(folder, error) from error
 
 
-def _made(config: Any, dtype: str) -> Any:
+def _made(folder: Path, config: Any, dtype: str) -> Any:
     try:
         read = auto_class(config.to_dict()).from_config
         model = read(config, dtype=DTYPES[dtype], attn_implementation="eager", trust_remote_code=False)
     except (OSError, LookupError, ImportError, RuntimeError, TypeError, ValueError, AttributeError) as error:
-        raise _unknown(Path(str(config._name_or_path)), error) from error
+        raise _unknown(folder, error) from error
     return switch_dropout_off(model)
 
 

@@ -267,6 +267,13 @@ PRIVATE: tuple[Row, ...] = (
         "torch", "_set_pg_timeout", "group_timeout", _EARLY, "torch.distributed.distributed_c10d._set_pg_timeout"
     ),
     Attribute("torch", "_python_dispatch", "memory", _LAYERS, "torch.utils._python_dispatch.TorchDispatchMode"),
+    Attribute(
+        "torch",
+        "_subclasses",
+        "skeleton",
+        "a plan cannot trace activations without weights",
+        "torch._subclasses.fake_tensor.FakeTensorMode",
+    ),
     Attribute("torch", "_pytree", "memory", _LAYERS, "torch.utils._pytree.tree_iter"),
     Attribute("torch", "_cdata", "memory", _LAYERS, "torch.UntypedStorage._cdata"),
     Attribute(
