@@ -14,12 +14,12 @@ from typing import Any
 
 from torch import Tensor
 
-import raydpo
 from raydpo.capacity.machine_room import Room
 from raydpo.capacity.planning import Question, plan_run
 from raydpo.config import Config
 from raydpo.models.memory import Living
-from raydpo.quickstart.bpe import train_bpe
+from raydpo.pipelines import train
+from raydpo.quickstart.bpe import SMALLEST_VOCABULARY, train_bpe
 from raydpo.schema.events import Advanced, Event
 
 NUM_STEPS = 2
@@ -27,7 +27,7 @@ WORDS = [str(number) for number in range(10, 100)]
 Shape = Mapping[str, Any]
 
 
-class Everything(Living):
+class Everything(Living):  # type: ignore[no-untyped-call]
     """Counts storages that were there before, too."""
 
     def _see(self, tensor: Tensor, is_new: bool) -> None:
@@ -39,7 +39,7 @@ def write_model(folder: Path, family: str, shape: Shape) -> int:
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    tokenizer = train_bpe([" ".join(WORDS)] * 2, 280)
+    tokenizer = train_bpe([" ".join(WORDS)], SMALLEST_VOCABULARY)  # a token for each byte
     control = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("bos", "eos", "pad")}
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
@@ -49,8 +49,8 @@ def write_model(folder: Path, family: str, shape: Shape) -> int:
     return sum(weight.numel() for weight in model.parameters())
 
 
-def write_pairs(path: Path, number: int, words: int) -> None:
-    """Pairs whose prompts and answers have equally many words of two digits."""
+def write_pairs(path: Path, number: int, words: int) -> int:
+    """Pairs of equally many tokens; returns their number in an example, the prompt once."""
     draw = random.Random(0)
 
     def text() -> str:
@@ -58,9 +58,10 @@ def write_pairs(path: Path, number: int, words: int) -> None:
 
     rows = [{"prompt": f"{i:04d}: {text()}", "chosen": f" {text()}", "rejected": f" {text()}"} for i in range(number)]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return sum(len(text) for text in rows[0].values()) + 3  # one token in front, and one behind each answer
 
 
-def config_of(model: Path, pairs: Path, run: Path, dtype: str, train: Mapping[str, Any]) -> Config:
+def config_of(model: Path, pairs: Path, run: Path, dtype: str, settings: Mapping[str, Any]) -> Config:
     """Two steps without a reference, an evaluation or a proof of the export."""
     found: Config = Config.model_validate(
         {
@@ -69,7 +70,7 @@ def config_of(model: Path, pairs: Path, run: Path, dtype: str, train: Mapping[st
             "data": {"train": [str(pairs)]},
             "objective": {"name": "simpo"},
             "reference": {"cache_dir": str(run.parent / "cache")},
-            "train": {"max_steps": NUM_STEPS, "verify_export": False, "sinks": ["jsonl"], **train},
+            "train": {"max_steps": NUM_STEPS, "verify_export": False, "sinks": ["jsonl"], **settings},
         }
     )
     return found
@@ -86,7 +87,7 @@ def counted(config: Config) -> int:
             everything.trace.clear()
 
     with everything:
-        raydpo.train(config, observer=watch)
+        train(config, observer=watch)
     assert len(peaks) == NUM_STEPS
     return max(peaks)
 

@@ -25,19 +25,19 @@ SHAPES: dict[str, Shape] = {
     "gpt_neox": {**WIDE, "vocab_size": 6000, "num_hidden_layers": 6},
 }
 LEAST_BYTES = 50_000_000
-PAIRS, WORDS, BUDGET = 6, 40, 1100
+PAIRS, PAIRS_A_MICRO_BATCH, WORDS = 6, 3, 40
 
 
 def rows(root: Path, families: Sequence[str], dtypes: Sequence[str]) -> list[dict[str, Any]]:
     """One entry a training."""
-    write_pairs(root / "pairs.jsonl", 2 * PAIRS, WORDS)
+    budget = PAIRS_A_MICRO_BATCH * write_pairs(root / "pairs.jsonl", 2 * PAIRS, WORDS)
     found = []
     for family in families:
         num_bytes = 4 * write_model(root / family, family, SHAPES[family])
         assert num_bytes >= LEAST_BYTES, f"{family} has {num_bytes:,} bytes"
         for dtype, lora, stage in [(d, a, s) for d in dtypes for a in (None, {"rank": 16}) for s in (0, 2, 3)]:
             name = f"{family}-{dtype}-{'lora' if lora else 'full'}-{stage}"
-            train = {"global_batch_pairs": PAIRS, "tokens_per_microbatch": BUDGET, "zero_stage": stage, "lora": lora}
+            train = {"global_batch_pairs": PAIRS, "tokens_per_microbatch": budget, "zero_stage": stage, "lora": lora}
             config = config_of(root / family, root / "pairs.jsonl", root / name, dtype, train)
             found.append({"training": name, "model_bytes": num_bytes, **compared(config)})
             row = found[-1]

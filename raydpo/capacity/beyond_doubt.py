@@ -27,7 +27,7 @@ from raydpo.train.deepspeed_settings import stage_of
 
 _DTYPE_BYTES = {"float32": 4, "bfloat16": 2}
 _UNPACKED = (EMBEDDING, HEAD)
-_LORA = {"rank": 16, "target_modules": "all-linear"}
+_LORA: dict[str, Any] = {"rank": 16, "target_modules": "all-linear"}
 
 
 def check_memory(workspace: Workspace, observer: Observer, room: Room | None = None) -> None:

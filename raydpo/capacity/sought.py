@@ -139,12 +139,12 @@ def changes(
         yield Change(
             {f"train.{key}": value for key, value in keys.items()}, need(trainee, _with(train, keys), num_ranks)
         )
+    sharded = {"zero_stage": 3, "gradient_checkpointing": True, "activation_memory_gb": None}
     for more in (number for number in (2, 4, 8, 16, 32, 64, 128) if num_ranks < number <= most_ranks):
-        keys: dict[str, Any] = {"zero_stage": 3, "gradient_checkpointing": True, "activation_memory_gb": None}
-        if any(_with(train, keys).clashes()):
-            continue
-        found = need(trainee, _with(train, keys), more)
-        yield Change({"train.num_workers": more, **{f"train.{key}": value for key, value in keys.items()}}, found)
+        changed = _with(train, sharded)
+        if not any(changed.clashes()):
+            named = {"train.num_workers": more, **{f"train.{key}": value for key, value in sharded.items()}}
+            yield Change(named, need(trainee, changed, more))
     if train.lora is None:
         small = {"gradient_checkpointing": True}
         yield Change({"train.lora.rank": 16}, need(adapted(), train, num_ranks))

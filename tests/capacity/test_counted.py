@@ -32,8 +32,8 @@ def test_a_plan_is_within_a_tenth_of_what_lives_in_a_training(
     family: str, stage: int, dtype: str, train: dict[str, Any], tmp_path: Path
 ) -> None:
     write_model(tmp_path / "model", family, {**SHAPES[family], **LARGER})
-    write_pairs(tmp_path / "pairs.jsonl", 12, 20)
-    settings = {"global_batch_pairs": 6, "tokens_per_microbatch": 560, "zero_stage": stage, **train}
+    budget = 3 * write_pairs(tmp_path / "pairs.jsonl", 12, 20)
+    settings = {"global_batch_pairs": 6, "tokens_per_microbatch": budget, "zero_stage": stage, **train}
     config = config_of(tmp_path / "model", tmp_path / "pairs.jsonl", tmp_path / "run", dtype, settings)
     found = compared(config)
     assert abs(found["error"]) < WITHIN, found
