@@ -142,7 +142,7 @@ def without_values() -> Iterator[None]:
     """Tensors that are made here have shapes and take no memory. A question that needs values is answered with false, or 1."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
-    with torch.random.fork_rng(devices=[]), FakeTensorMode(), _Answers():
+    with torch.random.fork_rng(devices=[]), FakeTensorMode(), _Answers():  # type: ignore[no-untyped-call]
         yield
 
 

@@ -50,7 +50,7 @@ def trace(
     except _FAILURES as error:
         nothing = ActivationCost(num_layers, 0, 0, 0, 0, 0, 1)
         return Traced("padded", nothing, 0, 0, f"{type(error).__name__}: {str(error).splitlines()[0]}")
-    return found[0] if len(found) == 1 else _continued(*found, depths(folder), num_layers)
+    return found[0] if len(found) == 1 else _continued(found[0], found[1], depths(folder), num_layers)
 
 
 def _traced(model: Any, attention: str, num_answers: int, length: int) -> Traced:
