@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import sys
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,9 @@ LEAST_BYTES = 50_000_000
 PAIRS, PAIRS_A_MICRO_BATCH, WORDS = 6, 3, 40
 
 
-def rows(root: Path, families: Sequence[str], dtypes: Sequence[str]) -> list[dict[str, Any]]:
-    """One entry a training."""
+def rows(root: Path, families: Sequence[str], dtypes: Sequence[str]) -> Iterator[dict[str, Any]]:
+    """One entry a training, as soon as it is over."""
     budget = PAIRS_A_MICRO_BATCH * write_pairs(root / "pairs.jsonl", 2 * PAIRS, WORDS)
-    found = []
     for family in families:
         num_bytes = 4 * write_model(root / family, family, SHAPES[family])
         assert num_bytes >= LEAST_BYTES, f"{family} has {num_bytes:,} bytes"
@@ -39,14 +38,13 @@ def rows(root: Path, families: Sequence[str], dtypes: Sequence[str]) -> list[dic
             name = f"{family}-{dtype}-{'lora' if lora else 'full'}-{stage}"
             train = {"global_batch_pairs": PAIRS, "tokens_per_microbatch": budget, "zero_stage": stage, "lora": lora}
             config = config_of(root / family, root / "pairs.jsonl", root / name, dtype, train)
-            found.append({"training": name, "model_bytes": num_bytes, **compared(config)})
-            row = found[-1]
+            row = {"training": name, "model_bytes": num_bytes, **compared(config)}
             print(
                 f"{name:32} planned {row['planned'] / 1e6:8.1f} MB, counted {row['counted'] / 1e6:8.1f} MB, "
                 f"{100 * row['error']:+.1f} %, without the bucket {100 * row['error_without_bucket']:+.1f} %",
                 flush=True,
             )
-    return found
+            yield row
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -56,9 +54,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--dtypes", nargs="+", choices=("float32", "bfloat16"), default=["float32"])
     parser.add_argument("--out", type=Path, default=RESULTS)
     options = parser.parse_args(argv)
+    found: list[dict[str, Any]] = []
     with tempfile.TemporaryDirectory() as folder:
-        found = rows(Path(folder), options.families, options.dtypes)
-    print(save(options.out, "plan", cpu_cores(), vars(options), found))
+        for row in rows(Path(folder), options.families, options.dtypes):
+            found.append(row)
+            path = save(
+                options.out, "plan", cpu_cores(), vars(options), found
+            )  # what was measured stays if it is ended
+    print(path)
     return int(any(abs(row[error]) > WITHIN for row in found for error in ("error", "error_without_bucket")))
 
 

@@ -102,7 +102,7 @@ def _forward(scoring: AnswerLogProbs, layout: Layout, length: int) -> float:
     once, twice, thrice = peaks
     short = _LENGTHS[0]
     q = max(thrice - 2 * twice + once, 0) / (2 * short**2)
-    return (thrice - once) / (2 * short) - 4 * q * short + q * length
+    return float((thrice - once) / (2 * short) - 4 * q * short + q * length)
 
 
 def _forward_head(scoring: AnswerLogProbs) -> float:
@@ -112,7 +112,7 @@ def _forward_head(scoring: AnswerLogProbs) -> float:
         with Living() as living:
             scoring.score(hidden_NH, torch.zeros(tokens, dtype=torch.int64))
         peaks.append(max(living.trace))
-    return (peaks[1] - peaks[0]) / (_LENGTHS[1] - _LENGTHS[0])
+    return float(peaks[1] - peaks[0]) / (_LENGTHS[1] - _LENGTHS[0])
 
 
 def _continued(short: Traced, long: Traced, traced: tuple[int, ...], num_layers: int) -> Traced:
@@ -123,7 +123,13 @@ def _continued(short: Traced, long: Traced, traced: tuple[int, ...], num_layers:
         before, after = getattr(short.training, name), getattr(long.training, name)
         return float(after + (after - before) * rounds)
 
-    names = ("kept", "kept_again", "passing", "passing_again")
-    training = replace(long.training, num_layers=num_layers, **{name: at(name) for name in names})
+    training = replace(
+        long.training,
+        num_layers=num_layers,
+        kept=at("kept"),
+        kept_again=at("kept_again"),
+        passing=at("passing"),
+        passing_again=at("passing_again"),
+    )
     forward = long.forward + (long.forward - short.forward) * rounds
     return replace(long, training=training, forward=float(np.maximum(forward, 0)))
