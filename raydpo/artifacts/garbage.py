@@ -120,7 +120,8 @@ def _candidates(folder: Path, now: float, grace_s: float, readers: list[Reach]) 
     for path in _aged(folder.glob("claims/*"), now, grace_s):
         if not is_claimed(path.parent, path.name):
             yield _Doomed(path, "leftover of a killed run", partial(unclaim, path.parent, path.name))
-    yield from _orphans(folder, now, grace_s)
+    if not readers:  # a file whose record was written anew for other values may be mapped by who read it before
+        yield from _orphans(folder, now, grace_s)
     yield from _replaced(folder, now, grace_s, readers)
     yield from _old_indexes(folder, now, grace_s, readers)
 

@@ -210,6 +210,17 @@ def test_merged_shards_are_merged_again(tmp_path: Path) -> None:
     assert_reads(CacheReader(cache.folder), *ALL)
 
 
+def test_a_file_that_a_reader_had_before_its_record_was_written_anew_stays(tmp_path: Path) -> None:
+    cache = write(tmp_path, "first").open()
+    before = files(cache)
+    rows = {key: nats - 1 for key, nats in rows_of("first").items()}
+    ReferenceCache(tmp_path, IDENTITY).write_shard("first", [*rows], [*rows.values()])
+    assert collect_garbage(tmp_path, grace_s=0) == []
+    cache.close()
+    assert [Path(removal.path).name for removal in collect_garbage(tmp_path, grace_s=0)] == before
+    assert_holds(ReferenceCache(tmp_path, IDENTITY).open(), rows)
+
+
 def test_one_compacts_at_a_time(tmp_path: Path) -> None:
     cache = write(tmp_path)
     whole = everything(cache.folder / "shards")
