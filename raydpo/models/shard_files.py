@@ -19,7 +19,7 @@ from raydpo.models.weight_shapes import INDEX, SINGLE
 
 SHARD_BYTES = 5 * 10**9
 """Of tensors in a file, at most; a larger tensor has a file of its own."""
-_NAMES = {
+DTYPE_NAMES = {
     torch.float64: "F64",
     torch.float32: "F32",
     torch.float16: "F16",
@@ -31,6 +31,7 @@ _NAMES = {
     torch.uint8: "U8",
     torch.bool: "BOOL",
 }
+"""What a safetensors file calls dtypes."""
 _ORDER = ("I64", "F64", "F32", "I32", "BF16", "F16", "I16", "I8", "U8", "BOOL")
 """In which safetensors lays dtypes out."""
 
@@ -73,13 +74,13 @@ class ShardFiles:
 
 def begin(file: Path, planned: Mapping[str, Tensor]) -> dict[str, int]:
     """Write the head of a new file: name -> byte at which the data of the tensor begins."""
-    order = sorted(planned, key=lambda name: (_ORDER.index(_NAMES[planned[name].dtype]), name))
+    order = sorted(planned, key=lambda name: (_ORDER.index(DTYPE_NAMES[planned[name].dtype]), name))
     head: dict[str, object] = {"__metadata__": {"format": "pt"}}
     starts, at = {}, 0
     for name in order:
         tensor = planned[name]
         starts[name], end = at, at + tensor.nbytes
-        head[name] = {"dtype": _NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
+        head[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [at, end]}
         at = end
     text = json.dumps(head, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)

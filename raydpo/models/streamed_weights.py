@@ -9,10 +9,11 @@ the whole. Price: a layer in memory in the second case, a model in the third.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from raydpo.models.shard_files import ShardFiles
@@ -24,7 +25,7 @@ class StreamedWeights:
     """Writes the tensors `planned` of `model` (on meta) into `folder` as they come, in files of at most `max_bytes`.
 
     most_bytes_held: of tensors that waited for others or were converted, at most, at any time.
-    A disk that is full is told at `move_into`: until then its caller goes on, with ranks that it must not leave.
+    A disk that is full is told at `finish`: until then its caller goes on, with ranks that it must not leave.
     """
 
     def __init__(self, model: Any, planned: Mapping[str, Tensor], folder: Path, max_bytes: int) -> None:
@@ -60,11 +61,15 @@ class StreamedWeights:
             self._error = error
             self._held.clear()
 
-    def move_into(self, folder: Path) -> None:
-        """Put the files, which are on the same disk, into a model folder. Raises OSError of a full disk."""
+    def finish(self) -> list[Path]:
+        """The files. Raises OSError of a full disk."""
         if self._error is not None or self._files is None:
             raise self._error or OSError("nothing was written")
-        for path in self._files.finish():
+        return self._files.finish()
+
+    def move_into(self, folder: Path) -> None:
+        """Put the files, which are on the same disk, into a model folder. Raises as `finish`."""
+        for path in self.finish():
             path.replace(folder / path.name)
         self._folder.rmdir()
 
@@ -72,6 +77,21 @@ class StreamedWeights:
         tensors = [*self._held.values(), *(saved or {}).values()]
         storages = {tensor.untyped_storage().data_ptr(): tensor.untyped_storage().nbytes() for tensor in tensors}
         self.most_bytes_held = max(self.most_bytes_held, sum(storages.values()))
+
+
+def without_data(model: Any) -> dict[str, Tensor]:
+    """The tensors of `model` that are saved, tied ones once, on meta. A weight that ZeRO-3 shards says its shape itself."""
+    weights = ((name, getattr(weight, "ds_shape", weight.shape), weight) for name, weight in model.named_parameters())
+    buffers = ((name, value.shape, value) for name, value in kept_buffers(model))
+    return {
+        name: torch.empty(tuple(shape), dtype=value.dtype, device="meta") for name, shape, value in (*weights, *buffers)
+    }
+
+
+def kept_buffers(model: Any) -> Iterator[tuple[str, Tensor]]:
+    """Buffers that are saved."""
+    kept = model.state_dict().keys()
+    return ((name, value) for name, value in model.named_buffers() if name in kept)
 
 
 def _groups(model: Any, planned: Mapping[str, Tensor]) -> tuple[dict[str, list[str]], dict[str, Tensor]]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from raydpo.models.adapter_files import DESCRIBED, is_adapter
@@ -21,7 +20,7 @@ from raydpo.models.carried_files import add_ends, carry_config, carry_files
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.packed import described_packing
 from raydpo.models.shard_files import SHARD_BYTES
-from raydpo.models.streamed_weights import StreamedWeights
+from raydpo.models.streamed_weights import StreamedWeights, kept_buffers, without_data
 
 
 def gather_weights(
@@ -36,7 +35,7 @@ def gather_weights(
     is_adapter = hasattr(model, "peft_config")
     state: dict[str, Tensor] | StreamedWeights = {}
     if is_writer and not is_adapter:
-        planned = _planned(model)
+        planned = without_data(model)
         if sum(tensor.nbytes for tensor in planned.values()) > SHARD_BYTES:
             state = StreamedWeights(model, planned, folder, SHARD_BYTES)
     keep = state.__setitem__ if isinstance(state, dict) else state.add
@@ -47,23 +46,9 @@ def gather_weights(
             if is_writer:
                 keep(name, parameter.detach().to("cpu", copy=True))
     if is_writer and not is_adapter:
-        for name, value in _kept_buffers(model):
+        for name, value in kept_buffers(model):
             keep(name, value.to("cpu", copy=True))
     return state
-
-
-def _planned(model: Any) -> dict[str, Tensor]:
-    """What is gathered, without data. Under ZeRO-3 a weight that is sharded has no elements, and says its shape."""
-    weights = ((name, getattr(weight, "ds_shape", weight.shape), weight) for name, weight in model.named_parameters())
-    buffers = ((name, value.shape, value) for name, value in _kept_buffers(model))
-    return {
-        name: torch.empty(tuple(shape), dtype=value.dtype, device="meta") for name, shape, value in (*weights, *buffers)
-    }
-
-
-def _kept_buffers(model: Any) -> Iterator[tuple[str, Tensor]]:
-    kept = model.state_dict().keys()
-    return ((name, value) for name, value in model.named_buffers() if name in kept)
 
 
 def gathered(weights: list[Tensor], stage: int) -> contextlib.AbstractContextManager[Any]:

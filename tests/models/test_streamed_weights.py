@@ -11,7 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from raydpo.models import shard_files
 from raydpo.models.blend import tensor_files
-from raydpo.models.streamed_weights import StreamedWeights
+from raydpo.models.streamed_weights import StreamedWeights, kept_buffers, without_data
 from tests.models.test_attention import FAMILIES
 from tests.models.test_hollow import mixture
 from tests.models.test_layout import OTHERS, model_of
@@ -27,11 +27,8 @@ def made(family):
 
 def streamed(model, folder, max_bytes):
     """The folder of `model`, with its weights streamed: the one who streamed them."""
-    state = dict(model.named_parameters())
-    kept = model.state_dict().keys()
-    state |= {name: value for name, value in model.named_buffers() if name in kept}
-    planned = {name: tensor.detach().to("meta") for name, tensor in state.items()}
-    stream = StreamedWeights(model, planned, folder.with_name("weights"), max_bytes)
+    state = dict(model.named_parameters()) | dict(kept_buffers(model))
+    stream = StreamedWeights(model, without_data(model), folder.with_name("weights"), max_bytes)
     for name, tensor in state.items():
         stream.add(name, tensor.detach().clone())
     model.save_pretrained(folder, state_dict={})
