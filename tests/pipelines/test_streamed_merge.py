@@ -19,8 +19,10 @@ from raydpo.models.hollow import WholeNeeded
 from raydpo.models.merging import write_merged
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.streamed_merge import stream_merged
+from raydpo.pipelines import train
+from raydpo.train import export
 from tests.adapter_kinds import KINDS, LINEAR, Kind, Made, make_adapter, make_base
-from tests.pipelines.toy import Toy
+from tests.pipelines.toy import Notes, Toy, config
 
 EMBEDDED = {"r": 4, "lora_alpha": 8, "target_modules": ["embed_tokens", "v_proj", "lm_head"]}
 STREAMED = {
@@ -123,3 +125,30 @@ def test_a_merge_that_says_something_else_is_refused(toy: Toy, tmp_path: Path, m
     _, found = adapter(toy, tmp_path, KINDS["lora"])
     with pytest.raises(ConfigError, match="cannot be used as a model: a merged layer gives outputs that are"):
         stream_merged(found, tmp_path / "out", "float32", 10_000)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "merge": True}], ids=["full", "lora"])
+def test_a_run_whose_models_are_larger_than_a_file(
+    toy: Toy, machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: object
+) -> None:
+    """Trained, proven, resumed and evaluated from shards, with a reference that is made of them: the numbers of one file."""
+    moving = {} if lora else {"reference.sync_every": 1, "reference.sync_alpha": 0.5}
+    changes = {"train.max_steps": 2, "train.learning_rate": 1e-2, "train.save_every": 1, "train.lora": lora, **moving}
+    one_file = train(config(toy, tmp_path / "one", changes))
+    for module in (merging, export):
+        monkeypatch.setattr(module, "SHARD_BYTES", 20_000)
+    notes = Notes()
+    found = train(config(toy, tmp_path / "many", changes), notes)
+    assert found["eval"] == one_file["eval"]
+    name = "model_merged" if lora else "model"
+    ours, theirs = (tensors(tmp_path / run / name) for run in ("many", "one"))
+    assert len(set(tensor_files(tmp_path / "many" / name).values())) > 2
+    assert ours.keys() == theirs.keys()
+    assert all(torch.equal(ours[key], value) for key, value in theirs.items())
+    assert [text for text in notes.info if text.startswith(f"{name}/ was loaded again and says what was trained")]
+    if moving:
+        means = (tensors(tmp_path / run / "references/step-000001") for run in ("many", "one"))
+        assert all(
+            torch.equal(*pair) for pair in zip(*(dict(sorted(mean.items())).values() for mean in means), strict=True)
+        )
