@@ -16,6 +16,7 @@ from raydpo.capacity.zero_bytes import MASTER, MOMENTS, ZeroRank
 from raydpo.config import Config
 from raydpo.driver.disk_room import cache_bytes, need_of
 from raydpo.models.logprobs import CHUNK_TOKENS
+from raydpo.models.shard_files import SHARD_BYTES
 from raydpo.models.trained_size import TrainedSize
 from raydpo.reference.way import USED_SHARE
 from raydpo.rundir.workspace import Workspace
@@ -74,9 +75,12 @@ def generator_parts(
 
 
 def staging_parts(rank: ZeroRank, exported: int, has_state: bool) -> dict[str, float]:
-    """Copies in main memory while a checkpoint is written: a rank's part of the state, and the first rank's `model/`."""
+    """Copies in main memory while a checkpoint is written: a rank's part of the state, and the first rank's `model/`, of which
+    it holds a tensor at a time where that is larger than a file and no adapter."""
     state = (MASTER + MOMENTS) * rank.share if has_state else 0.0
-    return {"state": state, "model of the first rank": float(rank.dtype_bytes * exported)}
+    is_whole = exported == rank.trained + rank.frozen
+    held = rank.largest if is_whole and rank.dtype_bytes * exported > SHARD_BYTES else exported
+    return {"state": state, "model of the first rank": float(rank.dtype_bytes * held)}
 
 
 def loading_bytes(rank: ZeroRank) -> float:

@@ -2,8 +2,8 @@
 
 Comes in: transformers folders of one architecture, with safetensors in one file or in many. Goes out: a folder of the
 files of the policy, with tensors in float32.
-Decision: one file's tensors are in memory at a time. Float32 for every dtype, because what a small share adds would
-vanish in bfloat16; the price is twice the disk of a bfloat16 model.
+Decision: tensor by tensor, so that one of each folder and their mean are in memory, whatever the size of a file. Float32 for
+every dtype, because what a small share adds would vanish in bfloat16; the price is twice the disk of a bfloat16 model.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import json
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
+import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from raydpo.errors import ConfigError
+from raydpo.models.shard_files import DTYPE_NAMES, SHARD_BYTES, begin, put
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -77,22 +79,43 @@ def _shapes(folder: Path) -> dict[str, list[int]]:
 
 
 def _saved_anew(model: Path, folder: Path) -> Path:
-    """The model under the names that this version of transformers gives its tensors. Holds all of it in memory."""
-    from raydpo.models.pretrained import load_model
+    """The model under the names that this version of transformers gives its tensors.
 
-    load_model(model, "float32", "eager").save_pretrained(str(folder), safe_serialization=True)
+    Tensor by tensor, but for a model that cannot be read in parts: all of that is in memory."""
+    from raydpo.models.hollow import WholeNeeded, hollow_model
+    from raydpo.models.pretrained import load_model
+    from raydpo.models.streamed_weights import StreamedWeights, kept_buffers, without_data
+
+    try:
+        hollow = hollow_model(model, "float32", "eager")
+    except WholeNeeded:
+        load_model(model, "float32", "eager").save_pretrained(str(folder), max_shard_size=SHARD_BYTES)
+        return folder
+    stream = StreamedWeights(hollow.model, without_data(hollow.model), folder, SHARD_BYTES)
+    for name, parameter in hollow.model.named_parameters():
+        stream.add(name, hollow.reader.whole(hollow.places[id(parameter)], parameter.dtype))
+    for name, buffer in kept_buffers(hollow.model):
+        stream.add(name, buffer)
+    stream.finish()
     return folder
 
 
 def _write_mean(path: Path, names: list[str], theirs: Mapping[str, Path], alpha: float, out: Path) -> int:
     """Write the tensors `names` of the policy's file `path`, blended, to the safetensors file `out`: bytes of tensors."""
-    means = {}
     with safe_open(path, "pt") as policy:
+        planned = {name: _without_data(policy.get_slice(name)) for name in names}
+        starts = begin(out, planned)
         for name in names:
             tensor = policy.get_tensor(name)
-            means[name] = _mean(name, tensor, theirs.get(name), alpha) if tensor.is_floating_point() else tensor
-    save_file(means, out, metadata={"format": "pt"})
-    return sum(mean.nbytes for mean in means.values())
+            is_number = tensor.is_floating_point()
+            put(out, starts[name], _mean(name, tensor, theirs.get(name), alpha) if is_number else tensor)
+    return sum(tensor.nbytes for tensor in planned.values())
+
+
+def _without_data(stored: Any) -> Tensor:
+    """What becomes of a tensor of the policy."""
+    kept = {name: dtype for dtype, name in DTYPE_NAMES.items() if not dtype.is_floating_point}
+    return torch.empty(stored.get_shape(), dtype=kept.get(stored.get_dtype(), torch.float32), device="meta")
 
 
 def _mean(name: str, policy: Tensor, place: Path | None, alpha: float) -> Tensor:

@@ -8,6 +8,7 @@ them becomes two. Price: two forwards of a short row at every merge.
 
 from __future__ import annotations
 
+import contextlib
 import re
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from raydpo.models.adapter_files import num_rows, shapes
 from raydpo.models.carried_files import add_ends, carry_config, carry_files
 from raydpo.models.four_bit import packing_of
 from raydpo.models.resolve import ResolvedModel
+from raydpo.models.shard_files import SHARD_BYTES
 
 ALLOWED_NATS = 1e-3
 """Largest difference of a log-prob between a merged model and its adapter beside its base, in float32."""
@@ -32,9 +34,30 @@ _LACKING = "missing adapter keys"
 
 def merge_adapter(model: Any, adapter: Path) -> Any:
     """`model` (float32) with the adapter in its weights. Raises ConfigError where the two do not fit, or merging changes it."""
+    _resize(model, adapter)
+    adapted = with_adapter(model, adapter)
+    ids = _ids(adapted)
+    before = _nats(adapted, ids)
+    _untie(adapted)
+    try:
+        merged = adapted.merge_and_unload()
+    except (ValueError, NotImplementedError, AttributeError) as error:
+        raise unmergeable(adapter, f"PEFT cannot merge it: {error}") from error
+    _say_untied(merged)
+    after = _nats(merged, ids)
+    if not (apart := float((after - before).abs().max())) <= ALLOWED_NATS:
+        raise unmergeable(
+            adapter,
+            f"merged, it gives log-probs that are up to {apart:.3g} nats from those that it gives beside its base (allowed "
+            f"are {ALLOWED_NATS:g})",
+        )
+    return merged.requires_grad_(True)
+
+
+def with_adapter(model: Any, adapter: Path) -> Any:
+    """`model` with the adapter beside its weights, in evaluation mode. Raises ConfigError where the two do not fit."""
     from peft import PeftModel
 
-    _resize(model, adapter)
     try:
         with warnings.catch_warnings(record=True) as warned:
             warnings.simplefilter("always")
@@ -49,35 +72,32 @@ def merge_adapter(model: Any, adapter: Path) -> Any:
             f"{adapter} is not whole: {lacking[0][:300]} What it lacks would have been as before any training. Nothing was "
             "loaded. Save the adapter again."
         )
-    ids = _ids(adapted)
-    before = _nats(adapted, ids)
-    _untie(adapted)
-    try:
-        merged = adapted.merge_and_unload()
-    except (ValueError, NotImplementedError, AttributeError) as error:
-        raise _unmergeable(adapter, f"PEFT cannot merge it: {error}") from error
-    _say_untied(merged)
-    after = _nats(merged, ids)
-    if not (apart := float((after - before).abs().max())) <= ALLOWED_NATS:
-        raise _unmergeable(
-            adapter,
-            f"merged, it gives log-probs that are up to {apart:.3g} nats from those that it gives beside its base (allowed "
-            f"are {ALLOWED_NATS:g})",
-        )
-    return merged.requires_grad_(True)
+    return adapted
 
 
 def write_merged(found: ResolvedModel, out: Path, dtype: str) -> None:
     """Write an adapter with its base to `out` as a plain transformers folder in `dtype`, with the tokenizer of the adapter
-    where it has one, and with config keys, processors and generation config of the base."""
-    from raydpo.models.pretrained import load_model
+    where it has one, and with config keys, processors and generation config of the base.
 
+    A base of more than `SHARD_BYTES` is read, merged and written tensor by tensor where that can be done."""
     assert found.base is not None
     base = found.whole().here()
-    load_model(found, dtype, "auto").save_pretrained(out, safe_serialization=True)
+    _write_weights(found, out, dtype)
     carry_config(base, out)
     carry_files(base, out)
     carry_files(found.here(), out)
+
+
+def _write_weights(found: ResolvedModel, out: Path, dtype: str) -> None:
+    from raydpo.models.hollow import WholeNeeded
+    from raydpo.models.pretrained import load_model
+    from raydpo.models.streamed_merge import stream_merged
+
+    if sum(path.stat().st_size for path in found.whole().here().glob("*.safetensors")) > SHARD_BYTES:
+        with contextlib.suppress(WholeNeeded):
+            stream_merged(found, out, dtype, SHARD_BYTES)
+            return
+    load_model(found, dtype, "auto").save_pretrained(out, max_shard_size=SHARD_BYTES)
 
 
 def merge_lora(base: Path, adapter: Path, out: Path, dtype: str, end_ids: Sequence[int] = ()) -> None:
@@ -170,7 +190,8 @@ def _nats(model: Any, ids: Tensor) -> Tensor:
     return found
 
 
-def _unmergeable(adapter: Path, why: str) -> ConfigError:
+def unmergeable(adapter: Path, why: str) -> ConfigError:
+    """The error of an adapter that merging would change."""
     return ConfigError(
         f"the adapter in {adapter} cannot be used as a model: {why}. What would have been trained or scored is another model "
         "than the adapter. Nothing was loaded. Give the full model instead."

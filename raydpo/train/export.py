@@ -1,7 +1,8 @@
 """A trainer's weights -> a plain transformers folder (safetensors, config, tokenizer, generation config).
 
-Decision: written in the compute dtype; under ZeRO-3 every rank takes part in gathering, and rank 0 alone writes. For
-LoRA only the adapter is written.
+Decision: written in the compute dtype; under ZeRO-3 every rank takes part in gathering, and rank 0 alone writes. What fits one
+file is copied, and written while training goes on. A larger model is written tensor by tensor while it is gathered, so that no
+copy of it stands in main memory; the price is that training waits for the disk. For LoRA only the adapter is written.
 """
 
 from __future__ import annotations
@@ -18,24 +19,35 @@ from raydpo.models.adapter_files import DESCRIBED, is_adapter
 from raydpo.models.carried_files import add_ends, carry_config, carry_files
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.packed import described_packing
+from raydpo.models.shard_files import SHARD_BYTES
+from raydpo.models.streamed_weights import StreamedWeights, kept_buffers, without_data
 
 
-def gather_weights(scoring: AnswerLogProbs, stage: int, is_writer: bool) -> dict[str, Tensor]:
-    """A copy of the current weights in CPU memory, for an adapter its own; empty but on the writer. Collective.
+def gather_weights(
+    scoring: AnswerLogProbs, stage: int, is_writer: bool, folder: Path
+) -> dict[str, Tensor] | StreamedWeights:
+    """The current weights, for an adapter its own; empty but on the writer. Collective.
 
-    Tied weights come once. stage: of ZeRO; under 3 each weight is gathered from all ranks.
+    At most `SHARD_BYTES` are copied to CPU memory, a larger model is written to files in the new `folder`. Tied weights come
+    once. stage: of ZeRO; under 3 each weight is gathered from all ranks.
     """
     model = scoring.model
-    state: dict[str, Tensor] = {}
+    is_adapter = hasattr(model, "peft_config")
+    state: dict[str, Tensor] | StreamedWeights = {}
+    if is_writer and not is_adapter:
+        planned = without_data(model)
+        if sum(tensor.nbytes for tensor in planned.values()) > SHARD_BYTES:
+            state = StreamedWeights(model, planned, folder, SHARD_BYTES)
+    keep = state.__setitem__ if isinstance(state, dict) else state.add
     for name, parameter in model.named_parameters():
-        if hasattr(model, "peft_config") and not parameter.requires_grad:
+        if is_adapter and not parameter.requires_grad:
             continue
         with gathered([parameter], stage):
             if is_writer:
-                state[name] = parameter.detach().to("cpu", copy=True)
-    if is_writer and not hasattr(model, "peft_config"):
-        kept = model.state_dict().keys()
-        state |= {name: value.to("cpu", copy=True) for name, value in model.named_buffers() if name in kept}
+                keep(name, parameter.detach().to("cpu", copy=True))
+    if is_writer and not is_adapter:
+        for name, value in kept_buffers(model):
+            keep(name, value.to("cpu", copy=True))
     return state
 
 
@@ -51,7 +63,7 @@ def gathered(weights: list[Tensor], stage: int) -> contextlib.AbstractContextMan
 
 def write_model(
     model: Any,
-    state: dict[str, Tensor],
+    state: dict[str, Tensor] | StreamedWeights,
     source: Path,
     folder: Path,
     chat_template: str | None = None,
@@ -65,7 +77,10 @@ def write_model(
     end_ids: tokens that answers were taught to end with; the generation config gets those that it lacks.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    model.save_pretrained(str(folder), state_dict=state, safe_serialization=True)
+    here = state if isinstance(state, dict) else {}
+    model.save_pretrained(str(folder), state_dict=here, safe_serialization=True)
+    if isinstance(state, StreamedWeights):
+        state.move_into(folder)
     if base is not None and is_adapter(folder):
         _name_base(folder / DESCRIBED, *base)
     if (packing := described_packing(model)) is not None:

@@ -27,6 +27,7 @@ from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.resolve import ResolvedModel
+from raydpo.models.streamed_weights import StreamedWeights
 from raydpo.models.work import TOKENS, Work
 from raydpo.objectives.loss import Loss
 from raydpo.schema.rank_events import PROBE_FILE, Alive, Evaluated, Staged
@@ -175,7 +176,7 @@ class Trainer:
         folder, train = self.spec.staging / f"step-{step:06d}", self.spec.config.train
         scoring = self.engine.engine.module
         is_writer = self.rank.rank == 0
-        state = gather_weights(scoring, self.engine.stage, is_writer)
+        state = gather_weights(scoring, self.engine.stage, is_writer, folder / "weights")
         probe = policy_probe(self.engine, self.train) if train.verify_export else None
         snapshot = self.engine.snapshot() if train.save == "all" else None
 
@@ -192,7 +193,7 @@ class Trainer:
 
         return self._writer.submit(write)
 
-    def _write_model(self, state: dict[str, Tensor], folder: Path) -> None:
+    def _write_model(self, state: dict[str, Tensor] | StreamedWeights, folder: Path) -> None:
         model, source = self.spec.model, self.spec.model.here()
         base = (model.name, model.commit) if model.commit else (str(source), None)
         more = (self.spec.chat_template, base, self.spec.end_ids)

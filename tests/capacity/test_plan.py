@@ -9,6 +9,7 @@ import yaml
 
 from raydpo import cli
 from raydpo.capacity.lengths import Lengths
+from raydpo.capacity.other_roles import staging_parts
 from raydpo.capacity.sought import load_of
 from raydpo.capacity.step_time import GPU, moved_bytes
 from raydpo.capacity.zero_bytes import ZeroRank, gathered, gradients, masters, moments, weights
@@ -98,6 +99,17 @@ def test_lengths_are_given_together(run_file: Path, capsys: pytest.CaptureFixtur
 def rank(stage: int, num_ranks: int = 4, **more: Any) -> ZeroRank:
     numbers = {"dtype_bytes": 2, "trained": 1000, "frozen": 200, "largest": 100, "head": 50, "is_tied": False}
     return ZeroRank(stage=stage, num_ranks=num_ranks, bucket=500, **(numbers | more))
+
+
+@pytest.mark.parametrize(
+    ("trained", "frozen", "held"),
+    [(10**9, 0, 10**9), (10**10, 0, 500), (10**8, 10**10, 10**8), (10**10, 10**11, 10**10)],
+    ids=["of one file", "larger", "adapter", "large adapter"],
+)
+def test_what_a_checkpoint_copies(trained: int, frozen: int, held: int) -> None:
+    """A model that is larger than a file goes there tensor by tensor, an adapter never does."""
+    first = rank(3, trained=trained, frozen=frozen, largest=500)
+    assert staging_parts(first, trained, False) == {"state": 0, "model of the first rank": 2 * held}
 
 
 @pytest.mark.parametrize(

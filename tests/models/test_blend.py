@@ -1,6 +1,7 @@
 """The mean of two model folders: against the same sum in torch, for one file and many, for every dtype and naming."""
 
 import json
+import weakref
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ from transformers import AutoModelForCausalLM
 
 from raydpo.artifacts import weights_digest
 from raydpo.errors import ConfigError
+from raydpo.models import blend as blend_module
 from raydpo.models.blend import blend, other_shapes, tensor_files
 from raydpo.quickstart.bpe import train_bpe
 from raydpo.quickstart.fresh_model import create_model
@@ -129,3 +131,24 @@ def test_models_that_do_not_fit_are_named(pair, tmp_path):
     deep = model(tmp_path / "deep", 3, num_layers=3)
     with pytest.raises(ConfigError, match=r"the reference has no tensor model\.layers\.2"):
         blend(deep, pair[1], 0.6, tmp_path / "deeper")
+
+
+def test_a_mean_of_one_file_is_that_of_torch_and_holds_no_second_tensor(pair, tmp_path, monkeypatch):
+    """The same bytes as all means at once would give, by safetensors itself."""
+    alive, most = [], [0]
+    honest = blend_module._mean
+
+    def counted(*args):
+        found = honest(*args)
+        alive.append(weakref.ref(found))
+        most[0] = max(most[0], sum(mean() is not None for mean in alive))
+        return found
+
+    monkeypatch.setattr(blend_module, "_mean", counted)
+    blend(*pair, 0.3, tmp_path / "out")
+    ours, theirs = (tensors(folder) for folder in pair)
+    means = {name: (value * 0.3).add_(theirs[name], alpha=0.7) for name, value in ours.items()}
+    save_file(means, tmp_path / "expected", {"format": "pt"})
+    assert (tmp_path / "out/model.safetensors").read_bytes() == (tmp_path / "expected").read_bytes()
+    assert len(alive) == len(means) > 10
+    assert most == [1]

@@ -5,13 +5,16 @@ import stat
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from raydpo.artifacts import ExampleTable
 from raydpo.metrics import means
+from raydpo.models.blend import tensor_files
 from raydpo.models.resolve import ResolvedModel
 from raydpo.train import evaluation
 from raydpo.train.trainer import NAMES
+from tests.train import export_jobs
 from tests.train.gang import Place
 from tests.train.world import plain_nats
 
@@ -73,3 +76,39 @@ def test_evaluate_of_the_exported_model_repeats_the_last_evaluation(runs, num_ra
     found = means(NAMES, total, "eval/")
     assert found == pytest.approx(run.last_evaluation, abs=1e-4)
     assert set(found) == set(run.last_evaluation)
+
+
+@pytest.mark.parametrize(("num_ranks", "stage"), [(2, 3), (1, 0)])
+def test_a_model_larger_than_a_file_is_written_tensor_by_tensor(runs, world, num_ranks, stage):
+    """Before any step, so that every stage has the same bits. Without the optimizer's state, whose copy counts, too."""
+    found = {}
+    for shard_bytes in (10**9, 20_000):
+        spec = runs.spec(zero_stage=stage, save="weights")
+        spec.staging.mkdir(parents=True)
+        first, *others = runs.gangs[num_ranks].run(export_jobs.export_start, spec, shard_bytes)
+        assert [other.held for other in others] == [0] * len(others)
+        found[shard_bytes] = (first, spec.staging / "step-000000/model")
+    (whole, one_file), (streamed, files) = found.values()
+    assert whole.held == whole.weights
+    assert streamed.held <= streamed.largest < streamed.weights / 2
+    names = {path.name for path in files.iterdir()}
+    assert "model.safetensors" not in names
+    assert len([name for name in names if name.endswith(".safetensors")]) > 2
+    assert not [path for path in files.parent.iterdir() if path.name == "weights"]
+    assert {name for name in names if ".safetensors" not in name} == {path.name for path in one_file.iterdir()} - {
+        "model.safetensors"
+    }
+    assert all(path.stat().st_mode & stat.S_IROTH for path in files.iterdir())
+    read = [
+        {name: load_file(path)[name] for name, path in tensor_files(folder).items()}
+        for folder in (files, one_file, world.reference)
+    ]
+    for other in read[1:]:
+        assert read[0].keys() == other.keys()
+        assert all(torch.equal(read[0][name], tensor) for name, tensor in other.items())
+    prompt, answer = np.arange(5, 9), np.arange(9, 14)
+    ours, theirs = (
+        plain_nats(AutoModelForCausalLM.from_pretrained(path, dtype="auto"), prompt, answer)
+        for path in (files, one_file)
+    )
+    assert np.array_equal(ours, theirs)
