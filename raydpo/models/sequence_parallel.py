@@ -15,7 +15,8 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Any
+from datetime import timedelta
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -24,6 +25,9 @@ from torch import Tensor
 from raydpo.errors import ConfigError
 from raydpo.models.logprobs import CHUNK_TOKENS, SequenceBatch, count_chunks
 from raydpo.models.routing import row_counts
+
+if TYPE_CHECKING:
+    from raydpo.models.layout import Layout
 
 
 @dataclass(frozen=True)
@@ -111,19 +115,37 @@ class SequenceParallel:
         return found
 
 
-def ranks_together(num_ranks: int) -> SequenceParallel:
+def ranks_together(num_ranks: int, timeout: timedelta | None = None) -> SequenceParallel:
     """This rank and its neighbours, in groups of `num_ranks` that follow each other. Collective over all ranks.
 
     Raises ConfigError where that does not come out even.
     """
     total = dist.get_world_size()
+    check_ranks(total, num_ranks)
+    firsts = range(0, total, num_ranks)
+    groups = [dist.new_group(list(range(first, first + num_ranks)), timeout=timeout) for first in firsts]
+    return SequenceParallel(groups[dist.get_rank() // num_ranks])
+
+
+def check_ranks(total: int, num_ranks: int) -> None:
+    """Raises ConfigError where so many ranks in all are no whole number of groups."""
     if total % num_ranks:
         raise ConfigError(
             f"{total} ranks do not come out even in groups of {num_ranks} that share their sequences. Some would have been "
             f"left over, so nothing was computed. Use a multiple of {num_ranks} ranks."
         )
-    groups = [dist.new_group(list(range(first, first + num_ranks))) for first in range(0, total, num_ranks)]
-    return SequenceParallel(groups[dist.get_rank() // num_ranks])
+
+
+def check_shareable(model: Any, layout: Layout, why: str, num_ranks: int) -> None:
+    """Raises ConfigError for a model whose sequences ranks cannot share. why: of padded rows."""
+    if layout != "packed":
+        raise ConfigError(
+            f"sequence parallelism over {num_ranks} ranks needs a packed stream, and rows are padded here: {why}. Ranks would "
+            "not have seen each other's tokens, so nothing was computed. Train this model without it."
+        )
+    heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
+    for each in [heads] if isinstance(heads, int) else heads or []:
+        check_heads(each, num_ranks)
 
 
 def check_heads(num_heads: int, num_ranks: int) -> None:

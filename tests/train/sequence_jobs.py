@@ -15,7 +15,7 @@ from raydpo.errors import ConfigError
 from raydpo.models.attention import register
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
 from raydpo.models.lora import add_lora
-from raydpo.models.memory import compute_again
+from raydpo.models.memory import Living, compute_again
 from raydpo.models.pretrained import switch_dropout_off
 from raydpo.models.sequence_parallel import ranks_together
 from raydpo.train.rendezvous import init_method
@@ -132,3 +132,18 @@ def longest_stretch(place: Place, case: StreamCase) -> tuple[int, int, int]:
     with torch.no_grad():
         scoring(case.batch)
     return seen["mlp"], seen["keys"], seen["head"]
+
+
+def peak_bytes(case: StreamCase, num_together: int = 1) -> tuple[int, np.ndarray]:
+    """The most storage that lives in a forward and backward in float32, beside the weights, and the log-probs."""
+    scoring, batch = case.scoring().float(), case.batch
+    scoring.ranks = ranks_together(num_together) if num_together > 1 else None
+    with Living() as living:
+        nats = scoring(batch)
+        nats.sum().backward()
+    return max(living.trace), nats.detach().numpy()
+
+
+def shared_peak_bytes(place: Place, case: StreamCase) -> tuple[int, np.ndarray]:
+    join()
+    return peak_bytes(case, place.num_ranks)

@@ -4,7 +4,16 @@ import numpy as np
 import pytest
 
 from tests.models.test_attention import group
-from tests.train.sequence_jobs import OfStream, StreamCase, forward_and_backward, longest_stretch, refused, shared
+from tests.train.sequence_jobs import (
+    OfStream,
+    StreamCase,
+    forward_and_backward,
+    longest_stretch,
+    peak_bytes,
+    refused,
+    shared,
+    shared_peak_bytes,
+)
 
 PAIRS = group(3, 2) + group(4, 2, prompt=np.array([7])) + group(5, 2) + group(6, 3)
 SHORT = [(np.array([5]), np.array([9])), (np.array([5]), np.array([8]))]
@@ -72,3 +81,14 @@ def test_heads_that_do_not_divide_and_ranks_left_over_are_refused(gangs):
     assert "4" in said.partition("model has")[2][:4]
     (said, *_) = gangs[3].run(refused, CASES["llama, a key head for two of queries"], 2)
     assert "3 ranks do not come out even in groups of 2" in said
+
+
+@pytest.mark.slow
+def test_two_ranks_hold_half_of_a_prompt_of_32k_tokens_each(gangs):
+    draw = np.random.default_rng(0)
+    prompt = draw.integers(3, 61, 32768)
+    case = StreamCase("llama", [(prompt, draw.integers(3, 61, 9)), (prompt, draw.integers(3, 61, 6))])
+    alone, expected = peak_bytes(case)
+    for peak, nats in gangs[2].run(shared_peak_bytes, case):
+        assert_close(nats, expected, 1e-5, "values")
+        assert peak < 0.55 * alone, (peak, alone)
