@@ -23,6 +23,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from raydpo.errors import ConfigError
+from raydpo.models.before_loading import check_heads
 from raydpo.models.logprobs import CHUNK_TOKENS, SequenceBatch, count_chunks
 from raydpo.models.routing import row_counts
 
@@ -146,16 +147,6 @@ def check_shareable(model: Any, layout: Layout, why: str, num_ranks: int) -> Non
     heads = getattr(model.config.get_text_config(), "num_attention_heads", None)
     for each in [heads] if isinstance(heads, int) else heads or []:
         check_heads(each, num_ranks)
-
-
-def check_heads(num_heads: int, num_ranks: int) -> None:
-    """Raises ConfigError where the heads of queries cannot be shared equally."""
-    if num_heads % num_ranks:
-        raise ConfigError(
-            f"sequence parallelism over {num_ranks} ranks needs a number of attention heads that {num_ranks} divides, and the "
-            f"model has {num_heads}. Ranks would have had unequal shares of them, so nothing was computed. Use a number of "
-            f"ranks that divides {num_heads}."
-        )
 
 
 def _filled(batch: SequenceBatch, multiple: int) -> SequenceBatch:

@@ -77,7 +77,7 @@ def test_a_rank_computes_its_share_of_tokens_and_attention_all_of_them(gangs):
 
 def test_heads_that_do_not_divide_and_ranks_left_over_are_refused(gangs):
     (said, *_) = gangs[3].run(refused, CASES["llama, a key head for two of queries"], 3)
-    assert "3 ranks" in said
+    assert "sequence_parallel_size: 3" in said
     assert "4" in said.partition("model has")[2][:4]
     (said, *_) = gangs[3].run(refused, CASES["llama, a key head for two of queries"], 2)
     assert "3 ranks do not come out even in groups of 2" in said
