@@ -1,5 +1,7 @@
 """Training with `train.sequence_parallel_size`: numbers are those of one rank, whatever shards the weights."""
 
+from dataclasses import replace
+
 import pytest
 
 from raydpo.schema.rank_events import Stepped
@@ -42,3 +44,16 @@ def test_heads_that_do_not_divide_are_refused_on_all_ranks_alike(runs):
     run = shared(runs, 3, 3)
     assert "3 divides" in run.error
     assert "the model has 4" in run.error
+
+
+def test_ranks_call_a_sharded_head_as_often_as_each_other_however_answers_fall(runs):
+    options = {
+        "num_workers": 2,
+        "sequence_parallel_size": 2,
+        "zero_stage": 3,
+        "tokens_per_microbatch": 500,
+        "max_steps": 2,
+    }
+    run = runs.fresh(replace(runs.spec(**options), chunk_tokens=30), num_ranks=2)
+    assert run.error == ""
+    assert run.losses == pytest.approx(runs.get(1, max_steps=2).losses, rel=1e-5)
