@@ -28,7 +28,7 @@ _MOST_MAPPED = 8192
 """Shards whose tables are kept: each is a mapping, of which a process may have some 65,000."""
 
 
-class ShardRows:
+class VerifiedShard:
     """The rows of a shard that was verified. num_rows, num_tokens, num_bytes: of the table, which is kept or read again."""
 
     def __init__(self, folder: Path, record: ShardRecord, table: pa.Table, *, is_kept: bool) -> None:
@@ -47,20 +47,20 @@ class ShardRows:
         return read_verified(self._folder, self.record, is_mapped=False) if self._table is None else self._table
 
 
-def whole_table(shards: Iterable[ShardRows]) -> pa.Table:
+def whole_table(shards: Iterable[VerifiedShard]) -> pa.Table:
     """Rows of all shards, those that stand in several of them several times."""
     return pa.concat_tables([LOGPROBS.empty_table(), *(shard.table() for shard in shards)])
 
 
 def read_shards(
-    folder: Path, known: Mapping[str, ShardRows], skip: Callable[[str], bool] = lambda _: False
-) -> tuple[dict[str, ShardRows], list[tuple[str, str]]]:
+    folder: Path, known: Mapping[str, VerifiedShard], skip: Callable[[str], bool] = lambda _: False
+) -> tuple[dict[str, VerifiedShard], list[tuple[str, str]]]:
     """The shards that verify, by name, and (name, problem) of each that does not.
 
     known: shards that were verified before; they are not read again where their record is the same. skip: whether a shard is
     passed over. What a merged shard replaced takes its place where it is damaged.
     """
-    found, damaged, passed = dict[str, ShardRows](), [], list[str]()
+    found, damaged, passed = dict[str, VerifiedShard](), [], list[str]()
     lists = replacements(folder)
     hidden, names = all_replaced(lists), deque(shard_names(folder))
     while names:
@@ -75,7 +75,7 @@ def read_shards(
                 found[name] = known[name]
             else:
                 table = read_verified(folder, record)
-                found[name] = ShardRows(folder, record, table, is_kept=len(found) < _MOST_MAPPED)
+                found[name] = VerifiedShard(folder, record, table, is_kept=len(found) < _MOST_MAPPED)
         except IntegrityError as error:
             damaged.append((name, str(error)))
             back = lists.pop(name, {})

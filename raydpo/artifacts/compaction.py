@@ -13,7 +13,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from raydpo.artifacts.cache_shards import ShardRows
+from raydpo.artifacts.cache_shards import VerifiedShard
 from raydpo.artifacts.claim import claimed
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.reference_cache import ReferenceCache, read_identity
@@ -65,11 +65,11 @@ def compact_cache(folder: Path, merged_bytes: int = MERGED_BYTES) -> Compacted:
     )
 
 
-def _sizes(shards: Mapping[str, ShardRows]) -> list[int]:
+def _sizes(shards: Mapping[str, VerifiedShard]) -> list[int]:
     return [shard.record.bytes for shard in shards.values()]
 
 
-def _groups(shards: Mapping[str, ShardRows], merged_bytes: int) -> Iterator[list[str]]:
+def _groups(shards: Mapping[str, VerifiedShard], merged_bytes: int) -> Iterator[list[str]]:
     """Names of small shards, as many as fit into one large one; none of one shard alone."""
     group, num_bytes = list[str](), 0
     for name, shard in list(shards.items()):
@@ -93,7 +93,7 @@ def _merge(cache: ReferenceCache, group: list[str]) -> None:
     cache.merge_shards(name, keys, cache.lookup(keys), {**older, **files})
 
 
-def _first_of_all(shards: Mapping[str, ShardRows]) -> str:
+def _first_of_all(shards: Mapping[str, VerifiedShard]) -> str:
     """Start of a name before all others: of a row that stands in several shards, the first one's value is given."""
     taken = [int(found[1]) for name in shards if (found := _MERGED.match(name))]
     return f"0-merged-{min(taken, default=_MOST_MERGES) - 1:08d}"

@@ -18,13 +18,13 @@ from raydpo.errors import IntegrityError
 from raydpo.schema.rows import KEY_LENGTH
 
 if TYPE_CHECKING:
-    from raydpo.artifacts.cache_shards import ShardRows
+    from raydpo.artifacts.cache_shards import VerifiedShard
 
 
 class KeyIndex:
     """Sorted keys -> rows of shards, by binary search over the whole batch of keys."""
 
-    def __init__(self, shards: Sequence[ShardRows]) -> None:
+    def __init__(self, shards: Sequence[VerifiedShard]) -> None:
         self._shards = tuple(shards)
         keys = np.concatenate([np.zeros(0, f"S{KEY_LENGTH}"), *(shard.keys() for shard in shards)])
         self._order = np.argsort(keys, kind="stable")

@@ -23,7 +23,7 @@ from raydpo.artifacts.arrow import ShardRecord, write_shard
 from raydpo.artifacts.cache_index import MappedIndex, write_index
 from raydpo.artifacts.cache_lock import writing
 from raydpo.artifacts.cache_records import read_record, recorded_files, signed
-from raydpo.artifacts.cache_shards import ShardRows, read_shards, read_verified, set_aside, whole_table
+from raydpo.artifacts.cache_shards import VerifiedShard, read_shards, read_verified, set_aside, whole_table
 from raydpo.artifacts.digest import digest_of
 from raydpo.artifacts.durable import crash_point, write_json
 from raydpo.artifacts.key_index import KeyIndex
@@ -72,7 +72,7 @@ class ReferenceCache:
         self.folder = cache_dir / identity.digest
         self.identity = identity
         self.damaged: list[str] = []
-        self._shards_open: dict[str, ShardRows] = {}
+        self._shards_open: dict[str, VerifiedShard] = {}
         self._index = KeyIndex([])
         self._reader: OpenReader | None = None
 
@@ -91,7 +91,7 @@ class ReferenceCache:
         for name, _ in found:
             try:  # reading the others took time: another run may have scored this one again by now
                 record = read_record(self.folder, name)
-                self._shards_open[name] = ShardRows(
+                self._shards_open[name] = VerifiedShard(
                     self.folder, record, read_verified(self.folder, record), is_kept=True
                 )
             except IntegrityError as error:
@@ -129,7 +129,7 @@ class ReferenceCache:
         if self._reader is not None:
             self._reader.close()
 
-    def shards(self) -> Mapping[str, ShardRows]:
+    def shards(self) -> Mapping[str, VerifiedShard]:
         """Each shard that is open, by name."""
         return self._shards_open
 

@@ -279,6 +279,8 @@ class _Run:
             yield "attention is counted as on a CPU, one call a segment; kernels of a GPU keep as much or less"
         if self.config.reference.weights == "trainers":
             yield "the trainers score the reference, so no worker holds it (reference.weights: trainers)"
+        if (size := self.config.train.sequence_parallel_size) > 1:
+            yield f"activations and times are of ranks alone; with train.sequence_parallel_size {size} share each micro-batch"
         if self.config.judge is not None:
             yield "judges are not in it"
         yield "not there yet, so not among the changes: tensor parallelism"

@@ -45,6 +45,7 @@ def cross_checks(config: Config, verb: str | None = None) -> list[str]:
         _moving_reference,
         _moving_adapter,
         _streamed_packed,
+        _shared_sequences,
         _weights_alone,
         _held_out_data,
         _evaluations,
@@ -190,6 +191,22 @@ def _streamed_packed(config: Config) -> Iterator[str]:
             f"reference.weights: streamed with train.lora.quantize_base: {lora.quantize_base}: the reference is the packed "
             "base, and layers that are read one by one are not packed. Leave reference.weights out: in 4 bits the whole model "
             "takes half a byte a weight."
+        )
+
+
+def _shared_sequences(config: Config) -> Iterator[str]:
+    size = config.train.sequence_parallel_size
+    if size == 1:
+        return
+    if config.model.attention != "auto":
+        yield (
+            f"train.sequence_parallel_size: {size} with model.attention: {config.model.attention}, which pads rows; ranks "
+            "share a packed stream. Leave model.attention at auto."
+        )
+    if config.reference.weights == "trainers":
+        yield (
+            f"train.sequence_parallel_size: {size} with reference.weights: trainers, where each rank scores rows of its own. "
+            "Leave reference.weights out: workers then score the reference."
         )
 
 

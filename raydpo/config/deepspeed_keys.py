@@ -46,6 +46,7 @@ OWN = {
     "csv_monitor": "train.sinks",
     "comet": "train.sinks",
     "elasticity": "train.num_workers",
+    "sequence_parallel_size": "train.sequence_parallel_size",
     "zero_optimization.stage": "train.zero_stage",
 }
 """Dotted name of DeepSpeed -> the keys that decide it here."""

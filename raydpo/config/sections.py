@@ -303,6 +303,10 @@ class TrainSection(Section):
     deepspeed: deepspeed_keys.Settings = Field(default={})
     """Further settings of DeepSpeed, as its JSON has them, or the path of such a file: ZeRO++, NVMe offload, sizes of buffers.
     What another key here decides (batches, dtype, optimizer, stage) is refused."""
+    sequence_parallel_size: Annotated[int, FREE] = Field(default=1, ge=1)
+    """Ranks that share every sequence (DeepSpeed Ulysses), for prompts too long for one: each computes a stretch of the tokens,
+    and attention for its part of the heads. Divides `num_workers` and the model's attention heads. A micro-batch of
+    `tokens_per_microbatch` is then one of so many ranks together."""
     gradient_checkpointing: bool = False
     """Recompute the activations of every layer in the backward pass: less memory, about a third more time."""
     activation_memory_gb: Annotated[float | None, FREE] = Field(default=None, gt=0)
@@ -385,8 +389,23 @@ class TrainSection(Section):
             )
         if isinstance(self.router_aux_loss, float) and not 0 < self.router_aux_loss < math.inf:
             yield f"router_aux_loss is auto, off or a coefficient above 0, not {self.router_aux_loss:g}"
+        yield from self._shared_sequences()
         if self.gradient_checkpointing and self.activation_memory_gb is not None:
             yield "gradient_checkpointing recomputes every layer, activation_memory_gb chooses how many: set one of the two"
+
+    def _shared_sequences(self) -> Iterator[str]:
+        size, (least, most) = self.sequence_parallel_size, self.ranks
+        if size == 1:
+            return
+        if least != most or least % size:
+            asked = f"{{min: {least}, max: {most}}}" if least != most else str(least)
+            yield (
+                f"sequence_parallel_size: {size} with num_workers: {asked}; a multiple of {size} is allowed, and no range. "
+                "Ranks would have been left over"
+            )
+        for key, used in (("compile", self.compile), ("activation_memory_gb", self.activation_memory_gb)):
+            if used:
+                yield f"sequence_parallel_size: {size} with {key}, which is for sequences of one rank: leave one of them out"
 
 
 class EvaluateSection(Section):

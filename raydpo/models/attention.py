@@ -16,13 +16,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
 from raydpo.models.varlen import Kernel, Segment, kernel_for, varlen_attention
+
+if TYPE_CHECKING:
+    from raydpo.models.sequence_parallel import SequenceParallel
 
 HALF = (torch.float16, torch.bfloat16)
 
@@ -48,16 +51,17 @@ def register(*, in_graphs: bool = True) -> str:
 
 
 class Stream:
-    """The segments of a stream as a model hands them on to its attention.
+    """The segments of a stream as a model hands them on to its attention, and the ranks that share it, None for one alone.
 
     An object of its own, because torch.compile asks an object for its type, and a tuple for its length: layers would be
     compiled anew for each number of segments.
     """
 
-    __slots__ = ("segments",)
+    __slots__ = ("ranks", "segments")
 
-    def __init__(self, segments: Sequence[Segment]) -> None:
+    def __init__(self, segments: Sequence[Segment], ranks: SequenceParallel | None = None) -> None:
         self.segments = segments
+        self.ranks = ranks
 
 
 _windows: list[int | None] | None = None
@@ -90,6 +94,7 @@ def shared_prompt_attention(
 ) -> tuple[Tensor, None]:
     """What transformers calls in each layer. query: [1, H, T, D]; key, value: [1, G, T, D]; returns [1, T, H, D].
 
+    Where ranks share the stream, T is that of a rank's own stretch.
     Raises ValueError when the model did not pass `stream` on: a plain causal mask over the stream would let answers
     see each other.
     """
@@ -97,11 +102,15 @@ def shared_prompt_attention(
         raise ValueError(f"{type(module).__name__} does not pass the segments of the stream on to its attention")
     if _windows is not None:
         _windows.append(sliding_window)
+    if stream.ranks is not None:
+        query, key, value = stream.ranks.stream_of_heads(query, key, value)
     kernel = _kernel(query, key, value, sliding_window, softcap)
     if kernel is not None:
         output = varlen_attention(query, key, value, stream.segments, scaling, sliding_window, kernel)
-        return output.transpose(1, 2), None
-    output = segment_by_segment(query, key, value, stream.segments, scaling, sliding_window, softcap)
+    else:
+        output = segment_by_segment(query, key, value, stream.segments, scaling, sliding_window, softcap)
+    if stream.ranks is not None:
+        output = stream.ranks.stretch(output)
     return output.transpose(1, 2), None
 
 

@@ -76,3 +76,19 @@ def refuse_training(folder: Path) -> None:
             "reference would be two functions from the first step on, and margins would hold the difference. Nothing was "
             "started. Set it to 0 in a copy of the model's config.json."
         )
+
+
+def check_heads(num_heads: int, num_ranks: int) -> None:
+    """Raises ConfigError where the heads of queries cannot be shared equally."""
+    if num_heads % num_ranks:
+        raise ConfigError(
+            f"train.sequence_parallel_size: {num_ranks} needs a number of attention heads that {num_ranks} divides, and the "
+            f"model has {num_heads}. Ranks would have had unequal shares of them, so nothing was computed. Use a number of "
+            f"ranks that divides {num_heads}."
+        )
+
+
+def refuse_shares(folder: Path, num_ranks: int) -> None:
+    """Raise ConfigError when `num_ranks` cannot share the heads of the model in `folder`, as far as its config.json says."""
+    if (num_heads := of_text(config_of("model.path", folder), "num_attention_heads", "n_head")) is not None:
+        check_heads(num_heads, num_ranks)

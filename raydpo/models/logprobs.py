@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, fields
 from functools import partial
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -26,6 +26,9 @@ from raydpo.models.routing import row_counts, tally
 from raydpo.models.text_part import device_of, text_body, text_head
 from raydpo.models.together import Together, one_by_one
 from raydpo.models.wide_logits import widen
+
+if TYPE_CHECKING:
+    from raydpo.models.sequence_parallel import SequenceParallel
 
 Extra = Literal["nothing", "collisions", "likeliest"]
 """What is computed in addition to log-probs, see `AnswerLogProbs`."""
@@ -84,13 +87,29 @@ class AnswerLogProbs(nn.Module):
         super().__init__()
         self.model = model
         self.chunk_tokens = chunk_tokens
+        self.ranks: SequenceParallel | None = None
+        """Those that share every batch that `forward` is given, each the same one; None: this process reads it alone."""
         self._adjust = logits_adjustment(model.config)
         widen(self.head)
 
     def forward(self, batch: SequenceBatch, extra: Extra = "nothing", top_k: int = 0) -> Tensor | tuple[Tensor, Tensor]:
-        found = self._read(batch, **({"output_router_logits": True} if top_k else {}))
+        more = {"output_router_logits": True} if top_k else {}
+        if self.ranks is not None:
+            return self._forward_of_part(self.ranks, batch, extra, top_k, more)
+        found = self._read(batch, None, **more)
         nats = self.read_off(found.last_hidden_state, batch, extra)
         return (nats, tally(found.router_logits, row_counts(batch), top_k)) if top_k else nats
+
+    def _forward_of_part(
+        self, ranks: SequenceParallel, batch: SequenceBatch, extra: Extra, top_k: int, more: dict[str, Any]
+    ) -> Tensor | tuple[Tensor, Tensor]:
+        part = ranks.part(batch, self.chunk_tokens)
+        found = self._read(part.batch, ranks, **more)
+        nats = ranks.complete(self.read_off(found.last_hidden_state, part.batch, extra), part)
+        if not top_k:
+            return nats
+        assert part.row_counts is not None
+        return nats, ranks.summed(tally(found.router_logits, part.row_counts, top_k))
 
     def hidden(self, batch: SequenceBatch) -> Tensor:
         """What the head reads, of every position: [1 or S, T, H]."""
@@ -105,8 +124,8 @@ class AnswerLogProbs(nn.Module):
         nats = self.score(hidden_NH, batch.targets, num_chunks, extra)
         return torch.cat([*idle, nats], dim=-1) if idle else nats
 
-    def _read(self, batch: SequenceBatch, **more: Any) -> Any:
-        return text_body(self.plain)(input_ids=batch.input_ids, use_cache=False, **_layout(batch), **more)
+    def _read(self, batch: SequenceBatch, ranks: SequenceParallel | None = None, **more: Any) -> Any:
+        return text_body(self.plain)(input_ids=batch.input_ids, use_cache=False, **_layout(batch, ranks), **more)
 
     def score(
         self, hidden_NH: Tensor, targets_N: Tensor, num_chunks: int = 1, extra: Extra = "nothing", head: Any = None
@@ -138,9 +157,9 @@ class AnswerLogProbs(nn.Module):
         return self.model.get_base_model() if hasattr(self.model, "get_base_model") else self.model
 
 
-def _layout(batch: SequenceBatch) -> dict[str, Any]:
+def _layout(batch: SequenceBatch, ranks: SequenceParallel | None = None) -> dict[str, Any]:
     if batch.segments is not None:
-        return {"attention_mask": None, "position_ids": batch.position_ids, "stream": Stream(batch.segments)}
+        return {"attention_mask": None, "position_ids": batch.position_ids, "stream": Stream(batch.segments, ranks)}
     mask = batch.attention_mask
     return {"attention_mask": None if mask is None or bool(mask.all()) else mask}
 

@@ -13,7 +13,7 @@ from typing import Any
 from raydpo.config import Config
 
 LIBRARIES = ("torch", "deepspeed", "transformers")
-KEYS = ("num_workers", "zero_stage", "offload_optimizer", "offload_parameters")
+KEYS = ("num_workers", "zero_stage", "offload_optimizer", "offload_parameters", "sequence_parallel_size")
 """Of the section `train`."""
 
 

@@ -14,7 +14,7 @@ from raydpo.config import Config
 from raydpo.config.places import is_in_store
 from raydpo.config.section_base import say_what_is_known
 from raydpo.errors import ConfigError
-from raydpo.models.before_loading import facts, refuse_training
+from raydpo.models.before_loading import facts, refuse_shares, refuse_training
 from raydpo.models.four_bit import lacks_bitsandbytes
 from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import ResolvedModel, local_folder
@@ -45,7 +45,11 @@ class NamedModels:
         if model is None or verb not in ("train", "check", "iterate"):
             return []
         aux, adapter = self._config.train.router_aux_loss, self._config.train.lora is not None
-        looks = (lambda: refuse_training(model.folder), lambda: facts(model.folder, aux, has_adapter=adapter))
+        looks = (
+            lambda: refuse_training(model.folder),
+            lambda: facts(model.folder, aux, has_adapter=adapter),
+            lambda: refuse_shares(model.folder, self._config.train.sequence_parallel_size),
+        )
         return list(dict.fromkeys(problem for look in looks for problem in _said_by(look)))
 
     def _folders(self) -> Iterable[str]:

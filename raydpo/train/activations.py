@@ -53,7 +53,7 @@ def fit_activations(
     if layers or train.gradient_checkpointing:
         compute_again(scoring.model, layers)
     tokens = min(tokens, train.tokens_per_microbatch)
-    line = describe(cost, layers, tokens, alone, train.tokens_per_microbatch, budget)
+    line = describe(cost, layers, tokens, alone, train.tokens_per_microbatch, budget, train.sequence_parallel_size)
     return replace(feed, tokens_per_microbatch=tokens), line
 
 
@@ -72,14 +72,21 @@ def _measure(scoring: AnswerLogProbs, feed: Feed, longest: int, scale: Scale | N
             model.set_attn_implementation(attention)
 
 
-def describe(cost: ActivationCost, layers: int, tokens: int, alone: int, asked: int, budget: float | None) -> str:
-    """The line before the start. alone: tokens of the longest example; asked: train.tokens_per_microbatch."""
-    text = f"activations: about {size(cost.bytes(tokens, layers))} for {tokens:,} tokens a micro-batch (estimated)"
+def describe(
+    cost: ActivationCost, layers: int, tokens: int, alone: int, asked: int, budget: float | None, num_sharing: int = 1
+) -> str:
+    """The line before the start. alone: tokens of the longest example; asked: train.tokens_per_microbatch.
+
+    num_sharing: ranks that share a micro-batch, which then have its tokens in equal parts.
+    """
+    mine = -(-tokens // num_sharing)
+    text = f"activations: about {size(cost.bytes(mine, layers))} for {tokens:,} tokens a micro-batch (estimated)"
+    text += f" on each of the {num_sharing} ranks that share it" if num_sharing > 1 else ""
     text += f", {layers} of {cost.num_layers} layers recomputed"
     if tokens < asked:
         text += f"; train.tokens_per_microbatch: {asked:,} would not fit into train.activation_memory_gb"
     if alone > tokens:
-        needed = cost.bytes(alone, layers)
+        needed = cost.bytes(-(-alone // num_sharing), layers)
         text += f"; the longest example has {alone:,} tokens and takes {size(needed)}"
         if budget is not None and needed > budget:
             text += ", more than train.activation_memory_gb"

@@ -23,6 +23,7 @@ from raydpo.models.packed import packed_said
 from raydpo.models.pretrained import load_model
 from raydpo.models.router_probe import check_routing
 from raydpo.models.routing import experts_per_token
+from raydpo.models.sequence_parallel import check_shareable
 from raydpo.models.slices import refuse_not_finite
 from raydpo.models.small_copy import NoSmallCopy, scale_between, small_copy
 from raydpo.models.text_part import freeze_what_text_does_not_reach
@@ -65,6 +66,8 @@ def start_of(spec: TrainSpec) -> Start:
         model.set_attn_implementation(register())
     elif why:
         notes.append(f"answers do not share their prompt, rows are padded: {why}")
+    if config.train.sequence_parallel_size > 1:
+        check_shareable(model, layout, why, config.train.sequence_parallel_size)
     work = work_of(model)
     if towers := freeze_what_text_does_not_reach(model):
         notes.append(towers)

@@ -27,6 +27,7 @@ from raydpo.models.compiled import compile_layers
 from raydpo.models.layout import Layout, check_lengths
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.resolve import ResolvedModel
+from raydpo.models.sequence_parallel import check_ranks, ranks_together
 from raydpo.models.streamed_weights import StreamedWeights
 from raydpo.models.work import TOKENS, Work
 from raydpo.objectives.loss import Loss
@@ -38,7 +39,7 @@ from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.entry_sums import EntrySums, split_means
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
-from raydpo.train.group_timeout import record_flights
+from raydpo.train.group_timeout import group_timeout, record_flights
 from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
 from raydpo.train.schedule import learning_rate
@@ -127,7 +128,7 @@ class Trainer:
             seen[kind] = self.loss.unseen(kind, len(examples), self.engine.device)
             batches = self.train.batches(examples, self.train.columns(kind))
             observe(self.engine.forward, self.loss, kind, batches, seen[kind])
-            torch.distributed.all_reduce(seen[kind])
+            self._all_reduce(seen[kind])
         return BatchLoss(self.loss, self.train.counts(examples, self.loss), seen, self.spec.tie_tolerance_nats)
 
     def _balance(self, micro_batches: list[MicroBatch]) -> Balance | None:
@@ -135,7 +136,7 @@ class Trainer:
         if self.experts is None:
             return None
         sums = observe_experts(self.engine.routed, self.experts, micro_batches, self.engine.device)
-        torch.distributed.all_reduce(sums)
+        self._all_reduce(sums)
         return Balance(self.experts, sums)
 
     def evaluate(self, step: int) -> Iterator[Alive | Evaluated]:
@@ -151,7 +152,7 @@ class Trainer:
             for block in self.eval.blocks(self.eval.columns(kind)):
                 observe(self.engine.forward, self.loss, kind, block, seen[kind])
                 yield Alive(step)
-            torch.distributed.all_reduce(seen[kind])
+            self._all_reduce(seen[kind])
         counts = self.eval.counts(np.arange(num_examples), self.loss)
         batch_loss = BatchLoss(self.loss, counts, seen, self.spec.tie_tolerance_nats)
         for block in self.eval.blocks():
@@ -159,14 +160,26 @@ class Trainer:
                 evaluate_share(self.engine.forward, batch_loss, micro_batch, self.engine.device, sums, by_entry)
             yield Alive(step)
         sums.check(self.names)
-        vector = all_reduce(sums, self.names, self.engine.device)
+        vector = all_reduce(self._once(sums), self.names, self.engine.device)
         if by_entry.entries:
-            vector += all_reduce(by_entry.sums, by_entry.names(self.names), self.engine.device)
+            vector += all_reduce(self._once(by_entry.sums), by_entry.names(self.names), self.engine.device)
         yield Evaluated(step, split_means(self.loss, self.names, by_entry.entries, vector))
 
     def _means(self, sums: Sums) -> dict[str, float]:
         sums.check(self.names)
-        return self.loss.total(means(self.names, all_reduce(sums, self.names, self.engine.device)))
+        return self.loss.total(means(self.names, all_reduce(self._once(sums), self.names, self.engine.device)))
+
+    def _all_reduce(self, seen: Tensor) -> None:
+        """Add up what ranks saw. Those that share their sequences saw the same: it counts once."""
+        torch.distributed.all_reduce(seen if self._is_first else seen.zero_())
+
+    def _once(self, sums: Sums) -> Sums:
+        return sums if self._is_first else Sums()
+
+    @property
+    def _is_first(self) -> bool:
+        """Whether this rank speaks for those that share its sequences."""
+        return self.rank.rank % self.spec.config.train.sequence_parallel_size == 0
 
     def stage(self, step: int, metrics: dict[str, float], reason: str) -> Future[Staged]:
         """Copy this rank's part of a checkpoint, and write it in the background. Collective.
@@ -236,8 +249,15 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     start = start_of(spec)
     model, layout = start.model, start.layout
     lookup = open_lookup(spec)
+    num_sharing = train.sequence_parallel_size
+    check_ranks(rank.num_ranks, num_sharing)
     training, held_out = (
-        replace(make_feed(rank, spec, split, lookup, layout, start.work), is_sharded=train.zero_stage == 3)
+        replace(
+            make_feed(rank, spec, split, lookup, layout, start.work),
+            is_sharded=train.zero_stage == 3,
+            rank=rank.rank // num_sharing,
+            num_ranks=rank.num_ranks // num_sharing,
+        )
         for split in ("train", "eval")
     )
     for feed in (training, held_out):
@@ -251,6 +271,8 @@ def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
     source, notes, experts = start.source, (*start.notes, activations), start.experts
     del start  # and the small copy, before weights are read
     engine = DeepSpeedEngine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu, source)
+    if num_sharing > 1:
+        scoring.ranks = ranks_together(num_sharing, group_timeout(train.hang_timeout_s))
     check_equal(engine.device, "whether answers share their prompt", layout == "packed")
     check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
     order = Order.of(config, len(training.table))

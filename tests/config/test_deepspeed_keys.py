@@ -47,6 +47,7 @@ def test_conflicts_come_all_at_once_with_the_key_that_decides(tmp_path: Path) ->
         "bf16": {"enabled": True},
         "optimizer": {"type": "Adam"},
         "flops": 1,
+        "sequence_parallel_size": 2,
         "zero_optimization": {"stage": 3},
     }
     found = given(tmp_path, settings)
@@ -55,6 +56,7 @@ def test_conflicts_come_all_at_once_with_the_key_that_decides(tmp_path: Path) ->
         "deepspeed.bf16": "model.dtype",
         "deepspeed.optimizer": "train.learning_rate",
         "deepspeed.flops is not handed on": "zero_optimization",
+        "deepspeed.sequence_parallel_size: 2": "train.sequence_parallel_size",
         "deepspeed.zero_optimization.stage: 3": "train.zero_stage",
     }.items():
         (line,) = (line for line in found if name in line)

@@ -134,6 +134,12 @@ MISTAKES = {
     "data.eval_fraction: 1": ["data.eval_fraction", ">= 0 and < 1"],
     "data.confidence_column: x": ["confidence_column and min_confidence go together", 'confidence_column: "x"'],
     "train.offload_parameters: true": ["offload_parameters needs zero_stage: 3"],
+    "train: {sequence_parallel_size: 2, num_workers: 3}": [
+        "sequence_parallel_size: 2 with num_workers: 3",
+        "a multiple of 2",
+    ],
+    "train: {sequence_parallel_size: 2, num_workers: {min: 2, max: 4}}": ["num_workers: {min: 2, max: 4}", "no range"],
+    "train: {sequence_parallel_size: 2, num_workers: 2, compile: true}": ["sequence_parallel_size: 2 with compile"],
     "train: {compile: true, zero_stage: 3}": ["compile needs zero_stage: 0, 1 or 2"],
     "objective.beta: -1": ["objective.beta", "-1", "(0, 10000]", "default, 0.1"],
     "objective.beta: strong": ["objective.beta", "'strong' is not a number"],
@@ -294,3 +300,12 @@ def test_a_byte_order_mark_is_harmless(tmp_path: Path) -> None:
     path = tmp_path / "run.yaml"
     path.write_text(MINIMAL, encoding="utf-8-sig")
     assert load(path).config.run.seed == 3
+
+
+def test_shared_sequences_need_a_packed_stream_and_workers_for_the_reference(tmp_path: Path) -> None:
+    shared = ["train.sequence_parallel_size=2", "train.num_workers=4"]
+    load(write(tmp_path, MINIMAL), shared)
+    found = problems(write(tmp_path, MINIMAL), *shared, "model.attention=sdpa", "reference.weights=trainers")
+    assert len(found) == 2
+    assert any("with model.attention: sdpa, which pads rows" in line for line in found)
+    assert any("with reference.weights: trainers, where each rank scores" in line for line in found)

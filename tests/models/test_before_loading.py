@@ -6,7 +6,7 @@ import pytest
 
 from raydpo.errors import ConfigError
 from raydpo.models import resolve
-from raydpo.models.before_loading import facts, refuse_training
+from raydpo.models.before_loading import facts, refuse_shares, refuse_training
 from raydpo.models.resolve import describe_model, resolve_model
 
 
@@ -82,3 +82,12 @@ def test_a_description_of_a_hub_id_leaves_the_weights_there(tmp_path, monkeypatc
     resolve_model("model.path", "owner/name")
     assert asked == [list(resolve.DESCRIPTION), list(resolve.WEIGHTS)]
     assert "*.safetensors" not in resolve.DESCRIPTION
+
+
+@pytest.mark.parametrize("name", ["num_attention_heads", "n_head"])
+def test_ranks_that_cannot_share_the_heads_are_refused(tmp_path, name):
+    folder = written(tmp_path, model_type="any", **{name: 12})
+    for num_ranks in (1, 2, 4, 12):
+        refuse_shares(folder, num_ranks)
+    with pytest.raises(ConfigError, match=r"sequence_parallel_size: 8 needs .* that 8 divides, and the model has 12"):
+        refuse_shares(folder, 8)

@@ -33,7 +33,7 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> World:
 
 @pytest.fixture(scope="session")
 def gangs() -> Iterator[dict[int, Gang]]:
-    gangs = {number: Gang(number) for number in (1, 2, 3)}
+    gangs = {number: Gang(number) for number in (1, 2, 3, 4)}
     yield gangs
     for gang in gangs.values():
         gang.close()

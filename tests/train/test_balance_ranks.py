@@ -62,6 +62,7 @@ def series(metrics, name):
         (2, {"zero_stage": 2}),
         (2, {"zero_stage": 3}),
         (2, {"zero_stage": 3, "gradient_checkpointing": True}),
+        (2, {"zero_stage": 2, "num_workers": 2, "sequence_parallel_size": 2}),
     ],
     ids=str,
 )
