@@ -8,15 +8,17 @@ every start.
 
 from __future__ import annotations
 
+from contextlib import suppress
 from functools import partial
 from typing import Any, Literal
 
 import torch
 
 from raydpo.errors import ConfigError
-from raydpo.models.attention import register, windows_passed
+from raydpo.models.attention import HALF, register, windows_passed
 from raydpo.models.config_file import num_positions
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
+from raydpo.models.small_copy import NoSmallCopy, small_copy
 from raydpo.models.text_part import device_of
 from raydpo.models.together import Together, one_by_one
 
@@ -38,6 +40,12 @@ def choose_layout(model: Any, attention: str, together: Together = one_by_one) -
         return "padded", f"model.attention is {attention}"
     if window := _window_of_the_mask(model):
         return "padded", window
+    if model.dtype in HALF:
+        with suppress(NoSmallCopy):
+            layout, why = choose_layout(small_copy(model).float(), attention)
+            if layout == "packed":
+                model.set_attn_implementation(register())
+            return layout, why
     before = model.config._attn_implementation
     plain = torch.cat(together([partial(_plain, model, answer) for answer in ANSWERS]))
     try:

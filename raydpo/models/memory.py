@@ -15,7 +15,7 @@ from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,9 +23,11 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from raydpo.models.layout import Layout
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
 from raydpo.models.text_part import text_body
+
+if TYPE_CHECKING:
+    from raydpo.models.layout import Layout  # which asks a small copy, and that this module
 
 PART_TOKENS = 4
 """Tokens of the prompt and of each answer in the smallest probe."""

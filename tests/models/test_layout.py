@@ -9,6 +9,7 @@ from transformers import AutoConfig, AutoModelForCausalLM
 from raydpo.batches import collate_rows, lay_out
 from raydpo.errors import ConfigError
 from raydpo.generate.limits import Limits
+from raydpo.models.attention import register
 from raydpo.models.config_file import num_positions
 from raydpo.models.layout import check_lengths, choose_layout, longest_exact
 from raydpo.models.logprobs import AnswerLogProbs
@@ -54,6 +55,24 @@ def test_models_that_carry_a_state_along_or_have_no_positions_are_padded_and_rig
 
 
 WINDOWED = {**SMALL, "num_key_value_heads": 2, "sliding_window": 4, "num_experts": 4, "num_local_experts": 4}
+
+
+@pytest.mark.parametrize("family", [*FAMILIES, "bloom", "mpt"])
+def test_half_precision_reads_as_float32_does(family):
+    expected = choose_layout(model_of(family), "auto")[0]
+    model = model_of(family).bfloat16()
+    assert choose_layout(model, "auto")[0] == expected == ("packed" if family in FAMILIES else "padded")
+    assert (model.config._attn_implementation == register()) == (expected == "packed")
+    assert model.dtype == torch.bfloat16
+
+
+def test_rounding_hides_no_bias_by_distance():
+    """Weights so small that ALiBi moves log-probs by less than bfloat16 rounds them."""
+    torch.manual_seed(0)
+    shape = {"hidden_size": 64, "n_layer": 4, "n_head": 4, "vocab_size": 500, "initializer_range": 0.005}
+    config = AutoConfig.for_model("bloom", **shape)
+    model = AutoModelForCausalLM.from_config(config, attn_implementation="eager").bfloat16().eval()
+    assert choose_layout(model, "auto")[0] == "padded"
 
 
 @pytest.mark.parametrize("family", ["phimoe", "qwen2_moe"])
