@@ -22,7 +22,7 @@ from typing import Any
 from raydpo import cli
 
 FUNCTIONS = {
-    "preparation": "raydpo.data.prepare:_Preparation._use",
+    "preparation": "raydpo.data.row_encoder:RowEncoder._text_of",
     "precompute": "raydpo.reference.forward:beat",
     "step": "raydpo.train.step:_forward_and_backward",
     "evaluation": "raydpo.train.trainer:evaluate_share",

@@ -17,6 +17,8 @@ from pathlib import Path
 
 import pytest
 
+from raydpo.artifacts.cache_lock import LOCK
+from raydpo.artifacts.open_readers import READERS
 from raydpo.config import Config
 from raydpo.config.render import dump
 from raydpo.rundir.checkpoints import committed
@@ -127,9 +129,11 @@ def ended(moment: moments.Moments, verb: str, file: Path, capfd: pytest.CaptureF
 
 
 def half_written(root: Path) -> list[Path]:
-    """Names that no finished thing has. Whole parts of an unfinished piece of a round stay: they are not made again."""
+    """Names that no finished thing has. Whole parts of an unfinished piece of a round stay: they are not made again; and a
+    cache keeps the lock of its writers, and entries of readers that have ended until the next collection."""
     places = [path for folder in ("run", "caches") for path in (root / folder).rglob(".*")]
-    return [path for path in places if not (path.is_dir() and path.name.endswith("-work"))]
+    kept = [path for cache in (root / "caches").glob("*") for path in (cache / LOCK, cache / READERS)]
+    return [path for path in places if path not in kept and not (path.is_dir() and path.name.endswith("-work"))]
 
 
 def steps_lost(run: Path) -> int:
