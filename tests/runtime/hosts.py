@@ -148,3 +148,10 @@ def wait_for(condition: Callable[[], bool], what: str, timeout_s: float = 300.0)
     while not condition():
         assert time.monotonic() < deadline_s, f"{what}: not within {timeout_s:.0f} s"
         time.sleep(0.2)
+
+
+def spread_in(lines: list[str]) -> list[str]:
+    """The lines that say which rank is on which of two nodes. Which of them is the first, Ray decides."""
+    start = "train: ranks 2 on 2 nodes: "
+    either = {start + "0 on 10.231.7.1, 1 on 10.231.7.2", start + "0 on 10.231.7.2, 1 on 10.231.7.1"}
+    return [line for line in lines if line in either]

@@ -250,6 +250,13 @@ PRIVATE: tuple[Row, ...] = (
     ),
     Attribute(
         "torch",
+        "_local_scalar_dense",
+        "skeleton",
+        "a model that asks whether a mask is all ones could not be traced for a plan",
+        "torch.ops.aten._local_scalar_dense",
+    ),
+    Attribute(
+        "torch",
         "_compiled_call_impl",
         "rounding",
         "compiled layers would be compiled anew when the noise of rounding is measured",
