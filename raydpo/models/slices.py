@@ -7,7 +7,6 @@ that are not finite are found while they pass. Price: a look at each block that 
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from raydpo.errors import ConfigError
-from raydpo.models.weight_shapes import INDEX, SINGLE, UNREADABLE
+from raydpo.models.weight_shapes import UNREADABLE, files_of, head_of
 
 DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 """What a safetensors file calls the dtypes of weights."""
@@ -44,7 +43,7 @@ class StoredTensor:
 def places_in(folder: Path) -> dict[str, StoredTensor]:
     """Tensor name -> place of the whole model in `folder`. Raises ValueError where it has no safetensors of plain floats."""
     try:
-        return {place.name: place for file in _files(folder) for place in _places(file)}
+        return {place.name: place for file in files_of(folder) for place in _places(file)}
     except UNREADABLE as error:
         raise ValueError(f"{folder} holds no safetensors that can be read in parts ({error})") from error
 
@@ -70,22 +69,12 @@ def _is_finite(weight: Tensor) -> bool:
     return all(bool(torch.isfinite(block).all()) for block in torch.split(flat, BLOCK_ELEMENTS))
 
 
-def _files(folder: Path) -> list[Path]:
-    index = folder / INDEX
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else [SINGLE]
-    return [folder / name for name in names]
-
-
 def _places(file: Path) -> Iterator[StoredTensor]:
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        head = json.loads(opened.read(length))
+    head, start = head_of(file)
     for name, entry in head.items():
-        if name != "__metadata__":
-            if entry["dtype"] not in DTYPES:
-                raise ValueError(f"{name} is in {entry['dtype']}")
-            start = 8 + length + entry["data_offsets"][0]
-            yield StoredTensor(file, name, start, DTYPES[entry["dtype"]], tuple(entry["shape"]))
+        if entry["dtype"] not in DTYPES:
+            raise ValueError(f"{name} is in {entry['dtype']}")
+        yield StoredTensor(file, name, start + entry["data_offsets"][0], DTYPES[entry["dtype"]], tuple(entry["shape"]))
 
 
 class SliceReader:
