@@ -257,9 +257,12 @@ class RoundsSection(Section):
     placement: Literal["colocated", "split"] = "colocated"
     """colocated: generators wait while trainers run, on the same CPUs. split: generators have their own, and sample for the
     next round while trainers run."""
-    max_staleness: int = Field(default=1, ge=0, le=1)
-    """Rounds by which the policy that sampled may be older than the one that is trained, of `placement: split`. 0: nothing is
-    sampled ahead; generators have devices of their own, and wait while trainers run."""
+    max_staleness: int = Field(default=1, ge=0)
+    """Rounds by which the policy that sampled may be older than the one that is trained, of `placement: split`, before
+    `sync_every` is counted. 0: nothing is sampled ahead; generators have devices of their own, and wait while trainers run."""
+    sync_every: int | None = Field(default=None, ge=1)
+    """Optimizer steps after which generators take a new policy, at the next end of a round. None: after every round. More than
+    a round trains is semi-online; more than the run trains is offline: the initial policy samples all."""
     eval_max_new_tokens: int | None = Field(default=None, ge=1)
     """Longest answer of an evaluation. Default: `generate.max_new_tokens`."""
     min_mean_score: Annotated[float | None, STOP_RULE] = None

@@ -5,6 +5,7 @@ Comes in: parts of the weights, in order. Goes out: the same to every generator,
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from concurrent.futures import Future
 from typing import Any
 
@@ -14,14 +15,16 @@ from raydpo.schema.rank_events import WeightsPart
 
 
 class Push:
-    """The weights of `version` on their way to the generators. producer: who has them at work meanwhile, if anybody.
+    """The weights of `version` on their way to the generators. producers: who has them at work meanwhile.
 
     Decision: at the first part it is known whether the generators are free. If they are not, all parts are left out and
     `hold` reads the folder: whoever waited here would wait between two collectives of the trainers.
     """
 
-    def __init__(self, generators: Generators, version: int, producer: Future[Any] | None, observer: Observer) -> None:
-        self._generators, self._version, self._producer, self._observer = generators, version, producer, observer
+    def __init__(
+        self, generators: Generators, version: int, producers: Collection[Future[Any]], observer: Observer
+    ) -> None:
+        self._generators, self._version, self._producers, self._observer = generators, version, producers, observer
         self._is_taken: bool | None = None
 
     def receive(self, part: WeightsPart) -> None:
@@ -36,8 +39,13 @@ class Push:
             self._is_taken = None
 
     def _is_free(self) -> bool:
-        if self._producer is None or (self._producer.done() and self._producer.exception() is None):
+        if is_free(self._producers):
             return True
-        text = f"the next round was in the making when the weights of policy {self._version} came; generators read its folder"
+        text = f"another round was in the making when the weights of policy {self._version} came; generators read its folder"
         self._observer(Note("info", text))
         return False
+
+
+def is_free(producers: Collection[Future[Any]]) -> bool:
+    """Whether nobody has generators at work, or may have left some of them so."""
+    return all(made.done() and made.exception() is None for made in producers)

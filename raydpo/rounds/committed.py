@@ -18,7 +18,8 @@ def committed_said(layout: RoundsFolder) -> str:
     """Rounds that are over, and what there is of those in work."""
     number = layout.rounds.num_rounds
     over = sum((layout.round(index) / "summary" / COMMIT).is_file() for index in range(number))
-    in_work = {f"round {index}": layout.round(index) for index in range(over, min(over + 2, number))}
+    ahead = layout.rounds.max_staleness if layout.is_ahead else 0
+    in_work = {f"round {index}": layout.round(index) for index in range(over, min(over + 1 + ahead, number))}
     places = {"the evaluation before them": layout.evaluation(0)} if not over else {}
     found = {place: list(_there(folder)) for place, folder in {**places, **in_work}.items()}
     said = (f"of {place} {', '.join(names)}" for place, names in found.items() if names)

@@ -133,12 +133,14 @@ def check_room(config: Config) -> None:
         raise ResourceError(problems)
 
 
+_BEFORE_THERE_WAS_A_CHOICE = {"rounds.optimizer": "fresh", "rounds.sync_every": None}
+
+
 def check_same_run(layout: RoundsFolder, digests: dict[str, Any]) -> None:
     """Raise ResumeError when the run directory holds rounds that were made with other settings; else note these."""
     wanted = trajectory(layout.config, digests, FREE)
     path = layout.dir / "rounds.json"
     if path.is_file():
-        # What was written before there was a choice was made without it.
         try:
             before = read_object(path)
         except (OSError, ValueError) as error:
@@ -146,7 +148,7 @@ def check_same_run(layout: RoundsFolder, digests: dict[str, Any]) -> None:
                 f"{path} cannot be read: {error}. It says with which settings the rounds beside it were made, and others would "
                 "have been mixed with them. Set run.dir to a new folder."
             ) from error
-        changed = differences({"rounds.optimizer": "fresh", **before}, wanted)
+        changed = differences({**_BEFORE_THERE_WAS_A_CHOICE, **before}, wanted)
         if changed:
             raise ResumeError(
                 [

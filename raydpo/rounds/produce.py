@@ -135,10 +135,11 @@ class Producer:
         piece = Piece(folder / "pairs", inputs)
         if piece.is_done:
             return piece
+        extra = {"round": index, "version": generations.meta["version"]}
         parts = PairParts(piece, SPIN_PAIRS if scores is None else SCORED_PAIRS)
         tally = RoundTally(None if scores is None else scores.meta)
         for prompt, samples, values in scored_samples(generations, scores, prompts):
-            made, counts = self._of_prompt(prompt, samples, values, index)
+            made, counts = self._of_prompt(prompt, samples, values, extra)
             parts.add(prompt.key, made)
             tally.add(samples, values, counts)
         offline = self._offline(index, parts.num_pairs)
@@ -162,9 +163,9 @@ class Producer:
         return offline_rows(paths_of(self._config.data.train), number, chance) if number else []
 
     def _of_prompt(
-        self, prompt: Prompt, samples: Sequence[Sample], scores: Sequence[float] | None, index: int
+        self, prompt: Prompt, samples: Sequence[Sample], scores: Sequence[float] | None, extra: Mapping[str, int]
     ) -> tuple[list[dict[str, Any]], Mapping[str, int]]:
-        digest, extra = self._tokenizer.ids_digest, {"round": index}
+        digest = self._tokenizer.ids_digest
         if self._rounds.pairs == "spin":
             answer, _ = own_answer(self._tokenizer, prompt, control_tokens=self._config.data.control_tokens)
             if answer is None:
@@ -177,7 +178,7 @@ class Producer:
             ], spun.counts
         if scores is None:
             return [], {"failed": 1}
-        made = make_pairs(samples, scores, self._rule, seed_of(self._config.run.seed, index, prompt.key))
+        made = make_pairs(samples, scores, self._rule, seed_of(self._config.run.seed, extra["round"], prompt.key))
         records = [
             record_of(
                 prompt,

@@ -24,7 +24,7 @@ from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.roles import Roles
 from raydpo.driver.start_model import initial_policy
 from raydpo.driver.training import check_adapter
-from raydpo.driver.weight_sync import Push
+from raydpo.driver.weight_sync import Push, is_free
 from raydpo.errors import NonFiniteError
 from raydpo.judge.verdict import Judge as Judge
 from raydpo.rounds.committed import committed_said
@@ -129,7 +129,7 @@ class RoundsRun:
         self._evaluator = Evaluator(setup.layout, setup.eval_prompts, setup.engine, roles)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="produce")
         self._ahead: dict[int, Future[Produced]] = {}
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row, self._is_longer_said = 0, False
         self._policies: dict[int, Policy] = {}
         self._first: Mapping[str, float] = {}
 
@@ -140,7 +140,7 @@ class RoundsRun:
     def close(self) -> None:
         try:
             if has_grace():  # what is asked of generators and judge now is committed first, within the grace
-                wait(self._ahead.values())
+                wait([made for made in self._ahead.values() if not made.cancel()])
         finally:
             self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
             self._setup.judging.stop()
@@ -163,21 +163,29 @@ class RoundsRun:
         return self._ahead.pop(index).result() if index in self._ahead else self._produce(index)
 
     def start_ahead(self, index: int) -> None:
-        """Begin to make the pairs of round `index` in the second thread, where the placement has it so."""
-        if self._layout.is_ahead and index < self.num_rounds:
-            self._ahead[index] = self._thread.submit(self._produce, index)
+        """Begin to make the pairs of round `index`, and of those after it that may be ahead, in the second thread.
+
+        Does nothing where the placement has nobody to make them.
+        """
+        if not self._layout.is_ahead:
+            return
+        for ahead in range(index, min(index + self._section.max_staleness, self.num_rounds)):
+            if ahead not in self._ahead:
+                self._ahead[ahead] = self._thread.submit(self._produce, ahead)
 
     @contextmanager
     def training(self, index: int, produced: Produced) -> Iterator[TrainingJob]:
         """What to train with; the time inside counts as the trainers' own."""
         folder, version = self._layout.round(index), index + 1
         config = training_config(self._layout, index, produced.files, reference_of(self._layout, index))
-        push = Push(self._generators, version, self._ahead.get(version), self._observer)
+        push = Push(self._generators, version, tuple(self._ahead.values()), self._observer)
 
         def receive(event: WeightsPart | PolicyProbe) -> None:
             if isinstance(event, PolicyProbe):
                 write_probe(folder, event)
-            else:
+            elif (
+                self._section.sync_every or 1
+            ) == 1:  # else whether this policy is taken is known when the round is over
                 push.receive(event)
 
         job = TrainingJob(index, config, receive, optimizer_of(self._layout, index))
@@ -196,7 +204,20 @@ class RoundsRun:
                 "train.learning_rate or train in float32 (a new run.dir); the rows are in "
                 f"{self._layout.round(job.index)}/train/bad_batches.jsonl."
             )
+        self._say_longer(job.index, steps)
         return {"train/steps": steps, "train/skipped_steps": skipped}
+
+    def _say_longer(self, index: int, num_steps: int) -> None:
+        """Once, where generators cannot take a policy as often as they were to."""
+        wanted = self._section.sync_every
+        if wanted is None or num_steps <= wanted or self._is_longer_said:
+            return
+        self._is_longer_said = True
+        text = (
+            f"rounds.sync_every: {wanted}, and round {index} trained {num_steps} steps: generators take a new policy after a "
+            f"round, so every {num_steps} steps. Fewer rounds.prompts_per_round make shorter rounds."
+        )
+        self._observer(Note("warning", text))
 
     def pass_on(self, index: int, produced: Produced) -> dict[str, float]:
         """There is nothing to train on: the policy stays what it is; 0 steps."""
@@ -205,12 +226,13 @@ class RoundsRun:
 
     def finish_round(self, index: int, produced: Produced, trained: Mapping[str, float]) -> Round:
         """Measure the policy that came out, and commit."""
-        if index + 1 in self._ahead:
-            self._ahead[index + 1].result()  # until then it has the generators
-        policy = self._policy(index + 1)
-        self._generators.hold(policy)
+        policy, synced = self._policy(index + 1), self._layout.synced_after(index, int(trained["train/steps"]))
+        for made in self._ahead.values() if self._setup.eval_prompts else ():
+            made.result()  # until then it has the generators
+        if is_free(self._ahead.values()) and (self._setup.eval_prompts or synced[0] == index + 1):
+            self._generators.hold(policy)
         metrics = {**self._evaluator.evaluate(policy), **produced.metrics, **trained}
-        meta = {"metrics": metrics, "staleness": self._policy(index).version - produced.version}
+        meta = {"metrics": metrics, "staleness": self._policy(index).version - produced.version, "synced": synced}
         summary = Piece(self._layout.round(index) / "summary", index)
         summary.begin()
         summary.commit(meta)

@@ -35,6 +35,7 @@ PAIRS = pa.schema(
         *(pa.field(f"{name}_ids", _IDS, nullable=False) for name in ("prompt", "chosen", "rejected")),
         pa.field("tokenizer", pa.string(), nullable=False),  # digest of the tokenizer of the ids
         pa.field("round", pa.int32(), nullable=False),  # from 0
+        pa.field("version", pa.int32(), nullable=False),  # of the policy that sampled
     ]
 )
 """Pairs of a round: one preference record a row, with one of the two below."""

@@ -16,7 +16,7 @@ from raydpo.schema.round_rows import SCORED_PAIRS, SPIN_PAIRS
 from raydpo.schema.samples import Prompt, Sample
 
 TURNS = [{"role": "user", "content": "wie?"}, {"role": "assistant", "content": "so"}, {"role": "user", "content": "q"}]
-BESIDE = {"round": 3, "chosen_score": 1.5, "rejected_score": -2.0}
+BESIDE = {"round": 3, "version": 2, "chosen_score": 1.5, "rejected_score": -2.0}
 
 
 def record(number: int, said: Any = None) -> dict[str, Any]:

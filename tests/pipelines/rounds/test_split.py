@@ -102,16 +102,16 @@ class Receiver:
 PARTS = [WeightsPart({}, is_last) for is_last in (False, False, True)]
 
 
-def push_to(receiver: Any, producer: Future[Any] | None) -> Push:
-    return Push(receiver, 7, producer, ignore)
+def push_to(receiver: Any, *producers: Future[Any]) -> Push:
+    return Push(receiver, 7, producers, ignore)
 
 
 def test_a_push_goes_to_generators_that_are_free() -> None:
     done: Future[Any] = Future()
     done.set_result(None)
-    for producer in (None, done):
+    for producers in ((), (done,), (done, done)):
         receiver = Receiver()
-        push = push_to(receiver, producer)
+        push = push_to(receiver, *producers)
         for part in PARTS:
             push.receive(part)
         assert receiver.parts == [False, False, True]
@@ -132,11 +132,12 @@ def test_a_push_that_began_while_they_were_at_work_is_left_out_as_a_whole() -> N
 
 def test_a_push_is_left_out_where_generators_failed_or_are_stopped() -> None:
     """Where their requests failed, some may still be under way."""
-    failed: Future[Any] = Future()
+    done, failed = Future[Any](), Future[Any]()
+    done.set_result(None)
     failed.set_exception(RuntimeError())
     receiver, stopped = Receiver(), Receiver()
     stopped.shares_gpus = True
-    for push in (push_to(receiver, failed), push_to(stopped, None)):
+    for push in (push_to(receiver, done, failed), push_to(stopped)):
         for part in PARTS:
             push.receive(part)
     assert receiver.parts == stopped.parts == []
