@@ -74,12 +74,12 @@ def generator_parts(
     return {"weights": weights, "keys and values": cached}
 
 
-def staging_parts(rank: ZeroRank, exported: int, has_state: bool) -> dict[str, float]:
+def staging_parts(rank: ZeroRank, exported: int, has_state: bool, max_bytes: int = SHARD_BYTES) -> dict[str, float]:
     """Copies in main memory while a checkpoint is written: a rank's part of the state, and the first rank's `model/`, of which
     it holds a tensor at a time where that is larger than a file and no adapter."""
     state = (MASTER + MOMENTS) * rank.share if has_state else 0.0
     is_whole = exported == rank.trained + rank.frozen
-    held = rank.largest if is_whole and rank.dtype_bytes * exported > SHARD_BYTES else exported
+    held = rank.largest if is_whole and rank.dtype_bytes * exported > max_bytes else exported
     return {"state": state, "model of the first rank": float(rank.dtype_bytes * held)}
 
 

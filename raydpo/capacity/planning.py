@@ -163,7 +163,7 @@ class _Run:
         yield _role("train", "GPU" if self.on_gpu else "main memory", where, parts, room)
         exported = rank.trained if train.lora is not None else rank.trained + rank.frozen
         host = on_host(rank, trained.parts) if self.on_gpu else {}
-        staged = staging_parts(rank, exported, train.save == "all")
+        staged = staging_parts(rank, exported, train.save == "all", train.max_shard_bytes)
         yield _role("checkpoint", "main memory", "each rank, while one is written", {**host, **staged}, host_room)
         yield _role("start", "main memory", "each rank, while it loads", {"weights": loading_bytes(rank)}, host_room)
         if self.workspace.needs_reference and self.config.reference.weights != "trainers":

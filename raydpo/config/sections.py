@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field
 
 from raydpo.config import deepspeed_keys
+from raydpo.config.byte_size import size_in_bytes
 from raydpo.config.cross_checks import cross_checks
 from raydpo.config.doors import FORMATS, SCHEDULES, SINKS
 from raydpo.config.key_facts import FREE, FREE_IN_TRAINING
@@ -339,6 +340,10 @@ class TrainSection(Section):
     objectives with pairs, else `eval/loss`. Higher is better, except for `eval/loss`."""
     export: Annotated[Literal["last", "best"], FREE] = "last"
     """Which checkpoint becomes `model/`. best: a checkpoint is written at every evaluation."""
+    max_shard_size: Annotated[int | str, FREE] = "5GB"
+    """Largest safetensors file of `model/` and `model_merged/`, in bytes or as 300MB, 5GB, 2GiB; a larger tensor has a file
+    of its own. A model of more is written to several files and their index, tensor by tensor while ranks gather it: rank 0
+    holds no copy of it, and training waits for the disk."""
     verify_export: Annotated[bool, FREE] = True
     """Load `model/` and `model_merged/` again with plain transformers before they are published, and compare log-probs of a few
     rows with the trainers'. A model that does not fit into the memory of one worker needs false."""
@@ -364,8 +369,17 @@ class TrainSection(Section):
         """Fewest and most ranks."""
         return bounds(self.num_workers)
 
+    @property
+    def max_shard_bytes(self) -> int:
+        """`max_shard_size` in bytes."""
+        return size_in_bytes(self.max_shard_size)
+
     def clashes(self) -> Iterator[str]:
         yield from range_problems(self.num_workers)
+        try:
+            size_in_bytes(self.max_shard_size)
+        except ValueError as error:
+            yield f"max_shard_size: {error}"
         if "jsonl" not in self.sinks:
             yield (
                 "sinks without jsonl: metrics.jsonl is written in any case, because a run that goes on reads it; "

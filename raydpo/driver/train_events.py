@@ -328,7 +328,8 @@ class Driver:
         makers: dict[str, Callable[[Path], object]] = {"model": lambda fresh: shutil.copytree(source, fresh)}
         if lora is not None and lora.merge:
             base, ends = workspace.trained_from.folder, taught_ends(workspace.data)
-            makers["model_merged"] = lambda fresh: merge_lora(base, source, fresh, workspace.dtype, ends)
+            size = workspace.config.train.max_shard_bytes
+            makers["model_merged"] = lambda fresh: merge_lora(base, source, fresh, workspace.dtype, ends, size)
         fresh = {name: workspace.unpublished(name) for name in makers}
         proofs = {}
         with removed_on_error(*fresh.values()):

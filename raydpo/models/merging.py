@@ -75,35 +75,37 @@ def with_adapter(model: Any, adapter: Path) -> Any:
     return adapted
 
 
-def write_merged(found: ResolvedModel, out: Path, dtype: str) -> None:
+def write_merged(found: ResolvedModel, out: Path, dtype: str, max_bytes: int = SHARD_BYTES) -> None:
     """Write an adapter with its base to `out` as a plain transformers folder in `dtype`, with the tokenizer of the adapter
     where it has one, and with config keys, processors and generation config of the base.
 
-    A base of more than `SHARD_BYTES` is read, merged and written tensor by tensor where that can be done."""
+    Files have at most `max_bytes`. A larger base is read, merged and written tensor by tensor where that can be done."""
     assert found.base is not None
     base = found.whole().here()
-    _write_weights(found, out, dtype)
+    _write_weights(found, out, dtype, max_bytes)
     carry_config(base, out)
     carry_files(base, out)
     carry_files(found.here(), out)
 
 
-def _write_weights(found: ResolvedModel, out: Path, dtype: str) -> None:
+def _write_weights(found: ResolvedModel, out: Path, dtype: str, max_bytes: int) -> None:
     from raydpo.models.hollow import WholeNeeded
     from raydpo.models.pretrained import load_model
     from raydpo.models.streamed_merge import stream_merged
 
-    if sum(path.stat().st_size for path in found.whole().here().glob("*.safetensors")) > SHARD_BYTES:
+    if sum(path.stat().st_size for path in found.whole().here().glob("*.safetensors")) > max_bytes:
         with contextlib.suppress(WholeNeeded):
-            stream_merged(found, out, dtype, SHARD_BYTES)
+            stream_merged(found, out, dtype, max_bytes)
             return
-    load_model(found, dtype, "auto").save_pretrained(out, max_shard_size=SHARD_BYTES)
+    load_model(found, dtype, "auto").save_pretrained(out, max_shard_size=max_bytes)
 
 
-def merge_lora(base: Path, adapter: Path, out: Path, dtype: str, end_ids: Sequence[int] = ()) -> None:
+def merge_lora(
+    base: Path, adapter: Path, out: Path, dtype: str, end_ids: Sequence[int] = (), max_bytes: int = SHARD_BYTES
+) -> None:
     """`write_merged` for the adapter on the model in `base`, whatever base it names. end_ids: as of `add_ends`."""
     below = ResolvedModel(str(base), None, base, four_bit=packing_of(adapter))
-    write_merged(ResolvedModel(str(adapter), None, adapter, below), out, dtype)
+    write_merged(ResolvedModel(str(adapter), None, adapter, below), out, dtype, max_bytes)
     add_ends(out, end_ids)
 
 

@@ -24,11 +24,11 @@ from raydpo.models.streamed_weights import StreamedWeights, kept_buffers, withou
 
 
 def gather_weights(
-    scoring: AnswerLogProbs, stage: int, is_writer: bool, folder: Path
+    scoring: AnswerLogProbs, stage: int, is_writer: bool, folder: Path, max_bytes: int = SHARD_BYTES
 ) -> dict[str, Tensor] | StreamedWeights:
     """The current weights, for an adapter its own; empty but on the writer. Collective.
 
-    At most `SHARD_BYTES` are copied to CPU memory, a larger model is written to files in the new `folder`. Tied weights come
+    At most `max_bytes` are copied to CPU memory, a larger model is written to files in the new `folder`. Tied weights come
     once. stage: of ZeRO; under 3 each weight is gathered from all ranks.
     """
     model = scoring.model
@@ -36,8 +36,8 @@ def gather_weights(
     state: dict[str, Tensor] | StreamedWeights = {}
     if is_writer and not is_adapter:
         planned = without_data(model)
-        if sum(tensor.nbytes for tensor in planned.values()) > SHARD_BYTES:
-            state = StreamedWeights(model, planned, folder, SHARD_BYTES)
+        if sum(tensor.nbytes for tensor in planned.values()) > max_bytes:
+            state = StreamedWeights(model, planned, folder, max_bytes)
     keep = state.__setitem__ if isinstance(state, dict) else state.add
     for name, parameter in model.named_parameters():
         if is_adapter and not parameter.requires_grad:
@@ -69,16 +69,19 @@ def write_model(
     chat_template: str | None = None,
     base: tuple[str, str | None] | None = None,
     end_ids: Sequence[int] = (),
+    max_bytes: int = SHARD_BYTES,
 ) -> None:
     """Write gathered weights to `folder` as a transformers folder. Reads nothing that training changes.
 
     source: folder of the start model, whose config keys, tokenizer, processors and generation config are carried over.
     chat_template: replaces the tokenizer's. base: what an adapter says of its base: folder or hub id, and commit.
     end_ids: tokens that answers were taught to end with; the generation config gets those that it lacks.
+    max_bytes: of a file, as of `gather_weights`.
     """
     folder.mkdir(parents=True, exist_ok=True)
     here = state if isinstance(state, dict) else {}
-    model.save_pretrained(str(folder), state_dict=here, safe_serialization=True)
+    size = {} if hasattr(model, "peft_config") else {"max_shard_size": max_bytes}  # PEFT writes one file
+    model.save_pretrained(str(folder), state_dict=here, safe_serialization=True, **size)
     if isinstance(state, StreamedWeights):
         state.move_into(folder)
     if base is not None and is_adapter(folder):

@@ -189,7 +189,7 @@ class Trainer:
         folder, train = self.spec.staging / f"step-{step:06d}", self.spec.config.train
         scoring = self.engine.engine.module
         is_writer = self.rank.rank == 0
-        state = gather_weights(scoring, self.engine.stage, is_writer, folder / "weights")
+        state = gather_weights(scoring, self.engine.stage, is_writer, folder / "weights", train.max_shard_bytes)
         probe = policy_probe(self.engine, self.train) if train.verify_export else None
         snapshot = self.engine.snapshot() if train.save == "all" else None
 
@@ -209,7 +209,7 @@ class Trainer:
     def _write_model(self, state: dict[str, Tensor] | StreamedWeights, folder: Path) -> None:
         model, source = self.spec.model, self.spec.model.here()
         base = (model.name, model.commit) if model.commit else (str(source), None)
-        more = (self.spec.chat_template, base, self.spec.end_ids)
+        more = (self.spec.chat_template, base, self.spec.end_ids, self.spec.config.train.max_shard_bytes)
         write_model(self.engine.engine.module.model, state, source, folder, *more)
 
     def close(self) -> None:

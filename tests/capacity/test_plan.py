@@ -110,6 +110,9 @@ def test_what_a_checkpoint_copies(trained: int, frozen: int, held: int) -> None:
     """A model that is larger than a file goes there tensor by tensor, an adapter never does."""
     first = rank(3, trained=trained, frozen=frozen, largest=500)
     assert staging_parts(first, trained, False) == {"state": 0, "model of the first rank": 2 * held}
+    if not frozen:
+        assert staging_parts(first, trained, False, 2 * trained)["model of the first rank"] == 2 * trained
+        assert staging_parts(first, trained, False, 2 * trained - 1)["model of the first rank"] == 2 * 500
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ FREE_IN_TRAINING = """
     reference.tokens_per_batch reference.max_retries reference.hang_timeout_s train.cpus_per_worker train.tokens_per_microbatch
     train.activation_memory_gb train.eval_every train.save_every train.save_every_minutes train.save train.keep_checkpoints
     train.best_metric train.export
-    train.verify_export
+    train.verify_export train.max_shard_size
     train.num_workers train.zero_stage train.offload_optimizer train.offload_parameters
     train.sequence_parallel_size
     train.log_every train.sinks train.hang_timeout_s train.max_failures train.max_preemptions

@@ -20,7 +20,6 @@ from raydpo.models.merging import write_merged
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.streamed_merge import stream_merged
 from raydpo.pipelines import train
-from raydpo.train import export
 from tests.adapter_kinds import KINDS, LINEAR, Kind, Made, make_adapter, make_base
 from tests.pipelines.toy import Notes, Toy, config
 
@@ -53,9 +52,8 @@ def test_the_folder_is_that_of_a_whole_merge(
 ) -> None:
     made, found = adapter(toy, tmp_path, STREAMED[name])
     write_merged(found, tmp_path / "whole", dtype)
-    monkeypatch.setattr(merging, "SHARD_BYTES", 10_000)
     monkeypatch.setattr(pretrained, "load_model", None)
-    write_merged(found, tmp_path / "streamed", dtype)
+    write_merged(found, tmp_path / "streamed", dtype, 10_000)
     ours, theirs, base = (tensors(folder) for folder in (tmp_path / "streamed", tmp_path / "whole", made.base))
     assert len(set(tensor_files(tmp_path / "streamed").values())) > 2
     assert ours.keys() == theirs.keys()
@@ -129,17 +127,13 @@ def test_a_merge_that_says_something_else_is_refused(toy: Toy, tmp_path: Path, m
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "merge": True}], ids=["full", "lora"])
-def test_a_run_whose_models_are_larger_than_a_file(
-    toy: Toy, machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: object
-) -> None:
+def test_a_run_whose_models_are_larger_than_a_file(toy: Toy, machine: None, tmp_path: Path, lora: object) -> None:
     """Trained, proven, resumed and evaluated from shards, with a reference that is made of them: the numbers of one file."""
     moving = {} if lora else {"reference.sync_every": 1, "reference.sync_alpha": 0.5}
     changes = {"train.max_steps": 2, "train.learning_rate": 1e-2, "train.save_every": 1, "train.lora": lora, **moving}
     one_file = train(config(toy, tmp_path / "one", changes))
-    for module in (merging, export):
-        monkeypatch.setattr(module, "SHARD_BYTES", 20_000)
     notes = Notes()
-    found = train(config(toy, tmp_path / "many", changes), notes)
+    found = train(config(toy, tmp_path / "many", {**changes, "train.max_shard_size": "20KB"}), notes)
     assert found["eval"] == one_file["eval"]
     name = "model_merged" if lora else "model"
     ours, theirs = (tensors(tmp_path / run / name) for run in ("many", "one"))

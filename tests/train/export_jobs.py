@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from raydpo.train import TrainSpec, export
+from raydpo.train import TrainSpec
 from raydpo.train.trainer import build_trainer
 from tests.train.gang import Place
 
@@ -20,8 +20,8 @@ class Exported(NamedTuple):
     weights: int
 
 
-def export_start(place: Place, spec: TrainSpec, shard_bytes: int) -> Exported:
-    """Stage step 0 with files of at most `shard_bytes`."""
+def export_start(place: Place, spec: TrainSpec) -> Exported:
+    """Stage step 0."""
     held: list[Any] = []
     most = [0]
     honest = torch.Tensor.to
@@ -38,7 +38,6 @@ def export_start(place: Place, spec: TrainSpec, shard_bytes: int) -> Exported:
     sizes: list[int] = []
     trainer = build_trainer(place, spec)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(export, "SHARD_BYTES", shard_bytes)
         patch.setattr(torch.Tensor, "to", to)
         trainer.stage(0, {}, "").result()
     weights = [
