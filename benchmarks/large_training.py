@@ -16,6 +16,8 @@ from benchmarks.process_memory import actors_grown
 NUM_RANKS, NUM_STEPS, PAIRS_A_STEP, MAX_TOKENS = 2, 2, 2, 16
 """2 pairs a step, each of two rows of at most 16 tokens: 64 tokens."""
 MAX_SHARD = 200_000_000
+BUCKET_ELEMENTS = 20_000_000
+"""Of the buffers in which gradients are reduced: a tenth of the default, which would be most of what a rank takes."""
 
 
 def training(folder: Path) -> dict[str, Any]:
@@ -73,7 +75,8 @@ def config_of(folder: Path, weights: str) -> Any:
             "reference": {"cache_dir": str(folder / weights / "cache"), "weights": weights},
             "train": {"num_workers": NUM_RANKS, "zero_stage": 3, "offload_optimizer": True}
             | {"global_batch_pairs": PAIRS_A_STEP, "max_steps": NUM_STEPS, "epochs": 1, "learning_rate": 1e-5}
-            | {"save": "weights", "max_shard_size": MAX_SHARD},
+            | {"save": "weights", "max_shard_size": MAX_SHARD}
+            | {"deepspeed": {"zero_optimization": {"reduce_bucket_size": BUCKET_ELEMENTS}}},
         }
     )
 
