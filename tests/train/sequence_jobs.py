@@ -6,19 +6,25 @@ from typing import Any, NamedTuple
 
 import deepspeed
 import numpy as np
+import pytest
 import torch
 from torch import Tensor, nn
 from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.batches.micro_batches import lay_out
 from raydpo.errors import ConfigError
+from raydpo.metrics import Sums
 from raydpo.models.attention import register
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
 from raydpo.models.lora import add_lora
 from raydpo.models.memory import Living, compute_again
 from raydpo.models.pretrained import switch_dropout_off
 from raydpo.models.sequence_parallel import ranks_together
+from raydpo.train import TrainSpec
+from raydpo.train import trainer as trainer_module
 from raydpo.train.rendezvous import init_method
+from raydpo.train.step import all_reduce
+from raydpo.train.trainer import build_trainer
 from tests.models.test_attention import FAMILIES, norms_in_float64
 from tests.train.gang import Place
 
@@ -147,3 +153,36 @@ def peak_bytes(case: StreamCase, num_together: int = 1) -> tuple[int, np.ndarray
 def shared_peak_bytes(place: Place, case: StreamCase) -> tuple[int, np.ndarray]:
     join()
     return peak_bytes(case, place.num_ranks)
+
+
+class Counted(NamedTuple):
+    """What a rank read of one step, and what all ranks counted together.
+
+    examples: of each micro-batch, in order. tokens: of the step, as the meter counts them. train, held_out: "sum of"
+    and "count of" each metric.
+    """
+
+    examples: list[list[int]]
+    tokens: int
+    train: dict[str, float]
+    held_out: dict[str, float]
+
+
+def counted(place: Place, spec: TrainSpec, step: int) -> Counted:
+    """Of step `step` (from 0) and an evaluation after it: what their metrics are divided from."""
+    trainer, vectors = build_trainer(place, spec), []
+
+    def noted(sums: Sums, names: list[str], device: Any) -> list[float]:
+        vector = all_reduce(sums, names, device)
+        keys = [f"{what} of {name}" for name in names for what in ("sum", "count")]
+        vectors.append(dict(zip(keys, vector, strict=True)))
+        return vector
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trainer_module, "all_reduce", noted)
+        trainer.update(step)
+        list(trainer.evaluate(step + 1))
+    examples = trainer.order.examples(step)
+    read = [[int(examples[place]) for place in micro] for micro, _ in trainer.train.micro_batches(examples)]
+    train, held_out = vectors
+    return Counted(read, trainer.num_tokens(step), train, held_out)
