@@ -24,13 +24,19 @@ LAYERS = (8, 20)
 RANKS = (2, 4)
 FOLDER = Path(__file__).parent / "results"
 _SHAPE = {"hidden_size": 768, "intermediate_size": 2048, "num_attention_heads": 12, "num_key_value_heads": 12}
+FAMILIES = {
+    "llama": _SHAPE,
+    "mixtral": _SHAPE
+    | {"hidden_size": 512, "intermediate_size": 512, "num_attention_heads": 8, "num_key_value_heads": 8},
+}
 
 
-def make_model(folder: Path, num_layers: int) -> tuple[int, int]:
+def make_model(folder: Path, num_layers: int, family: str) -> tuple[int, int]:
     """Write a random model of float32. Returns (bytes of all weights, bytes of the largest)."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    model = LlamaForCausalLM(LlamaConfig(**_SHAPE, num_hidden_layers=num_layers, vocab_size=8192))
+    config = AutoConfig.for_model(family, **FAMILIES[family], num_hidden_layers=num_layers, vocab_size=8192)
+    model = AutoModelForCausalLM.from_config(config)
     model.save_pretrained(folder)
     sizes = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
     return sum(sizes), max(sizes)
@@ -70,7 +76,8 @@ def start(rank: int, num_ranks: int, port: int, folder: str, results: Any) -> No
     os.environ["DS_ACCELERATOR"] = "cpu"
     import deepspeed
     import torch
-    import transformers.models.llama.modeling_llama  # noqa: F401
+    import transformers.models.llama.modeling_llama
+    import transformers.models.mixtral.modeling_mixtral  # noqa: F401
 
     from raydpo.config import Config
     from raydpo.models.logprobs import AnswerLogProbs
@@ -127,6 +134,7 @@ def main() -> None:
     """Measure, print, save; fail where a rank grew by more than it may."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--ranks", type=int, nargs="+", default=RANKS)
+    parser.add_argument("--family", choices=FAMILIES, default="llama")
     parser.add_argument("--layers", type=int, nargs="+", default=LAYERS)
     parser.add_argument("--out", type=Path, default=FOLDER)
     options = parser.parse_args()
@@ -134,12 +142,13 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for num_layers in options.layers:
             path = Path(folder) / str(num_layers)
-            whole, largest = make_model(path, num_layers)
+            whole, largest = make_model(path, num_layers, options.family)
             for num_ranks in options.ranks:
                 allowed = round(1.3 * (whole / num_ranks + largest) + 64e6)
                 for rank, (read, growth) in enumerate(run(path, num_ranks)):
                     too_much = too_much or growth > allowed
                     row = {
+                        "family": options.family,
                         "layers": num_layers,
                         "ranks": num_ranks,
                         "rank": rank,
@@ -147,8 +156,8 @@ def main() -> None:
                         "read_bytes": read,
                     }
                     rows.append(row | {"growth_bytes": growth, "allowed_bytes": allowed})
-                    print(", ".join(f"{name} {value:,}" for name, value in rows[-1].items()), flush=True)
-    made.save(options.out, "sharded_start", made.cpu_cores(), vars(options), rows)
+                    print(", ".join(f"{name} {value}" for name, value in rows[-1].items()), flush=True)
+    made.save(options.out, f"sharded_start_{options.family}", made.cpu_cores(), vars(options), rows)
     if too_much:
         raise SystemExit("a rank grew by more than it may")
 

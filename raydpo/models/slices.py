@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +23,22 @@ DTYPES = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F
 """What a safetensors file calls the dtypes of weights."""
 BLOCK_ELEMENTS = 1 << 22
 """Elements that are read, cast and looked at in one go."""
+
+
+class Readable(Protocol):
+    """Elements that lie in files. name: of the first tensor there. shape: of the weight that they make."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def shape(self) -> tuple[int, ...]: ...
+
+    @property
+    def num_elements(self) -> int: ...
+
+    def read(self, reader: SliceReader, first: int, out: Tensor) -> None:
+        """Elements from `first` on of the flattened weight into `out`, as `SliceReader.read`."""
 
 
 @dataclass(frozen=True)
@@ -37,7 +53,12 @@ class StoredTensor:
 
     @property
     def num_elements(self) -> int:
+        """Of the whole tensor."""
         return math.prod(self.shape)
+
+    def read(self, reader: SliceReader, first: int, out: Tensor) -> None:
+        """As `SliceReader.read`."""
+        reader.read(self, first, out)
 
 
 def places_in(folder: Path) -> dict[str, StoredTensor]:
@@ -108,10 +129,10 @@ class SliceReader:
         if not is_finite and place.name not in self.not_finite:
             self.not_finite.append(place.name)
 
-    def whole(self, place: StoredTensor, dtype: torch.dtype) -> Tensor:
-        """All of a tensor in `dtype`."""
+    def whole(self, place: Readable, dtype: torch.dtype) -> Tensor:
+        """All of a weight in `dtype`."""
         found = torch.empty(place.num_elements, dtype=dtype)
-        self.read(place, 0, found)
+        place.read(self, 0, found)
         return found.view(place.shape)
 
     def close(self) -> None:

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from raydpo.models.hollow import HollowModel
-from raydpo.models.slices import SliceReader, StoredTensor, not_finite
+from raydpo.models.slices import Readable, SliceReader, not_finite
 
 
 def shard(module: nn.Module, config: dict[str, Any], source: HollowModel | None = None) -> None:
@@ -39,14 +39,14 @@ def shard(module: nn.Module, config: dict[str, Any], source: HollowModel | None 
         buffer.data = buffer.data.to(init.local_device)
 
 
-def _read_part(init: Any, parameter: Any, place: StoredTensor, reader: SliceReader) -> None:
+def _read_part(init: Any, parameter: Any, place: Readable, reader: SliceReader) -> None:
     """Make a sharded parameter of one without weights. Nothing is sent."""
     whole = torch.empty(parameter.shape, dtype=parameter.dtype)  # memory that nobody writes to takes none
     parameter.data = whole
     init._convert_to_deepspeed_param(parameter)
     size = -(-whole.numel() // parameter.ds_zero_partition_world_size)
     first = min(size * parameter.ds_zero_partition_rank, whole.numel())
-    reader.read(place, first, whole.view(-1)[first : first + size])
+    place.read(reader, first, whole.view(-1)[first : first + size])
     parameter.partition()
     if parameter.ds_tensor.ds_numel != size:
         raise RuntimeError(f"DeepSpeed cut {place.name} into parts of {parameter.ds_tensor.ds_numel}, not {size}")

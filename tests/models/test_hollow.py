@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers.core_model_loading import MergeModulelist
 
 from raydpo.errors import ConfigError
 from raydpo.models import slices
@@ -94,9 +96,25 @@ def test_what_loading_would_refuse_is_left_to_it(tmp_path):
         hollow_model(tmp_path, "float32", "auto")
 
 
-def test_experts_that_are_stacked_on_loading_are_read_whole(tmp_path):
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_experts_that_are_stacked_on_loading_are_read_out_of_many_tensors(family, dtype, tmp_path):
+    mixture(family).save_pretrained(tmp_path)
+    stored = {name: place for name, place in places_in(tmp_path).items() if ".experts." in name}
+    assert len(stored) == 2 * 3 * 3  # layers, experts, matrices of an expert
+    hollow = hollow_model(tmp_path, dtype, "auto")
+    assert_equal_models(filled(hollow), load_model(tmp_path, dtype, "auto"))
+
+
+def test_a_weight_that_is_computed_out_of_others_is_read_whole(tmp_path, monkeypatch):
     mixture("mixtral").save_pretrained(tmp_path)
-    with pytest.raises(WholeNeeded, match="out of several tensors"):
+    honest = MergeModulelist.convert
+
+    def doubled(self: MergeModulelist, *args: Any, **options: Any) -> dict[str, torch.Tensor]:
+        return {name: tensor * 2 for name, tensor in honest(self, *args, **options).items()}
+
+    monkeypatch.setattr(MergeModulelist, "convert", doubled)
+    with pytest.raises(WholeNeeded, match=r"transformers computes .*experts"):
         hollow_model(tmp_path, "float32", "auto")
 
 
@@ -104,7 +122,12 @@ def mixture(family: str) -> torch.nn.Module:
     from transformers import AutoConfig, AutoModelForCausalLM
 
     shape = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
-    config = AutoConfig.for_model(family, **shape, num_key_value_heads=2, num_local_experts=3, vocab_size=61)
+    experts = (
+        {"num_local_experts": 3}
+        if family == "mixtral"
+        else {"num_experts": 3, "num_experts_per_tok": 2, "moe_intermediate_size": 24}
+    )
+    config = AutoConfig.for_model(family, **shape, **experts, num_key_value_heads=2, vocab_size=61, head_dim=8)
     return AutoModelForCausalLM.from_config(config)
 
 

@@ -49,10 +49,11 @@ def count_moves(place: Place, spec: TrainSpec) -> Moves:
 
 
 class Reads(NamedTuple):
-    """Bytes that this rank read in a start, of all weights, and whether it loaded the model whole."""
+    """Bytes that this rank read in a start, of all weights and of the largest, and whether it loaded the model whole."""
 
     read: int
     weights: int
+    largest: int
     whole: bool
 
 
@@ -74,9 +75,9 @@ def count_reads(place: Place, spec: TrainSpec) -> Reads:
         patch.setattr(start, "load_model", load)
         trainer = build_trainer(place, spec)
     weights = [p for name, p in trainer.engine.engine.module.named_parameters() if "lora_" not in name]
-    size = sum(p.ds_numel * p.element_size() for p in weights)
+    sizes = [p.ds_numel * p.element_size() for p in weights]
     trainer.close()
-    return Reads(sum(reader.bytes_read for reader in readers), size, bool(whole))
+    return Reads(sum(reader.bytes_read for reader in readers), sum(sizes), max(sizes), bool(whole))
 
 
 def train_read_whole(place: Place, spec: TrainSpec) -> tuple[list[Any], str]:

@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.pretrained import load_tokenizer
@@ -49,6 +50,52 @@ def test_under_zero_3_ranks_read_every_weight_once_between_them(runs, gangs, num
     assert sum(each.read for each in reads) == reads[0].weights
     assert max(each.read for each in reads) <= reads[0].weights / num_ranks + 1024
     assert not any(each.whole for each in reads)
+
+
+def mixture(world, folder: Path, family: str) -> Path:
+    """A random model with experts, one tensor each in its files, that reads the world's ids."""
+    vocabulary = len(load_tokenizer(world.reference))
+    experts = (
+        {"num_local_experts": 6}
+        if family == "mixtral"
+        else {"num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 40}
+    )
+    shape = {
+        "hidden_size": 32,
+        "intermediate_size": 40,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "head_dim": 8,
+    }
+    torch.manual_seed(0)
+    config = AutoConfig.for_model(family, **shape, **experts, num_key_value_heads=2, vocab_size=vocabulary)
+    AutoModelForCausalLM.from_config(config).save_pretrained(folder)
+    load_tokenizer(world.reference).save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize("options", [{}, {"lora": LORA}], ids=["full", "lora"])
+@pytest.mark.parametrize("family", ["mixtral", "qwen3_moe"])
+def test_stacked_experts_are_read_once_between_the_ranks(world, runs, gangs, family, options, tmp_path):
+    spec = runs.spec(zero_stage=3, policy=mixture(world, tmp_path, family), **options)
+    for num_ranks in (2, 3):
+        reads = gangs[num_ranks].run(start_jobs.count_reads, spec)
+        assert sum(each.read for each in reads) == reads[0].weights
+        assert max(each.read for each in reads) <= 1.3 * (reads[0].weights / num_ranks + reads[0].largest)
+        assert max(each.read for each in reads) <= reads[0].weights / num_ranks + 1024
+        assert not any(each.whole for each in reads)
+
+
+def test_a_training_of_experts_is_the_same_whichever_way_they_were_read(world, runs, gangs, tmp_path):
+    spec = runs.spec(zero_stage=3, policy=mixture(world, tmp_path, "mixtral"), max_steps=2)
+    parts = runs.fresh(spec, 2)
+    spec = replace(spec, staging=tmp_path / "whole")
+    spec.staging.mkdir()
+    whole = Run(spec, *gangs[2].run(start_jobs.train_read_whole, spec)[0])
+    assert len(parts.losses) == 2
+    assert whole.losses == parts.losses
+    assert whole.series("grad_norm") == parts.series("grad_norm")
+    assert not any("reads the whole model" in event.text for event in parts.of(Noted))
 
 
 @pytest.mark.parametrize(
