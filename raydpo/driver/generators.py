@@ -20,6 +20,7 @@ from raydpo import runtime
 from raydpo.artifacts import weights_digest
 from raydpo.config import Config
 from raydpo.driver.actors import libraries_of, placement
+from raydpo.driver.ledger import Ledger
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator, Health
@@ -52,11 +53,13 @@ class Policy:
 
 
 class Generators:
-    """engine: of the initial model; the architecture of all versions. Close them after use."""
+    """engine: of the initial model; the architecture of all versions. ledger: what is started and loaded is counted there.
+    Close them after use."""
 
-    def __init__(self, config: Config, engine: EngineSpec, observer: Observer) -> None:
+    def __init__(self, config: Config, engine: EngineSpec, observer: Observer, ledger: Ledger | None = None) -> None:
         section = config.generate
         self._engine, self._observer = engine, observer
+        self._ledger = ledger or Ledger()
         is_colocated = config.rounds is not None and config.rounds.placement == "colocated"
         self.shares_gpus = is_colocated and section.gpus_per_worker > 0
         # Colocated on CPUs, generators wait while trainers run: they must not hold the CPUs that trainers reserve.
@@ -74,7 +77,9 @@ class Generators:
             placement=placement(section.scheduling),
             own_process=engine.engine != "transformers",
             preload=libraries_of(engine.engine),
+            placed=self._count_start,
         )
+        self._is_greeted = False
         self._version = self._checked = engine.version  # what an engine holds when it has started
         self._unproven: set[int] = set()
         self._is_introduced = False
@@ -82,15 +87,22 @@ class Generators:
     def hold(self, policy: Policy) -> None:
         """Make every generator hold `policy`, from its folder unless a push brought it. Raises PolicyMismatchError."""
         message = LoadFolder(str(policy.folder), policy.version)
-        self._pool.greet_with(message if policy.version != self._engine.version else None)
+        self._is_greeted = policy.version != self._engine.version
+        self._pool.greet_with(message if self._is_greeted else None)
         if self._version != policy.version:
-            self._pool.tell(message)
+            self._ledger.updated("generate", len(self._pool.tell(message)))
             self._version = policy.version
         if self._checked != policy.version:
             self._pool.start()
             self._check(policy)
             self._checked = policy.version
         self._introduce()
+
+    def _count_start(self, _: object) -> None:
+        """Each loads the initial model as it starts, and takes in what it is greeted with."""
+        self._ledger.started("generate")
+        self._ledger.loaded("generate")
+        self._ledger.updated("generate", int(self._is_greeted))
 
     def _introduce(self) -> None:
         """Say once what samples."""
@@ -107,7 +119,8 @@ class Generators:
     def receive(self, part: WeightsPart, version: int) -> None:
         """A part of the weights of `version`, from the trainers."""
         self._version = version if part.is_last else _LOADING
-        self._pool.tell(LoadWeights(part.weights, version, part.is_last, part.is_partial))
+        answers = self._pool.tell(LoadWeights(part.weights, version, part.is_last, part.is_partial))
+        self._ledger.updated("generate", len(answers) if part.is_last else 0)
 
     def _check(self, policy: Policy) -> None:
         """Compare each generator's log-probs of a few sequences with those of the trainers."""

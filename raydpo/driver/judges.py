@@ -20,6 +20,7 @@ from raydpo.driver.actors import libraries_of, placement
 from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judge_progress import JudgeProgress
 from raydpo.driver.judge_worker import make_judge_worker
+from raydpo.driver.ledger import Ledger
 from raydpo.errors import Cause, JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.deadline import OutOfTime, within
@@ -42,13 +43,20 @@ class Judging:
     section: the section `judge`, None without one.
     engine: how a language model that the judge loads itself is loaded (its `model` is not read).
     is_colocated: it works while trainers do not, on their devices.
+    ledger: what is started and loaded is counted there.
     """
 
     def __init__(
-        self, judge: Judge | None, section: JudgeSection | None, engine: EngineSpec, *, is_colocated: bool = True
+        self,
+        judge: Judge | None,
+        section: JudgeSection | None,
+        engine: EngineSpec,
+        *,
+        is_colocated: bool = True,
+        ledger: Ledger | None = None,
     ) -> None:
         self._judge, self._section, self._engine = judge, section, engine
-        self._is_colocated = is_colocated
+        self._is_colocated, self._ledger = is_colocated, ledger or Ledger()
         self._pool: runtime.Pool | None = None
         self._is_stopped = False
         self.needs_gpu = section is not None and section.gpus_per_worker > 0
@@ -129,6 +137,7 @@ class Judging:
                 own_process=runs_named_code(section) or (bool(self._models) and self._engine.engine != "transformers"),
                 preload=self._libraries(),
                 hear=lambda index, event: self._progress.hear(index, event),
+                placed=self._ledger.at_place("judge", loads=bool(self._models)),
             )
         if self._is_stopped:  # before there was a pool to close
             self._pool.close()

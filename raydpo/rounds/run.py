@@ -95,7 +95,7 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
             wait_for_nodes(wanted)
         setup = _merged(setup, observer)
         setup.check()
-        with closing(Generators(setup.config, setup.engine, observer)) as generators:
+        with closing(Generators(setup.config, setup.engine, observer, setup.ledger)) as generators:
             run = RoundsRun(setup, generators, observer)
             try:
                 yield run
@@ -257,6 +257,7 @@ class RoundsRun:
                 "initial": self._first,
                 "rounds": rounds,
                 **self._busy.report(self._setup.config.generate.num_workers),
+                **self._setup.ledger.report(),
             }
         )
 

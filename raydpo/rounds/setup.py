@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from raydpo import runtime
@@ -23,6 +23,7 @@ from raydpo.data.template import open_tokenizer
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.driver.actors import demand
 from raydpo.driver.judges import Judging
+from raydpo.driver.ledger import Ledger
 from raydpo.errors import ConfigError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.verdict import Judge
@@ -48,6 +49,7 @@ class Setup:
     prompts, eval_prompts: what rounds sample from, and what evaluations answer.
     judging: what scores answers.
     demands: CPUs and GPUs of every role.
+    ledger: what roles start and load.
     """
 
     config: Config
@@ -58,6 +60,7 @@ class Setup:
     eval_prompts: Sequence[Prompt]
     judging: Judging
     demands: tuple[runtime.Demand, ...]
+    ledger: Ledger = field(default_factory=Ledger)
 
     @property
     def rounds(self) -> RoundsSection:
@@ -104,9 +107,10 @@ def set_up(config: Config, judge: Judge | None, observer: Observer, *, weights: 
         observer(Note("info", ends.text))
     prompts, eval_prompts = _read(workspace, tokenizer, observer)
     layout = RoundsFolder(config, workspace.dir, workspace.model)
-    judging = Judging(judge, config.judge, engine, is_colocated=layout.rounds.placement == "colocated")
+    is_colocated, ledger = layout.rounds.placement == "colocated", Ledger()
+    judging = Judging(judge, config.judge, engine, is_colocated=is_colocated, ledger=ledger)
     policy = replace(engine, end_ids=ends.ids)
-    return Setup(config, layout, policy, tokenizer, prompts, eval_prompts, judging, _demands(config))
+    return Setup(config, layout, policy, tokenizer, prompts, eval_prompts, judging, _demands(config), ledger)
 
 
 def examine(config: Config, observer: Observer) -> dict[str, Any]:
