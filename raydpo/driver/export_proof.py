@@ -1,8 +1,9 @@
 """The proof of an export: the folder is loaded again as anybody would, and says what its trainers said.
 
 Comes in: a folder that is not published yet, and the trainers' log-probs of a few rows at its step. Goes out: how far they are
-apart, or an error. Decision: a worker of its own loads it, on a GPU where the run trains on one; the model must fit there
-once (`train.verify_export: false` where it does not). Price: one load for each folder that is published.
+apart, or an error. Decision: a worker of its own loads it, on a GPU where the run trains on one; a model that is larger than
+what is free there is held one layer at a time, as `reference.weights: auto` would. Price: one load for each folder that is
+published.
 """
 
 from __future__ import annotations
@@ -16,8 +17,12 @@ import numpy as np
 
 from raydpo import runtime
 from raydpo.driver.actors import libraries_of, trainer_limits
+from raydpo.driver.evaluation_stage import weights_of
 from raydpo.errors import IntegrityError
+from raydpo.models.adapter_files import is_adapter
 from raydpo.models.agreement import compare, tolerance_of
+from raydpo.models.resolve import ResolvedModel
+from raydpo.reference.way import Weights, choose_way
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.json_text import read_object
@@ -27,12 +32,23 @@ from raydpo.schema.samples import Score
 
 @dataclass(frozen=True)
 class ProofJob:
-    """folder: of the export. request: rows that it scores."""
+    """folder: of the export. request: rows that it scores. weights: how it is held, see `raydpo.reference.way`."""
 
     folder: Path
     request: Score
     dtype: str
     device: str
+    weights: Weights = "whole"
+
+
+@dataclass(frozen=True)
+class Reloaded:
+    """What a loaded export said. nats: of each row. said: how it was held, where that is worth a word. weight_bytes: of a
+    streamed one, bytes of weights that were read."""
+
+    nats: list[np.ndarray]
+    said: str = ""
+    weight_bytes: int = 0
 
 
 def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, observer: Observer) -> dict[str, float]:
@@ -46,10 +62,12 @@ def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, obser
         observer(Note("warning", f"{name}/ is published without having been loaded again: {why}"))
         return {}
     request, theirs = read_probe(checkpoint / PROBE_FILE)
-    job = ProofJob(folder, request, workspace.dtype, "cuda" if train.gpus_per_worker else "cpu")
+    job = ProofJob(folder, request, workspace.dtype, "cuda" if train.gpus_per_worker else "cpu", weights_of(workspace))
     limits = trainer_limits(train) | {"gpus": train.gpus_per_worker, "preload": libraries_of()}
     ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, **limits)
-    found = compare(ours, theirs, tolerance_of(workspace.dtype))
+    if ours.said:
+        observer(Note("info", f"{name}/: {ours.said}"))
+    found = compare(ours.nats, theirs, tolerance_of(workspace.dtype))
     if found.problem is not None:
         shutil.rmtree(folder, ignore_errors=True)
         row, now, then, difference, allowed = found.problem
@@ -60,7 +78,10 @@ def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, obser
             f"by {difference:.3g}, allowed are {allowed:.3g} in {workspace.dtype}",
         )
     worst = {"rows": found.rows, "max_difference_nats": found.worst_nats, "tolerance_nats": found.allowed_nats}
-    text = f"{name}/ was loaded again and says what was trained: {found.rows} rows within {found.worst_nats:.2g} nats"
+    if ours.weight_bytes:
+        worst["weight_bytes"] = ours.weight_bytes
+    how = f"streamed ({ours.weight_bytes / 1e9:,.2f} GB of weights read)" if ours.weight_bytes else "loaded again"
+    text = f"{name}/ was {how} and says what was trained: {found.rows} rows within {found.worst_nats:.2g} nats"
     observer(Note("info", text))
     return worst
 
@@ -72,11 +93,27 @@ def read_probe(path: Path) -> tuple[Score, list[np.ndarray]]:
     return request, [np.array(nats) for nats in found["nats"]]
 
 
-def verifier() -> Callable[[ProofJob], list[np.ndarray]]:
+def verifier() -> Callable[[ProofJob], Reloaded]:
     """A worker that loads exports."""
-    from raydpo.models.reloaded import nats_of_folder
+    return reloaded
 
-    return lambda job: nats_of_folder(job.folder, job.request.sequences, job.dtype, job.device)
+
+def reloaded(job: ProofJob) -> Reloaded:
+    """What the export says, held as its size and the device ask for. Raises what loading raises."""
+    from raydpo.models.reloaded import nats_of_folder, streamed_nats_of_folder
+
+    asked = job.folder, job.request.sequences, job.dtype, job.device
+    if is_adapter(job.folder):
+        return Reloaded(nats_of_folder(*asked))
+    way = choose_way(job.weights, ResolvedModel(job.folder.name, None, job.folder), job.dtype, job.device)
+    said = way.said
+    if way.is_streamed:
+        try:
+            nats, weight_bytes = streamed_nats_of_folder(*asked)
+            return Reloaded(nats, said, weight_bytes)
+        except NotImplementedError as error:
+            said = f"{said}; but {error}, so it is loaded whole and may not fit"
+    return Reloaded(nats_of_folder(*asked), said)
 
 
 def _other_model(name: str, checkpoint: Path, why: str) -> IntegrityError:

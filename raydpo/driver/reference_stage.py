@@ -70,13 +70,13 @@ def scorer_spec(workspace: Workspace, identity: CacheIdentity) -> ScorerSpec:
         tokens_per_batch=section.tokens_per_batch,
         use_gpu=section.gpus_per_worker > 0,
         weights="auto" if section.weights == "trainers" else section.weights,
-        num_sharing=_sharing(section.gpus_per_worker, section.workers[1]),
+        num_sharing=sharing(section.gpus_per_worker, section.workers[1]),
         tokens_per_pass=section.stream_tokens,
     )
 
 
-def _sharing(gpus: float, num_workers: int) -> int:
-    """Workers that share the memory of a device, at most."""
+def sharing(gpus: float, num_workers: int) -> int:
+    """Workers that share the memory of a device, at most. gpus: of each. Needs a session."""
     if gpus:
         return max(1, int(1 / gpus))
     return -(-num_workers // max(1, runtime.count_nodes()))

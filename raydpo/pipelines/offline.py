@@ -84,13 +84,13 @@ def evaluate(config: Config, observer: Observer = ignore) -> dict[str, Any]:
         data = data_stage(workspace, observer, evaluated=model)
         check_held_out_data(data)
         reference = reference_stage(workspace, ("eval",), observer)
-        metrics = evaluation_stage(workspace, model, reference, data.eval_pairs, observer)
+        metrics, read = evaluation_stage(workspace, model, reference, data.eval_pairs, observer)
         summary = {
             "run_dir": workspace.place,
             "model": model.name,
             "data": data.to_json(),
             "reference": reference.to_json(),
-            "eval": {"last": metrics},
+            "eval": {"last": metrics, **read},
         }
         workspace.write_summary(summary, "evaluate.json")
     return summary

@@ -20,19 +20,16 @@ from raydpo.artifacts import CacheIdentity, ReferenceCache
 from raydpo.artifacts.claim import claimed
 from raydpo.artifacts.elsewhere import bring
 from raydpo.models.agreement import Noise
-from raydpo.models.layer_stream import LayerStream
-from raydpo.models.layer_weights import LayerWeights
 from raydpo.models.layout import check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
-from raydpo.models.pretrained import DTYPES, load_model
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.rounding import rounded_otherwise
-from raydpo.models.together import one_by_one
 from raydpo.reference.forward import RowList, score_rows
+from raydpo.reference.held import hold
 from raydpo.reference.plan import ShardWork
 from raydpo.reference.shard_rows import ShardRows
 from raydpo.reference.streamed import PassScoring
-from raydpo.reference.way import Way, Weights, cannot_stream, choose_way
+from raydpo.reference.way import Weights
 
 
 @dataclass(frozen=True)
@@ -104,31 +101,23 @@ class Scorer:
         self.device = "cuda" if spec.use_gpu else "cpu"
         for folder in spec.model.folders:
             bring(folder)
-        way = choose_way(spec.weights, spec.model, spec.dtype, self.device, spec.num_sharing)
-        self._said, self._stream = way.said, self._streamed(way) if way.is_streamed else None
-        if self._stream is None:
-            model, together = load_model(spec.model, spec.dtype, spec.attention).to(self.device), one_by_one
-        else:
-            model, together = self._stream.model, self._stream.run
-        self.scoring = AnswerLogProbs(model.requires_grad_(False))
-        check_head(self.scoring, together)
-        self.layout, _ = choose_layout(model, spec.attention, together)
+        held = hold(
+            spec.model,
+            spec.dtype,
+            spec.attention,
+            weights=spec.weights,
+            num_sharing=spec.num_sharing,
+            device=self.device,
+        )
+        self._said, self._stream = held.said, held.stream
+        self.scoring = AnswerLogProbs(held.model)
+        check_head(self.scoring, held.together)
+        self.layout, _ = choose_layout(held.model, spec.attention, held.together)
         self.cache = ReferenceCache(spec.cache_dir, spec.identity)
         self.rows = ShardRows(spec.data)
         self._did_not_fit: list[str] = []
         self._counted = (0, 0)
         self._has_said = False
-
-    def _streamed(self, way: Way) -> LayerStream | None:
-        """The model by layers; None, with a word, where nobody asked for it and it cannot be."""
-        folder, dtype = self.spec.model.here(), DTYPES[self.spec.dtype]
-        try:
-            return LayerStream(LayerWeights(folder, dtype, self.spec.attention, self.device))
-        except NotImplementedError as error:
-            if self.spec.weights == "streamed":
-                raise cannot_stream(self.spec.model, error) from error
-            self._said = f"{way.said}; but {error}, so it is loaded whole and may not fit"
-            return None
 
     def __call__(self, work: ShardWork) -> ShardDone:
         """Raises IntegrityError when a value is not a log-probability."""

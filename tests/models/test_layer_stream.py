@@ -19,6 +19,7 @@ from raydpo.models.layer_weights import LayerWeights
 from raydpo.models.layout import choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.pretrained import DTYPES, load_model
+from raydpo.models.reloaded import nats_of_folder, streamed_nats_of_folder
 
 KINDS = {
     "llama": "tied embeddings",
@@ -81,6 +82,18 @@ def test_values_are_those_of_a_whole_model_and_each_layer_is_read_once(folder_of
     assert all(torch.equal(one, two) for one, two in zip(found, expected, strict=True))
     assert torch.equal(AnswerLogProbs(stream.model)(batches[1]), expected[1]), "one call alone"
     assert len({float(nats.sum()) for nats in found}) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("family", KINDS)
+def test_a_folder_says_by_plain_transformers_what_it_says_streamed(folder_of, family, dtype):
+    sequences = [tuple(side.tolist() for side in row) for row in rows(3)]
+    whole = nats_of_folder(folder_of(family), sequences, dtype, "cpu")
+    streamed, weight_bytes = streamed_nats_of_folder(folder_of(family), sequences, dtype, "cpu")
+    assert all(np.array_equal(one, two) for one, two in zip(whole, streamed, strict=True))
+    assert len(whole) == len(sequences)
+    weights = stream_of(folder_of(family), dtype).weights
+    assert weight_bytes == weights.stays_bytes + sum(map(weights.layer_bytes, range(len(weights.layers))))
 
 
 def test_weights_of_layers_are_gone_after_a_pass_and_those_of_towers_never_come(folder_of):
