@@ -74,7 +74,7 @@ bench-scale: $(VENV)/.dev
 bench-start: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.sharded_start $(ARGS)
 
-# A model of 300 million weights as if it were too large for its device: a few minutes, 3 GB of memory and 1 GB of disk.
+# A model of 300 million weights as if it were too large for its device: five minutes, 12 GB of memory and 3 GB of disk.
 large: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.large
 
