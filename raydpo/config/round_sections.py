@@ -45,8 +45,9 @@ class GenerateSection(Section):
     stop: OneOrMany = ()
     """Texts that end an answer, in addition to the model's end-of-sequence tokens. They stay in the answer."""
     prompts_per_item: int = Field(default=32, ge=1)
-    """Prompts that a generator takes at a time: what its death loses at most. They are sampled as one batch, so with
-    another number the same seed gives other answers."""
+    """Prompts of a request, the unit that is handed out, committed, and lost by a death of its generator. The transformers
+    engine samples them as one batch, so with another number the same seed gives other answers. vLLM has as many requests in
+    work as fill it."""
     max_retries: Annotated[int, FREE_IN_ROUNDS] = Field(default=2, ge=0)
     """How often prompts are given to another generator after theirs died or hung."""
     hang_timeout_s: Annotated[float, FREE_IN_ROUNDS] = Field(default=1800, gt=0)

@@ -28,10 +28,9 @@ class VllmSection(Section):
     quantization: str | None = None
     """A method of vLLM (fp8, ...). Of judges alone: a quantised policy would not be the one that is trained."""
     enable_prefix_caching: bool = True
-    """Read equal beginnings of prompts once. The cache is emptied before every item, so that a sample depends on nothing
-    that came before it."""
+    """Read equal beginnings of prompts once. The cache is emptied at new weights, and whenever nothing is in work."""
     max_num_seqs: int | None = Field(default=None, ge=1)
-    """Answers in the making at a time. Default: vLLM's own number for the device."""
+    """Answers in the making at a time, of as many requests as it takes. Default: vLLM's own number for the device."""
 
     def parallel(self, gpus: float) -> tuple[int, int]:
         """(tensor, pipeline) parallel size of an engine on `gpus` GPUs; 0: on CPUs."""

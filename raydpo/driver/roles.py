@@ -64,7 +64,7 @@ class Roles:
                 number = missing[index]
                 lot = prompts[starts[number] : starts[number + 1]]
                 piece.write_part(number, _table(lot, answer))
-                self.busy.add("generate", answer.busy_s)
+                self.busy.sampled(answer)
                 done += len(lot)
                 self.observer(Advanced("generate", done))
             if done == len(prompts):

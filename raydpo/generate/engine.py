@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
 from raydpo.config.vllm_section import VllmSection
 from raydpo.schema.samples import Sample, Sampling
@@ -94,6 +94,29 @@ class Engine(Protocol):
     def health(self) -> dict[str, Any]:
         """Where and in what the policy computes (engine, device, dtype, threads), and, as `probe_nats`, a log-prob of a fixed
         probe."""
+        ...
+
+
+@runtime_checkable
+class StreamingEngine(Protocol):
+    """What an engine has in addition that samples for several requests at a time. One without it gets them one by one."""
+
+    @property
+    def num_steps(self) -> int:
+        """Forwards so far."""
+        ...
+
+    @property
+    def has_room(self) -> bool:
+        """Whether another request would be worked on at once."""
+        ...
+
+    def begin(self, number: int, prompts: Sequence[Sequence[int]], sampling: Sampling, seed: int) -> None:
+        """Have a request in work, with the arguments and errors of `generate`. number: of none in work."""
+        ...
+
+    def step(self) -> list[tuple[int, list[list[Sample]]]]:
+        """Work for a moment: numbers and answers of the requests that are done."""
         ...
 
 

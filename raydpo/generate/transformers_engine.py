@@ -28,7 +28,10 @@ from raydpo.schema.samples import Sample, Sampling
 
 
 class TransformersEngine:
-    """See `raydpo.generate.engine.Engine`. Threads and denormals are set for the whole process."""
+    """See `raydpo.generate.engine.Engine`. Threads and denormals are set for the whole process.
+
+    num_steps: forwards of sampling so far, one for each token of the longest answer of a batch.
+    """
 
     def __init__(self, spec: EngineSpec) -> None:
         torch.set_num_threads(spec.threads)
@@ -39,6 +42,7 @@ class TransformersEngine:
         self._limits = Limits.of(self._model.config, spec.max_length)
         self._scoring = AnswerLogProbs(self._model)
         self._head_is_checked = False
+        self.num_steps = 0
         self._tensors = self._model.state_dict()
         self._expected = Expected.of(self._model)
 
@@ -59,6 +63,7 @@ class TransformersEngine:
             torch.manual_seed(seed)
             for batch in batches_by_length(lengths, self._spec.tokens_per_batch):
                 decoded = decode(self._model, [rows[place] for place in batch], settings, stop)
+                self.num_steps += max(len(ids) for ids, _ in decoded)
                 texts = text_of([ids for ids, _ in decoded], self._tokenizer)
                 for place, (ids, ending), text in zip(batch, decoded, texts, strict=True):
                     samples[place] = Sample(tuple(ids), text, ending)

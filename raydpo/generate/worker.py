@@ -1,4 +1,4 @@
-"""One generator: takes requests one by one and holds one version of the policy.
+"""One generator: takes requests, several at a time where its engine can, and holds one version of the policy.
 
 Comes in: a `Request`. Goes out: `Generated`, `Scored` or `PolicyLoaded`, each with the version that did it and its seconds; or,
 of `Health`, what the engine says of itself.
@@ -9,15 +9,16 @@ price is that a generator that took another's place must be given the weights ag
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.elsewhere import bring
 from raydpo.errors import WorkerError
-from raydpo.generate.engine import Engine, EngineSpec
+from raydpo.generate.engine import Engine, EngineSpec, StreamingEngine
 from raydpo.generate.make_engine import make_engine
-from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Request, Score, Scored
+from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Request, Sample, Score, Scored
 
 
 @dataclass(frozen=True)
@@ -47,24 +48,61 @@ class Generator:
         self.engine: Engine = make_engine(spec)
         self._version: int | None = spec.version
         self._arriving: int | None = None
+        self._streaming = self.engine if isinstance(self.engine, StreamingEngine) else None
+        self._done: list[tuple[int, Generated | Scored]] = []
+        self._in_work: set[int] = set()
+        self._told_steps, self._worked_s = 0, 0.0
+
+    @property
+    def takes_several(self) -> bool:
+        """Whether `take` and `ended` may be used (`runtime.TakesSeveral`)."""
+        return self._streaming is not None
+
+    def take(self, number: int, request: Generate | Score) -> None:
+        """Have a request in work; log-probs are computed at once. Raises what `__call__` raises."""
+        began_s = time.monotonic()
+        if isinstance(request, Score) or not request.prompts:
+            self._done.append((number, self(request)))  # type: ignore[arg-type]
+            return
+        assert self._streaming is not None
+        self._check_version(request)
+        if not self._in_work:
+            self._told_steps, self._worked_s = self._num_steps, 0.0
+        self._streaming.begin(number, request.prompts, request.sampling, request.seed)
+        self._in_work.add(number)
+        self._worked_s += time.monotonic() - began_s
+
+    def ended(self, may_come_more: bool) -> list[tuple[int, Generated | Scored]]:
+        """Requests that are done, as soon as there are some; also when there is room for another that may come."""
+        assert self._streaming is not None
+        began_s = time.monotonic()
+        while self._in_work and not self._done and not (may_come_more and self._streaming.has_room):
+            for number, answers in self._streaming.step():
+                self._in_work.remove(number)
+                self._done.append((number, self._generated(answers, self._worked_s + time.monotonic() - began_s)))
+                began_s, self._worked_s = time.monotonic(), 0.0
+        self._worked_s += time.monotonic() - began_s
+        done, self._done = self._done, []
+        return done
 
     def __call__(self, request: Request | Health) -> Generated | Scored | PolicyLoaded | dict[str, Any]:
         """Raises WorkerError for a version that is not loaded, and whatever the engine raises."""
         started_s = time.monotonic()
         match request:
             case Generate():
-                version = self._whole_version()
-                if request.version != version:
-                    raise WorkerError(
-                        f"Samples of policy version {request.version} were asked for, and this generator holds version "
-                        f"{version}. They would have carried the wrong version. Load version {request.version} first."
-                    )
+                self._check_version(request)
+                self._told_steps = self._num_steps
                 answers = self.engine.generate(request.prompts, request.sampling, request.seed)
-                return Generated(tuple(map(tuple, answers)), version, time.monotonic() - started_s)
+                return self._generated(answers, time.monotonic() - started_s)
             case Score():
                 version = self._whole_version()
                 nats, top_ids, top_nats = self.engine.score(request.sequences)
                 return Scored(tuple(nats), tuple(top_ids), tuple(top_nats), version)
+            case LoadFolder() | LoadWeights() if self._in_work:
+                raise WorkerError(
+                    f"Policy version {request.version} came while {len(self._in_work)} requests were in work; their answers "
+                    "would have been those of a mixture. Let them end first."
+                )
             case LoadFolder():
                 self._version, self._arriving = None, None
                 bring(Path(request.folder))
@@ -76,6 +114,22 @@ class Generator:
                 return PolicyLoaded(request.version, request.is_last, time.monotonic() - started_s)
             case Health():
                 return self.engine.health()
+
+    @property
+    def _num_steps(self) -> int:
+        return int(getattr(self.engine, "num_steps", 0))
+
+    def _generated(self, answers: Sequence[Sequence[Sample]], busy_s: float) -> Generated:
+        """With the steps since the last one."""
+        before, self._told_steps = self._told_steps, self._num_steps
+        return Generated(tuple(map(tuple, answers)), self._whole_version(), busy_s, self._told_steps - before)
+
+    def _check_version(self, request: Generate) -> None:
+        if request.version != (version := self._whole_version()):
+            raise WorkerError(
+                f"Samples of policy version {request.version} were asked for, and this generator holds version "
+                f"{version}. They would have carried the wrong version. Load version {request.version} first."
+            )
 
     def _load_part(self, part: LoadWeights) -> None:
         if self._arriving not in (None, part.version):

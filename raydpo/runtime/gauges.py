@@ -19,6 +19,7 @@ GAUGES = {
     "raydpo_cache_missed_rows": "Rows of the run that it lacked at the start",
     "raydpo_scored_rows": "Rows scored so far in this attempt",
     "raydpo_queue_items": "Items of a role that no worker has taken yet",
+    "raydpo_items_in_work": "Items that the workers of a role have",
     "raydpo_workers": "Workers of a role that have their place",
     "raydpo_busy_share": "Share of a role's workers with an item in work",
 }

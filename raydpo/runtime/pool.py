@@ -4,7 +4,8 @@ What comes in: a factory that each actor calls once (it loads the model) and the
 come, each with its item's index.
 Decision: the driver hands out one item at a time to whoever is free, so a slow actor never holds back work, and an
 item whose actor died simply goes back to the queue; one that is silent beyond the deadline is ended and counts as dead.
-Items must therefore be idempotent by the name of their output.
+Items must therefore be idempotent by the name of their output. A worker that `TakesSeveral` is given another one whenever it
+has room, no more than its share of what is unfinished; all that it has in work go back when it dies.
 Price: one round trip an item; items should be worth seconds. A pool outlives one `run`, so its actors keep what they
 loaded: `tell` reaches those that are there, and `greet_with` is what an actor that starts later is sent first.
 """
@@ -27,7 +28,7 @@ from raydpo.runtime.news import News
 from raydpo.runtime.place import Place, thread_variables
 from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
-from raydpo.runtime.pool_items import PoolItems
+from raydpo.runtime.pool_items import PoolItems, gone_on
 from raydpo.runtime.resources import Demand, amounts, count_fitting
 from raydpo.runtime.sessions import current, patience, unseen_storage
 from raydpo.runtime.silence import Watched, frames_of, silences
@@ -99,11 +100,13 @@ class Pool:
                 if worker.state != "working":
                     self._advance(worker, answer)
                     continue
-                index, worker.item, worker.state, worker.was_idle = worker.item, None, "ready", False
-                self._items.finish_one()
+                done = answer if worker.takes_several else [(worker.items[0], answer)]
+                for index, _ in done:
+                    worker.items.remove(index)
+                    self._items.finish_one()
+                worker.state, worker.was_idle = "ready", False
                 self._feed(worker)
-                assert index is not None
-                yield index, answer
+                yield from done
 
     def tell(self, message: Any) -> list[Any]:
         """Give `message` to every actor that there is; their answers. Between two runs.
@@ -187,8 +190,8 @@ class Pool:
                 raise error_of(answer, self._describe(worker))
             if isinstance(answer, News):
                 self._calls[call], worker.silent_s = worker, 0.0
-                if self._hear is not None and worker.item is not None:
-                    self._hear(worker.item, answer.event)
+                if self._hear is not None and worker.items:
+                    self._hear(worker.items[0], answer.event)
                 continue
             yield worker, answer
         self._check_silence()
@@ -197,6 +200,7 @@ class Pool:
         placed = [worker for worker in self._workers.values() if worker.place is not None]
         busy = sum(worker.state == "working" for worker in placed)
         gauge("raydpo_queue_items", self._items.num_waiting, self._name)
+        gauge("raydpo_items_in_work", sum(len(worker.items) for worker in placed), self._name)
         gauge("raydpo_workers", len(placed), self._name)
         gauge("raydpo_busy_share", busy / max(1, len(placed)), self._name)
 
@@ -257,12 +261,15 @@ class Pool:
                 self._placed(answer[0])
             variables = thread_variables(self._threads, self._demand.gpus)
             self._ask(worker, "prepare", self._payload, variables, self._preload)
-        elif worker.state == "preparing" and self._greeting is not None:
-            worker.state = "greeting"
-            self._ask(worker, "work", self._greeting)
-        else:
-            worker.state = "ready"
-            self._feed(worker)
+            return
+        if worker.state == "preparing":
+            worker.takes_several = bool(answer) and self._hear is None
+            if self._greeting is not None:
+                worker.state = "greeting"
+                self._ask(worker, "work", self._greeting)
+                return
+        worker.state = "ready"
+        self._feed(worker)
 
     def _turn_away(self, worker: PoolWorker, node_id: str, problem: str) -> None:
         """Go on without a node that lacks the storage. Raises StorageError where no other one has room."""
@@ -282,43 +289,54 @@ class Pool:
         self._calls[call] = worker
 
     def _feed(self, worker: PoolWorker) -> None:
-        if self._items.num_waiting:
-            worker.item, worker.state = self._items.take(), "working"
-            if self._hear is None:
-                self._ask(worker, "work", self._items.at(worker.item))
-                return
-            worker.silent_s = 0.0
-            item, deadline_s = self._items.at(worker.item), self._hang_timeout_s
+        taken = self._items.take() if self._may_take(worker) else None
+        if taken is None and not worker.items:
+            return
+        worker.items += [] if taken is None else [taken]
+        worker.state = "working"
+        item = None if taken is None else self._items.at(taken)
+        if worker.takes_several:
+            numbered = None if taken is None else (taken, item)
+            self._ask(worker, "work_several", numbered, self._may_take(worker))
+        elif self._hear is None:
+            self._ask(worker, "work", item)
+        else:
+            worker.silent_s, deadline_s = 0.0, self._hang_timeout_s
             stream = self._actors.stream(worker.actor, "work_aloud", item, max_unread=None, hang_timeout_s=deadline_s)
             self._calls[stream] = worker
 
+    def _may_take(self, worker: PoolWorker) -> bool:
+        """Whether there is another item for it: of several no more than its share, so that none is without work at the end."""
+        share = -(-self._items.num_unfinished // max(1, len(self._workers))) if worker.takes_several else 1
+        return bool(self._items.num_waiting) and len(worker.items) < share and self._items.goes_beside(worker.items)
+
     def _bury(self, worker: PoolWorker, death: Death, frames: str = "") -> None:
-        """A dead worker's item goes to another one, within bounds. frames: where it was, on lines of their own."""
+        """A dead worker's items go to others, within bounds. frames: where it was, on lines of their own."""
         self._actors.kill(worker.actor)
         if self._workers.pop(worker.number, None) is None:
             return  # the pool was stopped meanwhile
         is_hang = death.cause is Cause.HUNG
         message = f"{self._describe(worker)} {'hung' if is_hang else 'died'}: {death.text}."
-        if worker.item is None and not self._items.num_waiting:
+        if not worker.items and not self._items.num_waiting:
             _log.warning("%s%s", message, frames)
             return
-        if worker.item is None:
+        if not worker.items:
             if not self._items.survives_start():
                 raise self._error(f"{message} This was before it took an item.", death, frames)
             _log.warning("%s Another one starts in its place.%s", message, frames)
         elif worker.was_idle and not is_hang:  # the item need not be the cause
-            self._items.put_back(worker.item)
-            _log.warning("%s The item goes to another one.", message)
+            self._items.put_back(worker.items)
+            _log.warning("%s %s.", message, gone_on(worker.items))
         else:
-            deaths, text = self._items.retry(worker.item, death.cause)
+            deaths, text = self._items.retry(worker.items, death.cause)
             if not text:
-                lost = f"{deaths} workers died of or hung over this item, and no more than {self._max_retries} retries"
+                over = "this item" if len(worker.items) == 1 else "one of these items"
+                lost = f"{deaths} workers died of or hung over {over}, and no more than {self._max_retries} retries"
                 raise self._error(f"{message} {lost} are allowed.", death, frames)
             _log.warning("%s %s%s", message, text, frames)
-        idle = next((other for other in self._workers.values() if other.state == "ready"), None)
-        if idle is not None and self._items.num_waiting:
+        for idle in [other for other in self._workers.values() if other.state == "ready"]:
             self._feed(idle)
-        elif self._items.num_waiting:
+        if self._items.num_waiting:
             self._start_worker(worker.number)
 
     def _error(self, message: str, death: Death, frames: str) -> WorkerError:
@@ -341,10 +359,8 @@ class Pool:
 
     def _describe(self, worker: PoolWorker) -> str:
         where = f" ({worker.place})" if worker.place else ""
-        if worker.item is None:
-            return f"{self._name} worker {worker.number}{where}"
-        item = f"item {worker.item} of {len(self._items)} ({self._items.shown(worker.item)})"
-        return f"{self._name} worker {worker.number}{where}, {item}"
+        items = f", {self._items.shown(worker.items)}" if worker.items else ""
+        return f"{self._name} worker {worker.number}{where}{items}"
 
     def _remedy(self) -> str:
         return f"If it was memory, run fewer workers or smaller batches; {self._actors.hint}."

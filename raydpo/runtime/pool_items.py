@@ -13,6 +13,7 @@ from typing import Any
 from raydpo.errors import Cause
 
 _SHOWN_CHARACTERS = 160
+_DEATHS_UNTIL_ALONE = 2
 
 
 class PoolItems:
@@ -54,31 +55,48 @@ class PoolItems:
         self.num_unfinished -= len(self._queue)
         self._queue.clear()
 
-    def put_back(self, index: int) -> None:
-        """An item is the next again."""
-        self._queue.appendleft(index)
+    def put_back(self, indices: Sequence[int]) -> None:
+        """Items are the next again."""
+        self._queue.extendleft(reversed(indices))
+
+    def goes_beside(self, others: Sequence[int]) -> bool:
+        """Whether the next item may be worked on beside `others`. One that has lost two actors is tried alone, so that a third
+        death is held against nothing else."""
+        both = (*others, self._queue[0])
+        return not others or max(self._deaths_of_item.get(index, 0) for index in both) < _DEATHS_UNTIL_ALONE
 
     def survives_start(self) -> bool:
         """Note a death before an item; whether another actor may be tried."""
         self._deaths_at_start += 1
         return self._deaths_at_start <= self._max_retries
 
-    def retry(self, index: int, cause: Cause) -> tuple[int, str]:
-        """Note a death over an item: (deaths over it, what becomes of it in words; empty if that was one too many)."""
-        deaths = self._deaths_of_item[index] = self._deaths_of_item.get(index, 0) + 1
+    def retry(self, indices: Sequence[int], cause: Cause) -> tuple[int, str]:
+        """Note a death over items: (most deaths over one, what becomes of them in words; empty if that was one too many)."""
+        for index in indices:
+            self._deaths_of_item[index] = self._deaths_of_item.get(index, 0) + 1
+        deaths = max(self._deaths_of_item[index] for index in indices)
         if deaths > self._max_retries:
             return deaths, ""
-        self.put_back(index)
-        text = f"The item goes to another one (retry {deaths} of {self._max_retries})."
-        if self._lighter is not None and _may_be_memory(cause, deaths):
-            self._changed[index] = self._lighter(self.at(index))
-            text += " It is tried with less memory."
+        self.put_back(indices)
+        text = f"{gone_on(indices)} (retry {deaths} of {self._max_retries})."
+        lighter = [index for index in indices if _may_be_memory(cause, self._deaths_of_item[index])]
+        if self._lighter is not None and lighter:
+            self._changed |= {index: self._lighter(self.at(index)) for index in lighter}
+            text += " It is tried with less memory." if len(indices) == 1 else " They are tried with less memory."
         return deaths, text
 
-    def shown(self, index: int) -> str:
-        """An item for a message."""
-        text = repr(self.at(index))
-        return text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+    def shown(self, indices: Sequence[int]) -> str:
+        """Items for a message."""
+        if len(indices) > 1:
+            return f"items {', '.join(map(str, sorted(indices)))} of {len(self)}"
+        text = repr(self.at(indices[0]))
+        text = text if len(text) <= _SHOWN_CHARACTERS else text[:_SHOWN_CHARACTERS] + "..."
+        return f"item {indices[0]} of {len(self)} ({text})"
+
+
+def gone_on(indices: Sequence[int]) -> str:
+    """What becomes of the items of a dead actor, without a full stop."""
+    return "The item goes to another one" if len(indices) == 1 else f"Its {len(indices)} items go to others"
 
 
 def _may_be_memory(cause: Cause, deaths: int) -> bool:

@@ -97,12 +97,19 @@ class Generated:
 
     answers: answers[p][k] is the k-th answer to prompt p.
     version: of the policy that gave them.
-    busy_s: seconds that it took.
+    busy_s: seconds that it took; of several requests at a time, those since the one before was done.
+    num_steps: forwards of the engine, counted likewise; 0 where it does not tell.
     """
 
     answers: tuple[tuple[Sample, ...], ...]
     version: int
     busy_s: float
+    num_steps: int = 0
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of all answers."""
+        return sum(len(sample.ids) for samples in self.answers for sample in samples)
 
 
 @dataclass(frozen=True)

@@ -161,6 +161,21 @@ def test_every_step_of_the_engine_is_a_sign_of_life(found: Found) -> None:
 
 @pytest.mark.vllm
 @needs_vllm
+def test_requests_in_work_at_a_time_give_what_each_gives_alone_and_wait_for_none(found: Found) -> None:
+    stream = found["stream"]
+    assert stream["order"] == [1, 2, 0], "the shortest answers first"
+    assert stream["same"] == [True] * 3
+    assert stream["version"] == [1] * 3
+    longest = max(stream["steps_alone"])
+    assert max(stream["tokens"]) > longest > 9
+    assert sum(stream["steps"]) == longest < sum(stream["steps_alone"]), "steps are shared, and none is counted twice"
+    assert min(stream["busy_s"]) > 0
+    assert "came while 3 requests were in work" in stream["in_work"]
+    assert stream["scored"] == 7
+
+
+@pytest.mark.vllm
+@needs_vllm
 def test_more_prompts_than_are_read_at_a_time(found: Found) -> None:
     """Seeded requests whose prompts vLLM would cut in two, on which its CPU build fails."""
     assert [len(samples) for samples in found["many"]] == [1] * 260

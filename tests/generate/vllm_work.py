@@ -26,6 +26,39 @@ SEQUENCES = (
 FIRST = (0, 70, 71, 72, 73, 74, 75)
 
 
+STREAM = tuple(
+    Generate(PROMPTS[start : start + 2], Sampling(2, tokens), seed, 1)
+    for seed, (start, tokens) in enumerate([(0, 30), (2, 3), (4, 9)])
+)
+
+
+def stream(generator: Generator, refused: Any) -> Any:
+    """Three requests at a time, the longest first: what each gave and in which order, and what each gives alone."""
+    alone = [generator(request) for request in STREAM]
+    assert generator.takes_several
+    for number, request in enumerate(STREAM):
+        generator.take(number, request)
+    assert generator.ended(may_come_more=True) == [], "the engine has room for more, and did no step for the others"
+    in_work = refused(LoadFolder("nowhere", version=2))
+    together = []
+    while len(together) < len(STREAM):
+        together += generator.ended(may_come_more=False)
+    assert generator.ended(may_come_more=False) == []
+    generator.take(7, Score(SEQUENCES))
+    ((scored, _),) = generator.ended(may_come_more=False)
+    return {
+        "order": [number for number, _ in together],
+        "same": [answer.answers == alone[number].answers for number, answer in together],
+        "steps": [answer.num_steps for _, answer in together],
+        "steps_alone": [answer.num_steps for answer in alone],
+        "tokens": [answer.num_tokens for answer in alone],
+        "version": [answer.version for _, answer in together],
+        "busy_s": [answer.busy_s for _, answer in together],
+        "in_work": in_work,
+        "scored": scored,
+    }
+
+
 def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
     generator = Generator(EngineSpec(old, engine="vllm", version=1))
     found: dict[str, Any] = {}
@@ -66,6 +99,7 @@ def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
     found["many"] = generate(Sampling(1, 2), 1, prompts=many)
     found["too_long"] = refused(Generate(((0,) * 40,), FEW, 7, 1))
 
+    found["stream"] = stream(generator, refused)
     weights = list(load_file(Path(new) / "model.safetensors").items())
     found["wrong_name"] = refused(LoadWeights({"model.norm.bias": weights[0][1]}, version=2, is_last=False))
     found["between"] = []

@@ -15,6 +15,7 @@ import ray
 from raydpo.errors import Cause, ConfigError, DataError, HangError, WorkerError
 from raydpo.runtime import Pool, run_pool
 from tests.runtime import rank_work
+from tests.runtime.juggling import Juggler
 from tests.runtime.single import run_single
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -153,6 +154,17 @@ def test_one_item_on_one_actor() -> None:
 def test_an_error_names_the_type_that_was_raised() -> None:
     with pytest.raises(WorkerError, match="TypeError"):
         run_single("sum", rank_work.add, 2, "3", cpus=1)
+
+
+def test_several_items_in_work_at_two_workers_of_which_one_dies(tmp_path: Path) -> None:
+    """As on processes of this machine (test_several.py). Item 2 kills once, when another is in work beside it."""
+    make = partial(Juggler, str(tmp_path), 3, 2, 1)
+    found = list(run_pool("jugglers", make, [4, 1, 6, 9, 2, 3], num_workers=2, cpus=1, max_retries=1))
+    assert sorted(index for index, _ in found) == list(range(6)), "each once"
+    assert len({pid for _, pid in found}) >= 2
+    in_work = [line.split()[1:] for line in (tmp_path / "steps.txt").read_text().splitlines()]
+    assert max(map(len, in_work)) == 3, "as many as there is room for"
+    assert len(list(tmp_path.glob("death-*"))) == 1
 
 
 def _keepers(tmp_path: Path, **options: float) -> closing[Pool]:
