@@ -1,7 +1,8 @@
 """What a training takes, counted: the most bytes of tensors that live at one time in its steps, and what a plan says of it.
 
-Comes in: a model folder and settings of `train`. Goes out: bytes. Decision: the training is `raydpo.train` in this process, on
-one rank without Ray; every storage that an operation sees or makes is counted while it lives, weights and optimizer too.
+Comes in: a model folder and settings of `train`. Goes out: bytes. Decision: the training of one rank is `raydpo.train` in this
+process without Ray, of several `benchmarks.counted_ranks`; every storage that an operation sees or makes is counted while it
+lives, weights and optimizer too.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from typing import Any
 
 from torch import Tensor
 
+from benchmarks.counted_ranks import most_of_a_rank
 from raydpo.capacity.machine_room import Room
 from raydpo.capacity.planning import Question, plan_run
 from raydpo.config import Config
@@ -77,7 +79,9 @@ def config_of(model: Path, pairs: Path, run: Path, dtype: str, settings: Mapping
 
 
 def counted(config: Config) -> int:
-    """The most bytes that live at one time in the steps of a training."""
+    """The most bytes that live at one time in the steps of a training, of several ranks on one of them."""
+    if config.train.ranks[0] > 1:
+        return most_of_a_rank(config)
     peaks: list[int] = []
     everything = Everything()
 

@@ -44,15 +44,32 @@ class Lengths:
         return self.num_answers * self.answer / max(1.0, self.example(layout))
 
     def micro_batch(self, train: TrainSection, num_ranks: int, layout: Layout) -> int:
-        """Tokens of the fullest micro-batch: the budget, the longest example, or all that a rank has in a step."""
+        """Tokens of the fullest micro-batch: the budget, the longest example, or all that a rank has in a step; ranks that
+        share their sequences have it together."""
         alone = self.longest_example(layout)
-        of_rank = math.ceil(train.global_batch_pairs / num_ranks) * alone
+        of_rank = self._examples_a_step(train, num_ranks) * alone
         return max(1, alone, min(train.tokens_per_microbatch, of_rank))
 
     def num_micro_batches(self, train: TrainSection, num_ranks: int, layout: Layout) -> int:
         """Of a rank in a step."""
-        tokens = self.example(layout) * math.ceil(train.global_batch_pairs / num_ranks)
+        tokens = self.example(layout) * self._examples_a_step(train, num_ranks)
         return max(1, math.ceil(tokens / max(train.tokens_per_microbatch, self.example(layout))))
+
+    def answers_of_rank(self, tokens: int, num_sharing: int, layout: Layout) -> int:
+        """Answer tokens of a micro-batch of `tokens` whose predictors one of the ranks that share it has, at most: they stand
+        together behind their prompt."""
+        answers = round(tokens * self.answer_share(layout))
+        if num_sharing == 1:
+            return answers
+        alone = self.longest_example(layout)
+        example = max(1, alone if tokens <= alone else round(self.example(layout)))
+        of_example, stretch = example * self.answer_share(layout), math.ceil(tokens / num_sharing)
+        whole, rest = divmod(stretch, example)
+        return min(answers, round(whole * of_example + min(rest, of_example)))
+
+    def _examples_a_step(self, train: TrainSection, num_ranks: int) -> int:
+        """Of a rank, or of the ranks that share their sequences."""
+        return math.ceil(train.global_batch_pairs * train.sequence_parallel_size / num_ranks)
 
 
 def from_report(report: DataReport, num_answers: int) -> Lengths:

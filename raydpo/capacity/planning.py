@@ -69,7 +69,8 @@ def plan_run(config: Config, asked: Question, observer: Observer = ignore) -> di
     skeleton = skeleton_of(folder, lora)
     longest = lengths.longest_example("packed")
     shape: dict[str, Any] = {"attention": attention, "num_answers": lengths.num_answers, "length": longest}
-    traced = trace(folder, dtype=workspace.dtype, lora=lora, num_layers=skeleton.num_layers, **shape)
+    shape |= {"num_layers": skeleton.num_layers, "num_sharing": config.train.sequence_parallel_size}
+    traced = trace(folder, dtype=workspace.dtype, lora=lora, **shape)
     run = _Run(workspace, asked, lengths, Trainee(skeleton, traced, lengths, workspace.dtype))
     return run.found()
 
@@ -159,7 +160,8 @@ class _Run:
         train, room, rank = self.config.train, self.room_of_rank, trained.rank
         host_room = USABLE_SHARE * self.asked.room.host_bytes / self.ranks_here
         parts = on_device(rank, trained.parts) if self.on_gpu else trained.parts
-        where = f"{self.num_ranks} ranks, ZeRO {rank.stage}, peak at the {trained.moment}"
+        groups = f" in groups of {size} that share sequences" if (size := train.sequence_parallel_size) > 1 else ""
+        where = f"{self.num_ranks} ranks{groups}, ZeRO {rank.stage}, peak at the {trained.moment}"
         yield _role("train", "GPU" if self.on_gpu else "main memory", where, parts, room)
         exported = rank.trained if train.lora is not None else rank.trained + rank.frozen
         host = on_host(rank, trained.parts) if self.on_gpu else {}
@@ -213,7 +215,9 @@ class _Run:
         share = load.layers / max(1, load.cost.num_layers)
         speed = self._speed(train.gpus_per_worker, train.cpus_per_worker)
         pairs = train.global_batch_pairs
-        parts = step_s(work, self.lengths, layout, pairs, trained.rank, micro, share, speed)
+        of_group = pairs * train.sequence_parallel_size / self.num_ranks * self.lengths.example(layout)
+        exchanged = self.trainee.traced.sent * of_group
+        parts = step_s(work, self.lengths, layout, pairs, trained.rank, micro, share, speed, exchanged)
         found: dict[str, Any] = {
             "step_s": sum(parts.values()),
             "parts_s": parts,
@@ -280,7 +284,7 @@ class _Run:
         if self.config.reference.weights == "trainers":
             yield "the trainers score the reference, so no worker holds it (reference.weights: trainers)"
         if (size := self.config.train.sequence_parallel_size) > 1:
-            yield f"activations and times are of ranks alone; with train.sequence_parallel_size {size} share each micro-batch"
+            yield f"a micro-batch is one of {size} ranks together; bytes are of one of them, a token of the micro-batch each"
         if self.config.judge is not None:
             yield "judges are not in it"
         yield "not there yet, so not among the changes: tensor parallelism"

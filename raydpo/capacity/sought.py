@@ -76,6 +76,7 @@ def rank_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> ZeroRank:
         packed=skeleton.linear if train.lora is not None and train.lora.quantize_base != "none" else 0,
         bucket=int(zero["reduce_bucket_size"]) if stage else 0,
         overlaps=bool(zero.get("overlap_comm")),
+        on_gpu=on_gpu,
         offload_optimizer=train.offload_optimizer,
         offload_parameters=train.offload_parameters,
         accumulates=trainee.lengths.num_micro_batches(train, num_ranks, layout) > 1,
@@ -83,15 +84,16 @@ def rank_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> ZeroRank:
 
 
 def load_of(trainee: Trainee, train: TrainSection, num_ranks: int) -> Load:
-    """The fullest micro-batch of a rank, with as many layers recomputed as the config asks for."""
+    """The fullest micro-batch of a rank, or of ranks that share it, with as many layers recomputed as the config asks for."""
     lengths, cost = trainee.lengths, trainee.traced.training
     tokens = lengths.micro_batch(train, num_ranks, trainee.traced.layout)
     layers = cost.num_layers if train.gradient_checkpointing else 0
     if train.activation_memory_gb is not None:
         layers, tokens = cost.choose(train.activation_memory_gb * 1e9, tokens)
-    answers = round(tokens * lengths.answer_share(trainee.traced.layout))
-    is_sharded = train.zero_stage == 3
-    least = -(-train.tokens_per_microbatch // cost.chunk_tokens) if is_sharded else 1
+    layout, num_sharing = trainee.traced.layout, train.sequence_parallel_size
+    answers = lengths.answers_of_rank(tokens, num_sharing, layout)
+    of_all = train.tokens_per_microbatch if train.zero_stage == 3 else lengths.answers_of_rank(tokens, 1, layout)
+    least = -(-of_all // cost.chunk_tokens)
     is_widened = trainee.dtype != "float32" and not train.gpus_per_worker
     widened = min(BLOCK_BYTES, 4 * trainee.skeleton.vocabulary * trainee.skeleton.hidden) if is_widened else 0
     return Load(tokens, answers, layers, cost, least, widened)
@@ -141,6 +143,8 @@ def changes(
         )
     sharded = {"zero_stage": 3, "gradient_checkpointing": True, "activation_memory_gb": None}
     for more in (number for number in (2, 4, 8, 16, 32, 64, 128) if num_ranks < number <= most_ranks):
+        if more % train.sequence_parallel_size:
+            continue
         changed = _with(train, sharded)
         if not any(changed.clashes()):
             named = {"train.num_workers": more, **{f"train.{key}": value for key, value in sharded.items()}}

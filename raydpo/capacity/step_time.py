@@ -46,14 +46,16 @@ def step_s(
     micro_batches: int,
     share: float,
     speed: Speed,
+    exchanged: float = 0.0,
 ) -> dict[str, float]:
-    """Seconds of one optimizer step of `pairs` examples. share: of the layers that are recomputed."""
+    """Seconds of one optimizer step of `pairs` examples. share: of the layers that are recomputed. exchanged: bytes that a rank
+    sends in the forward passes of a step to those that share its sequences."""
     flops = pairs * example_flops(work, lengths, layout, training=True)
     flops *= (1 + share * (RECOMPUTED - 1)) * (FROZEN if rank.frozen > rank.trained else 1.0)
     touched = 7 * 4 * rank.share  # gradient, master and two moments are read, the last three written
     return {
         "arithmetic": flops / (rank.num_ranks * speed.flops),
-        "communication": moved_bytes(rank, micro_batches) / speed.link,
+        "communication": (moved_bytes(rank, micro_batches) + (2 + share) * exchanged) / speed.link,
         "update": touched / (speed.host if rank.offload_optimizer else speed.memory),
     }
 

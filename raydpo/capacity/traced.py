@@ -14,11 +14,13 @@ from typing import Any
 import numpy as np
 import torch
 
+from raydpo.capacity.shared_stream import StretchLogProbs
 from raydpo.capacity.skeleton import Lora, depths, fake_copy, lift, without_values
+from raydpo.errors import ConfigError
 from raydpo.models.attention import register, windows_passed
 from raydpo.models.layout import Layout
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
-from raydpo.models.memory import ActivationCost, Living, decoder_layers, measure
+from raydpo.models.memory import PART_TOKENS, ActivationCost, Living, decoder_layers, measure
 
 _LENGTHS = (8, 16, 24)
 _FAILURES = (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError, AttributeError)
@@ -26,40 +28,70 @@ _FAILURES = (ValueError, KeyError, TypeError, NotImplementedError, RuntimeError,
 
 @dataclass(frozen=True)
 class Traced:
-    """layout: of the batches. training: of forward and backward. forward: bytes a token of a forward alone.
-    forward_head: bytes an answer token of a call of the head in it. why: why there is no cost; then the costs are 0."""
+    """layout: of the batches. training: of forward and backward, of a token of the stream on one of the ranks that share it.
+    forward: bytes a token of a forward alone, of whole sequences. forward_head: bytes an answer token of a call of the head in
+    it. why: why there is no cost; then the costs are 0. sent: bytes a token of the stream that one of the ranks sends to the
+    others in a forward."""
 
     layout: Layout
     training: ActivationCost
     forward: float
     forward_head: float
     why: str = ""
+    sent: float = 0.0
 
 
 def trace(
-    folder: Path, *, dtype: str, lora: Lora, attention: str, num_answers: int, length: int, num_layers: int
+    folder: Path,
+    *,
+    dtype: str,
+    lora: Lora,
+    attention: str,
+    num_answers: int,
+    length: int,
+    num_layers: int,
+    num_sharing: int = 1,
 ) -> Traced:
-    """Trace the model in `folder`. length: tokens of the longest sequence; num_answers: to one prompt."""
+    """Trace the model in `folder`. length: tokens of the longest sequence; num_answers: to one prompt; num_sharing: ranks that
+    share a stream. Raises ConfigError where its heads, or its rows, cannot be shared."""
     found = []
     try:
         for depth in depths(folder):
             model = fake_copy(folder, depth, dtype, lora)
             with without_values():
                 lift(model)
-                found.append(_traced(model, attention, num_answers, length))
+                found.append(_traced(model, attention, num_answers, length, num_sharing))
     except _FAILURES as error:
         nothing = ActivationCost(num_layers, 0, 0, 0, 0, 0, 1)
         return Traced("padded", nothing, 0, 0, f"{type(error).__name__}: {str(error).splitlines()[0]}")
     return found[0] if len(found) == 1 else _continued(found[0], found[1], depths(folder), num_layers)
 
 
-def _traced(model: Any, attention: str, num_answers: int, length: int) -> Traced:
+def _traced(model: Any, attention: str, num_answers: int, length: int, num_sharing: int) -> Traced:
     layout = _layout(model, attention)
-    scoring = AnswerLogProbs(model)
-    cost = measure(scoring, layout, num_answers=num_answers, length=length)
+    scoring, sent = AnswerLogProbs(model), 0.0
+    if num_sharing > 1:
+        if layout == "padded":
+            raise ConfigError(
+                f"train.sequence_parallel_size: {num_sharing} needs a packed stream, and rows of this model are padded. Ranks "
+                "would not have seen each other's tokens, so nothing was planned. Leave it out."
+            )
+        stretch = StretchLogProbs(model, num_sharing)
+        sent = _sent(stretch)
+        part_tokens = PART_TOKENS * num_sharing
+        cost = measure(stretch, layout, num_answers=num_answers, length=length, part_tokens=part_tokens)
+    else:
+        cost = measure(scoring, layout, num_answers=num_answers, length=length)
     with torch.no_grad():
         forward, head = _forward(scoring, layout, length), _forward_head(scoring)
-    return Traced(layout, cost, forward, head)
+    return Traced(layout, cost, forward, head, sent=sent)
+
+
+@torch.no_grad()
+def _sent(stretch: StretchLogProbs) -> float:
+    tokens = _LENGTHS[0] * stretch.lone.num_ranks
+    stretch.hidden(_packed(tokens))
+    return stretch.lone.sent_bytes / tokens
 
 
 def _layout(model: Any, attention: str) -> Layout:
@@ -132,4 +164,5 @@ def _continued(short: Traced, long: Traced, traced: tuple[int, ...], num_layers:
         passing_again=at("passing_again"),
     )
     forward = long.forward + (long.forward - short.forward) * rounds
-    return replace(long, training=training, forward=float(np.maximum(forward, 0)))
+    sent = long.sent + (long.sent - short.sent) * rounds
+    return replace(long, training=training, forward=float(np.maximum(forward, 0)), sent=sent)

@@ -33,9 +33,9 @@ Parts = Mapping[str, float]
 
 @dataclass(frozen=True)
 class Load:
-    """A micro-batch. tokens, answer_tokens: in it; layers: that are recomputed; cost: of its activations; least_chunks: calls
-    of the head at least, which under stage 3 are as many in every micro-batch; widened: bytes of
-    rows of a 16-bit head that are float32 at one time, on a CPU."""
+    """A micro-batch. tokens: in it; answer_tokens: that this rank reads off; layers: that are recomputed; cost: of its
+    activations; least_chunks: calls of the head at least, which under stage 3 are as many in every micro-batch; widened: bytes
+    of rows of a 16-bit head that are float32 at one time, on a CPU."""
 
     tokens: int
     answer_tokens: int

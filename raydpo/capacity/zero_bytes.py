@@ -33,6 +33,7 @@ class ZeroRank:
     accumulates: whether a rank has more than one micro-batch a step.
     packed: frozen weights in 4 bits.
     overlaps: whether one bucket is filled while another is reduced.
+    on_gpu: whether layers are at work on a GPU.
     """
 
     stage: int
@@ -49,6 +50,7 @@ class ZeroRank:
     accumulates: bool = True
     packed: int = 0
     overlaps: bool = False
+    on_gpu: bool = False
 
     @property
     def share(self) -> float:
@@ -67,8 +69,8 @@ def weights(rank: ZeroRank) -> float:
 
 
 def gathered(rank: ZeroRank) -> float:
-    """Weights that stage 3 has brought together for the layers at work. Of one rank nothing is copied."""
-    if rank.stage != 3 or (rank.num_ranks == 1 and not rank.offload_parameters):
+    """Weights that stage 3 has brought together for the layers at work. Of one rank nothing is copied but to a GPU."""
+    if rank.stage != 3 or (rank.num_ranks == 1 and not (rank.offload_parameters and rank.on_gpu)):
         return 0.0
     return rank.dtype_bytes * min(rank.trained + rank.frozen, max(LIVE_NUMBERS, rank.largest))
 
@@ -107,8 +109,9 @@ def travelling(rank: ZeroRank) -> float:
 
 
 def bucket_at(rank: ZeroRank, moment: Moment) -> float:
-    """The same at one moment: stage 3 keeps it, 1 and 2 make it anew in each backward pass of the layers."""
-    return bucket(rank) if rank.stage == 3 or moment in ("layers", "reduction") else 0.0
+    """The same at one moment: stage 3 keeps it, 2 makes it anew for each backward pass of the layers, 1 keeps it to the last."""
+    is_kept = rank.stage == 3 or (rank.stage == 1 and rank.accumulates and moment == "head")
+    return bucket(rank) if is_kept or moment in ("layers", "reduction") else 0.0
 
 
 def reduced(rank: ZeroRank) -> float:

@@ -142,6 +142,7 @@ def measure(
     length: int,
     is_padded: bool = True,
     scale: Scale | None = None,
+    part_tokens: int = PART_TOKENS,
 ) -> ActivationCost:
     """Probe a model in training mode. No gradient of a weight is computed and nothing is left behind.
 
@@ -151,6 +152,7 @@ def measure(
     length: tokens of the longest sequence, an example of a stream or a padded row; the estimate is for sequences of
         this length, and an upper bound for models whose cost of a token grows with it.
     is_padded: whether padded rows really hold padding, which makes the attention keep a mask.
+    part_tokens: of the prompt and of each answer in the smallest probe.
     """
     model = scoring.model
     layers = decoder_layers(model)
@@ -161,7 +163,7 @@ def measure(
         return _stream(part, num_answers) if layout == "packed" else _row(part * parts, is_padded)
 
     def per_token() -> tuple[float, float]:
-        return _per_token(scoring, probe, parts * PART_TOKENS, length, scale.further if scale else ())
+        return _per_token(scoring, probe, part_tokens, parts, length, scale.further if scale else ())
 
     kept, passing = per_token()
     kept_again, passing_again = kept, passing
@@ -175,7 +177,8 @@ def measure(
 def _per_token(
     scoring: AnswerLogProbs,
     probe: Callable[[int], SequenceBatch],
-    short: int,
+    part_tokens: int,
+    parts: int,
     length: int,
     further: tuple[int, ...],
 ) -> tuple[float, float]:
@@ -183,7 +186,8 @@ def _per_token(
 
     further: how many more layers the model has that are like each of these.
     """
-    probes = [_trace(scoring, probe(times * PART_TOKENS), bool(further)) for times in (1, 2, 3)]
+    short = parts * part_tokens
+    probes = [_trace(scoring, probe(times * part_tokens), bool(further)) for times in (1, 2, 3)]
     if len({len(trace) for trace, _ in probes}) > 1:  # as many operations as tokens, or as experts that were asked
         probes = [([*(trace[mark] for mark in marks), max(trace)], list(range(len(marks)))) for trace, marks in probes]
     # After each operation, bytes are c + b * tokens + q * tokens^2; the largest is not the same at every length.

@@ -19,6 +19,7 @@ CASES = [
     ("gpt_neox", 3, "bfloat16", {"lora": {"rank": 8}}),
     ("llama", 1, "bfloat16", {}),
     ("llama", 2, "float32", {"offload_optimizer": True}),
+    ("llama", 1, "float32", {"num_workers": 2, "sequence_parallel_size": 2}),
 ]
 
 

@@ -12,7 +12,7 @@ from raydpo.capacity.lengths import Lengths
 from raydpo.capacity.other_roles import staging_parts
 from raydpo.capacity.sought import load_of
 from raydpo.capacity.step_time import GPU, moved_bytes
-from raydpo.capacity.zero_bytes import ZeroRank, gathered, gradients, masters, moments, weights
+from raydpo.capacity.zero_bytes import ZeroRank, bucket_at, gathered, gradients, masters, moments, weights
 from raydpo.config.sections import TrainSection
 from raydpo.quickstart.bpe import train_bpe
 
@@ -147,3 +147,41 @@ def test_a_micro_batch_is_the_budget_the_longest_example_or_what_a_rank_has() ->
     assert lengths.micro_batch(train.model_copy(update={"tokens_per_microbatch": 64}), 4, "packed") == 200
     assert lengths.num_micro_batches(train, 1, "packed") == 4
     assert load_of.__doc__
+
+
+def test_ranks_that_share_sequences_are_one_that_reads_data() -> None:
+    lengths = Lengths(prompt=100, answer=50, longest=150, num_answers=2, examples=10, held_out=0, source="")
+    train = TrainSection(global_batch_pairs=8, tokens_per_microbatch=500, num_workers=8, sequence_parallel_size=4)
+    assert lengths.micro_batch(train, 8, "packed") == 500
+    assert lengths.num_micro_batches(train, 8, "packed") == 2
+    assert lengths.num_micro_batches(train, 16, "packed") == 1
+    assert lengths.answers_of_rank(400, 1, "packed") == 200
+    assert lengths.answers_of_rank(400, 2, "packed") == 100, "an example of two"
+    assert lengths.answers_of_rank(200, 2, "packed") == 100, "all answers are behind the half with the prompt"
+    assert lengths.answers_of_rank(200, 4, "packed") == 50, "nothing but answers"
+    assert lengths.answers_of_rank(600, 4, "packed") == 100, "a stretch of 150 tokens with both answers of an example"
+
+
+def test_a_plan_with_ranks_that_share_sequences(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """32 heads: four ranks take a quarter of a stream of four times the tokens each."""
+    long = ["--device-gb", "80", "train.zero_stage=3", "train.tokens_per_microbatch=16384"]
+    alone, _ = planned(run_file, capsys, *long)
+    shared, text = planned(run_file, capsys, *long, "train.sequence_parallel_size=4")
+    train, other = alone["roles"][0]["parts"], shared["roles"][0]["parts"]
+    assert train["optimizer"] == other["optimizer"], "weights are sharded over all ranks as ever"
+    assert other["activations"] == pytest.approx(train["activations"] / 4, rel=0.1)
+    assert shared["micro_batch"]["largest"] == pytest.approx(4 * alone["micro_batch"]["largest"], rel=0.15)
+    assert "8 ranks in groups of 4 that share sequences" in text
+    assert shared["time"]["parts_s"]["arithmetic"] == pytest.approx(alone["time"]["parts_s"]["arithmetic"])
+    more_ranks = [change["keys"].get("train.num_workers") for change in shared["changes"]]
+    assert all(number is None or number % 4 == 0 for number in more_ranks)
+    odd = ["train.num_workers=6", "train.sequence_parallel_size=3"]
+    assert cli.main(["plan", str(run_file), *TOKENS, *odd]) == 2
+    assert "32" in capsys.readouterr().err
+
+
+def test_stage_1_has_its_bucket_until_the_last_micro_batch_and_one_rank_on_a_cpu_copies_no_weights() -> None:
+    assert [bucket_at(rank(1), "head"), bucket_at(rank(1, accumulates=False), "head")] == [1000, 0]
+    assert [bucket_at(rank(2), "head"), bucket_at(rank(1), "update")] == [0, 0]
+    alone = {"num_ranks": 1, "offload_parameters": True}
+    assert [gathered(rank(3, **alone)), gathered(rank(3, **alone, on_gpu=True))] == [0, 2400]

@@ -9,6 +9,7 @@ import torch
 from benchmarks.counted_training import write_model
 from raydpo.capacity.skeleton import depths, skeleton_of
 from raydpo.capacity.traced import trace
+from raydpo.errors import ConfigError
 from raydpo.models.layout import choose_layout
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.lora import add_lora
@@ -97,3 +98,25 @@ def test_nothing_is_left_of_a_trace(tmp_path: Path) -> None:
     trace(folder, dtype="float32", lora=LORA, attention="auto", num_answers=2, length=32, num_layers=2)
     assert torch.equal(torch.random.get_rng_state(), state)
     assert torch.ones(2).sum().item() == 2
+
+
+@pytest.mark.parametrize(("family", "num_sharing", "sent"), [("llama", 2, 256), ("gemma2", 4, 192)])
+def test_ranks_that_share_a_stream_have_a_part_of_its_cost(
+    family: str, num_sharing: int, sent: int, tmp_path: Path
+) -> None:
+    """Sent: four exchanges of 32 float32 in two layers, of one of P tokens, to P - 1 of P ranks; 2 heads of keys are 4 then."""
+    folder = made(tmp_path / "model", family)
+    shape: dict[str, Any] = {"dtype": "float32", "lora": None, "attention": "auto", "num_answers": 2, "length": 96}
+    alone, shared = (trace(folder, **shape, num_layers=2, num_sharing=number) for number in (1, num_sharing))
+    assert (alone.sent, shared.sent) == (0, sent)
+    assert shared.training.kept == pytest.approx(alone.training.kept / num_sharing, rel=0.1)
+    assert shared.training.kept_again == pytest.approx(alone.training.kept_again / num_sharing, rel=0.1)
+    assert (shared.training.head, shared.forward) == (alone.training.head, alone.forward)
+
+
+def test_rows_and_heads_that_cannot_be_shared_are_refused(tmp_path: Path) -> None:
+    shape: dict[str, Any] = {"dtype": "float32", "lora": None, "num_answers": 2, "length": 96, "num_layers": 2}
+    with pytest.raises(ConfigError, match="rows of this model are padded"):
+        trace(made(tmp_path / "bloom", "bloom"), **shape, attention="auto", num_sharing=2)
+    with pytest.raises(ConfigError, match="3 needs a number of attention heads that 3 divides"):
+        trace(made(tmp_path / "llama", "llama"), **shape, attention="auto", num_sharing=3)
