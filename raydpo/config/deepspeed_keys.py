@@ -50,6 +50,8 @@ OWN = {
     "zero_optimization.stage": "train.zero_stage",
 }
 """Dotted name of DeepSpeed -> the keys that decide it here."""
+FORCE = "zero_force_ds_cpu_optimizer"
+"""DeepSpeed's key for its own CPU Adam."""
 _UNREAD = ""
 _OFFLOADS = {"offload_optimizer": "offload_optimizer", "offload_param": "offload_parameters"}
 
@@ -86,9 +88,18 @@ def problems(given: Mapping[str, Any], train: Any) -> Iterator[str]:
             yield f"deepspeed.{name}: {value!r}, which {OWN[name]} has the say in; set that and leave this out"
         elif "." not in name and name not in TAKEN:
             yield f"deepspeed.{name} is not handed on to DeepSpeed; handed on are {', '.join(TAKEN)}"
+    yield from _forced(given, zero, train)
     for name, key in _OFFLOADS.items():
         if name in zero:
             yield from _offload(name, zero[name], key, train)
+
+
+def _forced(given: Mapping[str, Any], zero: Mapping[str, Any], train: Any) -> Iterator[str]:
+    value = given.get(FORCE, False)
+    if not isinstance(value, bool):
+        yield f"deepspeed.{FORCE} is true (DeepSpeed's CPU Adam, or an error) or false (torch's AdamW), not {value!r}"
+    elif value and not train.offload_optimizer and not zero.get("offload_optimizer"):
+        yield f"deepspeed.{FORCE}: true is for an offloaded optimizer; set offload_optimizer: true, or leave it out"
 
 
 def _offload(name: str, given: Any, key: str, train: Any) -> Iterator[str]:

@@ -299,7 +299,9 @@ class TrainSection(Section):
     """DeepSpeed ZeRO stage. In bfloat16, 0 and 1 run as 2: the same update, without a whole gradient in float32 on every rank.
     A run may go on with another one."""
     offload_optimizer: Annotated[bool, FREE] = False
-    """Keep the optimizer state in CPU memory (ZeRO 1, 2, 3)."""
+    """Keep the optimizer state in CPU memory (ZeRO 1, 2, 3), and update it there: beside GPUs with DeepSpeed's CPU Adam where
+    it builds (a C++ compiler, half a minute once a machine), else with torch's. `zero_force_ds_cpu_optimizer` in `deepspeed`
+    decides otherwise: true, DeepSpeed's or an error; false, torch's."""
     offload_parameters: Annotated[bool, FREE] = False
     """Keep the parameters in CPU memory between uses (ZeRO 3)."""
     deepspeed: deepspeed_keys.Settings = Field(default={})

@@ -47,6 +47,7 @@ from raydpo.schema.rank_events import (
     Staging,
     Stepped,
     TrainEvent,
+    UpdatedBy,
     WeightsPart,
 )
 from raydpo.train import TrainSpec
@@ -115,9 +116,12 @@ class Driver:
     def _note_moves(self) -> None:
         """Say what another version or layout goes on here, and keep it for the summary."""
         self._made_with = made_with(self.workspace.config)
+        self._say_moves(self._made_with)
+
+    def _say_moves(self, now: Mapping[str, Any]) -> None:
         if self.last is None or self.is_over:
             return
-        fresh = moved(self.last.meta.get("made_with", {}), self._made_with, self.last.step)
+        fresh = moved(self.last.meta.get("made_with", {}), now, self.last.step)
         if fresh:
             is_chosen = all(text.startswith("train.") for text in fresh)
             said = f"{'; '.join(fresh)}: the state is the same, the last digits of what follows need not be"
@@ -208,6 +212,10 @@ class Driver:
                 self._rows_scored(event)
             case Noted(text):
                 self.observer(Note("info", text))
+            case UpdatedBy(optimizer, text):
+                self.observer(Note("info", text))
+                self._made_with |= {"optimizer": optimizer}
+                self._say_moves({"optimizer": optimizer})
             case Profiled(folder, text) if not Path(folder).is_dir():
                 self.profiled = Path(folder)
                 self.observer(

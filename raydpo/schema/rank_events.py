@@ -29,6 +29,14 @@ class Noted:
 
 
 @dataclass(frozen=True)
+class UpdatedBy:
+    """What updates an offloaded optimizer in this attempt. optimizer: its name; text: that, for the person who watches."""
+
+    optimizer: str
+    text: str
+
+
+@dataclass(frozen=True)
 class Probed:
     """Cached reference rows against the trainer's own at a fresh start.
 
@@ -169,6 +177,7 @@ class PolicyProbe:
 TrainEvent = (
     Staging
     | RowsScored
+    | UpdatedBy
     | (
         Alive
         | Noted

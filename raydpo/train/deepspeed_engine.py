@@ -25,12 +25,13 @@ from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch
 from raydpo.train.deepspeed_settings import deepspeed_config, stage_of
 from raydpo.train.group_timeout import give_time, group_timeout
 from raydpo.train.held_state import held, refresh, trained, whole_shape
+from raydpo.train.host_adam import DEEPSPEED, check_nvme, make_adam, offloaded_adam
 from raydpo.train.ranges import OPTIMIZER, named
 from raydpo.train.rendezvous import init_method
 from raydpo.train.sharding import shard
 from raydpo.train.state_files import Fragment, SavedState, StateFile, shares, write_state
 
-os.environ.setdefault("DS_BUILD_OPS", "0")  # no op is compiled: the optimizer is torch's
+os.environ.setdefault("DS_BUILD_OPS", "0")  # no op is compiled but what `native_ops` asks for
 
 
 class GuardedAdamW(torch.optim.AdamW):
@@ -89,25 +90,19 @@ class DeepSpeedEngine:
         deepspeed.init_distributed(backend, verbose=False, timeout=timeout, init_method=init_method())
         self.num_ranks = num_ranks
         trainable = [p for p in scoring.parameters() if p.requires_grad]
-        self._optimizer = GuardedAdamW(
-            trainable,
-            lr=train.learning_rate,
-            betas=(train.adam_beta1, train.adam_beta2),
-            weight_decay=train.weight_decay,
-            fused=True,  # one pass over the weights, on CPU and GPU, and no other tensor of their size
-        )
-        stage = stage_of(train, dtype)
-        self._guarded = stage == 0
-        self._optimizer.guard, self._optimizer.max_norm = self._guarded, train.max_grad_norm
-        self.stage = stage
+        self.stage = stage = stage_of(train, dtype)
         sizes = [p.numel() for p in trainable]
         config = deepspeed_config(train, dtype, num_ranks, use_gpu=use_gpu, sizes=sizes)
+        check_nvme(config)
+        self.updated_by = offloaded_adam(train, config, use_gpu=use_gpu)
+        is_deepspeed = self.updated_by is not None and self.updated_by.optimizer == DEEPSPEED
+        self._guard = None if is_deepspeed else _guarded(trainable, train, is_on=stage == 0)
         if stage == 3:
             shard(scoring, config, source)
         self.engine, *_ = deepspeed.initialize(
             model=scoring,
             model_parameters=trainable,
-            optimizer=self._optimizer,
+            optimizer=self._guard or make_adam(trainable, train),
             config=config,
             dist_init_required=False,
         )
@@ -135,8 +130,8 @@ class DeepSpeedEngine:
             group["lr"] = learning_rate
         with named(OPTIMIZER):
             self.engine.step()
-        if self._guarded:
-            return self._optimizer.applied, self._optimizer.grad_norm
+        if self._guard is not None and self._guard.guard:
+            return self._guard.applied, self._guard.grad_norm
         applied = not bool(getattr(self.engine.optimizer, "overflow", False))
         return applied, float(self.engine.get_global_grad_norm() or 0.0)
 
@@ -185,6 +180,18 @@ class DeepSpeedEngine:
             import deepspeed
 
             deepspeed.comm.destroy_process_group()  # torch's, and what DeepSpeed remembers of it
+
+
+def _guarded(trainable: list[nn.Parameter], train: TrainSection, *, is_on: bool) -> GuardedAdamW:
+    adam = GuardedAdamW(
+        trainable,
+        lr=train.learning_rate,
+        betas=(train.adam_beta1, train.adam_beta2),
+        weight_decay=train.weight_decay,
+        fused=True,  # one pass over the weights, on CPU and GPU, and no other tensor of their size
+    )
+    adam.guard, adam.max_norm = is_on, train.max_grad_norm
+    return adam
 
 
 def _forget_modules() -> None:

@@ -89,9 +89,12 @@ def _fragment(name: str, parameter: Any, adam: Any, flat: Tensor, place: tuple[i
 
 def _moments(adam: Any, parameter: Tensor) -> dict[str, Tensor]:
     """Adam's state of a tensor; before its first step that which torch would give it there."""
-    state: dict[str, Tensor] = adam.state[parameter]
+    state: dict[str, Any] = adam.state[parameter]
     if not state:
-        state["step"] = torch.zeros((), dtype=torch.float32, device=parameter.device)
+        dtype = torch.float32 if isinstance(adam, torch.optim.AdamW) else torch.int64
+        state["step"] = torch.zeros((), dtype=dtype, device=parameter.device)
         for kind in ("exp_avg", "exp_avg_sq"):
             state[kind] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+    elif isinstance(state["step"], int):  # DeepSpeed's Adam counts so, and goes on with a tensor of an integer as well
+        state["step"] = torch.tensor(state["step"])
     return state

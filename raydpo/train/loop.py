@@ -54,6 +54,8 @@ def _train(trainer: Trainer) -> Iterator[TrainEvent]:
     spec, train, num_steps = trainer.spec, trainer.spec.config.train, trainer.order.num_steps
     patience = Patience(train.early_stopping_patience, list(spec.eval_history))
     yield from map(Noted, trainer.notes)
+    if trainer.engine.updated_by is not None:
+        yield trainer.engine.updated_by
     if (state := spec.resume or spec.optimizer) is not None:
         bring(state)
         trainer.engine.load(state / "engine")

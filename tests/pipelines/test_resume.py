@@ -18,6 +18,7 @@ from raydpo.errors import ResourceError, ResumeError
 from raydpo.pipelines import train
 from raydpo.rundir import made_with
 from raydpo.rundir.resume import differences
+from raydpo.train import host_adam
 from tests.pipelines.conftest import Finished
 from tests.pipelines.toy import (
     Notes,
@@ -170,6 +171,22 @@ def test_other_libraries_are_a_warning_that_the_summary_keeps(
     assert said == f"torch: {version('torch')} up to step 3, 9.9 after it"
     assert [said in text for text in notes.warning] == [True]
     assert finished.summary["train"]["moved"] == []
+
+
+def test_another_adam_of_an_offloaded_optimizer_is_said(toy: Toy, copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As where DeepSpeed's does not build on the machine that goes on."""
+    offloaded = {**LINES, "train.offload_optimizer": True}
+    cut(copy, 2)
+    first = train(config(toy, copy, offloaded))
+    cut(copy, 3)
+    monkeypatch.setattr(host_adam, "TORCH", "another")
+    notes = Notes()
+    summary = train(config(toy, copy, offloaded), notes)
+    said = "optimizer: torch.optim.AdamW up to step 3, another after it"
+    assert said in summary["train"]["moved"]
+    assert said not in first["train"]["moved"]
+    assert [said in text for text in notes.warning] == [True]
+    assert [text for text in notes.info if "torch's AdamW updates the offloaded optimizer" in text]
 
 
 class Evil:

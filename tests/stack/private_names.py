@@ -332,6 +332,13 @@ PRIVATE: tuple[Row, ...] = (
     ),
     Attribute(
         "deepspeed",
+        "_loaded_ops",
+        "native_ops",
+        "DeepSpeed's CPU Adam would be compiled again in every rank, under a lock that stays when one is killed",
+        "deepspeed.ops.op_builder.builder.OpBuilder._loaded_ops",
+    ),
+    Attribute(
+        "deepspeed",
         "update_lp_params",
         "held_state",
         _STATE,
