@@ -11,8 +11,9 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from raydpo.runtime.backend import Backend as Backend
     from raydpo.runtime.backend import Kind as Kind
-    from raydpo.runtime.gang import RankContext as RankContext
+    from raydpo.runtime.gang import Gang as Gang
     from raydpo.runtime.gang import run_gang as run_gang
     from raydpo.runtime.gauges import gauge as gauge
     from raydpo.runtime.job import check_paths as check_paths
@@ -24,12 +25,14 @@ if TYPE_CHECKING:
     from raydpo.runtime.placement import Placement as Placement
     from raydpo.runtime.pool import Pool as Pool
     from raydpo.runtime.pool_run import run_pool as run_pool
+    from raydpo.runtime.rank_actor import RankContext as RankContext
     from raydpo.runtime.resources import Demand as Demand
     from raydpo.runtime.sessions import check_storage as check_storage
     from raydpo.runtime.sessions import count_cpus as count_cpus
     from raydpo.runtime.sessions import count_gpus as count_gpus
     from raydpo.runtime.sessions import count_nodes as count_nodes
     from raydpo.runtime.sessions import count_room as count_room
+    from raydpo.runtime.sessions import home as home
     from raydpo.runtime.sessions import leaving_nodes as leaving_nodes
     from raydpo.runtime.sessions import session as session
     from raydpo.runtime.sessions import wait_for_nodes as wait_for_nodes
@@ -41,10 +44,12 @@ if TYPE_CHECKING:
     from raydpo.runtime.stops import watching as watching
 
 _HOME = {
+    "Backend": "backend",
     "Demand": "resources",
+    "Gang": "gang",
     "Kind": "backend",
     "Pool": "pool",
-    "RankContext": "gang",
+    "RankContext": "rank_actor",
     "News": "news",
     "NodePatience": "patience",
     "Place": "place",
@@ -58,6 +63,7 @@ _HOME = {
     "deferred": "stops",
     "gauge": "gauges",
     "has_grace": "stops",
+    "home": "sessions",
     "in_ray_job": "job",
     "leaving_nodes": "sessions",
     "requested": "stops",
@@ -72,7 +78,9 @@ _HOME = {
 }
 
 __all__ = [
+    "Backend",
     "Demand",
+    "Gang",
     "Kind",
     "News",
     "NodePatience",
@@ -89,6 +97,7 @@ __all__ = [
     "deferred",
     "gauge",
     "has_grace",
+    "home",
     "in_ray_job",
     "leaving_nodes",
     "requested",

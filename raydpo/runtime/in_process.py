@@ -62,7 +62,11 @@ class _Events(_Asked):
         with self.actor.state.active(), _alarm(self.hang_timeout_s):
             if self.events is None:
                 self.events = iter(getattr(self.actor.made, self.method)(*self.arguments))
-            return next(self.events)
+            try:
+                return next(self.events)
+            except StopIteration:
+                self.actor.streams.remove(self)
+                raise
 
     def close(self) -> None:
         if self.events is not None:
@@ -114,7 +118,10 @@ class InProcess:
         for stream in actor.streams:
             stream.close()
         actor.streams.clear()
-        actor.made = None
+        made, actor.made = actor.made, None
+        if hasattr(made, "end"):  # the process goes on, so what it kept is closed
+            with actor.state.active(), suppress(Exception):  # work that failed may have left it in any state
+                made.end()
 
     @staticmethod
     def locate() -> Place:

@@ -59,6 +59,7 @@ class _Server:
             if max_unread is not None:
                 credit.acquire()
             self._say(number, "event", event)
+        self._credits.pop(number)
         self._say(number, "end", None)
 
     def _hear(self) -> None:
@@ -68,8 +69,8 @@ class _Server:
             except (EOFError, OSError):
                 os._exit(0)  # the driver is gone, or wants this actor no more
             if method == "credit":
-                if number in self._credits:
-                    self._credits[number].release()
+                if (credit := self._credits.get(number)) is not None:
+                    credit.release()
             else:
                 self._asked.put((number, method, arguments, max_unread))
 

@@ -126,6 +126,7 @@ class LocalProcesses:
         if kind == "failed":
             text = f"an event of it could not be read ({value.strip().splitlines()[-1]})"
             raise ActorDied(Death(Cause.RAISED, text))
+        del stream.actor.pending[stream.number]
         raise StopIteration
 
     def kill(self, actor: _Process) -> None:

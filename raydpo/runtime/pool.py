@@ -30,7 +30,7 @@ from raydpo.runtime.placement import ANYWHERE, Placement
 from raydpo.runtime.pool_actor import PoolActor, PoolWorker
 from raydpo.runtime.pool_items import PoolItems, gone_on
 from raydpo.runtime.resources import Demand, amounts, count_fitting
-from raydpo.runtime.sessions import current, patience, unseen_storage
+from raydpo.runtime.sessions import current, lends_cpus, patience, unseen_storage
 from raydpo.runtime.silence import Watched, frames_of, silences
 from raydpo.runtime.stops import requested
 
@@ -67,7 +67,7 @@ class Pool:
         placement: Placement = ANYWHERE,
         placed: Callable[[Place], None] | None = None,
     ) -> None:
-        self._demand = Demand(name, num_workers, cpus, gpus, placement)
+        self._demand = Demand(name, num_workers, 0 if lends_cpus() else cpus, gpus, placement)
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
         self._hang_timeout_s, self._hang_key, self._lighter = hang_timeout_s, hang_key, lighter
         self._items = PoolItems((), max_retries, lighter)

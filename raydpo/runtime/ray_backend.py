@@ -137,7 +137,8 @@ class RayActors:
             group, index = place
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         else:
-            options["scheduling_strategy"] = "SPREAD" if placement.strategy == "SPREAD" else "DEFAULT"
+            is_free = not (demand.cpus or demand.gpus)  # Ray would put all that reserve nothing on one node
+            options["scheduling_strategy"] = "SPREAD" if placement.strategy == "SPREAD" or is_free else "DEFAULT"
             options["label_selector"] = dict(placement.label_selector) or None
         return ray.remote(max_restarts=0, max_task_retries=0, **options)(kind).remote()
 

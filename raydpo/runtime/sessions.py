@@ -21,11 +21,13 @@ from raydpo.runtime.resources import Demand, check_demands, count_fitting
 
 @dataclass(eq=False)
 class _Open:
-    """A session that is open, how long its roles wait, and whose it is. proved: folder -> nodes that share it."""
+    """A session that is open, how long its roles wait, and whose it is. lends_cpus: as of `session`. proved: folder -> nodes
+    that share it."""
 
     backend: Backend
     patience: NodePatience
     run: str
+    lends_cpus: bool = False
     proved: dict[Path, set[str]] = field(default_factory=dict)
 
 
@@ -41,6 +43,7 @@ def session(
     local_cpus: int | None = None,
     patience: NodePatience | None = None,
     run: str = "",
+    lends_cpus: bool = False,
 ) -> Iterator[None]:
     """Connect, check `demands`, and disconnect at the end. A session inside one of the same kind reuses the outer one;
     a local one inside another has its CPUs.
@@ -51,6 +54,7 @@ def session(
     local_cpus: CPUs that a machine declares, instead of those it has; ignored on a cluster.
     patience: with nodes that are still to come. None: that of the outer session, without one none.
     run: whose numbers a cluster's monitoring shows; empty: that of the outer session.
+    lends_cpus: a gang stands and waits; pools work on the CPUs that it holds, and reserve none.
 
     Raises ResourceError when a demand can never be met (unless nodes are waited for), no cluster answers at RAY_ADDRESS, or
         local is asked for on one.
@@ -58,18 +62,21 @@ def session(
     outer = _open[-1] if _open else None
     run = run or (outer.run if outer is not None else "")
     patience = patience or (outer.patience if outer is not None else NodePatience())
+    lends_cpus = lends_cpus or (outer is not None and outer.lends_cpus)
     if outer is not None and (outer.backend.kind, outer.backend.in_process) == (kind, in_process and kind == "local"):
-        with _within(outer.backend, demands, patience, run):
+        with _within(outer.backend, demands, patience, run, lends_cpus):
             yield
         return
     if outer is not None and kind == "local" and local_cpus is None:
         local_cpus = int(sum(node.resources.get("CPU", 0.0) for node in outer.backend.nodes()))
-    with _opened(kind, in_process, local_cpus) as backend, _within(backend, demands, patience, run):
+    with _opened(kind, in_process, local_cpus) as backend, _within(backend, demands, patience, run, lends_cpus):
         yield
 
 
 @contextmanager
-def _within(backend: Backend, demands: Sequence[Demand], patience: NodePatience, run: str) -> Iterator[None]:
+def _within(
+    backend: Backend, demands: Sequence[Demand], patience: NodePatience, run: str, lends_cpus: bool
+) -> Iterator[None]:
     nodes = backend.nodes()
     if patience.wait_s and backend.kind == "ray":
         for demand in demands:
@@ -80,7 +87,7 @@ def _within(backend: Backend, demands: Sequence[Demand], patience: NodePatience,
                 )
     else:
         check_demands(demands, nodes)
-    entry = _Open(backend, patience, run)
+    entry = _Open(backend, patience, run, lends_cpus)
     _open.append(entry)
     try:
         yield
@@ -103,6 +110,16 @@ def current() -> Backend:
     if not _open:
         raise RuntimeError("no session is open: work for actors belongs inside `with runtime.session(...)`")
     return _open[-1].backend
+
+
+def home() -> Backend:
+    """The same, for a gang that outlives the sessions inside it."""
+    return current()
+
+
+def lends_cpus() -> bool:
+    """Whether pools of the session that was opened last work on the CPUs of a gang that waits."""
+    return bool(_open) and _open[-1].lends_cpus
 
 
 def patience() -> NodePatience:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import time
 from collections.abc import Callable, Generator, Iterator
 from functools import partial
@@ -12,7 +14,7 @@ from typing import Any
 import pytest
 
 from raydpo.errors import Cause, HangError, IntegrityError, WorkerError
-from raydpo.runtime import RankContext, gang, ray_backend, run_gang
+from raydpo.runtime import Gang, RankContext, gang_run, ray_backend, run_gang
 from tests.runtime import rank_torch, rank_work
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -143,7 +145,7 @@ def test_a_rank_that_waits_in_a_collective_is_not_the_one_behind() -> None:
 def test_a_driver_that_takes_its_time_is_no_hang(monkeypatch: pytest.MonkeyPatch) -> None:
     """Longer than the deadline, by the clock that it looks at, while the rank is silent for a few seconds."""
     away_s = 0.0
-    monkeypatch.setattr(gang, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + away_s))
+    monkeypatch.setattr(gang_run, "time", SimpleNamespace(monotonic=lambda: time.monotonic() + away_s))
     seen = []
     for _, event in start(partial(rank_work.pause, pause_s=6), 1, hang_timeout_s=LONG_S):
         away_s += 10 * LONG_S
@@ -186,3 +188,51 @@ def _assert_ends(pid: int) -> None:
     while _is_alive(pid):
         assert time.monotonic() < deadline_s, f"process {pid} is still there"
         time.sleep(0.2)
+
+
+def standing(num_ranks: int) -> Gang:
+    return Gang("trainer", num_ranks=num_ranks, cpus=1, hang_timeout_s=LONG_S)
+
+
+def test_a_gang_runs_one_function_after_the_other_in_the_same_processes(tmp_path: Path) -> None:
+    """What a rank kept is there, the variables are set once, and each function has its own bound on unread events."""
+    gang = standing(2)
+    told = [dict(gang.run(partial(rank_work.count_runs, folder=str(tmp_path)), most)) for most in (None, 1, 3)]
+    assert [[told[number][rank][1] for number in range(3)] for rank in (0, 1)] == [[1, 2, 3]] * 2
+    assert len({events[0][0] for events in told}) == len({events[1][0] for events in told}) == 1
+    assert len({port for events in told for _, _, port in events.values()}) == 1
+    numbers = [event for rank, event in gang.run(partial(rank_work.count_up, num_events=9), 2) if rank == 1]
+    assert numbers == [(1, number) for number in range(9)]
+    gang.close()
+    for pid, _, _ in told[0].values():
+        _assert_ends(pid)
+
+
+def test_a_function_that_fails_closes_the_gang(tmp_path: Path) -> None:
+    gang = standing(2)
+    pids = [pid for pid, _, _ in dict(gang.run(partial(rank_work.count_runs, folder=str(tmp_path)))).values()]
+    with pytest.raises(IntegrityError, match="shard 7"):
+        list(gang.run(partial(rank_work.count_runs, folder=str(tmp_path), fails_at=2)))
+    assert gang.is_closed
+    for pid in pids:
+        _assert_ends(pid)
+
+
+def test_a_function_that_is_left_in_the_middle_closes_the_gang(tmp_path: Path) -> None:
+    gang = standing(1)
+    stream = gang.run(partial(rank_work.tell_pid_and_wait, folder=str(tmp_path)))
+    _, pid = next(stream)
+    stream.close()
+    assert gang.is_closed
+    _assert_ends(pid)
+
+
+def test_a_rank_that_died_idle_is_a_failure_of_the_next_function(tmp_path: Path) -> None:
+    gang = standing(2)
+    pids = {rank: pid for rank, (pid, _, _) in gang.run(partial(rank_work.count_runs, folder=str(tmp_path)))}
+    os.kill(pids[1], signal.SIGKILL)
+    with pytest.raises(WorkerError, match=r"trainer: rank 1 \(pid .* died while it stood idle: .*SIGKILL") as lost:
+        list(gang.run(partial(rank_work.count_runs, folder=str(tmp_path))))
+    assert (lost.value.cause, lost.value.rank) == (Cause.KILLED, 1)
+    assert gang.is_closed
+    _assert_ends(pids[0])

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from raydpo.errors import DataError, IntegrityError, WorkerError
-from raydpo.runtime import Pool, RankContext, run_gang, run_pool, session
+from raydpo.runtime import Gang, Pool, RankContext, run_gang, run_pool, session
 from tests.runtime import rank_work
 
 LONG_S = 600.0
@@ -141,3 +141,24 @@ def test_output_files_go_with_the_session(tmp_path: Path, monkeypatch: pytest.Mo
         assert dict(run_pool("s", rank_work.make_squarer, [3], num_workers=1, cpus=1)) == {0: 9}
         assert len(list(tmp_path.glob("raydpo-*/actor-*.log"))) == 1
     assert not list(tmp_path.glob("raydpo-*"))
+
+
+def test_a_standing_rank_keeps_things_and_ends_them_with_the_gang(tmp_path: Path) -> None:
+    gang = Gang("here", num_ranks=1, cpus=1, hang_timeout_s=LONG_S)
+    function = partial(rank_work.count_runs, folder=str(tmp_path))
+    told = [event for _ in range(3) for _, event in gang.run(function)]
+    assert [(pid, number) for pid, number, _ in told] == [(os.getpid(), 1), (os.getpid(), 2), (os.getpid(), 3)]
+    assert told[0][2] is not None
+    assert "MASTER_PORT" not in os.environ
+    assert not (tmp_path / "ended-0").exists()
+    gang.close()
+    gang.close()
+    assert (tmp_path / "ended-0").read_text() == "3\n"
+
+
+def test_what_a_rank_kept_ends_with_a_function_that_failed(tmp_path: Path) -> None:
+    gang = Gang("here", num_ranks=1, cpus=1, hang_timeout_s=LONG_S)
+    with pytest.raises(IntegrityError, match="shard 7"):
+        list(gang.run(partial(rank_work.count_runs, folder=str(tmp_path), fails_at=1)))
+    assert gang.is_closed
+    assert (tmp_path / "ended-0").read_text() == "1\n"
