@@ -109,7 +109,7 @@ def travelling(rank: ZeroRank) -> float:
 
 
 def bucket_at(rank: ZeroRank, moment: Moment) -> float:
-    """The same at one moment: stage 3 keeps it, 2 makes it anew for each backward pass of the layers, 1 keeps it to the last."""
+    """The same at one moment: stage 3 keeps it, 2 makes it anew for each backward pass of layers, 1 keeps it to the last."""
     is_kept = rank.stage == 3 or (rank.stage == 1 and rank.accumulates and moment == "head")
     return bucket(rank) if is_kept or moment in ("layers", "reduction") else 0.0
 

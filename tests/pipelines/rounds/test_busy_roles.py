@@ -52,7 +52,9 @@ def a_run(clock: Clock, max_staleness: int) -> Any:
 
 
 def busy(spans: list[tuple[float, float]], since: float, until: float) -> float:
-    return sum(min(end, until) - max(begin, since) for begin, end in spans if end > since and begin < until) / (until - since)
+    return sum(min(end, until) - max(begin, since) for begin, end in spans if end > since and begin < until) / (
+        until - since
+    )
 
 
 @pytest.mark.parametrize(("max_staleness", "least", "most"), [(1, 0.9, 1.0), (3, 0.9, 1.0), (0, 0.0, 0.6)])
