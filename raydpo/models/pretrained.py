@@ -8,7 +8,7 @@ for a moment. An adapter that was trained on a base in 4 bits is merged into wha
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Set
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +40,7 @@ def load_model(found: ResolvedModel | Path, dtype: str, attention: str) -> Any:
     model = with_base(ResolvedModel(str(found), None, found) if isinstance(found, Path) else found)
     if model.base is None:
         return switch_dropout_off(_read(model.here(), dtype, attention, model.four_bit)).eval()
-    merged = _cast(merge_adapter(_whole(model.base), model.here()), DTYPES[dtype])
+    merged = cast(merge_adapter(_whole(model.base), model.here()), DTYPES[dtype])
     if model.four_bit is not None:
         merged = pack(merged, model.four_bit)
     if attention != "auto":
@@ -52,7 +52,7 @@ def _whole(base: ResolvedModel) -> Any:
     """The base of an adapter in float32; what it unpacks to where the adapter was trained on a packed one."""
     if base.four_bit is None:
         return load_model(base, "float32", "auto")
-    return _cast(unpack(load_model(base, base.four_bit.dtype, "auto")), torch.float32)
+    return cast(unpack(load_model(base, base.four_bit.dtype, "auto")), torch.float32)
 
 
 def _read(folder: Path, dtype: str, attention: str, four_bit: FourBit | None) -> Any:
@@ -87,11 +87,16 @@ def not_loadable(folder: Path, why: object) -> ConfigError:
 
 
 @torch.no_grad()
-def _cast(model: Any, dtype: torch.dtype) -> Any:
-    """What loading a folder in `dtype` gives: weights in `dtype`, tables that are computed at the start as they are."""
+def cast(model: Any, dtype: torch.dtype, only: Set[nn.Module] | None = None) -> Any:
+    """What loading a folder in `dtype` gives: weights in `dtype`, tables that are computed at the start as they are.
+
+    only: modules whose own weights are cast, where they are there; None: all.
+    """
     kept = model.state_dict().keys()
     exempt = tuple(getattr(model, "_keep_in_fp32_modules_strict", None) or ())
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+        if only is not None and (tensor.is_meta or model.get_submodule(name.rpartition(".")[0]) not in only):
+            continue
         if tensor.is_floating_point() and name in kept and not set(exempt) & set(name.split(".")):
             tensor.data = tensor.data.to(dtype)
     model.config.dtype = dtype

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from raydpo.models.adapter_files import shapes
 from raydpo.models.hollow import HollowModel, WholeNeeded, hollow_model
-from raydpo.models.merging import tied_modules, unmergeable, with_adapter
+from raydpo.models.merging import plain_name, tied_modules, unmergeable, with_adapter
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.streamed_weights import StreamedWeights, kept_buffers, without_data
 
@@ -32,15 +32,10 @@ def stream_merged(found: ResolvedModel, out: Path, dtype: str, max_bytes: int) -
 
     Raises WholeNeeded where it takes a whole model, ConfigError where the two do not fit or merging changes what they say.
     """
-    base, adapter = found.base, found.here()
-    if base is None or base.base is not None or base.four_bit is not None or found.four_bit is not None:
-        raise WholeNeeded("its base is packed, or an adapter itself")
-    if brought := sorted(name for name in shapes(adapter) if "lora_" not in name):
-        raise WholeNeeded(f"the adapter brings {brought[0]}")
-    hollow, target = (hollow_model(base.here(), kind, "auto") for kind in ("float32", dtype))
+    adapter = found.here()
+    hollow, target = hollow_base(found), hollow_model(found.whole().here(), dtype, "auto")
     names = {id(parameter): name for name, parameter in hollow.model.named_parameters()}
-    adapted = with_adapter(hollow.model, adapter)
-    layers = list(_layers(adapted))
+    layers = [layer for _, layer in lora_layers(with_adapter(hollow.model, adapter))]
     planned = without_data(target.model)
     stream = StreamedWeights(target.model, planned, out / "weights", max_bytes)
     merged = set()
@@ -49,7 +44,7 @@ def stream_merged(found: ResolvedModel, out: Path, dtype: str, max_bytes: int) -
         for parameter in own:
             merged.add(id(parameter))
             parameter.data = hollow.reader.whole(hollow.places[id(parameter)], torch.float32)
-        _merge(layer, adapter)
+        merge_layer(layer, adapter)
         for parameter in own:
             name = names[id(parameter)]
             stream.add(name, parameter.data.to(planned[name].dtype))
@@ -63,6 +58,16 @@ def stream_merged(found: ResolvedModel, out: Path, dtype: str, max_bytes: int) -
     return stream
 
 
+def hollow_base(found: ResolvedModel) -> HollowModel:
+    """The base of the adapter `found` in float32, without weights. Raises WholeNeeded where its merge takes a whole model."""
+    base = found.base
+    if base is None or base.base is not None or base.four_bit is not None or found.four_bit is not None:
+        raise WholeNeeded("its base is packed, or an adapter itself")
+    if brought := sorted(name for name in shapes(found.here()) if "lora_" not in name):
+        raise WholeNeeded(f"the adapter brings {brought[0]}")
+    return hollow_model(base.here(), "float32", "auto")
+
+
 def _add_others(
     stream: StreamedWeights, hollow: HollowModel, names: dict[int, str], planned: dict[str, Tensor]
 ) -> None:
@@ -70,8 +75,8 @@ def _add_others(
         stream.add(name, hollow.reader.whole(hollow.places[place], torch.float32).to(planned[name].dtype))
 
 
-def _layers(adapted: Any) -> Iterator[Any]:
-    """Layers of LoRA. Raises WholeNeeded where one is of another kind, or not alone with its matrix."""
+def lora_layers(adapted: Any) -> Iterator[tuple[str, Any]]:
+    """(name in the base, layer of LoRA). Raises WholeNeeded where one is of another kind, or not alone with its matrix."""
     from peft.tuners.lora import Embedding, Linear
     from peft.tuners.tuners_utils import BaseTunerLayer
     from transformers.pytorch_utils import Conv1D
@@ -84,10 +89,11 @@ def _layers(adapted: Any) -> Iterator[Any]:
                 module.get_base_layer(), nn.Linear | nn.Embedding | Conv1D
             ):
                 raise WholeNeeded(f"the adapter on {name} is a {type(module).__name__}")
-            yield module
+            yield plain_name(name), module
 
 
-def _merge(layer: Any, adapter: Path) -> None:
+def merge_layer(layer: Any, adapter: Path) -> None:
+    """Merge the adapter into the matrix of `layer`, in place. Raises ConfigError where that changes what the layer says."""
     rows = _rows(layer.get_base_layer())
     before = layer(rows)
     try:

@@ -1,7 +1,8 @@
 """A frozen model as a worker holds it: whole, or one layer at a time. Reference workers and `raydpo evaluate` ask here.
 
 Comes in: what `reference.weights` says, the model and the device. Goes out: the module, and what its calls go through.
-Decision: where nobody asked for it and transformers lists no layers, it is loaded whole, with a word. Price: it may not fit.
+An adapter is merged into its base, whole or layer by layer. Decision: where nobody asked for it and a model cannot be held one
+layer at a time, it is loaded whole, with a word. Price: it may not fit.
 """
 
 from __future__ import annotations
@@ -10,8 +11,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from raydpo.models.layer_stream import LayerStream
 from raydpo.models.layer_weights import LayerWeights
+from raydpo.models.merged_layers import MergedLayers
 from raydpo.models.pretrained import DTYPES, load_model
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.together import Together, one_by_one
@@ -53,10 +57,16 @@ def hold(
     said = way.said
     if way.is_streamed:
         try:
-            stream = LayerStream(LayerWeights(model.here(), DTYPES[dtype], attention, device))
+            stream = LayerStream(_by_layers(model, DTYPES[dtype], attention, device))
             return HeldModel(stream.model.requires_grad_(False), stream, said)
         except NotImplementedError as error:
             if weights == "streamed":
                 raise cannot_stream(model, error) from error
             said = f"{said}; but {error}, so it is loaded whole and may not fit"
     return HeldModel(load_model(model, dtype, attention).to(device).requires_grad_(False), None, said)
+
+
+def _by_layers(model: ResolvedModel, dtype: torch.dtype, attention: str, device: str) -> LayerWeights:
+    if model.base is not None:
+        return MergedLayers(model, dtype, attention, device)
+    return LayerWeights(model.here(), dtype, attention, device)

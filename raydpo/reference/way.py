@@ -8,7 +8,7 @@ the same either way, bit for bit, so that it may be decided on each worker for i
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path
 from typing import Literal
@@ -39,8 +39,8 @@ class Way:
 
 
 def choose_way(weights: Weights, model: ResolvedModel, dtype: str, device: str, num_sharing: int = 1) -> Way:
-    """The way of a worker. num_sharing: workers that share the memory of its device. Raises ConfigError for an adapter or a
-    packed model that is to be streamed."""
+    """The way of a worker. num_sharing: workers that share the memory of its device. Raises ConfigError for a packed model
+    that is to be streamed."""
     if weights == "whole":
         return Way(False)
     hindrance = _hindrance(model)
@@ -50,10 +50,11 @@ def choose_way(weights: Weights, model: ResolvedModel, dtype: str, device: str, 
         return Way(True)
     if model.four_bit is not None:
         return Way(False)  # half a byte a weight, and its layers are packed when it is loaded
-    needed, free = whole_bytes(model, dtype), free_bytes(device) / num_sharing
-    if needed is None or needed <= USED_SHARE * free:
+    rooms = _rooms(model, dtype, device, num_sharing)
+    if (tight := next((room for room in rooms if room[0] > USED_SHARE * room[1]), None)) is None:
         return Way(False)
-    sizes = f"its weights take {needed / _GB:.1f} GB in {dtype}, and {free / _GB:.1f} GB are free for them"
+    needed, free, kind = tight
+    sizes = f"its weights take {needed / _GB:.1f} GB in {kind}, and {free / _GB:.1f} GB are free for them"
     if hindrance:
         return Way(False, f"{sizes}; it cannot be streamed ({hindrance}), so it is loaded whole and may not fit")
     return Way(
@@ -61,11 +62,25 @@ def choose_way(weights: Weights, model: ResolvedModel, dtype: str, device: str, 
     )
 
 
+def _rooms(model: ResolvedModel, dtype: str, device: str, num_sharing: int) -> Iterator[tuple[int, float, str]]:
+    """(bytes of the whole model, bytes that are free for them, dtype) where it stands. An adapter is merged in main memory."""
+    places = {device: (replace(model.whole(), four_bit=None), dtype)}
+    if model.base is not None:
+        places["cpu"] = (model, "float32")
+    for place, (found, kind) in places.items():
+        if (needed := whole_bytes(found, kind)) is not None:
+            yield needed, free_bytes(place) / num_sharing, kind
+
+
 def _hindrance(model: ResolvedModel) -> str:
     """Why a model cannot be read layer by layer, as a clause; empty where it can."""
     if model.four_bit is not None:
         return "it is packed into 4 bits when it is loaded, which its layers alone are not"
-    return "" if model.base is None else "it is an adapter, which is merged into its whole base when it is loaded"
+    if model.base is None:
+        return ""
+    if model.base.four_bit is not None:
+        return "its base is packed into 4 bits when it is loaded"
+    return "its base is an adapter itself" if model.base.base is not None else ""
 
 
 def may_stream(weights: Weights, model: ResolvedModel, dtype: str) -> bool:

@@ -20,6 +20,7 @@ from raydpo.models.merging import write_merged
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.streamed_merge import stream_merged
 from raydpo.pipelines import train
+from raydpo.reference.held import hold
 from tests.adapter_kinds import KINDS, LINEAR, Kind, Made, make_adapter, make_base
 from tests.pipelines.toy import Notes, Toy, config
 
@@ -71,6 +72,34 @@ def test_the_folder_is_that_of_a_whole_merge(
             for side in ("streamed", "whole")
         ]
     assert torch.equal(*said)
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("name", STREAMED)
+@torch.no_grad()
+def test_layers_that_are_merged_while_they_are_read_say_what_a_whole_merge_says(
+    toy: Toy, tmp_path: Path, name: str, dtype: str
+) -> None:
+    """In every pass again: what was added in the one before is not there, in memory or in the mapped files."""
+    made, found = adapter(toy, tmp_path, STREAMED[name])
+    before = (made.base / "model.safetensors").read_bytes()
+    whole, held = pretrained.load_model(found, dtype, "auto"), hold(found, dtype, "auto", "streamed", 1, "cpu")
+    assert held.stream is not None
+    ids = torch.arange(3, 20)[None]
+    expected = whole(ids, use_cache=False).logits
+    for _ in range(3):
+        (said,) = held.together([lambda: held.model(ids, use_cache=False).logits])
+        assert said.dtype == expected.dtype == getattr(torch, dtype)
+        assert torch.equal(said, expected)
+    base = pretrained.load_model(made.base, dtype, "auto")(ids, use_cache=False).logits
+    assert float((base - expected).abs().max()) > 1e-2
+    assert {name: (t.dtype, t.shape) for name, t in held.model.state_dict().items() if not t.is_meta}.items() <= {
+        name: (t.dtype, t.shape) for name, t in whole.state_dict().items()
+    }.items()
+    weights = held.stream.weights
+    layers = sum(map(weights.layer_bytes, range(len(weights.layers))))
+    assert held.has_read == (3, weights.stays_bytes + 3 * layers)
+    assert (made.base / "model.safetensors").read_bytes() == before
 
 
 def test_one_matrix_is_there_at_a_time(toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,6 +19,7 @@ from raydpo.models.pretrained import load_model
 from raydpo.models.resolve import ResolvedModel
 from raydpo.reference import way
 from raydpo.reference.forward import cut
+from raydpo.reference.held import hold
 from raydpo.reference.plan import plan_shards, wanted_rows
 from raydpo.reference.score import Scorer
 from raydpo.reference.way import choose_way, whole_bytes
@@ -145,8 +146,10 @@ def test_a_batch_that_does_not_fit_alone_is_done_in_halves_and_a_row_is_an_error
             scorer.score(work[1])
 
 
-def adapter_of(world, folder):
-    adapted = get_peft_model(load_model(world.reference, "float32", "auto"), LoraConfig(target_modules=["q_proj"]))
+def adapter_of(world, folder, modules=("q_proj",), **more):
+    settings = LoraConfig(target_modules=list(modules), init_lora_weights=False, **more)
+    torch.manual_seed(5)
+    adapted = get_peft_model(load_model(world.reference, "float32", "auto"), settings)
     adapted.peft_config["default"].base_model_name_or_path = str(world.reference)
     adapted.save_pretrained(folder)
     return ResolvedModel("adapter", None, folder, ResolvedModel("reference", None, world.reference))
@@ -165,9 +168,13 @@ def test_auto_is_whole_where_it_fits_and_says_so_where_it_streams(world, tmp_pat
         assert found.is_streamed is is_streamed
         assert ("it is streamed" in found.said) is is_streamed
     assert not choose_way("whole", model, "float32", "cpu").is_streamed
-    found = choose_way("auto", adapter, "float32", "cpu", 2)
+    found = choose_way("auto", adapter, "bfloat16", "cpu", 2)
+    assert found.is_streamed
+    assert "GB in float32, and" in found.said, "as it is merged"
+    on_packed = replace(adapter, base=replace(model, four_bit=FourBit("bfloat16")))
+    found = choose_way("auto", on_packed, "float32", "cpu", 2)
     assert not found.is_streamed
-    assert "cannot be streamed (it is an adapter" in found.said
+    assert "cannot be streamed (its base is packed" in found.said
     packed = replace(model, four_bit=FourBit("bfloat16"))
     assert whole_bytes(packed, "bfloat16") < whole_bytes(model, "bfloat16") / 2
     monkeypatch.setattr(way, "free_bytes", lambda device: 1)
@@ -176,12 +183,46 @@ def test_auto_is_whole_where_it_fits_and_says_so_where_it_streams(world, tmp_pat
         choose_way("streamed", packed, "bfloat16", "cpu")
 
 
-def test_an_adapter_is_not_streamed_and_the_error_says_what_is_allowed(world, tmp_path):
-    spec = replace(spec_of(world, tmp_path / "cache"), model=adapter_of(world, tmp_path / "adapter"))
+@pytest.mark.parametrize(
+    ("gpu", "main", "is_streamed"), [(1.3, 5.1, False), (1.3, 4.9, True), (1.2, 5.1, True)], ids=["both", "gpu", "main"]
+)
+def test_an_adapter_for_a_gpu_has_to_fit_merged_there_and_in_float32_into_main_memory(
+    world, tmp_path, monkeypatch, gpu, main, is_streamed
+):
+    once = whole_bytes(ResolvedModel("reference", None, world.reference), "bfloat16") / 2
+    free = {"cuda": 2 * once * gpu, "cpu": once * main}
+    monkeypatch.setattr(way, "free_bytes", lambda device: free[device])
+    assert choose_way("auto", adapter_of(world, tmp_path), "bfloat16", "cuda").is_streamed is is_streamed
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_an_adapter_is_merged_layer_by_layer_with_the_shards_of_a_whole_merge(world, work, tmp_path, dtype):
+    adapter = adapter_of(world, tmp_path / "adapter", ["q_proj", "down_proj"])
+    shards = {}
+    for weights, model in (("whole", adapter), ("streamed", adapter), ("base", adapter.base)):
+        spec = replace(spec_of(world, tmp_path / weights, dtype, weights="whole"), model=model)
+        spec = spec if weights == "base" else replace(spec, weights=weights)
+        done = Scorer(spec).score_group(list(work))
+        assert (sum(shard.passes for shard in done) > 3) is (weights == "streamed")
+        shards[weights] = {path.name: path.read_bytes() for path in (tmp_path / weights).rglob("*.arrow")}
+    assert shards["streamed"] == shards["whole"]
+    assert len(shards["whole"]) == len(work)
+    assert not set(shards["whole"].values()) & set(shards["base"].values())
+
+
+def test_an_adapter_that_needs_its_whole_base_is_not_streamed_and_the_error_says_what_is_allowed(world, tmp_path):
+    adapter = adapter_of(world, tmp_path / "adapter", ["q_proj"], modules_to_save=["lm_head"])
+    spec = replace(spec_of(world, tmp_path / "cache"), model=adapter)
     with pytest.raises(
-        ConfigError, match=r"reference\.weights: streamed; adapter cannot be held .* an adapter, .*: whole"
+        ConfigError, match=r"reference\.weights: streamed; adapter cannot be held .* takes the whole model: .*: whole"
     ):
         Scorer(spec)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(way, "free_bytes", lambda device: 1)
+        held = hold(adapter, "float32", "auto", "auto", 1, "cpu")
+    assert held.stream is None
+    assert "takes the whole model: the adapter brings" in held.said
+    assert held.said.endswith("so it is loaded whole and may not fit")
 
 
 def test_free_bytes_of_this_machine_are_within_its_memory():
