@@ -25,7 +25,7 @@ from raydpo.models.logprobs import AnswerLogProbs, Extra, SequenceBatch
 from raydpo.train.deepspeed_settings import deepspeed_config, stage_of
 from raydpo.train.group_timeout import give_time, group_timeout
 from raydpo.train.held_state import held, refresh, trained, whole_shape
-from raydpo.train.host_adam import DEEPSPEED, check_nvme, make_adam, offloaded_adam
+from raydpo.train.host_adam import DEEPSPEED, check_nvme, make_adam, offloaded_adam, start_step
 from raydpo.train.ranges import OPTIMIZER, named
 from raydpo.train.rendezvous import init_method
 from raydpo.train.sharding import shard
@@ -97,12 +97,13 @@ class DeepSpeedEngine:
         self.updated_by = offloaded_adam(train, config, use_gpu=use_gpu)
         is_deepspeed = self.updated_by is not None and self.updated_by.optimizer == DEEPSPEED
         self._guard = None if is_deepspeed else _guarded(trainable, train, is_on=stage == 0)
+        self._host_adam = make_adam(trainable, train) if is_deepspeed else None
         if stage == 3:
             shard(scoring, config, source)
         self.engine, *_ = deepspeed.initialize(
             model=scoring,
             model_parameters=trainable,
-            optimizer=self._guard or make_adam(trainable, train),
+            optimizer=self._guard or self._host_adam,
             config=config,
             dist_init_required=False,
         )
@@ -128,6 +129,8 @@ class DeepSpeedEngine:
         """Update with the accumulated gradient. Returns (applied, gradient norm before clipping), equal on all ranks."""
         for group in self.engine.optimizer.param_groups:
             group["lr"] = learning_rate
+        if self._host_adam is not None:
+            start_step(self._host_adam)
         with named(OPTIMIZER):
             self.engine.step()
         if self._guard is not None and self._guard.guard:

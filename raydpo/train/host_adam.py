@@ -69,6 +69,15 @@ def make_adam(parameters: list[torch.nn.Parameter], train: TrainSection) -> torc
     return made
 
 
+def start_step(adam: Any) -> None:
+    """Before each step of DeepSpeed's: have its bias correction follow from the number of the step alone.
+
+    It multiplies the powers of the betas up in float32, from step to step, and computes them anew where it did not see the
+    step before: a run that goes on would have other last digits than one that nobody stopped. Step 0 makes it forget."""
+    (beta1, beta2), nothing = adam.defaults["betas"], [torch.zeros(1) for _ in range(4)]
+    adam.ds_opt_adam.adam_update(adam.opt_id, 0, 0.0, beta1, beta2, 1.0, 0.0, False, *nothing)
+
+
 def _problems() -> list[str]:
     """Why not all ranks can have it: the first rank of a machine builds, then all load. Collective."""
     machines = _gathered(platform.node())

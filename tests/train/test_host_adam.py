@@ -14,7 +14,7 @@ import torch
 
 from raydpo.config.deepspeed_keys import FORCE
 from raydpo.schema.rank_events import UpdatedBy
-from raydpo.train.host_adam import DEEPSPEED, TORCH
+from raydpo.train.host_adam import DEEPSPEED, TORCH, start_step
 from raydpo.train.native_ops import NoOp, built_adam, load_adam
 from tests.train import adam_jobs
 from tests.train.test_resume import resume
@@ -115,6 +115,7 @@ def test_both_are_one_update_in_float32(compiled, weight_decay):
         for one, other in zip(ours, theirs, strict=True):
             one.grad = torch.randn_like(one)
             other.grad = one.grad.clone()
+        start_step(adams[1])
         for adam in adams:
             adam.step()
     for one, other, first in zip(ours, theirs, start, strict=True):
