@@ -262,6 +262,18 @@ FAULTS = (
     ),
     Fault(
         WORKERS,
+        "trainers or a generator are killed during a weight sync",
+        "the copy of the weights in shared memory",
+        "a new generator reads the committed folder, a round without one is made again; the file is removed by the driver, or "
+        "by whoever shares or takes weights next on that node",
+        (
+            "artifacts/test_shared_files.py::test_files_of_a_process_that_was_killed_are_swept_and_those_of_a_living_one_stay",
+            "pipelines/rounds/test_direct_push.py::test_a_generator_that_is_killed_over_a_push_leaves_no_file_and_its_successor_reads_the_folder",
+            "pipelines/rounds/test_direct_push.py::test_seventy_pushes_leave_no_file_and_no_growth",
+        ),
+    ),
+    Fault(
+        WORKERS,
         "a node joins during precompute",
         "nothing",
         "with a range of `reference.num_workers` it gets work",

@@ -1,9 +1,10 @@
 """The generators of a run: a standing pool of engines, the policy that they hold, and the proof that they hold it.
 
 Comes in: requests, weights of the trainers or a model folder. Goes out: what engines answer, stamped with the version.
-Decision: new weights go to every engine in place, part by part, through Ray's object store; an engine that starts later
-reads the committed folder, and so do all when they are at work as a push begins: trainers never wait for them. After either,
-the trainers' log-probs of a few sequences are compared with those of each engine.
+Decision: new weights go to every engine in place, from a file that trainers wrote on its node (part by part through the runtime
+where there is none); an engine on another node, or one that starts later, reads the committed folder, and so do all when they
+are at work as a push begins: trainers never wait for them. After either, the trainers' log-probs of a few sequences are
+compared with those of each engine.
 """
 
 from __future__ import annotations
@@ -17,17 +18,18 @@ from pathlib import Path
 import numpy as np
 
 from raydpo import runtime
-from raydpo.artifacts import weights_digest
+from raydpo.artifacts import shared_files, weights_digest
 from raydpo.config import Config
 from raydpo.driver.actors import libraries_of, placement
 from raydpo.driver.ledger import Ledger
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
-from raydpo.generate.worker import Generator, Health
+from raydpo.generate.worker import Generator, Health, PolicyLoaded
 from raydpo.models.agreement import compare, tolerance_of
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
-from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Score, Scored
+from raydpo.schema.samples import DropWeights, Generate, Generated, LoadFolder, LoadWeights, Score, Scored, TakeWeights
+from raydpo.schema.shared_weights import SharedWeights
 
 _LOADING = -1
 """The version in the middle of a push: of no request."""
@@ -90,7 +92,8 @@ class Generators:
         self._is_greeted = policy.version != self._engine.version
         self._pool.greet_with(message if self._is_greeted else None)
         if self._version != policy.version:
-            self._ledger.updated("generate", len(self._pool.tell(message)))
+            answers: list[PolicyLoaded] = self._pool.tell(message)
+            self._ledger.updated("generate", sum(answer.busy_s > 0 for answer in answers))  # others have it by a push
             self._version = policy.version
         if self._checked != policy.version:
             self._pool.start()
@@ -121,6 +124,28 @@ class Generators:
         self._version = version if part.is_last else _LOADING
         answers = self._pool.tell(LoadWeights(part.weights, version, part.is_last, part.is_partial))
         self._ledger.updated("generate", len(answers) if part.is_last else 0)
+
+    def take(self, shared: SharedWeights, version: int) -> None:
+        """The weights of `version` in a file on the trainers' node, which is removed when all have them."""
+        self._version = _LOADING
+        try:
+            answers: list[PolicyLoaded] = self._pool.tell(TakeWeights(shared, version))
+        finally:
+            is_removed = self.leave(shared)
+        if not is_removed:
+            self._pool.tell(DropWeights(shared))
+        absent = sum(not answer.is_whole for answer in answers)
+        self._ledger.updated("generate", len(answers) - absent)
+        if not absent:
+            self._version = version
+            return
+        who = "1 generator does" if absent == 1 else f"{absent} generators do"
+        text = f"{who} not see {shared.path}, being on another node than the trainers: policy {version} is read from its folder"
+        self._observer(Note("info", text))
+
+    def leave(self, shared: SharedWeights) -> bool:
+        """Remove the file of a push that nobody takes; False on another node: whoever makes, or loads, the next one does it."""
+        return shared_files.remove(Path(shared.path), shared.key)
 
     def _check(self, policy: Policy) -> None:
         """Compare each generator's log-probs of a few sequences with those of the trainers."""

@@ -50,10 +50,11 @@ from raydpo.schema.rank_events import (
     UpdatedBy,
     WeightsPart,
 )
+from raydpo.schema.shared_weights import SharedWeights
 from raydpo.train import TrainSpec
 
 TrainingReport = dict[str, Any]
-Receive = Callable[[WeightsPart | PolicyProbe], None]
+Receive = Callable[[WeightsPart | SharedWeights | PolicyProbe], None]
 
 
 class Driver:
@@ -238,7 +239,7 @@ class Driver:
             case Finished(step, reason):
                 self.has_finished = True
                 self.observer(StageDone("train", f"{step} steps, {reason}"))
-            case WeightsPart() | PolicyProbe() if self.receive is not None:
+            case WeightsPart() | SharedWeights() | PolicyProbe() if self.receive is not None:
                 self.receive(event)
 
     def _rows_scored(self, event: RowsScored) -> None:

@@ -1,6 +1,7 @@
 """Weight sync: new weights of the trainers on their way to the generators.
 
-Comes in: parts of the weights, in order. Goes out: the same to every generator, or to none.
+Comes in: the description of a file on the trainers' node, or parts of the weights, in order. Goes out: the same to every
+generator, or to none.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ from typing import Any
 from raydpo.driver.generators import Generators
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.rank_events import WeightsPart
+from raydpo.schema.shared_weights import SharedWeights
 
 
 class Push:
@@ -27,8 +29,14 @@ class Push:
         self._generators, self._version, self._producers, self._observer = generators, version, producers, observer
         self._is_taken: bool | None = None
 
-    def receive(self, part: WeightsPart) -> None:
-        """The parts in order; after the last one another push may come."""
+    def receive(self, part: WeightsPart | SharedWeights) -> None:
+        """The file, or the parts in order; then another push may come."""
+        if isinstance(part, SharedWeights):
+            if self._generators.shares_gpus or not self._is_free():
+                self._generators.leave(part)
+            else:
+                self._generators.take(part, self._version)
+            return
         if self._generators.shares_gpus:  # they are stopped while trainers run
             return
         if self._is_taken is None:

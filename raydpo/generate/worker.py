@@ -15,10 +15,22 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts.elsewhere import bring
+from raydpo.artifacts.shared_files import remove, sweep
 from raydpo.errors import WorkerError
 from raydpo.generate.engine import Engine, EngineSpec, StreamingEngine
 from raydpo.generate.make_engine import make_engine
-from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Request, Sample, Score, Scored
+from raydpo.schema.samples import (
+    DropWeights,
+    Generate,
+    Generated,
+    LoadFolder,
+    LoadWeights,
+    Request,
+    Sample,
+    Score,
+    Scored,
+    TakeWeights,
+)
 
 
 @dataclass(frozen=True)
@@ -26,7 +38,7 @@ class PolicyLoaded:
     """A generator took in weights.
 
     version: of the policy that came in.
-    is_whole: whether it may be used now, or parts are still to come.
+    is_whole: whether it may be used now; otherwise parts are still to come, or the file is not on this node.
     busy_s: seconds that it took.
     """
 
@@ -44,6 +56,7 @@ class Generator:
     """Loads the policy once; then `generator(request)` answers. A policy whose loading failed cannot be used any more."""
 
     def __init__(self, spec: EngineSpec) -> None:
+        sweep()  # what a push left behind that was killed
         bring(Path(spec.model))
         self.engine: Engine = make_engine(spec)
         self._version: int | None = spec.version
@@ -85,7 +98,7 @@ class Generator:
         done, self._done = self._done, []
         return done
 
-    def __call__(self, request: Request | Health) -> Generated | Scored | PolicyLoaded | dict[str, Any]:
+    def __call__(self, request: Request | Health) -> Generated | Scored | PolicyLoaded | dict[str, Any] | bool:
         """Raises WorkerError for a version that is not loaded, and whatever the engine raises."""
         started_s = time.monotonic()
         match request:
@@ -98,13 +111,16 @@ class Generator:
                 version = self._whole_version()
                 nats, top_ids, top_nats = self.engine.score(request.sequences)
                 return Scored(tuple(nats), tuple(top_ids), tuple(top_nats), version)
-            case LoadFolder() | LoadWeights() if self._in_work:
+            case LoadFolder() if request.version == self._version:
+                return PolicyLoaded(request.version, True, 0.0)
+            case LoadFolder() | LoadWeights() | TakeWeights() if self._in_work:
                 raise WorkerError(
                     f"Policy version {request.version} came while {len(self._in_work)} requests were in work; their answers "
                     "would have been those of a mixture. Let them end first."
                 )
             case LoadFolder():
                 self._version, self._arriving = None, None
+                sweep()
                 bring(Path(request.folder))
                 self.engine.load_folder(request.folder)
                 self._version = request.version
@@ -112,6 +128,11 @@ class Generator:
             case LoadWeights():
                 self._load_part(request)
                 return PolicyLoaded(request.version, request.is_last, time.monotonic() - started_s)
+            case TakeWeights():
+                is_whole = self._take(request)
+                return PolicyLoaded(request.version, is_whole, time.monotonic() - started_s)
+            case DropWeights(weights):
+                return remove(Path(weights.path), weights.key)
             case Health():
                 return self.engine.health()
 
@@ -143,6 +164,19 @@ class Generator:
             self._arriving = None
             self.engine.finish_loading(part.is_partial)
             self._version = part.version
+
+    def _take(self, request: TakeWeights) -> bool:
+        """Take weights from a file in place; False where this node does not have it, and the policy stays what it was."""
+        from raydpo.generate.mapped_weights import mapped  # imports torch, and the driver knows this module
+
+        weights = mapped(request.weights)
+        if weights is None:
+            return False
+        self._version, self._arriving = None, None
+        self.engine.load_weights(weights)
+        self.engine.finish_loading(request.weights.is_partial)
+        self._version = request.version
+        return True
 
     def _whole_version(self) -> int:
         if self._version is None:

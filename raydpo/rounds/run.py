@@ -39,6 +39,7 @@ from raydpo.rundir.piece import Piece
 from raydpo.runtime import has_grace, wait_for_nodes, watching
 from raydpo.schema.events import Note, Observer, StageDone
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
+from raydpo.schema.shared_weights import SharedWeights
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,7 @@ class TrainingJob:
 
     index: int
     config: Config
-    receive: Callable[[WeightsPart | PolicyProbe], None]
+    receive: Callable[[WeightsPart | SharedWeights | PolicyProbe], None]
     optimizer: Path | None
 
 
@@ -180,7 +181,7 @@ class RoundsRun:
         config = training_config(self._layout, index, produced.files, reference_of(self._layout, index))
         push = Push(self._generators, version, tuple(self._ahead.values()), self._observer)
 
-        def receive(event: WeightsPart | PolicyProbe) -> None:
+        def receive(event: WeightsPart | SharedWeights | PolicyProbe) -> None:
             if isinstance(event, PolicyProbe):
                 write_probe(folder, event)
             elif (

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from raydpo.schema.samples import Score
+from raydpo.schema.shared_weights import SharedWeights
 
 
 @dataclass(frozen=True)
@@ -189,6 +190,7 @@ TrainEvent = (
         | Staged
         | Finished
         | WeightsPart
+        | SharedWeights
         | PolicyProbe
     )
 )

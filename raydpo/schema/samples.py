@@ -9,6 +9,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, Self
 
+from raydpo.schema.shared_weights import SharedWeights
+
 
 class Conversation(str):
     """A prompt of messages as one text, for a judge that reads text; and as they came, for one with a chat template.
@@ -159,4 +161,19 @@ class LoadWeights:
     is_partial: bool = False
 
 
-Request = Generate | Score | LoadFolder | LoadWeights
+@dataclass(frozen=True)
+class TakeWeights:
+    """Take weights from a file of this node, in place (weight sync). The policy is then `version`."""
+
+    weights: SharedWeights
+    version: int
+
+
+@dataclass(frozen=True)
+class DropWeights:
+    """Remove the file of a push, whichever policy is held; asked of generators where the driver is on another node."""
+
+    weights: SharedWeights
+
+
+Request = Generate | Score | LoadFolder | LoadWeights | TakeWeights | DropWeights

@@ -104,6 +104,23 @@ def test_new_weights_in_parts_or_from_a_folder_give_the_answers_of_the_new_model
 
 @pytest.mark.vllm
 @needs_vllm
+def test_weights_from_a_file_give_the_answers_of_the_model_that_wrote_it(found: Found) -> None:
+    """By vLLM's own transfer: start, update, finish."""
+    assert found["old_greedy_taken"] == found["old_greedy"]
+    assert found["samples_of_the_old_taken"] == found["samples"]
+
+
+@pytest.mark.vllm
+@needs_vllm
+def test_a_prefix_cache_that_vllm_keeps_is_an_error(found: Found) -> None:
+    """It keeps what a request in work uses; the cache of the old policy would be read under the new one."""
+    assert found["busy"].startswith("WorkerError: vLLM kept the prefix cache of the old policy")
+    assert "a load failed" in found["after_busy"]
+    assert found["new_greedy_after_busy"] == found["new_greedy"]
+
+
+@pytest.mark.vllm
+@needs_vllm
 @pytest.mark.parametrize("which", ["old", "new"])
 def test_scores_are_those_of_transformers(found: Found, plain: Engine, plain_new: Engine, which: str) -> None:
     nats, top_ids, top_nats = (plain if which == "old" else plain_new).score(SEQUENCES)

@@ -10,11 +10,9 @@ from typing import Any
 
 import psutil
 import pytest
-import torch
 
 from raydpo.config.vllm_section import VllmSection
 from raydpo.generate.engine import EngineSpec
-from raydpo.generate.handed_weights import handed_over, in_file
 from raydpo.generate.make_engine import make_engine
 from tests.generate.conftest import PROMPTS
 from tests.generate.test_vllm_engine import as_records, needs_vllm
@@ -39,16 +37,6 @@ def test_an_engine_goes_over_the_gpus_of_its_worker(
     assert list(found.misfits("generate", gpus)) == []
 
 
-def test_weights_are_handed_over_in_a_file_that_is_gone_afterwards() -> None:
-    weights = {"a": torch.arange(6.0).reshape(2, 3).t(), "b": torch.ones(2, dtype=torch.bfloat16)}
-    with handed_over(weights) as path:
-        found = dict(in_file(str(path)))
-        assert path.is_file()
-    assert not path.parent.exists()
-    assert found.keys() == weights.keys()
-    assert all(torch.equal(found[name], tensor) for name, tensor in weights.items())
-
-
 @pytest.mark.vllm
 @pytest.mark.slow
 @needs_vllm
@@ -64,7 +52,8 @@ def test_two_processes_hold_one_policy(old: Path, new: Path, tmp_path: Path) -> 
         assert found[name] == as_records(engine.generate(PROMPTS, GREEDY, seed=0))
         for ours, theirs in zip(found[f"{name}_nats"], engine.score(SEQUENCES)[0], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4)
-    assert found["old"] != found["new"]
+    assert found["old"] == found["old_again"] != found["new"]
+    assert found["files_of_a_push"] == 1, "both processes map the file that the push wrote"
     assert found["left_in_memory"] == []
     assert len(found["children"]) >= 2
     _, alive = psutil.wait_procs(running(found["children"]), timeout=120)

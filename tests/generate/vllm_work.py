@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Callable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -11,8 +12,9 @@ from safetensors.torch import load_file
 
 from raydpo.errors import RaydpoError
 from raydpo.generate import EngineSpec, Generator
+from raydpo.generate.mapped_weights import handed_over
 from raydpo.schema.pulse import listen
-from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sampling, Score, Scored
+from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sampling, Score, Scored, TakeWeights
 from tests.generate.conftest import POSITIONS, PROMPTS
 
 GREEDY = Sampling(num_answers=2, max_new_tokens=12, greedy=True)
@@ -116,6 +118,13 @@ def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
     found["missing"] = refused(LoadWeights(dict(weights[1:]), version=4, is_last=True))
     generator(LoadFolder(new, version=4))
     found["new_greedy_again"] = generate(GREEDY, 4)
+    with handed_over(load_file(Path(old) / "model.safetensors")) as shared:
+        generator(TakeWeights(shared, version=5))
+        found["old_greedy_taken"], found["samples_of_the_old_taken"] = generate(GREEDY, 5), generate(FEW, 5)
+        found["busy"] = refused_while_busy(generator, lambda: refused(TakeWeights(shared, version=6)))
+        found["after_busy"] = refused(Generate(PROMPTS, GREEDY, 7, 6))
+    generator(LoadFolder(new, version=7))
+    found["new_greedy_after_busy"] = generate(GREEDY, 7)
     sockets = psutil.Process().net_connections("inet")
     found["listens_at"] = [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
     found["health"] = generator.engine.health()
@@ -124,6 +133,20 @@ def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
     except RaydpoError as error:
         found["odd"] = f"{type(error).__name__}: {error}"
     Path(out).write_text(json.dumps(found))
+
+
+def refused_while_busy(generator: Generator, ask: Callable[[], str]) -> str:
+    """What is said while vLLM has a request in work, which is ended then."""
+    from vllm import SamplingParams
+
+    engine: Any = generator.engine._llm.llm_engine  # type: ignore[attr-defined]
+    engine.add_request("busy", {"prompt_token_ids": [0, 5, 6]}, SamplingParams(max_tokens=20, ignore_eos=True))
+    engine.step()
+    said = ask()
+    engine.abort_request(["busy"])
+    while engine.has_unfinished_requests():
+        engine.step()
+    return said
 
 
 if __name__ == "__main__":

@@ -8,7 +8,7 @@ import os
 import shutil
 import signal
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +21,9 @@ from raydpo.driver.data_stage import data_stage
 from raydpo.errors import RaydpoError
 from raydpo.pipelines import evaluate, iterate, train
 from raydpo.rundir.workspace import open_workspace
-from raydpo.schema.events import Advanced, Event, ignore
+from raydpo.schema.events import Advanced, Event, Note, ignore
 from tests.pipelines import driver
+from tests.pipelines.rounds.tensor_bytes import TensorBytes
 from tests.pipelines.rounds.toy_rounds import generations, pairs, rounds_config
 from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, config, metrics, nats_by_row, weights
 
@@ -119,20 +120,37 @@ class Rounds:
 
     metrics: of each round, by runtime.
     killed: the process.
+    stored: what went into Ray's object store for many actors, by the bytes of its tensors.
+    said: what the run on Ray said.
     """
 
     folder: Path
     metrics: dict[str, list[dict[str, float]]]
     killed: list[int]
+    stored: TensorBytes = field(default_factory=TensorBytes)
+    said: list[str] = field(default_factory=list)
 
     def run(self, toy: Toy) -> None:
+        from raydpo.runtime.ray_backend import RayActors
+
         for kind, observer in (("local", ignore), ("ray", self._kill)):
             changes = {"rounds.placement": "split", "run.runtime": kind, "generate.num_workers": 2}
             changes |= {"train.verify_export": False}  # an export is loaded again on Ray in `both`
             settings = rounds_config(toy, self.folder / kind, changes)
-            self.metrics[kind] = [dict(found.metrics) for found in iterate(settings, observer=observer)]
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr(RayActors, "share", self._share_on(RayActors.share))
+                self.metrics[kind] = [dict(found.metrics) for found in iterate(settings, observer=observer)]
+
+    def _share_on(self, share: Any) -> Any:
+        def counted(actors: Any, value: Any) -> Any:
+            self.stored.dump(value)
+            return share(actors, value)
+
+        return counted
 
     def _kill(self, event: Event) -> None:
+        if isinstance(event, Note):
+            self.said.append(event.text)
         if isinstance(event, Advanced) and event.stage == "generate" and not self.killed:
             self.killed.append(driver.by_age("PoolActor")[0])
             os.kill(self.killed[0], signal.SIGKILL)
@@ -160,6 +178,12 @@ def test_a_generator_that_dies_on_ray_costs_nothing(rounds: Rounds) -> None:
     assert len(rounds.killed) == 1
     answers = [generations(rounds.folder / kind, 0) for kind in ("ray", "local")]
     assert answers[0] == answers[1] != []
+
+
+def test_no_weight_goes_through_the_object_store(rounds: Rounds) -> None:
+    assert rounds.stored.total == 0
+    assert not [text for text in rounds.said if "through the driver" in text]
+    assert [text for text in rounds.said if "generators hold policy 2: within" in text], "pushed while nobody sampled"
 
 
 class Maker:

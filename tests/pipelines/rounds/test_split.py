@@ -16,6 +16,7 @@ from raydpo.errors import ResourceError
 from raydpo.pipelines import iterate
 from raydpo.schema.events import Event, Note, ignore
 from raydpo.schema.rank_events import WeightsPart
+from raydpo.schema.shared_weights import SharedWeights
 from tests.pipelines.rounds.toy_rounds import generations, no_digits, rounds_config
 from tests.pipelines.toy import Notes, Toy
 
@@ -52,12 +53,12 @@ def test_trainers_do_not_wait_for_samples_of_the_next_round(
             raise TimeoutError("the trainers wait for the judge")
         return no_digits(prompt, responses)
 
-    def receive(self: Generators, part: WeightsPart, version: int) -> None:
+    def take(self: Generators, shared: SharedWeights, version: int) -> None:
         sent.add(version)
-        original(self, part, version)
+        original(self, shared, version)
 
-    original = Generators.receive
-    monkeypatch.setattr(Generators, "receive", receive)
+    original = Generators.take
+    monkeypatch.setattr(Generators, "take", take)
     config = rounds_config(toy, folder, SPLIT).model_copy(update={"judge": None})
     found = list(iterate(config, judge=judge, observer=observer))
     assert [each.staleness for each in found] == [0, 1, 1]
@@ -93,12 +94,23 @@ class Receiver:
 
     def __init__(self) -> None:
         self.parts: list[bool] = []
+        self.files: list[str] = []
 
     def receive(self, part: WeightsPart, version: int) -> None:
         assert version == 7
         self.parts.append(part.is_last)
 
+    def take(self, shared: SharedWeights, version: int) -> None:
+        assert (shared, version) == (FILE, 7)
+        self.files.append("taken")
 
+    def leave(self, shared: SharedWeights) -> bool:
+        assert shared == FILE
+        self.files.append("removed")
+        return True
+
+
+FILE = SharedWeights("/dev/shm/raydpo-weights-0", "0", (), 64)
 PARTS = [WeightsPart({}, is_last) for is_last in (False, False, True)]
 
 
@@ -114,7 +126,9 @@ def test_a_push_goes_to_generators_that_are_free() -> None:
         push = push_to(receiver, *producers)
         for part in PARTS:
             push.receive(part)
+        push.receive(FILE)
         assert receiver.parts == [False, False, True]
+        assert receiver.files == ["taken"]
 
 
 def test_a_push_that_began_while_they_were_at_work_is_left_out_as_a_whole() -> None:
@@ -125,6 +139,9 @@ def test_a_push_that_began_while_they_were_at_work_is_left_out_as_a_whole() -> N
     for part in PARTS[1:]:
         push.receive(part)
     assert receiver.parts == []
+    receiver.files, producer = [], Future()
+    push_to(receiver, producer).receive(FILE)
+    assert receiver.files == ["removed"], "nobody takes it"
     for part in PARTS:  # of trainers that started again
         push.receive(part)
     assert receiver.parts == [False, False, True]
@@ -140,4 +157,6 @@ def test_a_push_is_left_out_where_generators_failed_or_are_stopped() -> None:
     for push in (push_to(receiver, done, failed), push_to(stopped)):
         for part in PARTS:
             push.receive(part)
+        push.receive(FILE)
     assert receiver.parts == stopped.parts == []
+    assert receiver.files == stopped.files == ["removed"]

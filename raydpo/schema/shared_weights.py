@@ -1,0 +1,43 @@
+"""Where the weights of a push are: a file that every process of a node can map. Its description travels, its bytes do not.
+
+Decision: names, shapes and places are those of the tensors in memory, whoever wrote which part; a reader copies in place. The
+file begins with a key, so that a file of the same path on another node is never taken for this one.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class TensorPlace:
+    """One tensor of the file.
+
+    name: in memory; tied weights come once.
+    dtype: as torch names it ("bfloat16").
+    shape: of the whole tensor, row by row.
+    offset_bytes: of its first element from the start of the file.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...]
+    offset_bytes: int
+
+
+@dataclass(frozen=True)
+class SharedWeights:
+    """The policy's weights after the last step, in a file on the node of the trainers.
+
+    path: of the file there.
+    key: what the file begins with.
+    tensors: what it holds.
+    num_bytes: of the file.
+    is_partial: a LoRA run writes only matrices that the adapter changes, merged.
+    """
+
+    path: str
+    key: str
+    tensors: tuple[TensorPlace, ...]
+    num_bytes: int
+    is_partial: bool = False
