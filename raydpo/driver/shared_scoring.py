@@ -93,9 +93,10 @@ class SharedScoring:
 
     def _told(self, shard: ShardDone, num_rows: int = 0) -> ShardDone:
         """Say how far the stage is. num_rows: that another run scored."""
-        if shard.said and shard.said not in self._said:
-            self._said.add(shard.said)
-            self._observer(Note("info", f"reference: {shard.said}"))
+        for said in shard.said:
+            if said not in self._said:
+                self._said.add(said)
+                self._observer(Note("info", f"reference: {said}"))
         if shard.did_not_fit and not self._has_said_halved:
             self._has_said_halved = True
             self._observer(Note("warning", _halved(shard.did_not_fit, self._section.tokens_per_batch)))

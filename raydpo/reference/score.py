@@ -24,6 +24,7 @@ from raydpo.models.layout import check_lengths, choose_layout
 from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.rounding import rounded_otherwise
+from raydpo.models.varlen import unserved
 from raydpo.reference.forward import RowList, score_rows
 from raydpo.reference.held import hold
 from raydpo.reference.plan import ShardWork
@@ -71,7 +72,7 @@ class ShardDone:
     is_left: another run has the shard, or had it: nothing was scored here.
     passes, weight_bytes: of a streamed model, how often its layers were gone through since the shard before, and how many bytes
         of weights were read for that.
-    said: how this worker holds the model, where that is worth a word; said once.
+    said: how this worker holds the model, where that is worth a word, and what its attention falls back to; each said once.
     """
 
     name: str
@@ -84,7 +85,7 @@ class ShardDone:
     is_left: bool = False
     passes: int = 0
     weight_bytes: int = 0
-    said: str = ""
+    said: tuple[str, ...] = ()
 
 
 def scorer_of_groups(spec: ScorerSpec) -> Callable[[Sequence[ShardWork]], tuple[ShardDone, ...]]:
@@ -118,6 +119,7 @@ class Scorer:
         self._did_not_fit: list[str] = []
         self._counted = (0, 0)
         self._has_said = False
+        self._num_told = 0
 
     def __call__(self, work: ShardWork) -> ShardDone:
         """Raises IntegrityError when a value is not a log-probability."""
@@ -146,10 +148,15 @@ class Scorer:
                 nats, noise = tuple(values), Noise.between(values, self.score(work)[0]).token_nats
         else:
             self.cache.write_shard(work.name, list(work.keys), values)
-        news, said, (passes, weight_bytes) = self._news(), self._said, self._read_since()
-        self._said = ""
-        more: dict[str, Any] = {"passes": passes, "weight_bytes": weight_bytes, "said": said}
+        news, (passes, weight_bytes) = self._news(), self._read_since()
+        more: dict[str, Any] = {"passes": passes, "weight_bytes": weight_bytes, "said": self._said_now()}
         return ShardDone(work.name, len(values), sum(map(len, values)), forwards, nats, noise, news, **more)
+
+    def _said_now(self) -> tuple[str, ...]:
+        """What was not said yet; of attention it is known after the first forward."""
+        fresh, fallbacks = (self._said,) if self._said else (), unserved()
+        told, self._num_told, self._said = self._num_told, len(fallbacks), ""
+        return (*fresh, *fallbacks[told:])
 
     def _read_since(self) -> tuple[int, int]:
         """Passes and bytes of weights since the last call."""

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 import torch
 
+from raydpo.models import attention, varlen
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
 from raydpo.pipelines import precompute
 from tests.pipelines.toy import (
@@ -142,3 +143,25 @@ def test_a_flipped_byte_costs_its_shard_and_nothing_else(toy: Toy, scored: Summa
     assert nats_by_row(cache) == nats_by_row(toy.cache)
     assert {path: path.read_bytes() for path in committed_shards(cache)} == before, "the same shards, byte for byte"
     assert counts(precompute(config(toy, tmp_path / "run", {"reference.cache_dir": str(cache)}))) == [NUM_ROWS, 0, 0]
+
+
+def test_workers_say_what_their_attention_falls_back_to(
+    toy: Toy, machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a GPU: a kernel is looked for, and none serves this device. Once, however many shards there are."""
+
+    def looked_for(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, *_: Any) -> varlen.Kernel | None:
+        heads = (query.shape[1], key.shape[1], query.shape[3], value.shape[3])
+        return varlen.kernel_for(query.device, query.dtype, heads, attention.segment_by_segment, False)
+
+    monkeypatch.setattr(varlen, "_unserved", [])
+    monkeypatch.setattr(attention, "_kernel", looked_for)
+    varlen.kernel_for.cache_clear()
+    notes = Notes()
+    with pytest.warns(UserWarning, match="segment by segment"):
+        summary = precompute(config(toy, tmp_path / "run", {"reference.cache_dir": str(tmp_path / "cache")}), notes)
+    varlen.kernel_for.cache_clear()
+    assert len(committed_shards(tmp_path / "cache")) > 1
+    (said,) = [text for text in notes.info if "segment by segment" in text]
+    assert said.startswith("reference: attention runs segment by segment, no varlen kernel serves cpu: ")
+    assert summary["reference"]["rows_scored"] == NUM_ROWS
