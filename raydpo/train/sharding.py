@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from raydpo.models.hollow import HollowModel
+from raydpo.models.magnitudes import Magnitudes
 from raydpo.models.slices import Readable, SliceReader, not_finite
 
 
@@ -28,25 +29,28 @@ def shard(module: nn.Module, config: dict[str, Any], source: HollowModel | None 
     group = None  # of ZeRO++, which can be made once
     if source is not None:
         init, places = deepspeed.zero.Init(config_dict_or_path=config), source.places_of(module)
-        group = init.zero_param_process_group
+        group, magnitudes = init.zero_param_process_group, Magnitudes(module)
         for parameter in module.parameters():
             if id(parameter) in places:
-                _read_part(init, parameter, places[id(parameter)], source.reader)
+                _read_part(init, parameter, places[id(parameter)], source.reader, magnitudes)
         source.reader.close()
         _agree(source.reader.not_finite)
+        magnitudes.gather(init.local_device)
     init = deepspeed.zero.Init(module=module, config_dict_or_path=config, zero_param_parallel_group=group)
     for buffer in module.buffers():
         buffer.data = buffer.data.to(init.local_device)
 
 
-def _read_part(init: Any, parameter: Any, place: Readable, reader: SliceReader) -> None:
+def _read_part(init: Any, parameter: Any, place: Readable, reader: SliceReader, magnitudes: Magnitudes) -> None:
     """Make a sharded parameter of one without weights. Nothing is sent."""
     whole = torch.empty(parameter.shape, dtype=parameter.dtype)  # memory that nobody writes to takes none
     parameter.data = whole
     init._convert_to_deepspeed_param(parameter)
     size = -(-whole.numel() // parameter.ds_zero_partition_world_size)
     first = min(size * parameter.ds_zero_partition_rank, whole.numel())
-    place.read(reader, first, whole.view(-1)[first : first + size])
+    part = whole.view(-1)[first : first + size]
+    place.read(reader, first, part)
+    magnitudes.measure(whole, id(parameter), place, first, len(part), reader)
     parameter.partition()
     if parameter.ds_tensor.ds_numel != size:
         raise RuntimeError(f"DeepSpeed cut {place.name} into parts of {parameter.ds_tensor.ds_numel}, not {size}")

@@ -88,8 +88,6 @@ def _model_of(spec: TrainSpec) -> tuple[Any, HollowModel | None, Any, list[str]]
         try:
             if spec.model.four_bit is not None:
                 raise WholeNeeded("its matrices are packed while it is loaded")
-            if train.lora is not None and train.lora.dora:
-                raise WholeNeeded("DoRA begins with the norms of its matrices")
             hollow = hollow_model(spec.model.here(), spec.dtype, spec.config.model.attention)
             return hollow.model, hollow, small_copy(hollow.model), notes
         except (WholeNeeded, NoSmallCopy) as why:

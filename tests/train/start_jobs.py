@@ -80,6 +80,31 @@ def count_reads(place: Place, spec: TrainSpec) -> Reads:
     return Reads(sum(reader.bytes_read for reader in readers), sum(sizes), max(sizes), bool(whole))
 
 
+def magnitudes(place: Place, spec: TrainSpec) -> tuple[dict[str, torch.Tensor], int, int]:
+    """DoRA's magnitudes before step 1, bytes that this rank read, and bytes of the base's weights in files of float32."""
+    import deepspeed
+
+    readers = []
+    honest_init = slices.SliceReader.__init__
+
+    def init(self: slices.SliceReader) -> None:
+        honest_init(self)
+        readers.append(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(slices.SliceReader, "__init__", init)
+        trainer = build_trainer(place, spec)
+    named = dict(trainer.engine.engine.module.named_parameters())
+    size = sum(p.ds_numel * 4 for name, p in named.items() if "lora_" not in name)
+    found = {}
+    for name, weight in named.items():
+        if "magnitude" in name:
+            with deepspeed.zero.GatheredParameters([weight]):
+                found[name.removeprefix("model.")] = weight.detach().clone()
+    trainer.close()
+    return found, sum(reader.bytes_read for reader in readers), size
+
+
 def train_read_whole(place: Place, spec: TrainSpec) -> tuple[list[Any], str]:
     """The loop where no model can be read in parts."""
 

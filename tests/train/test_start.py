@@ -41,6 +41,7 @@ def test_the_count_sees_a_model_that_is_moved_whole(runs, gangs):
 
 
 LORA = {"rank": 4, "alpha": 8}
+DORA = {**LORA, "dora": True}
 
 
 @pytest.mark.parametrize("num_ranks", [2, 3])
@@ -100,8 +101,13 @@ def test_a_training_of_experts_is_the_same_whichever_way_they_were_read(world, r
 
 @pytest.mark.parametrize(
     "options",
-    [{"zero_stage": 3}, {"zero_stage": 3, "dtype": "bfloat16"}, {"zero_stage": 3, "lora": LORA}],
-    ids=["fp32", "bf16", "lora"],
+    [
+        {"zero_stage": 3},
+        {"zero_stage": 3, "dtype": "bfloat16"},
+        {"zero_stage": 3, "lora": LORA},
+        {"zero_stage": 3, "lora": DORA},
+    ],
+    ids=["fp32", "bf16", "lora", "dora"],
 )
 def test_a_training_is_the_same_whichever_way_weights_were_read(runs, gangs, options):
     parts = runs.get(num_ranks=2, **options)
@@ -132,9 +138,36 @@ def test_weights_that_are_not_finite_are_refused_on_all_ranks_alike(world, runs,
     assert error.startswith("ConfigError: model.path: model.embed_tokens.weight hold NaN or infinity")
 
 
-def test_dora_begins_with_whole_matrices(runs):
-    run = runs.get(num_ranks=2, zero_stage=3, lora={**LORA, "dora": True}, max_steps=1)
-    assert any("instead of its own part: DoRA begins with" in event.text for event in run.of(Noted))
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("num_ranks", [2, 3])
+def test_dora_begins_with_the_magnitudes_of_whole_matrices(world, runs, gangs, dtype, num_ranks):
+    """3 ranks cut matrices of 32 and 48 columns within rows."""
+    spec = runs.spec(zero_stage=3, dtype=dtype, lora=DORA)
+    expected = magnitudes_in(start_of(replace(spec, config=world.config(dtype=dtype, zero_stage=2, lora=DORA))).model)
+    assert len(expected) == 2 * 7
+    assert all((each > 0).all() for each in expected.values())
+    for found, read, weights in gangs[num_ranks].run(start_jobs.magnitudes, spec):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], each) for name, each in expected.items())
+        assert read <= 1.3 * weights / num_ranks
+
+
+def test_dora_on_turned_matrices_and_embeddings_reads_them_one_at_a_time(world, runs, gangs, tmp_path):
+    config = AutoConfig.for_model(
+        "gpt2", n_embd=32, n_layer=2, n_head=4, vocab_size=len(load_tokenizer(world.reference))
+    )
+    AutoModelForCausalLM.from_config(config).save_pretrained(tmp_path)
+    load_tokenizer(world.reference).save_pretrained(tmp_path)
+    lora = DORA | {"target_modules": ["c_attn", "wpe"]}
+    spec = runs.spec(zero_stage=3, policy=tmp_path, lora=lora)
+    expected = magnitudes_in(start_of(replace(spec, config=world.config(zero_stage=2, lora=lora))).model)
+    for found, _, _ in gangs[2].run(start_jobs.magnitudes, spec):
+        assert found.keys() == expected.keys()
+        assert all(torch.equal(found[name], each) for name, each in expected.items())
+
+
+def magnitudes_in(model) -> dict[str, torch.Tensor]:
+    return {name: weight.detach() for name, weight in model.named_parameters() if "magnitude" in name}
 
 
 @pytest.mark.parametrize("stage", [0, 3])
