@@ -148,7 +148,8 @@ class JudgeSection(Section):
     cpus_per_worker: Annotated[float, OF_ACTORS] = Field(default=1, gt=0)
     """CPUs of one judge actor."""
     gpus_per_worker: Annotated[float, OF_ACTORS] = Field(default=0, ge=0)
-    """GPUs of one judge actor. Below 1 it shares a GPU with others; above 1 vLLM spreads its language model over them."""
+    """GPUs of one judge actor. Below 1 it shares a GPU with others; above 1 the layers of a reward model are spread over them,
+    and a language model by vLLM."""
     vllm: Annotated[VllmSection, Key(read_by=PAIRWISE)] = VllmSection()
     """How vLLM is started for a language model without an endpoint, where `generate.engine` is vllm."""
     scheduling: Annotated[SchedulingSection, OF_ACTORS] = SchedulingSection()

@@ -7,6 +7,7 @@ Decision: called where the judge will work, in its actor; a judge is never shipp
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 from raydpo.config.outside import calling, is_outside
@@ -41,5 +42,5 @@ def build_judge(
             return judge
         return bounded(judge, one.row_timeout_s, _NAMED.get(one.kind, one.kind).format(one))
 
-    given = Given(complete, models, use_gpu=section.gpus_per_worker > 0, tell=tell, build=build)
+    given = Given(complete, models, num_gpus=math.ceil(section.gpus_per_worker), tell=tell, build=build)
     return build(section)

@@ -31,14 +31,14 @@ class Given:
 
     complete: replies of a language model, if there is one.
     models: what `find_models` found; None: look now.
-    use_gpu: whether there is a GPU for them.
+    num_gpus: of their worker, a part of one counts as one; 0: they compute on the CPU.
     tell: gets the progress of requests to a server.
     build: makes the judge of a member.
     """
 
     complete: Any
     models: Models | None
-    use_gpu: bool
+    num_gpus: int
     tell: Callable[[Asked], None]
     build: Callable[[JudgeSection], Judge]
 
@@ -57,6 +57,11 @@ def loads_model(section: JudgeSection) -> bool:
 def asks_local_model(section: JudgeSection) -> bool:
     """Whether the judge itself asks a language model that its worker loads."""
     return loads_model(section) and kind_of(section.kind).loads == "language model"
+
+
+def asks_local_models(section: JudgeSection) -> bool:
+    """Whether the judge, or one of its members, asks a language model that its worker loads."""
+    return any(asks_local_model(each) for each in _judges(section))
 
 
 def asks_server(section: JudgeSection) -> bool:

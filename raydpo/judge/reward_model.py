@@ -19,6 +19,7 @@ from raydpo.config.round_sections import JudgeSection
 from raydpo.errors import ConfigError
 from raydpo.judge.judge_inputs import Given, find_models
 from raydpo.judge.reward_config import ALLOWED, HEADS, UNREADABLE, check_reward_model, head_rows, no_classifier
+from raydpo.judge.spread_model import spread
 from raydpo.judge.verdict import Row, Verdict, scores_of_one, verdict_of
 from raydpo.models.adapter_files import is_adapter
 from raydpo.models.config_file import num_positions
@@ -36,20 +37,21 @@ _NO_LIMIT_TOKENS = 10**9
 def make(section: JudgeSection, given: Given) -> RewardModel:
     """The judge of a section of kind reward_model."""
     found = (find_models(section) if given.models is None else given.models)[section.model or ""]
-    return RewardModel(found.here(), section.tokens_per_batch, use_gpu=given.use_gpu)
+    return RewardModel(found.here(), section.tokens_per_batch, num_gpus=given.num_gpus)
 
 
 class RewardModel:
-    """Judge of one model; float32 on the CPU, bfloat16 on a GPU.
+    """Judge of one model; float32 on the CPU, bfloat16 on a GPU. num_gpus: that its layers are spread over; 0: the CPU.
 
     tokens_per_batch: of one forward, padding included; a longer response gets a forward of its own. A response with more
     tokens than the model has positions fails its row. Raises ConfigError for a folder without such a model.
     """
 
-    def __init__(self, folder: Path, tokens_per_batch: int, *, use_gpu: bool = False) -> None:
-        self.device = "cuda" if use_gpu else "cpu"
+    def __init__(self, folder: Path, tokens_per_batch: int, *, num_gpus: int = 0) -> None:
+        self.device = "cuda" if num_gpus else "cpu"
         self.tokens_per_batch = tokens_per_batch
-        self.model = _load(folder, "bfloat16" if use_gpu else "float32").to(self.device)
+        model = _load(folder, "bfloat16" if num_gpus else "float32")
+        self.model = spread(model, num_gpus) if num_gpus > 1 else model.to(self.device)
         self.tokenizer = load_tokenizer(folder)
         self.longest_tokens = _longest(self.model, self.tokenizer)
 

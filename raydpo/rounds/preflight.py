@@ -21,7 +21,7 @@ from raydpo.config.rounds_checks import rounds_checks
 from raydpo.config.section_base import say_what_is_known
 from raydpo.errors import ConfigError, ResourceError, ResumeError
 from raydpo.generate.make_engine import engine_problems
-from raydpo.judge.judge_inputs import loads_model, local_model, may_use_gpu
+from raydpo.judge.judge_inputs import asks_local_models, may_use_gpu
 from raydpo.judge.judge_problems import problems_of
 from raydpo.models.quantised import refuse_quantised
 from raydpo.models.resolve import local_folder, resolve_model
@@ -65,13 +65,14 @@ def _judge_gpus(config: Config) -> Iterator[str]:
             f"{given} would stand idle: a judge of kind {judge.kind} loads no model"
             f"{' next to an endpoint' if judge.endpoint else ''}, and others would wait for the GPU. Leave it out."
         )
-    elif judge.gpus_per_worker > 1 and loads_model(judge):
-        if config.generate.engine == "vllm" and local_model(judge) is not None:
+    elif judge.gpus_per_worker > 1 and asks_local_models(judge):
+        if config.generate.engine == "vllm":
             yield from judge.vllm.misfits("judge", judge.gpus_per_worker)
         else:
             yield (
-                f"{given}: the model of this judge uses one GPU, and the others would stand idle. Set at most 1. (A language "
-                "model of a pairwise judge goes over several with generate.engine: vllm.)"
+                f"{given}: a language model that judges with generate.engine: transformers uses one GPU, and the others would "
+                "stand idle. Set at most 1, or generate.engine: vllm, which spreads it. (The layers of a reward model are "
+                "spread with either.)"
             )
 
 

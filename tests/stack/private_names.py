@@ -151,6 +151,7 @@ _CAUSES = "a death would be taken for one of another kind, and a run restarted, 
 _VLLM_LOADS = "vLLM would go on sampling from the weights of the round before"
 _STATE = "a checkpoint would lack a part of the training state, or put it in the wrong place"
 _STREAMED = "no reference could be streamed layer by layer; whole ones could"
+_MODELLING = "transformers/modeling_utils.py"
 _LAYERS = "activations could not be measured, nor recomputed layer by layer"
 _FUSED_MOE = "vllm/model_executor/layers/fused_moe/unquantized_fused_moe_method.py"
 
@@ -283,6 +284,13 @@ PRIVATE: tuple[Row, ...] = (
     ),
     Attribute("torch", "_pytree", "memory", _LAYERS, "torch.utils._pytree.tree_iter"),
     Attribute("torch", "_cdata", "memory", _LAYERS, "torch.UntypedStorage._cdata"),
+    Attribute(
+        "torch",
+        "_schema",
+        "recipes",
+        "a weight that transformers changes in place would be read as it is in the files",
+        "torch.ops.aten.clone.default._schema",
+    ),
     Attribute(
         "torch",
         "_dynamo",
@@ -506,8 +514,20 @@ PRIVATE: tuple[Row, ...] = (
         )
     ),
     *(
-        Text("transformers", name, "layer_weights", _STREAMED, "transformers/modeling_utils.py")
+        Text("transformers", name, "layer_weights", _STREAMED, _MODELLING)
         for name in ("_is_hf_initialized", "all_tied_weights_keys")
+    ),
+    *(
+        Text("transformers", name, "spread_model", "a reward model could not go over several GPUs", _MODELLING)
+        for name in ("_no_split_modules", "_skip_keys_device_placement")
+    ),
+    Attribute(
+        "peft",
+        "get_weight_norm",
+        "magnitudes",
+        "DoRA could not begin where ranks read their own part",
+        "peft.tuners.lora.dora.DoraLinearLayer.get_weight_norm",
+        ("weight", "lora_weight", "scaling"),
     ),
     Text("peft", "missing adapter keys", "merging", _MERGING, "peft/peft_model.py", "Found missing adapter keys"),
     Made("peft", "base_model.model.", "push", _PUSH, _adapter_names),

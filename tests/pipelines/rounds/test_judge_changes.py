@@ -211,10 +211,20 @@ def test_problems_of_rounds_and_of_every_run_come_together(toy: Toy, tmp_path: P
     assert [problem.split(":")[0] for problem in problems] == ["rounds.top_k", "reference.sync_alpha", "model.path"]
 
 
-def test_the_model_of_a_judge_uses_one_gpu(toy: Toy, tmp_path: Path) -> None:
-    judge = {"judge.kind": "reward_model", "judge.model": str(save(tmp_path / "model"))}
-    (problem,) = refused(rounds_config(toy, tmp_path / "run", {**judge, "judge.gpus_per_worker": 2}))
-    assert problem.startswith("judge.gpus_per_worker: 2: the model of this judge uses one GPU")
+def test_a_reward_model_goes_over_several_gpus(toy: Toy, tmp_path: Path) -> None:
+    reward = {"judge.kind": "reward_model", "judge.model": str(save(tmp_path / "model"))}
+    set_up(rounds_config(toy, tmp_path / "run", {**reward, "judge.gpus_per_worker": 2}), None, ignore)
+
+
+@pytest.mark.parametrize("is_member", [False, True], ids=["alone", "in an ensemble"])
+def test_a_language_model_without_vllm_uses_one_gpu(toy: Toy, tmp_path: Path, is_member: bool) -> None:
+    judge = {"kind": "pairwise", "model": str(toy.model)}
+    given = {"kind": "ensemble", "members": [judge, {"kind": "json"}]} if is_member else judge
+    changes = {f"judge.{key}": value for key, value in {**given, "gpus_per_worker": 2}.items()}
+    (problem,) = refused(rounds_config(toy, tmp_path / "run", changes))
+    assert problem.startswith(
+        "judge.gpus_per_worker: 2: a language model that judges with generate.engine: transformers"
+    )
 
 
 def test_a_language_model_that_judges_goes_over_several_with_vllm(toy: Toy, tmp_path: Path) -> None:
