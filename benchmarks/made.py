@@ -55,7 +55,7 @@ def _versions() -> dict[str, str]:
 def _commit() -> str:
     """Short name of the commit; with + when the program differs from it."""
     name = _git("rev-parse", "--short=10", "HEAD")
-    return name + ("+" if name and _git("status", "--porcelain", "--", "raydpo") else "")
+    return name + ("+" if name and _git("status", "--porcelain", "--", ":/raydpo") else "")
 
 
 def _git(*words: str) -> str:
