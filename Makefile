@@ -65,6 +65,7 @@ bench: $(VENV)/.dev
 bench-rounds: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rounds placement
 	$(BIN)/python -m benchmarks.rounds vllm
+	$(BIN)/python -m benchmarks.sampling_steps
 
 # CPU time of a push of 135 million weights to a generator against copies of as many bytes; fails above the bound that it prints.
 bench-push: $(VENV)/.dev

@@ -274,6 +274,19 @@ FAULTS = (
     ),
     Fault(
         WORKERS,
+        "a vLLM generator dies with several requests in work",
+        "its requests in work; the samples of others stay as they are written",
+        "its requests go to others and are sampled again; what was in work at two deaths is tried alone, so that an item that "
+        "kills is named",
+        (
+            "runtime/test_several.py::test_what_a_dead_worker_had_in_work_goes_to_others_and_what_it_finished_does_not",
+            "runtime/test_several.py::test_an_item_that_kills_again_and_again_is_found_among_those_in_work",
+            "runtime/test_pool.py::test_several_items_in_work_at_two_workers_of_which_one_dies",
+            "pipelines/rounds/test_vllm_rounds.py::test_generators_follow_the_trainers",
+        ),
+    ),
+    Fault(
+        WORKERS,
         "a node joins during precompute",
         "nothing",
         "with a range of `reference.num_workers` it gets work",

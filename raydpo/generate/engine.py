@@ -120,6 +120,18 @@ class StreamingEngine(Protocol):
         ...
 
 
+def streaming(engine: Engine) -> StreamingEngine | None:
+    """The engine, if it samples for several requests at a time; None also where its class has `generate` of its own and `begin`
+    of an ancestor, whose samples would be others."""
+    if not isinstance(engine, StreamingEngine):
+        return None
+    kinds = type(engine).__mro__
+    begin, generate = (
+        next((place for place, kind in enumerate(kinds) if name in vars(kind)), 0) for name in ("begin", "generate")
+    )
+    return engine if begin <= generate else None
+
+
 PROBE = (((0, 1), (2, 3, 4)),)
 """A sequence that every vocabulary has. Engines with the same weights give it the same log-prob, up to rounding."""
 

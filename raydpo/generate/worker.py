@@ -17,7 +17,7 @@ from typing import Any
 from raydpo.artifacts.elsewhere import bring
 from raydpo.artifacts.shared_files import remove, sweep
 from raydpo.errors import WorkerError
-from raydpo.generate.engine import Engine, EngineSpec, StreamingEngine
+from raydpo.generate.engine import Engine, EngineSpec, streaming
 from raydpo.generate.make_engine import make_engine
 from raydpo.schema.samples import (
     DropWeights,
@@ -61,7 +61,7 @@ class Generator:
         self.engine: Engine = make_engine(spec)
         self._version: int | None = spec.version
         self._arriving: int | None = None
-        self._streaming = self.engine if isinstance(self.engine, StreamingEngine) else None
+        self._streaming = streaming(self.engine)
         self._done: list[tuple[int, Generated | Scored]] = []
         self._in_work: set[int] = set()
         self._told_steps, self._worked_s = 0, 0.0

@@ -1,14 +1,17 @@
 """Which requests a generator takes, and what its answers are stamped with."""
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 from safetensors.torch import load_file
 
 from raydpo.errors import ConfigError, WorkerError
 from raydpo.generate import EngineSpec, Generator, Health, PolicyLoaded
+from raydpo.generate.engine import streaming
+from raydpo.generate.transformers_engine import TransformersEngine
 from raydpo.schema.pulse import listen
-from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sampling, Score, Scored
+from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sample, Sampling, Score, Scored
 
 SAMPLING = Sampling(num_answers=2, max_new_tokens=4)
 SCORE = Score(sequences=(((0, 5), (6, 7)),))
@@ -24,6 +27,8 @@ def test_answers_carry_the_version_that_gave_them(old: Path, new: Path) -> None:
     assert isinstance(first, Generated)
     assert first.version == 4
     assert first.busy_s > 0
+    assert first.num_tokens == sum(len(sample.ids) for samples in first.answers for sample in samples)
+    assert first.num_steps == max(len(sample.ids) for samples in first.answers for sample in samples), "one batch"
     assert [len(samples) for samples in first.answers] == [2, 2]
     scored = generator(SCORE)
     assert isinstance(scored, Scored)
@@ -37,6 +42,37 @@ def test_answers_carry_the_version_that_gave_them(old: Path, new: Path) -> None:
     assert isinstance(second, Generated)
     assert second.version == 5
     assert second.answers != first.answers
+
+
+class Streaming(TransformersEngine):
+    """One that says that it could."""
+
+    has_room = True
+
+    def begin(self, number: int, prompts: Any, sampling: Sampling, seed: int) -> None:
+        raise NotImplementedError
+
+    def step(self) -> list[Any]:
+        raise NotImplementedError
+
+
+class Changed(Streaming):
+    def generate(self, prompts: Any, sampling: Sampling, seed: int) -> list[list[Sample]]:
+        return super().generate(prompts, sampling, seed)[::-1]
+
+
+class ChangedBoth(Changed):
+    def begin(self, number: int, prompts: Any, sampling: Sampling, seed: int) -> None:
+        raise NotImplementedError
+
+
+@pytest.mark.parametrize(
+    ("kind", "expected"),
+    [(TransformersEngine, False), (Streaming, True), (Changed, False), (ChangedBoth, True)],
+)
+def test_a_way_to_sample_that_was_changed_is_not_passed_by(old: Path, kind: Any, expected: bool) -> None:
+    engine = kind(EngineSpec(str(old)))
+    assert (streaming(engine) is engine) == expected
 
 
 def test_tokens_and_batches_are_signs_of_life(old: Path) -> None:
