@@ -2,8 +2,8 @@
 
 Comes in: lists of (prompt, responses). Goes out: a verdict each. Decision: a function that is handed in is called here, so
 that it may print, count and hold connections; what must survive its own death is named in the config and runs in actors.
-Those stand until the end of the run. One that loads a model gives its memory back after each judging, if trainers work on
-the same devices.
+Those stand until the end of the run. One that holds a GPU, or a model for which there is no room, gives it back after each
+judging, if trainers work on the same devices.
 """
 
 from __future__ import annotations
@@ -44,6 +44,8 @@ class Judging:
     engine: how a language model that the judge loads itself is loaded (its `model` is not read).
     is_colocated: it works while trainers do not, on their devices.
     ledger: what is started and loaded is counted there.
+
+    stands: set to False where models of the judge must not stay beside those of the other roles.
     """
 
     def __init__(
@@ -57,6 +59,7 @@ class Judging:
     ) -> None:
         self._judge, self._section, self._engine = judge, section, engine
         self._is_colocated, self._ledger = is_colocated, ledger or Ledger()
+        self.stands = True
         self._pool: runtime.Pool | None = None
         self._is_stopped = False
         self.needs_gpu = section is not None and section.gpus_per_worker > 0
@@ -77,10 +80,11 @@ class Judging:
         if self._judge is not None:
             name = getattr(self._judge, "__qualname__", type(self._judge).__qualname__)
             return {"kind": "handed in", "function": name}
-        return {"kind": None} if self._section is None else inputs_of(self._section, self._models)
+        return {"kind": None} if self._section is None else inputs_of(self._section, self.models)
 
     @cached_property
-    def _models(self) -> Models:
+    def models(self) -> Models:
+        """Those that each of its actors loads, by name."""
         return {} if self._section is None else find_models(self._section)
 
     def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
@@ -94,7 +98,7 @@ class Judging:
             return
         pool = self._actors()
         yield from pool.run(lots)
-        if self._is_colocated and (self.needs_gpu or self._models):
+        if self._is_colocated and (self.needs_gpu or (self.models and not self.stands)):
             pool.stop()
 
     def _by_function(self, judge: Judge, lot: Sequence[Row]) -> list[Verdict]:
@@ -124,7 +128,7 @@ class Judging:
         if self._pool is None:
             self._pool = runtime.Pool(
                 "judge",
-                partial(make_judge_worker, section, self._engine, self._models),
+                partial(make_judge_worker, section, self._engine, self.models),
                 num_workers=section.num_workers,
                 cpus=0,  # it shares the CPUs with whoever trains meanwhile; a GPU is reserved
                 threads=section.cpus_per_worker,
@@ -134,10 +138,10 @@ class Judging:
                 hang_key="judge.hang_timeout_s",
                 placement=placement(section.scheduling),
                 # Code that the config names may hang, and only a process of its own can be ended then.
-                own_process=runs_named_code(section) or (bool(self._models) and self._engine.engine != "transformers"),
+                own_process=runs_named_code(section) or (bool(self.models) and self._engine.engine != "transformers"),
                 preload=self._libraries(),
                 hear=lambda index, event: self._progress.hear(index, event),
-                placed=self._ledger.at_place("judge", loads=bool(self._models)),
+                placed=self._ledger.at_place("judge", loads=bool(self.models)),
             )
         if self._is_stopped:  # before there was a pool to close
             self._pool.close()
@@ -145,7 +149,7 @@ class Judging:
 
     def _libraries(self) -> Sequence[str]:
         """Nobody knows what a function imports; where this process has torch already, those of several actors may need it."""
-        if self._models:
+        if self.models:
             return libraries_of(self._engine.engine)
         several = self._section is not None and self._section.num_workers > 1
         return libraries_of() if several and "torch" in sys.modules else ()

@@ -19,6 +19,7 @@ class Ledger:
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._starts, self._loads, self._updates = Counter[str](), Counter[str](), Counter[str]()
+        self._standing = dict[str, bool]()
 
     def started(self, role: str, number: int = 1) -> None:
         """Actors of a role began."""
@@ -32,6 +33,11 @@ class Ledger:
         """Actors of a role took new weights into the model that they had."""
         self._add(self._updates, role, number)
 
+    def stands(self, role: str, is_so: bool) -> None:
+        """Whether a role begins once and lives to the end of the run, or begins for each of its turns."""
+        with self._lock:
+            self._standing[role] = is_so
+
     def at_place(self, role: str, *, loads: bool) -> Callable[[object], None]:
         """What a pool calls with the place of each of its actors. loads: whether each loads a model as it begins."""
 
@@ -42,10 +48,13 @@ class Ledger:
         return placed
 
     def report(self) -> dict[str, Any]:
-        """starts, model_loads and updates_in_place, each by role."""
+        """standing, starts, model_loads and updates_in_place, each by role."""
         with self._lock:
             found = {"starts": self._starts, "model_loads": self._loads, "updates_in_place": self._updates}
-            return {name: {role: number for role, number in counts.items() if number} for name, counts in found.items()}
+            counted = {
+                name: {role: number for role, number in counts.items() if number} for name, counts in found.items()
+            }
+            return {"standing": dict(self._standing), **counted}
 
     def _add(self, counts: Counter[str], role: str, number: int) -> None:
         with self._lock:

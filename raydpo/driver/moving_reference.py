@@ -23,6 +23,7 @@ from raydpo.artifacts import commit_folder, digest_of, discard, fetch, read_comm
 from raydpo.batches.order import Order
 from raydpo.disk import full_disk, removed_on_error
 from raydpo.driver.reference_stage import ReferenceReport, reference_stage
+from raydpo.driver.standing_scorers import StandingScorers
 from raydpo.errors import ConfigError, IntegrityError, ResumeError
 from raydpo.models.blend import blend, other_shapes
 from raydpo.rundir.checkpoints import PREFIX, committed
@@ -36,15 +37,17 @@ class References:
     """The references of a run, by the step they were made at; 0 is the one that the config names.
 
     A reference is handed out as the workspace that scores with it. With `reference.sync_every` unset there is 0 alone.
+    scorers: workers that stand, and score all of them.
     """
 
     workspace: Workspace
     order: Order
+    scorers: StandingScorers | None = None
 
     @classmethod
-    def of(cls, workspace: Workspace, num_examples: int) -> References:
+    def of(cls, workspace: Workspace, num_examples: int, scorers: StandingScorers | None = None) -> References:
         """Of a run that trains on `num_examples` examples."""
-        return cls(workspace, Order.of(workspace.config, num_examples))
+        return cls(workspace, Order.of(workspace.config, num_examples), scorers)
 
     @property
     def every(self) -> int | None:
@@ -83,10 +86,11 @@ class References:
             if start > 0:
                 steps = range(start, self.stop_after(start) or self.order.num_steps)
                 training = np.unique(np.concatenate([self.order.examples(step) for step in steps]))
-                return reference_stage(current, ("train", "eval"), observer, {"train": training})
+                of_stretch = {"train": training}
+                return reference_stage(current, ("train", "eval"), observer, of_stretch, scorers=self.scorers)
         is_probed = checkpoint is None and current.needs_reference and not current.starts_at_reference
-        has_trainers = checkpoint is None
-        return reference_stage(current, ("train", "eval"), observer, probe=is_probed, has_trainers=has_trainers)
+        more: dict[str, Any] = {"has_trainers": checkpoint is None, "scorers": self.scorers}
+        return reference_stage(current, ("train", "eval"), observer, probe=is_probed, **more)
 
     def stop_after(self, step: int) -> int | None:
         """The step at which ranks that go on from `step` stop for the next update; None for the end of training."""

@@ -17,6 +17,7 @@ from raydpo.artifacts import CacheIdentity, ReferenceCache, shown, write_json
 from raydpo.driver.actors import actor_session, demand
 from raydpo.driver.disk_room import check_cache_room
 from raydpo.driver.shared_scoring import SharedScoring
+from raydpo.driver.standing_scorers import StandingScorers
 from raydpo.driver.trainer_scoring import RowsFirst, hindrance
 from raydpo.errors import ConfigError, IntegrityError, ReferenceMismatchError
 from raydpo.models.agreement import Noise, compare
@@ -90,10 +91,11 @@ def reference_stage(
     *,
     probe: bool = False,
     has_trainers: bool = False,
+    scorers: StandingScorers | None = None,
 ) -> ReferenceReport:
     """Score the rows of `splits` that the cache does not hold. Starts no worker if there are none and nothing is probed.
 
-    has_trainers: trainers start next, and may score the rows where `reference.weights` says so.
+    has_trainers: trainers start next, and may score the rows where `reference.weights` says so. scorers: workers that stand.
     examples: split -> the examples whose rows are needed, all of a split that is not in it. probe: score a few rows of the
     training split once more and compare. Raises ReferenceMismatchError when the cache holds other values.
     """
@@ -124,8 +126,9 @@ def reference_stage(
             missed = works.num_rows
             runtime.gauge("raydpo_cache_hit_rows", len(wanted.keys) - missed, "reference")
             runtime.gauge("raydpo_cache_missed_rows", missed, "reference")
+            sharing = SharedScoring(workspace, scorer_spec(workspace, identity), observer, scorers)
             with runtime.deferred(committed=lambda: f"{scored} rows were scored and committed."):
-                for shard in SharedScoring(workspace, scorer_spec(workspace, identity), observer).run(works, probed):
+                for shard in sharing.run(works, probed):
                     passes, weight_bytes = passes + shard.passes, weight_bytes + shard.weight_bytes
                     if shard.nats:
                         again = shard

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import closing
+from contextlib import AbstractContextManager
 from dataclasses import replace
 from functools import partial
 from typing import overload
@@ -18,7 +18,7 @@ from typing import overload
 from raydpo import runtime
 from raydpo.artifacts import ReferenceCache
 from raydpo.artifacts.claim import is_claimed
-from raydpo.driver.actors import libraries_of, placement
+from raydpo.driver.standing_scorers import Run, StandingScorers, scorers_of_stage
 from raydpo.reference.plan import ShardPlan, Shards, ShardWork
 from raydpo.reference.score import ScorerSpec, ShardDone, scorer_of_groups
 from raydpo.reference.way import may_stream
@@ -31,24 +31,29 @@ _PASSES_AT_ONCE = 4
 
 
 class SharedScoring:
-    """The reference workers of a run, and what other runs on the same cache do meanwhile. Needs a session."""
+    """The reference workers of a run, and what other runs on the same cache do meanwhile. Needs a session.
 
-    def __init__(self, workspace: Workspace, spec: ScorerSpec, observer: Observer) -> None:
+    scorers: workers that stand; None: some are started for this stage.
+    """
+
+    def __init__(
+        self, workspace: Workspace, spec: ScorerSpec, observer: Observer, scorers: StandingScorers | None = None
+    ) -> None:
         self._section, self._spec, self._observer = workspace.config.reference, spec, observer
-        self._cache = ReferenceCache(spec.cache_dir, spec.identity)
+        self._cache, self._scorers = ReferenceCache(spec.cache_dir, spec.identity), scorers
         self._done, self._has_said_halved, self._has_said_waiting = 0, False, False
         self._said = set[str]()
 
     def run(self, works: ShardPlan, probed: Sequence[ShardWork]) -> Iterator[ShardDone]:
         """Score `works`, and `probed` for this run alone. What another run scored comes with 0 rows and `is_left`."""
         self._observer(StageStarted("reference", works.num_rows, "rows"))
-        with closing(self._pool(len(works))) as pool:
+        with self._workers(len(works)) as score:
             left, quiet_since_s = list[ShardWork](), time.monotonic()
             todo: Sequence[ShardWork] = _Both(works, probed)
             while todo or left:
                 scored = set[str]()
                 groups = Groups(todo, self._shards_at_once(works))
-                for index, shards in pool.run(groups):
+                for index, shards in score(groups):
                     for work, shard in zip(groups[index], shards, strict=True):
                         if not shard.is_left:
                             scored.add(shard.name)
@@ -106,22 +111,10 @@ class SharedScoring:
             runtime.gauge("raydpo_scored_rows", self._done, "reference")
         return shard
 
-    def _pool(self, num_works: int) -> runtime.Pool:
-        section = self._section
-        return runtime.Pool(
-            "reference",
-            partial(scorer_of_groups, self._spec),
-            num_workers=min(section.workers[1], max(1, num_works)),
-            cpus=section.cpus_per_worker,
-            gpus=section.gpus_per_worker,
-            max_retries=section.max_retries,
-            hang_timeout_s=section.hang_timeout_s,
-            hang_key="reference.hang_timeout_s",
-            lighter=_lighter,
-            preload=libraries_of(),
-            placement=placement(section.scheduling),
-            placed=partial(_say_place, self._observer),
-        )
+    def _workers(self, num_works: int) -> AbstractContextManager[Run]:
+        if self._scorers is not None:
+            return self._scorers.scoring(self._spec)
+        return scorers_of_stage(self._section, partial(scorer_of_groups, self._spec), num_works, self._observer)
 
 
 def shards_at_once(num_shards: int, tokens_per_shard: int, num_workers: int, tokens_per_pass: int) -> int:
@@ -150,10 +143,6 @@ class Groups(Sequence[tuple[ShardWork, ...]]):
         return tuple(self._works[start : start + self._size])
 
 
-def _lighter(group: Sequence[ShardWork]) -> tuple[ShardWork, ...]:
-    return tuple(work.lighter() for work in group)
-
-
 class _Both(Shards):
     """A plan, and what is done besides: no shard is written down before its turn."""
 
@@ -165,12 +154,6 @@ class _Both(Shards):
 
     def at(self, number: int) -> ShardWork:
         return self._works[number] if number < len(self._works) else self._more[number - len(self._works)]
-
-
-def _say_place(observer: Observer, place: runtime.Place) -> None:
-    """Workers come when there is room for them, and a person wants to know that a new node is used."""
-    if runtime.count_nodes() > 1:
-        observer(Note("info", f"reference: a worker takes part on {place.host}"))
 
 
 def _halved(what: str, tokens_per_batch: int) -> str:

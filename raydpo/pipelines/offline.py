@@ -15,6 +15,7 @@ from raydpo.driver.disk_room import check_training_room
 from raydpo.driver.evaluation_stage import evaluation_stage, model_to_evaluate
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import reference_stage
+from raydpo.driver.standing_scorers import StandingScorers
 from raydpo.driver.start_model import with_start
 from raydpo.driver.train_events import Receive
 from raydpo.driver.training import plan_stage, training_stage
@@ -34,13 +35,19 @@ def precompute(config: Config, observer: Observer = ignore) -> dict[str, Any]:
 
 
 def train(
-    config: Config, observer: Observer = ignore, *, receive: Receive | None = None, optimizer: Any = None
+    config: Config,
+    observer: Observer = ignore,
+    *,
+    receive: Receive | None = None,
+    optimizer: Any = None,
+    scorers: StandingScorers | None = None,
 ) -> dict[str, Any]:
     """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json.
 
     receive: gets the weights of the policy after the last step, if that step is made now (weight sync).
     optimizer: the checkpoint that another run ended with, whose model is `model.path`; the first step goes on with its
         optimizer state.
+    scorers: reference workers that stand already.
 
     With `reference.sync_every` an evaluation measures rewards from the reference that the steps up to it were trained
     against: the first one from the reference of the config, the last one from that of the last steps.
@@ -52,7 +59,7 @@ def train(
         check_training_data(workspace.config, data)
         workspace = with_start(workspace, observer)
         plan = plan_stage(workspace, observer, optimizer)
-        references = References.of(workspace, data.train_pairs)
+        references = References.of(workspace, data.train_pairs, scorers)
         check_training_room(workspace, plan, references.order.num_steps, has_eval=data.eval_pairs > 0)
         current = references.after(plan.checkpoint)
         workspace.write_config(replace=True)

@@ -73,6 +73,7 @@ class ShardDone:
     passes, weight_bytes: of a streamed model, how often its layers were gone through since the shard before, and how many bytes
         of weights were read for that.
     said: how this worker holds the model, where that is worth a word, and what its attention falls back to; each said once.
+    came: of a worker that stands, how its model came for these rows: "in place", "anew", or "" for the one that it had.
     """
 
     name: str
@@ -86,6 +87,7 @@ class ShardDone:
     passes: int = 0
     weight_bytes: int = 0
     said: tuple[str, ...] = ()
+    came: str = ""
 
 
 def scorer_of_groups(spec: ScorerSpec) -> Callable[[Sequence[ShardWork]], tuple[ShardDone, ...]]:
@@ -120,6 +122,15 @@ class Scorer:
         self._counted = (0, 0)
         self._has_said = False
         self._num_told = 0
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether the whole model is held, not a layer at a time."""
+        return self._stream is None
+
+    def turn_to(self, spec: ScorerSpec) -> None:
+        """Score other rows from now on, into another cache, with the model that is there."""
+        self.spec, self.cache, self.rows = spec, ReferenceCache(spec.cache_dir, spec.identity), ShardRows(spec.data)
 
     def __call__(self, work: ShardWork) -> ShardDone:
         """Raises IntegrityError when a value is not a log-probability."""

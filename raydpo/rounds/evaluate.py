@@ -8,24 +8,19 @@ far the policy went from the reference of the round that made it, where that is 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, replace
-from functools import partial
-from pathlib import Path
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 
-from raydpo import runtime
-from raydpo.driver.actors import libraries_of, placement
 from raydpo.driver.generators import Policy
 from raydpo.driver.roles import Roles
-from raydpo.generate.engine import EngineSpec
-from raydpo.generate.worker import Generator
 from raydpo.judge.measures import SampleTally, win_rate
 from raydpo.rounds.paired_rows import Scores, batches_of, beside, lots_of, rows_of, samples_of, scores_of
 from raydpo.rounds.produce import distinct_2, requests_of
 from raydpo.rounds.round_config import reference_folder
+from raydpo.rounds.standing_roles import StandingRoles
 from raydpo.rundir.on_demand import OnDemand
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.rounds_folder import RoundsFolder, chunks
@@ -46,9 +41,9 @@ class _Answered:
 class Evaluator:
     """Measures any policy of a run on its held-out prompts; without prompts it measures nothing."""
 
-    def __init__(self, layout: RoundsFolder, prompts: Sequence[Prompt], engine: EngineSpec, roles: Roles) -> None:
+    def __init__(self, layout: RoundsFolder, prompts: Sequence[Prompt], others: StandingRoles, roles: Roles) -> None:
         self._layout, self._config, self._prompts = layout, layout.config, prompts
-        self._engine, self._roles = engine, roles
+        self._others, self._roles = others, roles
         self._max_new_tokens = layout.rounds.eval_max_new_tokens or layout.config.generate.max_new_tokens
         self._initial: _Answered | None = None
 
@@ -142,34 +137,13 @@ class Evaluator:
         ours = _sums(self._roles.generators.score(requests))
         self._roles.generators.make_room()  # a GPU that the other models need now
         initial, reference = self._layout.initial.folder, reference_folder(self._layout, policy.version - 1)
+        by = {reference: self._others.reference, initial: self._others.initial}
         apart = {
-            model: _mean_difference(ours, _sums(self._scored(model, requests)))
+            model: _mean_difference(ours, _sums(by[model].score(model, requests)))
             for model in dict.fromkeys((initial, reference))
         }
         other = {} if self._layout.rounds.reference == "initial" else {"eval/kl_reference_nats": apart[reference]}
         return {"eval/kl_nats": apart[initial], **other}
-
-    def _scored(self, model: Path, requests: Sequence[Score]) -> Iterator[tuple[int, Scored]]:
-        """(index of the request, log-probs of the model in a folder), in the order they finish."""
-        section = self._config.generate
-        answers = runtime.run_pool(
-            "initial policy or reference",
-            partial(Generator, replace(self._engine, model=str(model), takes_weights=False)),
-            requests,
-            num_workers=1,
-            cpus=0,
-            threads=section.cpus_per_worker,
-            gpus=section.gpus_per_worker,
-            max_retries=section.max_retries,
-            hang_timeout_s=section.hang_timeout_s,
-            hang_key="generate.hang_timeout_s",
-            placement=placement(section.scheduling),
-            own_process=self._engine.engine != "transformers",
-            preload=libraries_of(self._engine.engine),
-        )
-        for index, answer in answers:
-            assert isinstance(answer, Scored)
-            yield index, answer
 
 
 def _request(prompts: Sequence[Prompt], groups: Sequence[Sequence[Sample]]) -> Score:

@@ -22,6 +22,7 @@ from raydpo.driver.actors import session_of
 from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.roles import Roles
+from raydpo.driver.standing_scorers import StandingScorers
 from raydpo.driver.start_model import initial_policy
 from raydpo.driver.training import check_adapter
 from raydpo.driver.weight_sync import Push, is_free
@@ -34,6 +35,7 @@ from raydpo.rounds.produce import Produced as Produced
 from raydpo.rounds.produce import Producer
 from raydpo.rounds.round_config import read_probe, reference_of, training_config, write_probe
 from raydpo.rounds.setup import Setup, set_up
+from raydpo.rounds.standing_roles import StandingRoles
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.piece import Piece
 from raydpo.runtime import has_grace, wait_for_nodes, watching
@@ -70,12 +72,14 @@ class TrainingJob:
     config: of its training.
     receive: takes the new weights (weight sync) and the probe.
     optimizer: checkpoint whose optimizer state it goes on with; None to start with a new one.
+    scorers: reference workers of the run.
     """
 
     index: int
     config: Config
     receive: Callable[[WeightsPart | SharedWeights | PolicyProbe], None]
     optimizer: Path | None
+    scorers: StandingScorers
 
 
 @contextmanager
@@ -127,7 +131,8 @@ class RoundsRun:
         self._generators, self._observer, self._busy = generators, observer, Busy()
         roles = Roles(generators, setup.judging, self._busy, observer, setup.config.generate.prompts_per_item)
         self._producer = Producer(setup.layout, setup.prompts, setup.tokenizer, roles)
-        self._evaluator = Evaluator(setup.layout, setup.eval_prompts, setup.engine, roles)
+        self._standing = StandingRoles.of(setup, observer)
+        self._evaluator = Evaluator(setup.layout, setup.eval_prompts, self._standing, roles)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="produce")
         self._ahead: dict[int, Future[Produced]] = {}
         self._skipped_in_a_row, self._is_longer_said = 0, False
@@ -145,6 +150,7 @@ class RoundsRun:
         finally:
             self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
             self._setup.judging.stop()
+            self._standing.close()
             self._thread.shutdown(wait=True, cancel_futures=True)
 
     def evaluate_start(self) -> None:
@@ -189,7 +195,7 @@ class RoundsRun:
             ) == 1:  # else whether this policy is taken is known when the round is over
                 push.receive(event)
 
-        job = TrainingJob(index, config, receive, optimizer_of(self._layout, index))
+        job = TrainingJob(index, config, receive, optimizer_of(self._layout, index), self._standing.scorers)
         self._generators.make_room()
         with self._busy.working("train"):
             yield job

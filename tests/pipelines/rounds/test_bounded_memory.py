@@ -19,6 +19,7 @@ from raydpo.judge.pairs import best_worst
 from raydpo.models.resolve import resolve_model
 from raydpo.rounds.evaluate import Evaluator
 from raydpo.rounds.produce import Producer
+from raydpo.rounds.standing_roles import StandingRoles
 from raydpo.rundir.rounds_folder import RoundsFolder
 from raydpo.schema.events import ignore
 from raydpo.schema.samples import Generate, Generated, Prompt, Sample
@@ -96,7 +97,7 @@ def test_a_round_holds_a_few_parts(toy: Toy, parts: tuple[RoundsFolder, list[Pro
 
 def test_an_evaluation_holds_a_few_parts(toy: Toy, parts: tuple[RoundsFolder, list[Prompt], Roles]) -> None:
     layout, prompts, roles = parts
-    metrics = Evaluator(layout, prompts, EngineSpec(str(toy.model)), roles).evaluate(Policy(0, toy.model))
+    metrics = Evaluator(layout, prompts, cast(StandingRoles, None), roles).evaluate(Policy(0, toy.model))
     assert (metrics["eval/mean_length_tokens"], metrics["eval/mean_score"]) == (3.0, 1.0)
     assert len(_seen) == NUM_PROMPTS // PER_ITEM + NUM_PROMPTS
     assert 0 < max(_seen) <= MOST

@@ -14,7 +14,9 @@ def test_each_kind_is_counted_by_role_and_nothing_stands_for_nothing() -> None:
     ledger.updated("generate", 3)
     ledger.updated("generate")
     ledger.updated("train", 0)
+    ledger.stands("reference", False)
     assert ledger.report() == {
+        "standing": {"reference": False},
         "starts": {"train": 2},
         "model_loads": {"train": 2},
         "updates_in_place": {"generate": 4},

@@ -1,0 +1,106 @@
+"""Roles beside the trainers stand over all rounds: counted, with the numbers of roles that are started for each turn."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from raydpo.driver import room_to_stand
+from raydpo.pipelines import iterate
+from raydpo.schema.events import Advanced, Event
+from tests.pipelines import driver
+from tests.pipelines.rounds.test_deaths import measured
+from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config
+from tests.pipelines.toy import Notes, Toy, weights
+
+pytestmark = pytest.mark.slow
+
+NUM_ROUNDS = 3
+FEW: dict[str, Any] = {
+    "rounds.num_rounds": NUM_ROUNDS,
+    "rounds.prompts_per_round": 8,
+    "rounds.reference": "ema",
+    "reference.rows_per_shard": 8,
+}
+
+
+def run(toy: Toy, name: str, changes: dict[str, Any] | None = None, observer: Any = None) -> Path:
+    """With a cache of its own, in the folder of the run; the judge is in this process."""
+    folder = toy.root / name
+    given = {**FEW, "reference.cache_dir": str(folder / "cache"), **(changes or {})}
+    config = rounds_config(toy, folder, given).model_copy(update={"judge": None})
+    assert len(list(iterate(config, judge=no_digits, observer=observer or Notes()))) == NUM_ROUNDS
+    return folder
+
+
+def made(folder: Path) -> list[Any]:
+    """Values, pairs, weights and measures of all rounds."""
+    shards = {path.name: path.read_bytes() for path in (folder / "cache").glob("*/shards/*.arrow")}
+    models = [weights(folder / f"rounds/{index:03d}/train/model") for index in range(NUM_ROUNDS)]
+    return [shards, [pairs(folder, index) for index in range(NUM_ROUNDS)], models, measured(folder)]
+
+
+def ledger(folder: Path) -> tuple[Any, ...]:
+    summary = json.loads((folder / "summary.json").read_text())
+    return tuple(summary[name] for name in ("standing", "starts", "model_loads", "updates_in_place"))
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy: Toy, machine: None) -> Path:
+    return run(toy, "standing")
+
+
+def test_each_role_starts_and_loads_once(undisturbed: Path) -> None:
+    standing, starts, loads, updates = ledger(undisturbed)
+    assert all(standing.values())
+    once = dict.fromkeys(("generate", "reference", "initial policy", "reference of a round"), 1)
+    assert starts == loads == once
+    # Averages came for the rounds after the first one; held-out answers are compared with one other from the second on.
+    assert updates == {"generate": NUM_ROUNDS, "reference": NUM_ROUNDS - 1, "reference of a round": NUM_ROUNDS - 2}
+
+
+def test_without_room_they_are_started_each_time_and_nothing_else_is_different(
+    toy: Toy, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    notes = Notes()
+    monkeypatch.setattr(room_to_stand, "free_bytes", lambda device: 1000)
+    folder = run(toy, "not-standing", observer=notes)
+    standing, starts, loads, updates = ledger(folder)
+    assert standing == {"reference": False, "judge": True, "held-out scorers": False}, "the judge has no model"
+    again = {"reference": NUM_ROUNDS, "initial policy": NUM_ROUNDS, "reference of a round": NUM_ROUNDS - 1}
+    assert starts == loads == {"generate": 1, **again}
+    assert updates == {"generate": NUM_ROUNDS}
+    said = [text for text in notes.info if "started for each of their turns" in text]
+    assert len(said) == 1
+    assert "0.0 GB are free" in said[0]
+    assert made(folder) == made(undisturbed)
+
+
+def test_split_stands_with_processes_and_a_dead_worker_is_replaced_by_one_with_the_right_weights(
+    toy: Toy, undisturbed: Path
+) -> None:
+    """It dies after the first shard of the third round, whose reference came in place."""
+    killed, seen = [], 0
+
+    def observer(event: Event) -> None:
+        nonlocal seen
+        if isinstance(event, Advanced) and event.stage == "reference":
+            seen += event.done == 8
+            if seen == NUM_ROUNDS and not killed:
+                newest = driver.by_age("PoolActor")[-1]
+                os.kill(newest, signal.SIGKILL)
+                killed.append(newest)
+
+    changes = {"rounds.placement": "split", "rounds.max_staleness": 0, "rounds.eval_prompts": []}
+    folder = run(toy, "standing-split", changes, observer)
+    assert killed
+    standing, starts, loads, updates = ledger(folder)
+    assert all(standing.values())
+    assert starts == loads == {"generate": 1, "reference": 2}
+    assert updates == {"generate": NUM_ROUNDS, "reference": NUM_ROUNDS - 1}, "the new one began with the newest average"
+    assert made(folder)[:3] == made(undisturbed)[:3]
