@@ -171,9 +171,11 @@ class ReferenceSection(Section):
     """Who holds the reference, and how. whole: workers load it once. streamed: a worker holds one decoder layer at a time, read
     from its files once for `stream_tokens` tokens, so that a model far larger than the device can be the reference. auto: whole
     where it fits, else streamed, and the log says so. trainers: the ranks that train score every row before their first step,
-    sharded as they are, where the policy starts as the reference; no second model is loaded. Shards and cache are the same. A
-    LoRA adapter is merged layer by layer, others are whole, and so is a base in 4 bits (train.lora.quantize_base). A policy
-    that is evaluated and an export that is proven are held as auto would hold them, with whole they are whole."""
+    sharded as they are, where the policy starts as the reference; no second model is loaded. Shards and cache are the same. In
+    rounds with `reference: previous_round` auto is trainers, where they can, have as many threads, and `tokens_per_batch` is
+    not above `train.tokens_per_microbatch`. A LoRA adapter is merged layer by layer, others are whole, and so is a base in 4
+    bits (train.lora.quantize_base). A policy that is evaluated and an export that is proven are held as auto would hold them,
+    with whole they are whole."""
     stream_tokens: Annotated[int, FREE] = Field(default=65536, ge=1)
     """Of a streamed model, tokens that go through a layer while it is there, padding included. Their hidden states are in
     memory meanwhile: 2 x hidden size x bytes of a number each. More tokens: weights are read less often."""

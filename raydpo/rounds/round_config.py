@@ -16,6 +16,7 @@ from raydpo.artifacts import commit_folder, verify_folder, write_json
 from raydpo.config import Config
 from raydpo.config.round_sections import OF_THE_RUN, GenerateSection
 from raydpo.disk import full_disk, removed_on_error
+from raydpo.driver.trainer_scoring import hindrance
 from raydpo.errors import IntegrityError
 from raydpo.models.blend import blend
 from raydpo.models.resolve import resolve_model
@@ -37,13 +38,27 @@ def training_config(layout: RoundsFolder, index: int, files: Sequence[str], refe
         "run": {"dir": str(layout.round(index) / "train"), "seed": seed_of(config.run.seed, index), "resume": "auto"},
         "model": {"path": str(layout.policy(index)), "revision": None},
         "data": {"train": tuple(files), "format": "auto", "eval_fraction": 0.0},
-        "reference": {"model": None if reference is None else str(reference), "revision": None},
+        "reference": {"model": None if reference is None else str(reference), "revision": None, **_holder(layout)},
         "train": train,
     }
     sections = {name: getattr(config, name).model_copy(update=values) for name, values in updates.items()}
     return config.model_copy(
         update={**sections, "rounds": None, "judge": None, "generate": GenerateSection(), "profile": False}
     )
+
+
+def _holder(layout: RoundsFolder) -> dict[str, str]:
+    """Who holds the reference of a round, where `reference.weights: auto` leaves it open: the trainers themselves where it is
+    the policy that they start from, and a forward takes as many threads and no more memory than when they train."""
+    section, train = layout.config.reference, layout.config.train
+    is_own_start = layout.rounds.reference == "previous_round" and layout.config.objective.needs_reference
+    is_open = section.weights == "auto" and section.sync_every is None and train.sequence_parallel_size == 1
+    fits = section.tokens_per_batch <= train.tokens_per_microbatch
+    is_alike = train.gpus_per_worker > 0 or train.cpus_per_worker == section.cpus_per_worker
+    is_theirs = (
+        is_own_start and is_open and fits and is_alike and not hindrance(layout.config, starts_at_reference=True)
+    )
+    return {"weights": "trainers"} if is_theirs else {}
 
 
 def reference_of(layout: RoundsFolder, index: int) -> Path | None:

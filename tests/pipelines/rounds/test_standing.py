@@ -81,6 +81,29 @@ def test_without_room_they_are_started_each_time_and_nothing_else_is_different(
     assert made(folder) == made(undisturbed)
 
 
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({}, id="float32"),
+        pytest.param(
+            {"model.dtype": "bfloat16", "rounds.optimizer": "carried", "train.schedule": "constant"}, id="carried"
+        ),
+    ],
+)
+def test_trainers_score_the_reference_that_they_start_from_as_workers_do(
+    toy: Toy, machine: None, changes: dict[str, Any]
+) -> None:
+    name = f"own-start-{len(changes)}"
+    changes = {**changes, "rounds.reference": "previous_round"}
+    by_workers = run(toy, f"{name}-workers", {**changes, "reference.weights": "whole"})
+    by_trainers = run(toy, f"{name}-trainers", changes)
+    assert made(by_trainers) == made(by_workers)
+    assert len(made(by_trainers)[0]) >= NUM_ROUNDS
+    (_, starts, _, updates), (_, starts_beside, _, updates_beside) = map(ledger, (by_trainers, by_workers))
+    assert starts_beside == {**starts, "reference": 1}
+    assert updates_beside == {**updates, "reference": NUM_ROUNDS - 1}
+
+
 def test_split_stands_with_processes_and_a_dead_worker_is_replaced_by_one_with_the_right_weights(
     toy: Toy, undisturbed: Path
 ) -> None:
