@@ -36,18 +36,24 @@ def session_of(
     observer: Observer = ignore,
     *,
     in_process: bool = True,
+    lends_cpus: bool = False,
 ) -> AbstractContextManager[Any]:
     """A session with the runtime that a config names. observer: is told what is waited for. in_process: whether
-    a role of one actor may share this process."""
+    a role of one actor may share this process. lends_cpus: as of `runtime.session`."""
     run = config.run
     patience = runtime.NodePatience(run.wait_for_nodes_s, lambda text: observer(Note("info", text)))
     in_process = in_process and run.runtime_in_process
-    return runtime.session(demands, kind=run.runtime, in_process=in_process, patience=patience, run=run.dir)
+    return runtime.session(
+        demands, kind=run.runtime, in_process=in_process, patience=patience, run=run.dir, lends_cpus=lends_cpus
+    )
 
 
-def actor_session(workspace: Workspace, observer: Observer, *roles: str) -> AbstractContextManager[Any]:
+def actor_session(
+    workspace: Workspace, observer: Observer, *roles: str, lends_cpus: bool = False
+) -> AbstractContextManager[Any]:
     """A session of `run.runtime` with enough for each of `roles` ("reference", "train"), which run one after the other."""
-    return session_of(workspace.config, [demand(workspace.config, role) for role in roles], observer)
+    demands = [demand(workspace.config, role) for role in roles]
+    return session_of(workspace.config, demands, observer, lends_cpus=lends_cpus)
 
 
 def demand(config: Config, role: str) -> runtime.Demand:
@@ -106,20 +112,34 @@ def trainer_ranks(
     num_ranks: None: the fewest that the config allows. observer: is told which node has which ranks, where there are several.
     """
 
+    config = workspace.config
+    gang = trainer_gang(config, name, num_ranks or config.train.ranks[0], observer, keeps=False)
+    try:
+        yield from gang.run(function, max_unread)
+    finally:
+        gang.close()
+
+
+def trainer_gang(
+    config: Config, name: str, num_ranks: int, observer: Observer, *, keeps: bool, home: runtime.Backend | None = None
+) -> runtime.Gang:
+    """The ranks that `train` asks for, which start when they have something to run. keeps, home: as `keeps` and `backend` of
+    `Gang`."""
+
     def placed(places: Sequence[runtime.Place]) -> None:
         if runtime.count_nodes() > 1:
             observer(Note("info", f"{name}: ranks {runtime.spread_of(places)}"))
 
-    train = workspace.config.train
-    return runtime.run_gang(
+    train = config.train
+    return runtime.Gang(
         name,
-        function,
-        num_ranks=num_ranks or train.ranks[0],
+        num_ranks=num_ranks,
         cpus=train.cpus_per_worker,
         gpus=train.gpus_per_worker,
         hang_timeout_s=train.hang_timeout_s,
-        max_unread=max_unread,
         preload=libraries_of(),
         placement=placement(train.scheduling),
         placed=placed,
+        keeps=keeps,
+        backend=home,
     )

@@ -25,9 +25,10 @@ _GB = 1e9
 
 @dataclass(frozen=True)
 class RoomToStand:
-    """reference, judge, scorer: why reference workers, judges with models, and models that score held-out answers end after
-    each turn, as clauses; empty where they stand."""
+    """trainers, reference, judge, scorer: why trainers, reference workers, judges with models, and models that score held-out
+    answers end after each turn, as clauses; empty where they stand."""
 
+    trainers: str
     reference: str
     judge: str
     scorer: str
@@ -43,6 +44,7 @@ def room_to_stand(
     ranged = "reference.num_workers is a range, of which as many begin as there is room for" if is_range else ""
     of_judge = memory if judged_by else ""
     return RoomToStand(
+        _trainers(config) or memory,
         _held("reference", reference.gpus_per_worker, reference.scheduling.resources) or ranged or memory,
         ""
         if judge is None
@@ -55,6 +57,23 @@ def _held(role: str, gpus: float, resources: object) -> str:
     if gpus:
         return f"trainers wait for the GPUs of {role}"
     return f"others may wait for {role}.scheduling.resources" if resources else ""
+
+
+def _trainers(config: Config) -> str:
+    """On GPUs they stand where they share none: in `split`, if every other role, and the proof of an export, has its own."""
+    train, rounds, reference, generate = config.train, config.rounds, config.reference, config.generate
+    if train.scheduling.resources:
+        return "others may wait for train.scheduling.resources"
+    if not train.gpus_per_worker:
+        return ""
+    if rounds is None or rounds.placement != "split":
+        return "generators wait for the GPUs of train"
+    needed = (train.ranks[1] + train.verify_export) * train.gpus_per_worker
+    needed += reference.workers[1] * reference.gpus_per_worker * config.objective.needs_reference
+    needed += (generate.num_workers + bool(rounds.eval_prompts)) * generate.gpus_per_worker
+    needed += config.judge.num_workers * config.judge.gpus_per_worker if config.judge is not None else 0
+    there = runtime.count_gpus()
+    return "" if needed <= there else f"GPUs for all roles at once would be {needed:g}, and there are {there}"
 
 
 def _memory(config: Config, initial: ResolvedModel, dtype: str, judged_by: Iterable[ResolvedModel]) -> str:

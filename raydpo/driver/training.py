@@ -21,6 +21,7 @@ from raydpo.config.cross_checks import outside_sources
 from raydpo.driver.actors import demand, room_for_ranks, session_of, trainer_ranks
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
+from raydpo.driver.standing_trainers import StandingTrainers
 from raydpo.driver.train_events import Driver, Receive, TrainingReport
 from raydpo.errors import OutOfMemoryError, WorkerError
 from raydpo.metrics import Sinks, keep_lines
@@ -84,12 +85,13 @@ def training_stage(
     reference: ReferenceReport,
     observer: Observer,
     receive: Receive | None = None,
+    trainers: StandingTrainers | None = None,
 ) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]], ReferenceReport]:
     """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts, the updates
     of the reference, and the report of the first one with what trainers scored of it.
 
     reference: of the steps up to the next update; the later ones are made and scored here. receive: gets the weights after
-    the last step, if one is made here.
+    the last step, if one is made here. trainers: whose ranks train; None: ranks of this training.
     """
     if plan.action == "start" and (aside := workspace.set_aside()):
         observer(Note("info", f"the outputs of an earlier run were moved to {aside}"))
@@ -106,7 +108,7 @@ def training_stage(
         observer(StageStarted("train", references.order.num_steps, "steps"))
         while not driver.is_over:
             stop = references.stop_after(driver.step)
-            _run_healing(driver, stop)
+            _run_healing(driver, stop, trainers)
             if driver.step == stop:
                 driver.move_reference()
     elif workspace.config.profile:
@@ -115,7 +117,7 @@ def training_stage(
     return *driver.finish(), driver.scored
 
 
-def _run_healing(driver: Driver, stop: int | None) -> None:
+def _run_healing(driver: Driver, stop: int | None, trainers: StandingTrainers | None) -> None:
     """Run the gang; where a rank is lost or a micro-batch does not fit, go on from the newest checkpoint.
 
     Decision: ranks start anew, because a rank that ended in the middle of a backward pass has left half a gradient and its
@@ -124,7 +126,7 @@ def _run_healing(driver: Driver, stop: int | None) -> None:
     """
     while not driver.is_over and (stop is None or driver.step < stop):
         try:
-            _run_gang(driver, stop)
+            _run_gang(driver, stop, trainers)
         except OutOfMemoryError as error:
             if not error.smaller:
                 raise
@@ -143,7 +145,7 @@ def _go_on(driver: Driver, error: WorkerError, how: str) -> None:
     driver.observer(Note("warning", f"{error} Going on after step {driver.step}{how}"))
 
 
-def _run_gang(driver: Driver, stop: int | None) -> None:
+def _run_gang(driver: Driver, stop: int | None, trainers: StandingTrainers | None) -> None:
     workspace = driver.workspace
     require_lease(workspace.dir)
     with ExitStack() as stack:
@@ -154,10 +156,13 @@ def _run_gang(driver: Driver, stop: int | None) -> None:
         stack.callback(_remove, spec.staging)
         driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
-        function, unread = partial(train_rank, spec=spec), _UNREAD if spec.push else None
-        ranks = stack.enter_context(
-            closing(trainer_ranks(workspace, "train", function, unread, num_ranks, driver.observer))
-        )
+        unread = _UNREAD if spec.push else None
+        if trainers is None:
+            function = partial(train_rank, spec=spec)
+            ranks = trainer_ranks(workspace, "train", function, unread, num_ranks, driver.observer)
+        else:
+            ranks = trainers.run(workspace, spec, unread, num_ranks, driver.observer)
+        stack.enter_context(closing(ranks))
         if driver.num_ranks not in (None, num_ranks):
             driver.observer(Note("info", f"{num_ranks} ranks from here on, {driver.num_ranks} before"))
         driver.num_ranks = num_ranks

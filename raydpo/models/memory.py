@@ -116,6 +116,12 @@ def compute_again(model: Any, layers: int) -> None:
         layer.gradient_checkpointing = False  # type: ignore[assignment]
 
 
+def compute_once(model: Any) -> None:
+    """Have the backward pass recompute no layer."""
+    _switch(model, "disable")()
+    model.disable_input_require_grads()
+
+
 def _switch(model: Any, what: str) -> Callable[..., None]:
     # Newer versions of transformers have another name for it and warn of the old one.
     named = getattr(model, f"activation_checkpointing_{what}", None)
@@ -130,8 +136,7 @@ def _all_again(model: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        _switch(model, "disable")()
-        model.disable_input_require_grads()
+        compute_once(model)
 
 
 def measure(

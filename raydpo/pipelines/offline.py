@@ -16,6 +16,7 @@ from raydpo.driver.evaluation_stage import evaluation_stage, model_to_evaluate
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import reference_stage
 from raydpo.driver.standing_scorers import StandingScorers
+from raydpo.driver.standing_trainers import StandingTrainers
 from raydpo.driver.start_model import with_start
 from raydpo.driver.train_events import Receive
 from raydpo.driver.training import plan_stage, training_stage
@@ -41,6 +42,7 @@ def train(
     receive: Receive | None = None,
     optimizer: Any = None,
     scorers: StandingScorers | None = None,
+    trainers: StandingTrainers | None = None,
 ) -> dict[str, Any]:
     """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json.
 
@@ -48,12 +50,17 @@ def train(
     optimizer: the checkpoint that another run ended with, whose model is `model.path`; the first step goes on with its
         optimizer state.
     scorers: reference workers that stand already.
+    trainers: ranks that stand, of a run of rounds; without them ranks start and end here.
 
     With `reference.sync_every` an evaluation measures rewards from the reference that the steps up to it were trained
     against: the first one from the reference of the config, the last one from that of the last steps.
     """
     # One session for all stages: a demand that can never be met is refused before any work is done.
-    with open_workspace(config, "train") as workspace, actor_session(workspace, observer, *workspace.roles):
+    lends_cpus = trainers is not None and trainers.lend_cpus
+    with (
+        open_workspace(config, "train") as workspace,
+        actor_session(workspace, observer, *workspace.roles, lends_cpus=lends_cpus),
+    ):
         check_memory(workspace, observer)
         data = data_stage(workspace, observer)
         check_training_data(workspace.config, data)
@@ -64,7 +71,7 @@ def train(
         current = references.after(plan.checkpoint)
         workspace.write_config(replace=True)
         reference = references.score(current, plan.checkpoint, observer)
-        done = training_stage(workspace, plan, references, reference, observer, receive)
+        done = training_stage(workspace, plan, references, reference, observer, receive, trainers)
         training, evaluation, syncs, reference = done
         moving = {} if references.every is None else {"syncs": syncs}
         summary = {

@@ -23,6 +23,7 @@ from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.roles import Roles
 from raydpo.driver.standing_scorers import StandingScorers
+from raydpo.driver.standing_trainers import StandingTrainers
 from raydpo.driver.start_model import initial_policy
 from raydpo.driver.training import check_adapter
 from raydpo.driver.weight_sync import Push, is_free
@@ -72,7 +73,7 @@ class TrainingJob:
     config: of its training.
     receive: takes the new weights (weight sync) and the probe.
     optimizer: checkpoint whose optimizer state it goes on with; None to start with a new one.
-    scorers: reference workers of the run.
+    scorers, trainers: reference workers and ranks of the run.
     """
 
     index: int
@@ -80,6 +81,7 @@ class TrainingJob:
     receive: Callable[[WeightsPart | SharedWeights | PolicyProbe], None]
     optimizer: Path | None
     scorers: StandingScorers
+    trainers: StandingTrainers
 
 
 @contextmanager
@@ -195,7 +197,9 @@ class RoundsRun:
             ) == 1:  # else whether this policy is taken is known when the round is over
                 push.receive(event)
 
-        job = TrainingJob(index, config, receive, optimizer_of(self._layout, index), self._standing.scorers)
+        standing = self._standing
+        optimizer = optimizer_of(self._layout, index)
+        job = TrainingJob(index, config, receive, optimizer, standing.scorers, standing.trainers)
         self._generators.make_room()
         with self._busy.working("train"):
             yield job

@@ -43,7 +43,7 @@ def run_gang(
     max_unread: as of `Gang.run`. placed: as of `Gang`. gang: its other arguments. Closing the iterator ends all ranks.
     Raises what `Gang` and `Gang.run` raise.
     """
-    ranks = Gang(name, placed=placed, **gang)
+    ranks = Gang(name, placed=placed, keeps=False, **gang)
     try:
         yield from ranks.run(function, max_unread)
     finally:
@@ -58,6 +58,7 @@ class Gang:
     preload: modules that each rank imports anyway; local processes share one import of them, which comes before the
         variables of threads (torch is told its number of threads afterwards).
     placed: gets the places of the ranks, in their order, before anything of theirs runs.
+    keeps: whether a function finds what the one before it kept.
     backend: the session that the ranks live in; None: the one that was opened last.
     """
 
@@ -72,11 +73,12 @@ class Gang:
         preload: Sequence[str] = (),
         placement: Placement = ANYWHERE,
         placed: Callable[[Sequence[Place]], None] | None = None,
+        keeps: bool = True,
         backend: Backend | None = None,
     ) -> None:
         self._demand, self._name, self.num_ranks = Demand(name, num_ranks, cpus, gpus, placement), name, num_ranks
         self._actors = (backend or current()).actors(num_ranks, own_process=False, preload=preload)
-        self._hang_timeout_s, self._preload, self._placed = hang_timeout_s, preload, placed
+        self._hang_timeout_s, self._preload, self._placed, self._keeps = hang_timeout_s, preload, placed, keeps
         self._places: Sequence[Any] = ()
         self._members: list[GangMember] = []
         self.is_closed = False
@@ -157,9 +159,9 @@ class Gang:
             member.begin(stream)
 
     def _contexts(self) -> list[RankContext]:
-        nodes = [place.node_id for place in self.places]
+        nodes, kept = [place.node_id for place in self.places], dict[str, Any]() if self._keeps else None
         return [
-            RankContext(rank, self.num_ranks, nodes[:rank].count(node), nodes.count(node), self._demand.gpus > 0)
+            RankContext(rank, self.num_ranks, nodes[:rank].count(node), nodes.count(node), self._demand.gpus > 0, kept)
             for rank, node in enumerate(nodes)
         ]
 

@@ -27,8 +27,8 @@ class RankContext:
     rank, num_ranks: its number in the gang, from 0, and how many there are.
     local_rank, local_size: the same among the ranks of its own node.
     use_gpu: whether it has one.
-    kept: what one function leaves for the next on the same rank, by name. Each value has a `close()`, which is called when the
-        gang ends before its process does.
+    kept: what one function leaves for the next on the same rank, by name; None where there is no next one. Each value has a
+        `close()`, which is called when the gang ends before its process does.
     """
 
     rank: int
@@ -36,10 +36,7 @@ class RankContext:
     local_rank: int
     local_size: int
     use_gpu: bool
-    kept: dict[str, Any] = field(default_factory=dict, compare=False, repr=False)
-
-    def __getstate__(self) -> dict[str, Any]:
-        return {**self.__dict__, "kept": {}}  # what is kept stays where it is
+    kept: dict[str, Any] | None = field(default=None, compare=False, repr=False)
 
 
 class RankActor:
@@ -80,9 +77,11 @@ class RankActor:
 
     def run(self, context: RankContext) -> Iterator[Any]:
         """Stream the events; an exception becomes the last one."""
+        if context.kept is not None:
+            context = replace(context, kept=self._kept)
         with nullcontext() if self._is_shared else left_to_the_driver():
             try:
-                yield from self._function(replace(context, kept=self._kept))
+                yield from self._function(context)
             except Exception as error:  # noqa: BLE001 - as above
                 yield failure_of(error)
 

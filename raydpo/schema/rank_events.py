@@ -23,6 +23,19 @@ class Alive:
 
 
 @dataclass(frozen=True)
+class ModelReady:
+    """Rank 0 has a model in its engine, as all others have.
+
+    is_loaded: it was made for this run; else one that stood took other weights. bytes_read: of these, by rank 0.
+    hindrance: why the next run on these ranks does not find it, as a clause; empty where it does.
+    """
+
+    is_loaded: bool
+    bytes_read: int
+    hindrance: str
+
+
+@dataclass(frozen=True)
 class Noted:
     """One line for the person who watches."""
 
@@ -179,6 +192,7 @@ TrainEvent = (
     Staging
     | RowsScored
     | UpdatedBy
+    | ModelReady
     | (
         Alive
         | Noted

@@ -16,7 +16,7 @@ import torch
 
 from raydpo.artifacts.elsewhere import heard, is_home, tell
 from raydpo.artifacts.mirror_path import url_of
-from raydpo.train.trainer import Rank
+from raydpo.train.run_feeds import Rank
 
 GO_ON, SAVE, STOP = 0, 1, 2
 """Orders: the next step; a checkpoint first; a checkpoint and the end."""

@@ -174,12 +174,15 @@ class DeepSpeedEngine:
                 ]
             )
 
-    def close(self) -> None:
-        """Free the model and the process group that this engine made: a process can have many, one by one. Collective."""
+    def close(self, *, keeps_group: bool = False) -> None:
+        """Free the model and the process group that this engine made: a process can have many, one by one. Collective.
+
+        keeps_group: the next engine of this process goes on with it.
+        """
         self.engine.destroy()  # hooks that the garbage collector cannot see through
         if self.stage == 3:
             _forget_modules()
-        if self._owns_group and torch.distributed.is_initialized():
+        if self._owns_group and not keeps_group and torch.distributed.is_initialized():
             import deepspeed
 
             deepspeed.comm.destroy_process_group()  # torch's, and what DeepSpeed remembers of it

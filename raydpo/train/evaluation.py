@@ -21,10 +21,11 @@ from raydpo.models.logprobs import AnswerLogProbs, check_head
 from raydpo.models.work import work_of
 from raydpo.objectives.loss import Loss
 from raydpo.train.entry_sums import EntrySums
+from raydpo.train.run_feeds import Rank, longest_row, make_feed, open_lookup
 from raydpo.train.side_by_side import with_forwards
 from raydpo.train.spec import TrainSpec
 from raydpo.train.step import BatchLoss, evaluate_share, observe
-from raydpo.train.trainer import Rank, bring_models, longest_row, make_feed, names_of, open_lookup
+from raydpo.train.trainer import bring_models, names_of
 
 if TYPE_CHECKING:
     from raydpo.reference.held import Hold

@@ -23,8 +23,9 @@ from raydpo.train.boundary import GO_ON, STOP, Boundary
 from raydpo.train.probe import probe
 from raydpo.train.profile import profiled
 from raydpo.train.push import push
+from raydpo.train.run_feeds import Rank
 from raydpo.train.spec import TrainSpec
-from raydpo.train.trainer import Rank, Trainer, build_trainer
+from raydpo.train.trainer import Trainer, build_trainer
 
 MARGINS = "eval/rewards/margins"
 
@@ -53,10 +54,11 @@ def _with_news(events: Iterator[TrainEvent]) -> Iterator[TrainEvent]:
 def _train(trainer: Trainer) -> Iterator[TrainEvent]:
     spec, train, num_steps = trainer.spec, trainer.spec.config.train, trainer.order.num_steps
     patience = Patience(train.early_stopping_patience, list(spec.eval_history))
+    yield trainer.ready
     yield from map(Noted, trainer.notes)
     if trainer.engine.updated_by is not None:
         yield trainer.engine.updated_by
-    if (state := spec.resume or spec.optimizer) is not None:
+    if (state := spec.resume or spec.optimizer) is not None and not trainer.has_state:
         bring(state)
         trainer.engine.load(state / "engine")
     if spec.resume is None:

@@ -34,7 +34,7 @@ def shard(module: nn.Module, config: dict[str, Any], source: HollowModel | None 
             if id(parameter) in places:
                 _read_part(init, parameter, places[id(parameter)], source.reader, magnitudes)
         source.reader.close()
-        _agree(source.reader.not_finite)
+        refuse_not_finite_anywhere(source.reader.not_finite)
         magnitudes.gather(init.local_device)
     init = deepspeed.zero.Init(module=module, config_dict_or_path=config, zero_param_parallel_group=group)
     for buffer in module.buffers():
@@ -57,7 +57,8 @@ def _read_part(init: Any, parameter: Any, place: Readable, reader: SliceReader, 
     parameter.data = parameter.data.to(init.local_device)
 
 
-def _agree(names: list[str]) -> None:
+def refuse_not_finite_anywhere(names: list[str]) -> None:
+    """Raise ConfigError, on all ranks alike, for the weights that any rank names. Collective."""
     found: list[Any] = [None] * torch.distributed.get_world_size()
     torch.distributed.all_gather_object(found, names)
     if told := sorted({name for each in found for name in each}):

@@ -43,6 +43,8 @@ class TrainSpec:
     profile: record a few steps of rank 0.
     push: after the last step, send the weights to the driver.
     checkpoint_bytes: what a checkpoint takes, for the message of a full disk; 0: unknown.
+    stands: these ranks hold what the first step needs: the run before this one on them ended with the weights of `model`, as
+        its file has them in the compute dtype, and with the state in `optimizer`.
     first: what ranks do together before anything else of a fresh start, with their trainer; None: nothing.
     """
 
@@ -66,6 +68,7 @@ class TrainSpec:
     profile: bool = False
     push: bool = False
     checkpoint_bytes: int = 0
+    stands: bool = False
     first: Callable[[Any], Iterator[TrainEvent]] | None = None
 
     @property

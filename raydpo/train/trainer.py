@@ -10,55 +10,43 @@ from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from raydpo.artifacts import ExampleTable
-from raydpo.artifacts.cache_reader import CacheReader
 from raydpo.artifacts.elsewhere import bring, hand_over
 from raydpo.batches import MicroBatch, Order
-from raydpo.batches.micro_batches import Lookup
 from raydpo.errors import ConfigError
 from raydpo.metrics import METRICS, Sums, means, names_for
 from raydpo.models.compiled import compile_layers
-from raydpo.models.layout import Layout, check_lengths
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.resolve import ResolvedModel
 from raydpo.models.sequence_parallel import check_ranks, ranks_together
 from raydpo.models.streamed_weights import StreamedWeights
-from raydpo.models.work import TOKENS, Work
 from raydpo.objectives.loss import Loss
-from raydpo.schema.rank_events import PROBE_FILE, Alive, Evaluated, Staged
+from raydpo.schema.rank_events import PROBE_FILE, Alive, Evaluated, ModelReady, Staged
 from raydpo.train.activations import fit_activations
 from raydpo.train.ahead import Ahead
 from raydpo.train.balance import Balance, Experts, observe_experts
+from raydpo.train.built import Built, fingerprint, hindrance
 from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.entry_sums import EntrySums, split_means
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
 from raydpo.train.group_timeout import group_timeout, record_flights
+from raydpo.train.kept_engine import goes_on, keep, stand_again
 from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
+from raydpo.train.run_feeds import Rank, split_feeds
 from raydpo.train.schedule import learning_rate
 from raydpo.train.spec import TrainSpec
 from raydpo.train.start import start_of
 from raydpo.train.step import BatchLoss, accumulate, all_reduce, evaluate_share, fitting, observe
 
 NAMES = sorted(METRICS)
-
-
-class Rank(Protocol):
-    """What a trainer must know of its place in the gang."""
-
-    @property
-    def rank(self) -> int: ...
-    @property
-    def num_ranks(self) -> int: ...
-    @property
-    def use_gpu(self) -> bool: ...
+_FRESH = ModelReady(is_loaded=True, bytes_read=0, hindrance="nobody keeps it")
 
 
 @dataclass
@@ -74,6 +62,8 @@ class Trainer:
     order: which examples each step reads.
     experts: how the routers' balance enters the loss; None: it does not.
     notes: what a person should know of this start.
+    ready: where the model came from, and whether it stays when this trainer is closed.
+    has_state: the engine goes on with the state of `spec.optimizer`, and needs not load it.
     """
 
     spec: TrainSpec
@@ -85,6 +75,8 @@ class Trainer:
     order: Order
     experts: Experts | None = None
     notes: tuple[str, ...] = ()
+    ready: ModelReady = _FRESH
+    has_state: bool = False
 
     def __post_init__(self) -> None:
         self.names = names_of(self.spec)
@@ -213,10 +205,10 @@ class Trainer:
         write_model(self.engine.engine.module.model, state, source, folder, *more)
 
     def close(self) -> None:
-        """End the threads and, of a single rank, the process group: the next run may be in this process."""
+        """End the threads and, of a single rank that keeps nothing, model and process group: this process may go on."""
         self._writer.shutdown(wait=True)
         self._batches.close()
-        if self.rank.num_ranks == 1:
+        if self.rank.num_ranks == 1 and self.ready.hindrance:
             self.engine.close()
 
     def num_tokens(self, step: int) -> int:
@@ -241,44 +233,57 @@ def bring_models(model: ResolvedModel) -> None:
 
 
 def build_trainer(rank: Rank, spec: TrainSpec) -> Trainer:
-    """Load data, model and engine of one rank. Collective."""
-    config, train = spec.config, spec.config.train
+    """Load data, model and engine of one rank, or give what it kept of an earlier run the start of this one. Collective."""
     torch.set_flush_denormal(True)
-    torch.manual_seed(config.run.seed)
+    torch.manual_seed(spec.config.run.seed)
     bring_models(spec.model)
-    start = start_of(spec)
+    check_ranks(rank.num_ranks, spec.config.train.sequence_parallel_size)
+    kept: dict[str, Any] | None = getattr(rank, "kept", None)
+    found: tuple[Built | None, int, str] = (None, 0, "")
+    if kept is not None:
+        found = stand_again(kept, spec, rank.num_ranks, rank.use_gpu)
+    built, num_bytes, said = found
+    is_loaded = built is None
+    built, training, held_out, line = _again(rank, spec, built) if built else _anew(rank, spec, kept)
+    ready = ModelReady(is_loaded, num_bytes, built.hindrance)
+    check_equal(built.engine.device, "whether answers share their prompt", built.layout == "packed")
+    check_equal(built.engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
+    order = Order.of(spec.config, len(training.table))
+    loss = Loss(spec.config.objective.terms)
+    eval_feed = held_out if len(held_out.table) else None
+    notes, has_state = (*built.notes, line, *filter(None, [said])), not is_loaded and goes_on(spec)
+    return Trainer(spec, rank, built.engine, loss, training, eval_feed, order, built.experts, notes, ready, has_state)
+
+
+def _again(rank: Rank, spec: TrainSpec, built: Built) -> tuple[Built, Feed, Feed, str]:
+    """(what stands, training and held-out split, a line on activations)."""
+    training, held_out = split_feeds(rank, spec, built.scoring.model, built.layout, built.work)
+    built.before_measuring()
+    training, line = fit_activations(built.scoring, training, spec.config.train, built.small)
+    return built, training, held_out, line
+
+
+def _anew(rank: Rank, spec: TrainSpec, kept: dict[str, Any] | None) -> tuple[Built, Feed, Feed, str]:
+    """The same of what is built, and kept where it can be."""
+    train, start = spec.config.train, start_of(spec)
     model, layout = start.model, start.layout
-    lookup = open_lookup(spec)
-    num_sharing = train.sequence_parallel_size
-    check_ranks(rank.num_ranks, num_sharing)
-    training, held_out = (
-        replace(
-            make_feed(rank, spec, split, lookup, layout, start.work),
-            is_sharded=train.zero_stage == 3,
-            rank=rank.rank // num_sharing,
-            num_ranks=rank.num_ranks // num_sharing,
-        )
-        for split in ("train", "eval")
-    )
-    for feed in (training, held_out):
-        check_lengths(model, longest_row(feed))
+    training, held_out = split_feeds(rank, spec, model, layout, start.work)
     scoring = AnswerLogProbs(model, spec.chunk_tokens)
-    training, activations = fit_activations(scoring, training, train, start.small)
+    training, line = fit_activations(scoring, training, train, start.small)
     if train.compile:
         compile_layers(model, layout)
     if rank.use_gpu:
         record_flights(spec.staging.parents[1] / "nccl")
-    source, notes, experts = start.source, (*start.notes, activations), start.experts
-    del start  # and the small copy, before weights are read
+    source, why_not = start.source, "nobody keeps it" if kept is None else hindrance(spec, start)
+    parts = (layout, start.work, start.experts, None if why_not else start.small, start.notes, why_not)
+    del start  # and the small copy that nobody needs again, before weights are read
     engine = DeepSpeedEngine(scoring, train, spec.dtype, rank.num_ranks, rank.use_gpu, source)
-    if num_sharing > 1:
-        scoring.ranks = ranks_together(num_sharing, group_timeout(train.hang_timeout_s))
-    check_equal(engine.device, "whether answers share their prompt", layout == "packed")
-    check_equal(engine.device, "the tokens of a micro-batch", training.tokens_per_microbatch)
-    order = Order.of(config, len(training.table))
-    loss = Loss(config.objective.terms)
-    eval_feed = held_out if len(held_out.table) else None
-    return Trainer(spec, rank, engine, loss, training, eval_feed, order, experts, notes)
+    if train.sequence_parallel_size > 1:
+        scoring.ranks = ranks_together(train.sequence_parallel_size, group_timeout(train.hang_timeout_s))
+    built = Built(fingerprint(spec, rank.num_ranks, rank.use_gpu), engine, *parts)
+    if kept is not None and not why_not:
+        keep(kept, built)
+    return built, training, held_out, line
 
 
 def check_equal(device: torch.device, what: str, mine: int) -> None:
@@ -299,36 +304,3 @@ def check_equal(device: torch.device, what: str, mine: int) -> None:
 def names_of(spec: TrainSpec) -> list[str]:
     """Names of the metrics that the loss may have, in the order in which ranks add them up."""
     return names_for(term.name for term in spec.config.objective.terms)
-
-
-def open_lookup(spec: TrainSpec) -> Lookup | None:
-    """Row keys -> cached reference log-probs; None for an objective without a reference."""
-    if spec.reference is None:
-        return None
-    cache_dir, identity = spec.reference
-    return CacheReader(cache_dir / identity.digest).lookup
-
-
-def longest_row(feed: Feed) -> int:
-    """Tokens of the longest prompt with its answer, over the whole split."""
-    return int(feed.row_lengths(np.arange(len(feed.table))).max(initial=0))
-
-
-def make_feed(
-    rank: Rank, spec: TrainSpec, split: str, lookup: Lookup | None, layout: Layout, work: Work = TOKENS
-) -> Feed:
-    """One split of the run's token shards, seen from one rank."""
-    train = spec.config.train
-    table = ExampleTable.open(spec.data, split)
-    return Feed(
-        table=table,
-        entries=table.entries,
-        rank=rank.rank,
-        num_ranks=rank.num_ranks,
-        num_answers=spec.config.objective.row.num_answers,
-        tokens_per_microbatch=train.tokens_per_microbatch,
-        lookup=lookup,
-        chunk_tokens=spec.chunk_tokens,
-        layout=layout,
-        work=work,
-    )

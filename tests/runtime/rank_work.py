@@ -251,6 +251,7 @@ class Tally:
 
 def count_runs(context: RankContext, folder: str, fails_at: int = 0) -> Iterator[tuple[int, int, str | None]]:
     """(process, runs of it so far, port at which ranks meet)."""
+    assert context.kept is not None
     tally: Tally = context.kept.setdefault("tally", Tally(Path(folder) / f"ended-{context.rank}"))
     tally.number += 1
     yield os.getpid(), tally.number, os.environ.get("MASTER_PORT")

@@ -14,7 +14,8 @@ from typing import Any
 import pytest
 
 from raydpo.errors import Cause, HangError, IntegrityError, WorkerError
-from raydpo.runtime import Gang, RankContext, gang_run, ray_backend, run_gang
+from raydpo.runtime import Gang, RankContext, gang_run, ray_backend, run_gang, run_pool, session
+from raydpo.runtime.sessions import current
 from tests.runtime import rank_torch, rank_work
 
 pytestmark = [pytest.mark.ray, pytest.mark.usefixtures("local_ray")]
@@ -236,3 +237,13 @@ def test_a_rank_that_died_idle_is_a_failure_of_the_next_function(tmp_path: Path)
     assert (lost.value.cause, lost.value.rank) == (Cause.KILLED, 1)
     assert gang.is_closed
     _assert_ends(pids[0])
+
+
+def test_a_pool_works_on_the_cpus_of_a_gang_that_waits(tmp_path: Path) -> None:
+    gang = Gang("trainer", num_ranks=2, cpus=4, hang_timeout_s=LONG_S)  # all that the machine has
+    list(gang.run(partial(rank_work.count_up, num_events=1)))
+    kind = current().kind
+    with session(kind=kind, in_process=False, lends_cpus=True), session(kind=kind, in_process=False):
+        assert dict(run_pool("reference", rank_work.make_squarer, [2, 3], num_workers=1, cpus=4)) == {0: 4, 1: 9}
+    assert len(list(gang.run(partial(rank_work.count_up, num_events=1)))) == 2
+    gang.close()

@@ -9,7 +9,7 @@ from raydpo.models.memory import measure
 from raydpo.models.pretrained import load_model
 from raydpo.schema.rank_events import Noted
 from raydpo.train.activations import fit_activations, size
-from raydpo.train.trainer import make_feed
+from raydpo.train.run_feeds import make_feed
 from tests.train import jobs
 from tests.train.gang import Place
 

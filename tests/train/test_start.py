@@ -17,8 +17,8 @@ from raydpo.models.resolve import ResolvedModel
 from raydpo.quickstart.fresh_model import create_model
 from raydpo.schema.rank_events import Noted
 from raydpo.train.activations import fit_activations
+from raydpo.train.run_feeds import make_feed
 from raydpo.train.start import start_of
-from raydpo.train.trainer import make_feed
 from tests.train import start_jobs
 from tests.train.conftest import Run
 from tests.train.gang import Place

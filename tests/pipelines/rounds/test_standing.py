@@ -58,10 +58,11 @@ def undisturbed(toy: Toy, machine: None) -> Path:
 def test_each_role_starts_and_loads_once(undisturbed: Path) -> None:
     standing, starts, loads, updates = ledger(undisturbed)
     assert all(standing.values())
-    once = dict.fromkeys(("generate", "reference", "initial policy", "reference of a round"), 1)
+    once = dict.fromkeys(("generate", "train", "reference", "initial policy", "reference of a round"), 1)
     assert starts == loads == once
     # Averages came for the rounds after the first one; held-out answers are compared with one other from the second on.
-    assert updates == {"generate": NUM_ROUNDS, "reference": NUM_ROUNDS - 1, "reference of a round": NUM_ROUNDS - 2}
+    later = dict.fromkeys(("train", "reference"), NUM_ROUNDS - 1)
+    assert updates == {"generate": NUM_ROUNDS, **later, "reference of a round": NUM_ROUNDS - 2}
 
 
 def test_without_room_they_are_started_each_time_and_nothing_else_is_different(
@@ -71,8 +72,14 @@ def test_without_room_they_are_started_each_time_and_nothing_else_is_different(
     monkeypatch.setattr(room_to_stand, "free_bytes", lambda device: 1000)
     folder = run(toy, "not-standing", observer=notes)
     standing, starts, loads, updates = ledger(folder)
-    assert standing == {"reference": False, "judge": True, "held-out scorers": False}, "the judge has no model"
-    again = {"reference": NUM_ROUNDS, "initial policy": NUM_ROUNDS, "reference of a round": NUM_ROUNDS - 1}
+    (judge,) = [role for role, is_so in standing.items() if is_so]
+    assert (judge, len(standing)) == ("judge", 4), "the judge has no model"
+    again = {
+        "train": NUM_ROUNDS,
+        "reference": NUM_ROUNDS,
+        "initial policy": NUM_ROUNDS,
+        "reference of a round": NUM_ROUNDS - 1,
+    }
     assert starts == loads == {"generate": 1, **again}
     assert updates == {"generate": NUM_ROUNDS}
     said = [text for text in notes.info if "started for each of their turns" in text]
@@ -124,6 +131,7 @@ def test_split_stands_with_processes_and_a_dead_worker_is_replaced_by_one_with_t
     assert killed
     standing, starts, loads, updates = ledger(folder)
     assert all(standing.values())
-    assert starts == loads == {"generate": 1, "reference": 2}
-    assert updates == {"generate": NUM_ROUNDS, "reference": NUM_ROUNDS - 1}, "the new one began with the newest average"
+    assert starts == loads == {"generate": 1, "train": 1, "reference": 2}
+    later = dict.fromkeys(("train", "reference"), NUM_ROUNDS - 1)
+    assert updates == {"generate": NUM_ROUNDS, **later}, "the new one began with the newest average"
     assert made(folder)[:3] == made(undisturbed)[:3]
