@@ -45,8 +45,14 @@ def _round(run: RoundsRun, index: int, observer: Observer) -> Round:
 def _train(run: RoundsRun, index: int, produced: Produced, observer: Observer) -> dict[str, float]:
     """Train on the pairs, and send the generators the new policy if they are free; metrics of the training."""
     with run.training(index, produced) as job:
-        standing = {"scorers": job.scorers, "trainers": job.trainers}
-        summary = train(job.config, observer, receive=job.receive, optimizer=job.optimizer, **standing)
+        summary = train(
+            job.config,
+            observer,
+            receive=job.receive,
+            optimizer=job.optimizer,
+            scorers=job.scorers,
+            trainers=job.trainers,
+        )
     return run.trained(job, summary["train"])
 
 
