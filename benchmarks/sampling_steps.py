@@ -75,6 +75,7 @@ class Raw:
         arguments = engine_arguments(spec, POSITIONS)
         os.environ["VLLM_WORKER_MULTIPROC_METHOD"] = "spawn"  # this process has threads of torch by now
         arguments["worker_extension_cls"] = f"benchmarks.sampling_steps.{CountedForwards.__name__}"
+        del arguments["weight_transfer_config"]  # of a backend that only our own extension knows
         self._loop = asyncio.new_event_loop()
         self._llm = self._loop.run_until_complete(self._start(arguments))
 
