@@ -35,7 +35,7 @@ class FolderScorer:
         self._engine = replace(engine, takes_weights=stands and moves)
         self._pool: runtime.Pool | None = None
         self._start = self._held = Path()
-        self._is_greeted = False
+        self._is_greeted, self._version = False, engine.version
 
     def score(self, folder: Path, requests: Sequence[Score]) -> Iterator[tuple[int, Scored]]:
         """(index of the request, log-probs of the model in `folder`), in the order they finish."""
@@ -54,7 +54,8 @@ class FolderScorer:
         if self._pool is None:
             self._pool, self._start, self._held = self._made(folder), folder, folder
         if folder != self._held:
-            message = LoadFolder(str(folder), self._engine.version)
+            self._version += 1  # a version that an actor holds already it does not load again
+            message = LoadFolder(str(folder), self._version)
             self._is_greeted = folder != self._start
             self._pool.greet_with(message if self._is_greeted else None)
             self._ledger.updated(self._role, len(self._pool.tell(message)))
