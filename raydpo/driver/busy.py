@@ -67,6 +67,11 @@ class Busy:
         finally:
             self.add(role, time.monotonic() - began_s)
 
+    def seconds(self) -> dict[str, float]:
+        """By role, until now."""
+        with self._lock:
+            return dict(self._seconds)
+
     def report(self, num_generators: int) -> dict[str, Any]:
         """wall_s; busy_s by role; busy_share by role: of the wall time, of generators also of their number; sampling: the pace
         of each policy that was sampled from."""

@@ -47,7 +47,7 @@ def _train(run: RoundsRun, index: int, produced: Produced, observer: Observer) -
     with run.training(index, produced) as job:
         summary = train(
             job.config,
-            observer,
+            job.hearing(observer),
             receive=job.receive,
             optimizer=job.optimizer,
             scorers=job.scorers,

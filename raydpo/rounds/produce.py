@@ -7,7 +7,8 @@ inputs is taken as it is, so the same call goes on where an earlier one ended.
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -71,7 +72,16 @@ class Produced:
 class Producer:
     """Makes the pairs of any round of a run."""
 
-    def __init__(self, layout: RoundsFolder, prompts: Sequence[Prompt], tokenizer: TextTokenizer, roles: Roles) -> None:
+    def __init__(
+        self,
+        layout: RoundsFolder,
+        prompts: Sequence[Prompt],
+        tokenizer: TextTokenizer,
+        roles: Roles,
+        phase: Callable[[int, str], AbstractContextManager[None]] = lambda *_: nullcontext(),
+    ) -> None:
+        """phase: a block whose time counts for a phase of a round."""
+        self._phase = phase
         self._layout, self._config, self._roles = layout, layout.config, roles
         self._prompts, self._tokenizer = prompts, tokenizer
         self._rounds = rounds = layout.rounds
@@ -86,7 +96,7 @@ class Producer:
         chosen, digest = self._chosen(folder, index)
         generations = self._generations(folder, index, policy, chosen, digest)
         is_judged = self._rounds.pairs != "spin"
-        scores = self._scores(folder, chosen, generations) if is_judged else None
+        scores = self._scores(folder, index, chosen, generations) if is_judged else None
         pairs = self._pairs(folder, index, chosen, generations, scores)
         return Produced(index, policy.version, pairs.folder, pairs.meta["metrics"])
 
@@ -116,13 +126,15 @@ class Producer:
         piece = Piece(folder / "generations", inputs)
         if not piece.is_done:
             requests = requests_of(self._config, prompts, sampling, policy.version, index)
-            self._roles.sample(piece, policy, requests, prompts, {})
+            with self._phase(index, "sample"):
+                self._roles.sample(piece, policy, requests, prompts, {})
         return piece
 
-    def _scores(self, folder: Path, prompts: Sequence[Prompt], generations: Piece) -> Piece:
+    def _scores(self, folder: Path, index: int, prompts: Sequence[Prompt], generations: Piece) -> Piece:
         piece = Piece(folder / "scores", [generations.digest, self._roles.judging.inputs])
         if not piece.is_done:
-            self._roles.judge(piece, lots_of([generations], prompts, self._roles.rows_per_lot))
+            with self._phase(index, "judge"):
+                self._roles.judge(piece, lots_of([generations], prompts, self._roles.rows_per_lot))
         return piece
 
     def _pairs(

@@ -10,7 +10,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,7 @@ from raydpo.errors import NonFiniteError
 from raydpo.judge.verdict import Judge as Judge
 from raydpo.rounds.committed import committed_said
 from raydpo.rounds.evaluate import Evaluator
+from raydpo.rounds.loop_sight import LoopSight
 from raydpo.rounds.optimizer_state import optimizer_of, tidy
 from raydpo.rounds.produce import Produced as Produced
 from raydpo.rounds.produce import Producer
@@ -55,6 +56,8 @@ class Round:
     metrics: "eval/...", "samples/...", "pairs/...", "train/...".
     staleness: rounds by which the policy that sampled was older than the one that was trained.
     stopped: why there is no next round though more were configured.
+    loop: seconds by phase ("sample_s", ... "wall_s"), tokens sampled a second, and busy shares ("busy/train"), of the attempt
+        that committed it.
     """
 
     index: int
@@ -63,6 +66,7 @@ class Round:
     metrics: Mapping[str, float]
     staleness: int = 0
     stopped: tuple[str, ...] = ()
+    loop: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -74,6 +78,7 @@ class TrainingJob:
     receive: takes the new weights (weight sync) and the probe.
     optimizer: checkpoint whose optimizer state it goes on with; None to start with a new one.
     scorers, trainers: reference workers and ranks of the run.
+    hearing: an observer -> one that also counts the time of the reference.
     """
 
     index: int
@@ -82,6 +87,7 @@ class TrainingJob:
     optimizer: Path | None
     scorers: StandingScorers
     trainers: StandingTrainers
+    hearing: Callable[[Observer], Observer]
 
 
 @contextmanager
@@ -132,7 +138,8 @@ class RoundsRun:
         self._setup, self._layout, self._section = setup, setup.layout, setup.rounds
         self._generators, self._observer, self._busy = generators, observer, Busy()
         roles = Roles(generators, setup.judging, self._busy, observer, setup.config.generate.prompts_per_item)
-        self._producer = Producer(setup.layout, setup.prompts, setup.tokenizer, roles)
+        self._sight = LoopSight(setup.config, self._busy, observer)
+        self._producer = Producer(setup.layout, setup.prompts, setup.tokenizer, roles, self._sight.phase)
         self._standing = StandingRoles.of(setup, observer)
         self._evaluator = Evaluator(setup.layout, setup.eval_prompts, self._standing, roles)
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="produce")
@@ -169,7 +176,11 @@ class RoundsRun:
 
     def produced(self, index: int) -> Produced:
         """The pairs of round `index`: made ahead, or now."""
-        return self._ahead.pop(index).result() if index in self._ahead else self._produce(index)
+        self._sight.begin(index)
+        if index not in self._ahead:
+            return self._produce(index)
+        with self._sight.phase(index, "waiting"):
+            return self._ahead.pop(index).result()
 
     def start_ahead(self, index: int) -> None:
         """Begin to make the pairs of round `index`, and of those after it that may be ahead, in the second thread.
@@ -197,11 +208,11 @@ class RoundsRun:
             ) == 1:  # else whether this policy is taken is known when the round is over
                 push.receive(event)
 
+        optimizer, hearing = optimizer_of(self._layout, index), partial(self._sight.training, index)
         standing = self._standing
-        optimizer = optimizer_of(self._layout, index)
-        job = TrainingJob(index, config, receive, optimizer, standing.scorers, standing.trainers)
+        job = TrainingJob(index, config, receive, optimizer, standing.scorers, standing.trainers, hearing)
         self._generators.make_room()
-        with self._busy.working("train"):
+        with self._busy.working("train"), self._sight.phase(index, "train"):
             yield job
 
     def trained(self, job: TrainingJob, report: Mapping[str, Any]) -> dict[str, float]:
@@ -238,12 +249,16 @@ class RoundsRun:
     def finish_round(self, index: int, produced: Produced, trained: Mapping[str, float]) -> Round:
         """Measure the policy that came out, and commit."""
         policy, synced = self._policy(index + 1), self._layout.synced_after(index, int(trained["train/steps"]))
-        for made in self._ahead.values() if self._setup.eval_prompts else ():
-            made.result()  # until then it has the generators
+        with self._sight.phase(index, "waiting"):
+            for made in self._ahead.values() if self._setup.eval_prompts else ():
+                made.result()  # until then it has the generators
         if is_free(self._ahead.values()) and (self._setup.eval_prompts or synced[0] == index + 1):
             self._generators.hold(policy)
-        metrics = {**self._evaluator.evaluate(policy), **produced.metrics, **trained}
-        meta = {"metrics": metrics, "staleness": self._policy(index).version - produced.version, "synced": synced}
+        with self._sight.phase(index, "evaluate"):
+            metrics = {**self._evaluator.evaluate(policy), **produced.metrics, **trained}
+        loop = self._sight.end(index, self._num_sampled_tokens(metrics))
+        stale = self._policy(index).version - produced.version
+        meta = {"metrics": metrics, "staleness": stale, "synced": synced, "loop": loop}
         summary = Piece(self._layout.round(index) / "summary", index)
         summary.begin()
         summary.commit(meta)
@@ -272,6 +287,10 @@ class RoundsRun:
             }
         )
 
+    def _num_sampled_tokens(self, metrics: Mapping[str, float]) -> float:
+        num_prompts = min(self._section.prompts_per_round or len(self._setup.prompts), len(self._setup.prompts))
+        return num_prompts * self._setup.config.generate.num_answers * metrics["samples/mean_length_tokens"]
+
     def _produce(self, index: int) -> Produced:
         return self._producer.produce(index, self._policy(self._layout.sampler(index)))
 
@@ -287,7 +306,7 @@ class RoundsRun:
         # The rules are asked each time: they may have been changed since, and rounds may have been added.
         stopped = tuple(stop_reasons(meta["metrics"], self._section))
         folder, model = self._layout.round(index), self._layout.policy(index + 1)
-        return Round(index, folder, model, meta["metrics"], meta["staleness"], stopped)
+        return Round(index, folder, model, meta["metrics"], meta["staleness"], stopped, meta.get("loop", {}))
 
 
 def _without_pairs(index: int, produced: Produced, version: int) -> str:

@@ -4,6 +4,7 @@ runtime then holds on Ray.
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import signal
@@ -178,6 +179,14 @@ def test_a_generator_that_dies_on_ray_costs_nothing(rounds: Rounds) -> None:
     assert len(rounds.killed) == 1
     answers = [generations(rounds.folder / kind, 0) for kind in ("ray", "local")]
     assert answers[0] == answers[1] != []
+
+
+def test_roles_beside_the_trainers_start_once_on_both(rounds: Rounds) -> None:
+    for kind, num_generators in (("ray", 3), ("local", 2)):  # one of them was killed
+        summary = json.loads((rounds.folder / kind / "summary.json").read_text())
+        assert summary["standing"]["reference"] is True
+        assert summary["starts"] == {"generate": num_generators, "judge": 1, "reference": 1, "initial policy": 1}
+        assert summary["model_loads"] == {"generate": num_generators, "reference": 1, "initial policy": 1}
 
 
 def test_no_weight_goes_through_the_object_store(rounds: Rounds) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from concurrent.futures import Future
+from contextlib import nullcontext
 from types import SimpleNamespace
 from typing import Any
 
@@ -46,6 +47,7 @@ def a_run(clock: Clock, max_staleness: int) -> Any:
     run._section = SimpleNamespace(num_rounds=ROUNDS, max_staleness=max_staleness)  # type: ignore[assignment]
     run._layout = SimpleNamespace(is_ahead=max_staleness > 0)  # type: ignore[assignment]
     run._ahead, run._thread = {}, clock  # type: ignore[assignment]
+    run._sight = SimpleNamespace(begin=lambda index: None, phase=lambda *_: nullcontext())  # type: ignore[assignment]
     run._produce = lambda index: clock.submit(None, index).result()  # type: ignore[method-assign]
     run.finish_round = lambda *_: None  # type: ignore[method-assign, assignment, return-value]
     return run

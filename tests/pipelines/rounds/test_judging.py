@@ -19,6 +19,7 @@ from raydpo.errors import JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.asked import Asked, Judged
 from raydpo.judge.verdict import Verdict
+from raydpo.models.resolve import ResolvedModel
 from raydpo.rundir.piece import Piece
 from raydpo.schema.events import Advanced, Event, Note, StageDone
 from tests.judge.servers import longer, serving
@@ -58,6 +59,16 @@ def test_a_judge_with_a_gpu_gives_it_back_where_trainers_need_it(
     judging.needs_gpu = True
     first, second = pids(judging), pids(judging)
     assert (first == second) is not is_colocated
+    judging.stop()
+
+
+@pytest.mark.parametrize("stands", [True, False])
+def test_a_judge_with_a_model_stays_where_there_is_room_for_it(tmp_path: Path, processes: None, stands: bool) -> None:
+    """The judge only believes that it has a model."""
+    judging = judge_of(tmp_path)
+    judging.models, judging.stands = {"a model": ResolvedModel("a model", None, tmp_path)}, stands
+    first, second = pids(judging), pids(judging)
+    assert (first == second) is stands
     judging.stop()
 
 

@@ -12,6 +12,7 @@ import pytest
 
 from raydpo.driver import room_to_stand
 from raydpo.pipelines import iterate
+from raydpo.rounds.loop_sight import PHASES
 from raydpo.schema.events import Advanced, Event
 from tests.pipelines import driver
 from tests.pipelines.rounds.test_deaths import measured
@@ -38,11 +39,19 @@ def run(toy: Toy, name: str, changes: dict[str, Any] | None = None, observer: An
     return folder
 
 
-def made(folder: Path) -> list[Any]:
-    """Values, pairs, weights and measures of all rounds."""
-    shards = {path.name: path.read_bytes() for path in (folder / "cache").glob("*/shards/*.arrow")}
-    models = [weights(folder / f"rounds/{index:03d}/train/model") for index in range(NUM_ROUNDS)]
-    return [shards, [pairs(folder, index) for index in range(NUM_ROUNDS)], models, measured(folder)]
+def shards(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in (folder / "cache").glob("*/shards/*.arrow")}
+
+
+def assert_same(folder: Path, other: Path, *, is_measured: bool = True) -> None:
+    """Values, pairs, weights and measures of all rounds, bit for bit."""
+    assert shards(folder) == shards(other)
+    for index in range(NUM_ROUNDS):
+        assert pairs(folder, index) == pairs(other, index)
+        assert weights(folder / f"rounds/{index:03d}/train/model") == weights(other / f"rounds/{index:03d}/train/model")
+    if is_measured:
+        for found, expected in zip(measured(folder), measured(other), strict=True):
+            assert found == expected
 
 
 def ledger(folder: Path) -> tuple[Any, ...]:
@@ -65,6 +74,18 @@ def test_each_role_starts_and_loads_once(undisturbed: Path) -> None:
     assert updates == {"generate": NUM_ROUNDS, **later, "reference of a round": NUM_ROUNDS - 2}
 
 
+def test_each_round_says_where_its_time_went(undisturbed: Path) -> None:
+    rounds = json.loads((undisturbed / "summary.json").read_text())["rounds"]
+    assert len(rounds) == NUM_ROUNDS
+    for loop in (found["loop"] for found in rounds):
+        phases = [loop[f"{name}_s"] for name in PHASES]
+        assert sum(phases) <= loop["wall_s"], "colocated roles take turns"
+        assert all(loop[f"{name}_s"] > 0 for name in PHASES if name != "waiting")
+        assert loop["sampled_tokens_per_s"] > 0
+        assert 0 < loop["busy/train"] < 1
+        assert 0 < loop["busy/generate"] < 1
+
+
 def test_without_room_they_are_started_each_time_and_nothing_else_is_different(
     toy: Toy, undisturbed: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -85,7 +106,7 @@ def test_without_room_they_are_started_each_time_and_nothing_else_is_different(
     said = [text for text in notes.info if "started for each of their turns" in text]
     assert len(said) == 1
     assert "0.0 GB are free" in said[0]
-    assert made(folder) == made(undisturbed)
+    assert_same(folder, undisturbed)
 
 
 @pytest.mark.parametrize(
@@ -104,8 +125,8 @@ def test_trainers_score_the_reference_that_they_start_from_as_workers_do(
     changes = {**changes, "rounds.reference": "previous_round"}
     by_workers = run(toy, f"{name}-workers", {**changes, "reference.weights": "whole"})
     by_trainers = run(toy, f"{name}-trainers", changes)
-    assert made(by_trainers) == made(by_workers)
-    assert len(made(by_trainers)[0]) >= NUM_ROUNDS
+    assert_same(by_trainers, by_workers)
+    assert len(shards(by_trainers)) >= NUM_ROUNDS
     (_, starts, _, updates), (_, starts_beside, _, updates_beside) = map(ledger, (by_trainers, by_workers))
     assert starts_beside == {**starts, "reference": 1}
     assert updates_beside == {**updates, "reference": NUM_ROUNDS - 1}
@@ -134,4 +155,4 @@ def test_split_stands_with_processes_and_a_dead_worker_is_replaced_by_one_with_t
     assert starts == loads == {"generate": 1, "train": 1, "reference": 2}
     later = dict.fromkeys(("train", "reference"), NUM_ROUNDS - 1)
     assert updates == {"generate": NUM_ROUNDS, **later}, "the new one began with the newest average"
-    assert made(folder)[:3] == made(undisturbed)[:3]
+    assert_same(folder, undisturbed, is_measured=False)
