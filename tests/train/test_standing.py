@@ -43,6 +43,13 @@ def next_round(runs: Runs, seed: int = 11, **options: Any) -> TrainSpec:
     return spec
 
 
+def first_round(runs: Runs, **options: Any) -> TrainSpec:
+    """From the weights that a next round does not start from."""
+    spec = seeded(runs.spec(**options), 5)
+    spec.staging.mkdir(parents=True)
+    return spec
+
+
 def in_turn(runs: Runs, num_ranks: int, *specs: TrainSpec) -> list[Run]:
     answers = runs.gangs[num_ranks].run(standing_jobs.train_in_turn, specs)
     return [Run(spec, events) for spec, events in zip(specs, answers[0], strict=True)]
@@ -65,7 +72,7 @@ def assert_same(ours: Run, theirs: Run) -> None:
 
 @pytest.mark.parametrize(("num_ranks", "options"), [case[1:] for case in CASES], ids=[case[0] for case in CASES])
 def test_a_round_on_ranks_that_stand_is_that_of_fresh_ones(runs: Runs, num_ranks: int, options: dict[str, Any]) -> None:
-    first, second, third = next_round(runs, 5, **options), next_round(runs, **options), next_round(runs, **options)
+    first, second, third = first_round(runs, **options), next_round(runs, **options), next_round(runs, **options)
     fresh = runs.fresh(next_round(runs, **options), num_ranks)
     _, again, once_more = in_turn(runs, num_ranks, first, second, third)
     assert_same(again, fresh)
@@ -85,7 +92,7 @@ def test_a_carried_state_is_read_as_by_fresh_ranks(runs: Runs, options: dict[str
             next_round(runs, **options), optimizer=state, model=replace(before.spec.model, folder=state / "model")
         )
 
-    _, again = in_turn(runs, 2, next_round(runs, 7, **options), carried())
+    _, again = in_turn(runs, 2, first_round(runs, **options), carried())
     assert_same(again, runs.fresh(carried(), 2))
 
 

@@ -28,8 +28,8 @@ SHORT: dict[str, Any] = {
 CARRIED = {"rounds.optimizer": "carried", "train.global_batch_pairs": 64}
 CASES: dict[str, dict[str, Any]] = {
     "float32 from the previous round": {"rounds.reference": "previous_round"},
-    "bfloat16 carried": {"model.dtype": "bfloat16", **CARRIED},
-    "stage 3 carried, two ranks": {"train.zero_stage": 3, "train.num_workers": 2, **CARRIED},
+    "stage 3 in bfloat16 carried": {"model.dtype": "bfloat16", "train.zero_stage": 3, **CARRIED},
+    "two ranks carried": {"train.zero_stage": 1, "train.num_workers": 2, **CARRIED},
     "lora": {"train.lora": {"rank": 2, "alpha": 4}},
 }
 
