@@ -351,7 +351,8 @@ class TrainSection(Section):
     holds no copy of it, and training waits for the disk."""
     verify_export: Annotated[bool, FREE] = True
     """Load `model/` and `model_merged/` again with plain transformers before they are published, and compare log-probs of a few
-    rows with the trainers'. A model that does not fit into the memory of one worker needs false."""
+    rows with the trainers'. A model larger than what is free is held one layer at a time there (`reference.weights`), the base
+    of an adapter whole."""
     early_stopping_patience: int | None = Field(default=None, ge=1)
     """Stop after this many evaluations without a better `eval/rewards/margins`."""
     max_nonfinite_steps: Annotated[int, FREE] = Field(default=3, ge=1)
