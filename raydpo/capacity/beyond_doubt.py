@@ -51,7 +51,7 @@ def check_memory(workspace: Workspace, observer: Observer, room: Room | None = N
         raise ResourceError(
             f"train: a rank holds {_terms(train, rank)}, {sized(int(needed))}, and the memory {kind} is {sized(int(there))}. "
             "It would have ended while it was loaded or at the first step, so nothing was started. "
-            f"{_advice(workspace, rank, shapes, there)}"
+            f"{_advice(workspace, rank, shapes, there, room)}"
         )
     if (likely := needed + _passing(train, rank)) > there:
         text = f"a rank will need more than {sized(int(likely))} with gradients, and has {sized(int(there))}: see raydpo plan"
@@ -102,6 +102,13 @@ def _held(train: TrainSection, rank: ZeroRank) -> float:
     return weights(rank) * has_weights + (masters(rank) + moments(rank)) * has_state
 
 
+def _offloaded(train: TrainSection, rank: ZeroRank, room: Room) -> tuple[float, float]:
+    """Bytes that a rank keeps in main memory beside a GPU, and those that it may have there."""
+    has_weights, has_state = _on_gpu(train, rank)
+    kept = weights(rank) * (not has_weights) + (masters(rank) + moments(rank)) * (not has_state)
+    return kept, room.host_bytes / max(1, min(rank.num_ranks, room.num_devices))
+
+
 def _passing(train: TrainSection, rank: ZeroRank) -> float:
     return gradients(rank) * _on_gpu(train, rank)[1] + bucket(rank)
 
@@ -115,11 +122,13 @@ def _terms(train: TrainSection, rank: ZeroRank) -> str:
     return " + ".join(found)
 
 
-def _advice(workspace: Workspace, rank: ZeroRank, shapes: Mapping[str, Any], there: float) -> str:
+def _advice(workspace: Workspace, rank: ZeroRank, shapes: Mapping[str, Any], there: float, room: Room) -> str:
     """The smallest change after which a rank fits."""
     train = workspace.config.train
     for said, changed, other in _candidates(train, rank, shapes):
-        if _held(changed, other) <= there and not (other.stage == 3 and (train.compile or rank.packed)):
+        kept, host = _offloaded(changed, other, room)
+        is_refused = other.stage == 3 and (train.compile or rank.packed)
+        if _held(changed, other) <= there and kept <= host and not is_refused:
             return f"Smallest change that helps: {said}. raydpo plan shows each part."
     return (
         "No stage, offload or adapter makes it fit on as many ranks: take more or larger devices, or a smaller model."

@@ -38,11 +38,12 @@ def reference_parts(
     }
 
 
-def streams(skeleton: Skeleton, config: Config, dtype_bytes: int, room: float | None, *, is_adapter: bool) -> bool:
-    """Whether a reference worker holds one layer at a time. room: bytes of its device, where they are known."""
+def streams(skeleton: Skeleton, config: Config, dtype_bytes: int, room: float | None, *, is_packed: bool) -> bool:
+    """Whether a reference worker holds one layer at a time. room: bytes of its device, where they are known. is_packed: in 4
+    bits."""
     if config.reference.weights != "auto":
         return config.reference.weights == "streamed"
-    return not is_adapter and room is not None and dtype_bytes * skeleton.base > USED_SHARE * room
+    return not is_packed and room is not None and dtype_bytes * skeleton.base > USED_SHARE * room
 
 
 def streamed_parts(

@@ -88,7 +88,8 @@ def _changes(plan: Mapping[str, Any]) -> Iterator[str]:
     yield f"{what}, the smallest change first" + (" (+ fits)" if plan["fits"] is not None else "")
     for change in found[:_MOST_CHANGES]:
         mark = "+" if change["fits"] else " "
-        yield from _wrapped(f"  {mark} {sized(int(change['bytes'])):>10}  {change['said']}", indent=16)
+        host = f" ({sized(int(change['host_bytes']))} of main memory a rank)" if change["host_bytes"] else ""
+        yield from _wrapped(f"  {mark} {sized(int(change['bytes'])):>10}  {change['said']}{host}", indent=16)
     yield ""
 
 

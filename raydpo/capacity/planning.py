@@ -107,10 +107,17 @@ class _Run:
     def on_gpu(self) -> bool:
         return self.config.train.gpus_per_worker > 0
 
-    @property
-    def ranks_here(self) -> int:
-        """Ranks of one machine."""
-        return min(self.num_ranks, self.asked.room.num_devices or self.num_ranks) if self.on_gpu else self.num_ranks
+    def ranks_here(self, num_ranks: int) -> int:
+        """Of so many ranks, those of one machine."""
+        return min(num_ranks, self.asked.room.num_devices or num_ranks) if self.on_gpu else num_ranks
+
+    def host_room(self, num_ranks: int) -> float:
+        """Bytes of main memory that one of so many ranks may have."""
+        return USABLE_SHARE * self.asked.room.host_bytes / self.ranks_here(num_ranks)
+
+    def host_bytes(self, need: Need) -> float:
+        """Bytes that a rank on a GPU keeps in main memory."""
+        return sum(on_host(need.rank, need.parts).values()) if self.on_gpu else 0.0
 
     @property
     def room_of_rank(self) -> float | None:
@@ -118,15 +125,18 @@ class _Run:
         room = self.asked.room
         if self.on_gpu:
             return None if room.device_bytes is None else USABLE_SHARE * room.device_bytes
-        return USABLE_SHARE * room.host_bytes / self.ranks_here
+        return self.host_room(self.num_ranks)
 
     def size(self, need: Need) -> float:
         """Bytes of a rank that `room_of_rank` is compared with."""
         return need.device if self.on_gpu else need.total
 
     def fits(self, need: Need) -> bool | None:
+        """Whether a rank has room, in main memory, too, for what it offloads; None where the device is not known."""
         room = self.room_of_rank
-        return None if room is None else self.size(need) <= room
+        if room is None:
+            return None
+        return self.size(need) <= room and self.host_bytes(need) <= self.host_room(need.rank.num_ranks)
 
     def found(self) -> dict[str, Any]:
         train, skeleton, room = self.config.train, self.trainee.skeleton, self.room_of_rank
@@ -158,7 +168,7 @@ class _Run:
 
     def _roles(self, trained: Need) -> Iterator[dict[str, Any]]:
         train, room, rank = self.config.train, self.room_of_rank, trained.rank
-        host_room = USABLE_SHARE * self.asked.room.host_bytes / self.ranks_here
+        host_room = self.host_room(self.num_ranks)
         parts = on_device(rank, trained.parts) if self.on_gpu else trained.parts
         groups = f" in groups of {size} that share sequences" if (size := train.sequence_parallel_size) > 1 else ""
         where = f"{self.num_ranks} ranks{groups}, ZeRO {rank.stage}, peak at the {trained.moment}"
@@ -180,7 +190,7 @@ class _Run:
         dtype_bytes = DTYPE_BYTES[self.trainee.dtype]
         parts = reference_parts(skeleton, self.trainee.traced, self.lengths, self.config, dtype_bytes)
         how, room = "the whole model in each", self._room_of(section.workers[0], section.gpus_per_worker)
-        if streams(skeleton, self.config, dtype_bytes, room, is_adapter=measured.base is not None):
+        if streams(skeleton, self.config, dtype_bytes, room, is_packed=measured.four_bit is not None):
             how, parts = "one layer at a time in each", streamed_parts(parts, skeleton, self.config, dtype_bytes)
         return self._serving("reference", section.workers[0], section.gpus_per_worker, parts, how)
 
@@ -245,13 +255,14 @@ class _Run:
         return adapter_of(self.trainee, skeleton)
 
     def _helps(self, change: Change, now: Need) -> bool:
-        return self.size(change.need) < self.size(now)
+        return self.size(change.need) < self.size(now) or (self.fits(now) is False and self.fits(change.need) is True)
 
     def _said(self, change: Change) -> dict[str, Any]:
         return {
             "keys": dict(change.keys),
             "said": change.said,
             "bytes": self.size(change.need),
+            "host_bytes": self.host_bytes(change.need),
             "fits": self.fits(change.need),
         }
 

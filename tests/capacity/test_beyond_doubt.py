@@ -76,6 +76,16 @@ def test_offload_is_taken_off_the_gpu(toy: Toy, tmp_path: Path) -> None:
         asked(toy, tmp_path, gpu(4 * count(toy) - 1), changes)
 
 
+def test_offload_is_no_advice_where_main_memory_has_no_room_for_it(toy: Toy, tmp_path: Path) -> None:
+    changes, needed = GPU | {"train.zero_stage": 2}, 16 * count(toy)
+    for host_bytes, advice in (
+        (12 * count(toy), "train.zero_stage: 2 with train.offload_optimizer: true"),
+        (12 * count(toy) - 1, "train.num_workers: 2 with train.zero_stage: 3"),
+    ):
+        with pytest.raises(ResourceError, match=re.escape(f"Smallest change that helps: {advice}.")):
+            asked(toy, tmp_path, Room(needed - 1, 1, host_bytes), changes)
+
+
 def test_a_cluster_whose_memory_is_not_known_is_not_judged(
     toy: Toy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

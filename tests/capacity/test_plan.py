@@ -9,10 +9,12 @@ import yaml
 
 from raydpo import cli
 from raydpo.capacity.lengths import Lengths
-from raydpo.capacity.other_roles import staging_parts
+from raydpo.capacity.other_roles import staging_parts, streams
+from raydpo.capacity.skeleton import skeleton_of
 from raydpo.capacity.sought import load_of
 from raydpo.capacity.step_time import GPU, moved_bytes
 from raydpo.capacity.zero_bytes import ZeroRank, bucket_at, gathered, gradients, masters, moments, weights
+from raydpo.config import Config
 from raydpo.config.sections import TrainSection
 from raydpo.quickstart.bpe import train_bpe
 
@@ -89,6 +91,29 @@ def test_what_does_not_fit_is_said_with_what_would_and_the_largest_budget_is_the
     at, _ = planned(run_file, capsys, "--device-gb", "80", *sharded, f"train.tokens_per_microbatch={largest}")
     assert at["fits"] is True
     assert at["micro_batch"]["largest"] == largest
+
+
+def test_what_is_offloaded_fits_only_where_main_memory_has_room(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    of_host = {}
+    for host_gb in (100, 1000):
+        plan, text = planned(run_file, capsys, "--device-gb", "40", "--host-gb", str(host_gb))
+        of_host[host_gb] = [change for change in plan["changes"] if "offload" in change["said"]]
+        assert ("of main memory a rank" in text) == (host_gb == 1000)
+    # 12 bytes a weight over eight ranks, all on one machine
+    assert all(change["host_bytes"] >= 12 * NUM_WEIGHTS / 8 for change in of_host[100])
+    assert [change["fits"] for change in of_host[100]] == [False] * len(of_host[100])
+    assert any(change["fits"] for change in of_host[1000])
+
+
+def test_auto_streams_a_reference_that_is_too_large_unless_it_is_packed(run_file: Path) -> None:
+    skeleton, config = skeleton_of(run_file.parent / "model"), Config.load(run_file)
+    whole = 2 * NUM_WEIGHTS
+    assert streams(skeleton, config, 2, 1.2 * whole, is_packed=False)
+    assert not streams(skeleton, config, 2, 1.3 * whole, is_packed=False)
+    assert not streams(skeleton, config, 2, 1.2 * whole, is_packed=True)
+    assert not streams(skeleton, config, 2, None, is_packed=False)
 
 
 def test_lengths_are_given_together(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
