@@ -120,6 +120,9 @@ def _created(folder: Path, num_bytes: int) -> SharedFile:
     try:
         file.lock = _new(_lock_of(file.path))
         fcntl.flock(file.lock, fcntl.LOCK_SH)
+        if not os.fstat(file.lock).st_nlink:  # swept before it was held
+            file.release()
+            return _created(folder, num_bytes)
         file.descriptor = _new(file.path)
         os.ftruncate(file.descriptor, num_bytes)
         file.write(0, memoryview(key.encode()))

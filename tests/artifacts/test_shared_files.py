@@ -57,6 +57,26 @@ def test_a_file_of_the_same_path_with_another_key_is_not_this_one(places: tuple[
     made.release()
 
 
+def test_a_lock_that_is_swept_before_it_is_held_is_made_again(
+    places: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, swept = shared_files._new, []
+
+    def new(path: Path) -> int:
+        found = honest(path)
+        if not swept:
+            swept.append(shared_files.sweep())
+        return found
+
+    monkeypatch.setattr(shared_files, "_new", new)
+    made = shared_files.create(4096)
+    assert swept == [1]
+    assert {path.name for path in places[0].iterdir()} == {made.path.name, f"{made.path.name}.lock"}
+    made.release()
+    assert shared_files.sweep() == 1
+    assert list(places[0].iterdir()) == []
+
+
 def test_a_removed_file_stays_readable_where_it_is_mapped_and_is_gone_else(places: tuple[Path, Path]) -> None:
     made = shared_files.create(2**20)
     made.write(2**20 - 3, memoryview(b"end"))
