@@ -203,10 +203,10 @@ class RoundsRun:
         def receive(event: WeightsPart | SharedWeights | PolicyProbe) -> None:
             if isinstance(event, PolicyProbe):
                 write_probe(folder, event)
-            elif (
-                self._section.sync_every or 1
-            ) == 1:  # else whether this policy is taken is known when the round is over
+            elif (self._section.sync_every or 1) == 1:
                 push.receive(event)
+            elif isinstance(event, SharedWeights):  # whether this policy is taken is known when the round is over
+                self._generators.leave(event)
 
         optimizer, hearing = optimizer_of(self._layout, index), partial(self._sight.training, index)
         standing = self._standing

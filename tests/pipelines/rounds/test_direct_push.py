@@ -79,6 +79,14 @@ def test_no_byte_of_a_weight_goes_through_the_driver_or_the_store(
 
 
 @pytest.mark.slow
+def test_weights_that_nobody_takes_leave_no_file(toy: Toy, machine: None, folder: Path) -> None:
+    changes = {"rounds.sync_every": 100, "rounds.prompts_per_round": 8, "rounds.eval_prompts": []}
+    rounds = iterate(rounds_config(toy, toy.root / "untaken", changes))
+    for _ in rounds:
+        assert list(folder.iterdir()) == []
+
+
+@pytest.mark.slow
 def test_where_no_file_can_be_shared_they_go_through_both_and_it_is_said(
     toy: Toy, machine: None, counted: dict[str, TensorBytes], monkeypatch: pytest.MonkeyPatch
 ) -> None:
