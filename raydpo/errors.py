@@ -164,12 +164,14 @@ _LOSSES = frozenset(
 class WorkerError(RaydpoError):
     """An actor died or raised. The message names it and the cause; `cause` is for code that decides.
 
-    rank: of a gang, where one is to blame; None in a pool.
+    rank: of a gang, where one is to blame; None in a pool. was_idle: it died without work, so that no rows are to blame.
     """
 
-    def __init__(self, message: str, cause: Cause = Cause.RAISED, rank: int | None = None) -> None:
+    def __init__(
+        self, message: str, cause: Cause = Cause.RAISED, rank: int | None = None, *, was_idle: bool = False
+    ) -> None:
         super().__init__(message)
-        self.cause, self.rank = cause, rank
+        self.cause, self.rank, self.was_idle = cause, rank, was_idle
 
 
 class HangError(WorkerError):

@@ -45,6 +45,8 @@ class Budget:
             return f"preemption {self.preemptions} of {self.max_preemptions or 'any number'}"
         self.failures += 1
         self._stop_if(self.max_failures, self.failures, "max_failures", error)
+        if error.was_idle:
+            return f"failure {self.failures} of {self.max_failures}"
         if self.last == (step, error.cause.value):
             raise WorkerError(
                 f"{error} It is the second time at step {step} without a checkpoint between, so another try would end the same "

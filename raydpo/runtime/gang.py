@@ -176,10 +176,13 @@ class Gang:
         except (ActorDied, CallFailed) as error:
             who = f"rank {member.rank}" if member.rank >= 0 else f"the process for bundle {member.bundle}"
             where = f" ({member.place})" if member.place else ""
-            when = "at its start" if self.num_runs <= 1 else "while it stood idle"
+            was_idle = self.num_runs > 1
+            when = "while it stood idle" if was_idle else "at its start"
             cause = error.death.cause if isinstance(error, ActorDied) else Cause.RAISED
             rank = member.rank if member.rank >= 0 else None
-            raise WorkerError(f"{self._name}: {who}{where} died {when}: {error}.", cause, rank) from error
+            raise WorkerError(
+                f"{self._name}: {who}{where} died {when}: {error}.", cause, rank, was_idle=was_idle
+            ) from error
 
     def _variables(self, contexts: Sequence[RankContext]) -> list[dict[str, str]]:
         """Of torch.distributed and of threads, for each rank."""

@@ -77,6 +77,14 @@ def test_failures_have_a_budget_that_a_commit_fills_again():
         budget.spend(lost(), 5, rows)
 
 
+def test_a_rank_that_died_without_work_is_counted_and_no_step_is_to_blame():
+    budget, idle = Budget(3, None), WorkerError("train: rank 1 died.", Cause.KILLED, 1, was_idle=True)
+    assert budget.spend(idle, 1, rows) == "failure 1 of 3"
+    assert budget.spend(lost(), 1, rows) == "failure 2 of 3"
+    with pytest.raises(WorkerError, match="second time at step 1"):
+        budget.spend(lost(), 1, rows)
+
+
 def test_preemptions_have_their_own_and_may_meet_one_step_again():
     budget = Budget(0, None)
     for number in range(1, 5):
