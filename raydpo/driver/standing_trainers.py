@@ -9,6 +9,7 @@ next training starts another one.
 from __future__ import annotations
 
 from collections.abc import Generator
+from contextlib import closing
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -61,13 +62,14 @@ class StandingTrainers:
         function = partial(train_rank, spec=replace(spec, stands=spec.model.folder == self._holds))
         self._holds = None
         try:
-            for rank, event in gang.run(function, max_unread):
-                if isinstance(event, Finished) and _publishes_last(workspace.config):
-                    self._holds = workspace.dir / "model"
-                if isinstance(event, ModelReady):
-                    hindrance = event.hindrance
-                    (self._ledger.loaded if event.is_loaded else self._ledger.updated)("train", num_ranks)
-                yield rank, event
+            with closing(gang.run(function, max_unread)) as events:  # who leaves in the middle ends the gang
+                for rank, event in events:
+                    if isinstance(event, Finished) and _publishes_last(workspace.config):
+                        self._holds = workspace.dir / "model"
+                    if isinstance(event, ModelReady):
+                        hindrance = event.hindrance
+                        (self._ledger.loaded if event.is_loaded else self._ledger.updated)("train", num_ranks)
+                    yield rank, event
         finally:
             if gang.is_closed or hindrance or not self._stands:
                 self.end()

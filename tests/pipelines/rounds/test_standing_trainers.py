@@ -12,8 +12,11 @@ import pytest
 
 from raydpo.config import Config
 from raydpo.driver import standing_trainers
+from raydpo.driver.generators import Generators
+from raydpo.errors import Cause, WorkerError
 from raydpo.pipelines import iterate
 from raydpo.runtime import Gang
+from raydpo.schema.shared_weights import SharedWeights
 from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
 from tests.pipelines.toy import Notes, Toy, metrics
 
@@ -82,6 +85,29 @@ def test_a_rank_that_dies_between_two_rounds_costs_a_start_and_no_number(
     assert files_of(ours) == files_of(theirs)
     assert [counts(config)["starts"]["train"] for config in (calm, struck)] == [1, 2]
     assert all(gang.is_closed for gang in gangs)
+
+
+def test_a_training_that_is_left_in_the_middle_ends_the_ranks_and_the_next_starts_others(
+    toy: Toy, machine: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    honest, taken = Generators.take, []
+
+    def failing(self: Generators, shared: SharedWeights, version: int) -> None:
+        taken.append(version)
+        if len(taken) > 1:
+            honest(self, shared, version)
+            return
+        self.leave(shared)
+        raise WorkerError("generate: all died", Cause.KILLED)
+
+    monkeypatch.setattr(Generators, "take", failing)
+    config = rounds_config(toy, tmp_path / "left", {**SHORT, "rounds.num_rounds": 2})
+    assert len(list(iterate(config))) == 2
+    assert taken == [1, 2]
+    assert {name: by_role["train"] for name, by_role in counts(config).items() if "train" in by_role} == {
+        "starts": 2,
+        "model_loads": 2,
+    }
 
 
 def files_of(folder: Path) -> dict[str, bytes]:
