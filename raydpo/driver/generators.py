@@ -154,6 +154,9 @@ class Generators:
             self._say_unproven(policy)
             return
         answers: list[Scored] = self._pool.tell(probe.request)
+        if not answers:  # those that took the weights may have died since, while nobody asked them anything
+            self._pool.start()
+            answers = self._pool.tell(probe.request)
         if not answers:
             raise WorkerError(
                 f"every generator died when it was asked what policy {policy.version} says of a few sequences. If it was "
