@@ -22,7 +22,9 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
+from raydpo.artifacts import shared_files
 from raydpo.errors import ConfigError, ResumeError
+from raydpo.generate.mapped_weights import mapped
 from raydpo.models import four_bit
 from raydpo.models.four_bit import FourBit
 from raydpo.models.pretrained import load_model
@@ -31,6 +33,7 @@ from raydpo.pipelines import check, evaluate, precompute, train
 from raydpo.reference import way
 from raydpo.rundir.resume import differences
 from raydpo.rundir.workspace import find_workspace
+from raydpo.schema.shared_weights import SharedWeights
 from tests.adapter_kinds import KINDS, make_adapter, make_base, packed
 from tests.pipelines.toy import Notes, Toy, config_with_cache
 
@@ -62,7 +65,15 @@ def test_a_run_on_a_packed_base_is_one_model_from_its_start_to_its_exports(
     what was trained; an evaluation of the export does, too; and a resume gives the same bits."""
     wanted = config(toy, tmp_path / "run", {**changes(base), "model.dtype": dtype})
     pushed, notes = dict[str, torch.Tensor](), Notes()
-    summary = train(wanted, notes, receive=lambda part: pushed.update(getattr(part, "weights", {})))
+
+    def receive(event: Any) -> None:
+        if isinstance(event, SharedWeights):
+            found = mapped(event)
+            assert found is not None
+            pushed.update({name: value.clone() for name, value in found.items()})
+            assert shared_files.remove(Path(event.path), event.key)
+
+    summary = train(wanted, notes, receive=receive)
     first, last = summary["eval"]["first"], summary["eval"]["last"]
     assert first["eval/loss"] == pytest.approx(math.log(2), abs=1e-6 if dtype == "float32" else 1e-2)
     assert last["eval/loss"] < math.log(2) - 1e-2
