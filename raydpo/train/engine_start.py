@@ -33,7 +33,7 @@ _ASIDE = frozenset({"_name_or_path", "transformers_version", "use_cache", "dtype
 
 
 @dataclass(frozen=True)
-class Skeleton:
+class StartSkeleton:
     """The model of a start without weights, in `AnswerLogProbs`: parameters by name, and the places of those in its files."""
 
     scoring: AnswerLogProbs
@@ -59,7 +59,7 @@ class Skeleton:
         return self.hollow.reader
 
 
-def skeleton_of(spec: TrainSpec, engine: DeepSpeedEngine) -> Skeleton:
+def skeleton_of(spec: TrainSpec, engine: DeepSpeedEngine) -> StartSkeleton:
     """Of the model of `spec`, as a start makes it. Raises WholeNeeded where `engine` could not take its weights."""
     hollow = hollow_model(spec.model.here(), spec.dtype, spec.config.model.attention)
     model, lora = hollow.model, spec.config.train.lora
@@ -67,7 +67,7 @@ def skeleton_of(spec: TrainSpec, engine: DeepSpeedEngine) -> Skeleton:
     if lora is not None:
         model = add_lora(model, seed=spec.config.run.seed, **lora.placed())
     scoring = AnswerLogProbs(model, spec.chunk_tokens)
-    found = Skeleton(scoring, hollow, dict(scoring.named_parameters()), hollow.places_of(scoring))
+    found = StartSkeleton(scoring, hollow, dict(scoring.named_parameters()), hollow.places_of(scoring))
     there = {name: (whole_shape(p), p.requires_grad) for name, p in engine.engine.module.named_parameters()}
     if there != {name: (tuple(p.shape), p.requires_grad) for name, p in found.parameters.items()}:
         raise WholeNeeded("its weights have other names or shapes than those that stand")
@@ -77,7 +77,7 @@ def skeleton_of(spec: TrainSpec, engine: DeepSpeedEngine) -> Skeleton:
 
 
 @torch.no_grad()
-def take_start(engine: DeepSpeedEngine, skeleton: Skeleton) -> int:
+def take_start(engine: DeepSpeedEngine, skeleton: StartSkeleton) -> int:
     """Give `engine` the start of `skeleton`; bytes that this rank read. Collective.
 
     Raises ConfigError, on all ranks alike, for weights that are not finite.
@@ -127,7 +127,7 @@ def _before_first_step(fragment: Fragment) -> None:
     fragment.step.zero_()
 
 
-def _fill(skeleton: Skeleton, name: str, dtype: torch.dtype, first: int, target: Tensor) -> None:
+def _fill(skeleton: StartSkeleton, name: str, dtype: torch.dtype, first: int, target: Tensor) -> None:
     """dtype: of the weight that forwards read, to which a float32 copy is rounded as at a start."""
     for offset, block in skeleton.values(name, first, target.numel()):
         target[offset : offset + len(block)].copy_(block.to(dtype))
