@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-plan bench-push bench-rounds bench-scale bench-start families image-steps lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-plan bench-push bench-rounds bench-scale bench-staleness bench-start families image-steps lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -70,6 +70,10 @@ bench-rounds: $(VENV)/.dev
 # CPU time of a push of 135 million weights to a generator against copies of as many bytes; fails above the bound that it prints.
 bench-push: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.push $(ARGS)
+
+# Online, semi-online and offline rounds on the quickstart's task: what docs/rounds.md shows of rounds.sync_every. 20 minutes.
+bench-staleness: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.staleness $(ARGS)
 
 # How CPU and private memory of driver and ranks grow with the number of pairs; ARGS="--sizes 10000 100000 1000000".
 bench-scale: $(VENV)/.dev
