@@ -71,7 +71,7 @@ def test_a_rank_that_dies_between_two_rounds_costs_a_start_and_no_number(
         return gangs[-1]
 
     monkeypatch.setattr(standing_trainers, "trainer_gang", watched)
-    changes = {**SHORT, **CARRIED, "rounds.num_rounds": 2}
+    changes = {**SHORT, **CARRIED, "rounds.num_rounds": 2, "run.runtime_in_process": False}
     calm, struck = (rounds_config(toy, tmp_path / name, changes) for name in ("calm", "struck"))
     list(iterate(calm))
     notes = Notes()
