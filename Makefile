@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-plan bench-push bench-rounds bench-scale bench-staleness bench-start families image-steps lock newest clean
+.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-plan bench-push bench-rounds bench-scale bench-staleness bench-standing bench-standing-round bench-start families image-steps lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -66,6 +66,16 @@ bench-rounds: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rounds placement
 	$(BIN)/python -m benchmarks.rounds vllm
 	$(BIN)/python -m benchmarks.sampling_steps
+
+# Rounds whose roles stand: processes, model loads and bytes of weights of 10 rounds against 2 or 3; memory, files and processes
+# over 70 rounds of one batch. Fails where they grow.
+bench-standing: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.standing_rounds counts
+	$(BIN)/python -m benchmarks.standing_rounds long
+
+# Seconds of a small round and of what in it is neither sampling nor a step, against another version: BEFORE=CHECKOUT.
+bench-standing-round: $(VENV)/.dev
+	$(BIN)/python -m benchmarks.standing_rounds round --before $(BEFORE) $(ARGS)
 
 # CPU time of a push of 135 million weights to a generator against copies of as many bytes; fails above the bound that it prints.
 bench-push: $(VENV)/.dev
