@@ -49,13 +49,14 @@ fuzz: $(VENV)/.dev
 
 # Runs that are killed again and again (NUM times each, drawn by SEED, EVERY so many steps forward) beside runs that are not: real
 # pairs on three nodes of a cluster, rounds, and a toy; then every way from one number of ranks and ZeRO stage to another, LoRA,
-# bfloat16 and offload among them; then SIGTERM at 20 moments. An hour or more.
+# bfloat16 and offload among them; then SIGTERM at 20 moments, and SIGKILL of every role of rounds in every phase. An hour or more.
 SOAK = $(BIN)/python -m tests.soak --kills $(or $(NUM),20) --seed $(or $(SEED),0) --mean-events $(or $(EVERY),6) $(ARGS)
 soak: $(VENV)/.dev
 	$(SOAK) --scene hh --on cluster
 	$(SOAK) --scene rounds
 	$(SOAK) --scene toy
-	RAYDPO_SOAK=1 $(BIN)/python -m pytest -s tests/train/test_elastic.py tests/pipelines/test_stop_moments.py
+	RAYDPO_SOAK=1 $(BIN)/python -m pytest -s tests/train/test_elastic.py tests/pipelines/test_stop_moments.py \
+		tests/pipelines/rounds/test_kills.py
 
 # One step and one reference pass next to TRL's; ARGS="--shapes hh --repeats 5" and the like.
 bench: $(VENV)/.dev

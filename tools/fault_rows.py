@@ -311,6 +311,17 @@ FAULTS = (
     ),
     Fault(
         ROUNDS,
+        "a rank or a generator that stands over all rounds dies between its turns",
+        "nothing",
+        "another one starts and loads what it had. A rank that died without work counts as a failure, and no step is to blame",
+        (
+            "pipelines/rounds/test_standing_trainers.py::test_a_rank_that_dies_between_two_rounds_costs_a_start_and_no_number",
+            "pipelines/rounds/test_generators.py::test_the_only_generator_dies_between_the_push_and_its_proof",
+            "pipelines/test_healing.py::test_a_rank_that_died_without_work_is_counted_and_no_step_is_to_blame",
+        ),
+    ),
+    Fault(
+        ROUNDS,
         "a function or pattern of the config judges a row without an end",
         "the row's score",
         "the row fails after `judge.timeout_s` ({judge.function_timeout_s:g}); a function that is handed in fails the round",

@@ -79,6 +79,13 @@ def is_actor(pid: int, kind: str) -> bool:
     return is_local or title(pid).startswith(f"ray::{kind}")
 
 
+def process_of(pid: int) -> Process:
+    """A process that runs."""
+    fields = _stat(pid)
+    assert fields is not None, f"process {pid} is gone"
+    return pid, fields[19]
+
+
 def alive(processes: set[Process]) -> set[Process]:
     """Those that still run. A zombie does not."""
     return {
