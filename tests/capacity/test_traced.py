@@ -8,12 +8,12 @@ import torch
 
 from benchmarks.counted_training import write_model
 from raydpo.capacity.skeleton import depths, skeleton_of
-from raydpo.capacity.traced import trace
+from raydpo.capacity.traced import _packed, trace
 from raydpo.errors import ConfigError
 from raydpo.models.layout import choose_layout
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.lora import add_lora
-from raydpo.models.memory import ActivationCost, measure
+from raydpo.models.memory import ActivationCost, Living, measure
 from raydpo.models.pretrained import load_model
 from raydpo.models.text_part import freeze_what_text_does_not_reach
 
@@ -69,6 +69,33 @@ def test_what_is_traced_without_weights_is_what_a_start_measures(
     assert found.training == cost
     assert 0 < found.forward < cost.kept
     assert 0 < found.forward_head < cost.head
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_a_forward_alone_costs_the_same_at_any_depth(tmp_path: Path, dtype: str) -> None:
+    """As a real one of four layers, counted; a forward keeps nothing of the layers behind it."""
+    shape: dict[str, Any] = {"hidden_size": 64, "intermediate_size": 224}
+    costs = {
+        layers: trace(
+            made(tmp_path / str(layers), "llama", **shape, num_hidden_layers=layers),
+            dtype=dtype,
+            lora=None,
+            attention="auto",
+            num_answers=1,
+            length=128,
+            num_layers=layers,
+        ).forward
+        for layers in (4, 12, 80)
+    }
+    assert costs[12] == costs[80] == pytest.approx(costs[4], rel=0.01)
+    model = load_model(tmp_path / "4", dtype, "auto")
+    choose_layout(model, "auto")
+    scoring, peaks = AnswerLogProbs(model), []
+    for tokens in (128, 256):
+        with torch.no_grad(), Living() as living:
+            scoring.hidden(_packed(tokens))
+        peaks.append(max(living.trace))
+    assert costs[80] == pytest.approx((peaks[1] - peaks[0]) / 128, rel=0.05)
 
 
 def test_a_few_layers_of_each_kind_say_what_many_cost(tmp_path: Path) -> None:
