@@ -165,7 +165,9 @@ def depths(folder: Path) -> tuple[int, ...]:
     lists = [value for value in vars(config).values() if isinstance(value, list) and len(value) == num_layers]
     first = int(getattr(config, "first_k_dense_replace", None) or 0)
     period = math.lcm(_period(lists, first, num_layers), int(getattr(config, "decoder_sparse_step", None) or 1))
-    short = max(first + period, 2)  # the input of a first layer lives in what came before it, that of the second beside it
+    short = max(
+        first + period, 2
+    )  # the input of a first layer lives in what came before it, that of the second beside it
     if num_layers <= _FULL_DEPTH or short + period >= num_layers:
         return (num_layers,)
     return short, short + period

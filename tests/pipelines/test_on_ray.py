@@ -185,7 +185,13 @@ def test_roles_beside_the_trainers_start_once_on_both(rounds: Rounds) -> None:
     for kind, num_generators in (("ray", 3), ("local", 2)):  # one of them was killed
         summary = json.loads((rounds.folder / kind / "summary.json").read_text())
         assert summary["standing"]["reference"] is True
-        assert summary["starts"] == {"generate": num_generators, "judge": 1, "reference": 1, "train": 1, "initial policy": 1}
+        assert summary["starts"] == {
+            "generate": num_generators,
+            "judge": 1,
+            "reference": 1,
+            "train": 1,
+            "initial policy": 1,
+        }
         assert summary["model_loads"] == {"generate": num_generators, "reference": 1, "train": 1, "initial policy": 1}
 
 
