@@ -2,8 +2,8 @@
 
 Comes in: a folder that is not published yet, and the trainers' log-probs of a few rows at its step. Goes out: how far they are
 apart, or an error. Decision: a worker of its own loads it, on a GPU where the run trains on one; a model that is larger than
-what is free there is held one layer at a time, as `reference.weights: auto` would. Price: one load for each folder that is
-published.
+what is free there is held one layer at a time, as `reference.weights: auto` would. In rounds on CPUs that worker stands. Price:
+one load for each folder that is published.
 """
 
 from __future__ import annotations
@@ -16,8 +16,10 @@ from pathlib import Path
 import numpy as np
 
 from raydpo import runtime
+from raydpo.config.sections import TrainSection
 from raydpo.driver.actors import libraries_of, trainer_limits
 from raydpo.driver.evaluation_stage import weights_of
+from raydpo.driver.ledger import Ledger
 from raydpo.errors import IntegrityError
 from raydpo.models.adapter_files import is_adapter
 from raydpo.models.agreement import compare, tolerance_of
@@ -51,9 +53,38 @@ class Reloaded:
     weight_bytes: int = 0
 
 
-def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, observer: Observer) -> dict[str, float]:
+class StandingProver:
+    """The worker that loads the exports of a run of rounds, one after the other. On CPUs, in the session of the run; close it
+    after use. It reserves no CPU, because it works while trainers wait. ledger: what it starts and loads."""
+
+    def __init__(self, train: TrainSection, ledger: Ledger) -> None:
+        self._ledger = ledger
+        limits = trainer_limits(train) | {"cpus": 0, "threads": train.cpus_per_worker, "preload": libraries_of()}
+        placed = ledger.at_place("export proof", loads=False)
+        self._pool = runtime.Pool("verify", verifier, num_workers=1, placed=placed, **limits)
+
+    def load(self, job: ProofJob) -> Reloaded:
+        """Raises as `Pool.run`."""
+        found: Reloaded
+        ((_, found),) = self._pool.run([job])
+        self._ledger.loaded("export proof")
+        return found
+
+    def close(self) -> None:
+        self._pool.close()
+
+
+def prove(
+    workspace: Workspace,
+    folder: Path,
+    checkpoint: Path,
+    name: str,
+    observer: Observer,
+    prover: StandingProver | None = None,
+) -> dict[str, float]:
     """Load the export in `folder`, which becomes `name`, and compare it with its trainers: what the summary says of it.
 
+    prover: who loads it; None: a worker that ends afterwards.
     Nothing where it is switched off or the checkpoint has no probe, which is said. Raises IntegrityError for another model.
     """
     train = workspace.config.train
@@ -63,8 +94,11 @@ def prove(workspace: Workspace, folder: Path, checkpoint: Path, name: str, obser
         return {}
     request, theirs = read_probe(checkpoint / PROBE_FILE)
     job = ProofJob(folder, request, workspace.dtype, "cuda" if train.gpus_per_worker else "cpu", weights_of(workspace))
-    limits = trainer_limits(train) | {"gpus": train.gpus_per_worker, "preload": libraries_of()}
-    ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, **limits)
+    if prover is not None:
+        ours = prover.load(job)
+    else:
+        limits = trainer_limits(train) | {"gpus": train.gpus_per_worker, "preload": libraries_of()}
+        ((_, ours),) = runtime.run_pool("verify", verifier, [job], num_workers=1, **limits)
     if ours.said:
         observer(Note("info", f"{name}/: {ours.said}"))
     found = compare(ours.nats, theirs, tolerance_of(workspace.dtype))

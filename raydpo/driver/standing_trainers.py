@@ -17,6 +17,7 @@ from pathlib import Path
 from raydpo import runtime
 from raydpo.config import Config
 from raydpo.driver.actors import trainer_gang
+from raydpo.driver.export_proof import StandingProver
 from raydpo.driver.ledger import Ledger
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
@@ -27,9 +28,11 @@ from raydpo.train.loop import run as train_rank
 
 class StandingTrainers:
     """ledger: what is started and loaded is counted there. why_not: why they end after each training, as a clause; empty where
-    they stand. Made in the session of the run, and to be ended before it is."""
+    they stand. prover: loads what they publish; None where a worker is started for each. Made in the session of the run, and to
+    be closed before it is."""
 
-    def __init__(self, observer: Observer, ledger: Ledger, why_not: str) -> None:
+    def __init__(self, observer: Observer, ledger: Ledger, why_not: str, prover: StandingProver | None = None) -> None:
+        self.prover = prover
         self._ledger, self._observer = ledger, observer
         self._home = runtime.home()
         self._stands, self._is_said = not why_not, False
@@ -82,6 +85,12 @@ class StandingTrainers:
         gang, self._gang, self._holds = self._gang, None, None
         if gang is not None:
             gang.close()
+
+    def close(self) -> None:
+        """End everything."""
+        self.end()
+        if self.prover is not None:
+            self.prover.close()
 
     def _is_leaving(self, gang: runtime.Gang) -> bool:
         leaving = runtime.leaving_nodes()

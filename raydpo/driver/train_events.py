@@ -22,7 +22,7 @@ from raydpo.data.store import taught_ends
 from raydpo.disk import append_line, full_disk, removed_on_error
 from raydpo.driver.actors import show_step
 from raydpo.driver.disk_room import training_need
-from raydpo.driver.export_proof import prove
+from raydpo.driver.export_proof import StandingProver, prove
 from raydpo.driver.healing import Budget
 from raydpo.driver.moving_reference import References
 from raydpo.driver.reference_stage import ReferenceReport
@@ -68,8 +68,9 @@ class Driver:
         reference: ReferenceReport,
         observer: Observer,
         receive: Receive | None = None,
+        prover: StandingProver | None = None,
     ) -> None:
-        self.receive = receive
+        self.receive, self._prover = receive, prover
         self.workspace, self.plan, self.references = workspace, plan, references
         self.reference, self.observer = reference, observer
         self.scored = reference
@@ -345,7 +346,7 @@ class Driver:
             for name, make in makers.items():
                 with full_disk(workspace.dir / name):
                     make(fresh[name])
-                proofs[name] = prove(workspace, fresh[name], checkpoint, name, self.observer)
+                proofs[name] = prove(workspace, fresh[name], checkpoint, name, self.observer, self._prover)
             return {name: workspace.publish(folder, name) for name, folder in fresh.items()}, proofs
 
 

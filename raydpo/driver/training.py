@@ -103,7 +103,8 @@ def training_stage(
     if workspace.config.train.save == "weights" and plan.action != "done":
         text = "train.save: weights: nothing goes on from these checkpoints; a run that is interrupted starts over"
         observer(Note("warning", text))
-    driver = Driver(workspace, plan, references, reference, observer, receive)
+    prover = None if trainers is None else trainers.prover
+    driver = Driver(workspace, plan, references, reference, observer, receive, prover)
     if plan.action != "done":
         observer(StageStarted("train", references.order.num_steps, "steps"))
         while not driver.is_over:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from raydpo.driver.export_proof import StandingProver
 from raydpo.driver.folder_scorer import FolderScorer
 from raydpo.driver.room_to_stand import room_to_stand
 from raydpo.driver.standing_scorers import StandingScorers
@@ -20,7 +21,7 @@ from raydpo.schema.events import Note, Observer
 class StandingRoles:
     """Close them after use.
 
-    trainers: ranks of the trainings. scorers: reference workers of the trainings.
+    trainers: ranks of the trainings, and the worker that loads what they publish. scorers: reference workers of the trainings.
     initial, reference: what an evaluation compares a policy with: the initial policy, and what log-ratios of its round were
         measured from.
     """
@@ -37,6 +38,7 @@ class StandingRoles:
         room = room_to_stand(config, layout.initial, setup.engine.dtype, setup.judging.models.values())
         why_not = {
             "train": room.trainers,
+            "export proof": room.trainers or ("it has a GPU" if config.train.gpus_per_worker else ""),
             "reference": room.reference,
             "judge": room.judge,
             "held-out scorers": room.scorer,
@@ -47,11 +49,13 @@ class StandingRoles:
             observer(Note("info", f"some roles are started for each of their turns: {said}"))
         setup.judging.stands = not room.judge
 
+        prover = None if why_not["export proof"] else StandingProver(config.train, ledger)
+
         def scorer(role: str, *, moves: bool) -> FolderScorer:
             return FolderScorer(role, setup.engine, config.generate, ledger, stands=not room.scorer, moves=moves)
 
         return cls(
-            StandingTrainers(observer, ledger, room.trainers),
+            StandingTrainers(observer, ledger, room.trainers, prover),
             StandingScorers(config, observer, ledger, room.reference),
             scorer("initial policy", moves=False),
             scorer("reference of a round", moves=layout.rounds.reference in ("previous_round", "ema")),
@@ -59,7 +63,7 @@ class StandingRoles:
 
     def close(self) -> None:
         """End all actors."""
-        self.trainers.end()
+        self.trainers.close()
         self.scorers.close()
         self.initial.close()
         self.reference.close()

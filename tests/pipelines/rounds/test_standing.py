@@ -70,7 +70,8 @@ def test_each_role_starts_and_loads_once(undisturbed: Path) -> None:
     standing, starts, loads, updates = ledger(undisturbed)
     assert all(standing.values())
     once = dict.fromkeys(("generate", "train", "reference", "initial policy", "reference of a round"), 1)
-    assert starts == loads == once
+    assert starts == {**once, "export proof": 1}
+    assert loads == {**once, "export proof": NUM_ROUNDS}, "each export is loaded again, as anybody would"
     # Averages came for the rounds after the first one; held-out answers are compared with one other from the second on.
     later = dict.fromkeys(("train", "reference"), NUM_ROUNDS - 1)
     assert updates == {"generate": NUM_ROUNDS, **later, "reference of a round": NUM_ROUNDS - 2}
@@ -96,7 +97,7 @@ def test_without_room_they_are_started_each_time_and_nothing_else_is_different(
     folder = run(toy, "not-standing", observer=notes)
     standing, starts, loads, updates = ledger(folder)
     (judge,) = [role for role, is_so in standing.items() if is_so]
-    assert (judge, len(standing)) == ("judge", 4), "the judge has no model"
+    assert (judge, len(standing)) == ("judge", 5), "the judge has no model"
     again = {
         "train": NUM_ROUNDS,
         "reference": NUM_ROUNDS,
@@ -137,7 +138,7 @@ def test_trainers_score_the_reference_that_they_start_from_as_workers_do(
 def test_split_stands_with_processes_and_a_dead_worker_is_replaced_by_one_with_the_right_weights(
     toy: Toy, undisturbed: Path
 ) -> None:
-    """It dies after the first shard of the third round, whose reference came in place."""
+    """It dies after the first shard of the third round, whose reference came in place; so does the one of the proof."""
     killed, seen = [], 0
 
     def observer(event: Event) -> None:
@@ -145,16 +146,18 @@ def test_split_stands_with_processes_and_a_dead_worker_is_replaced_by_one_with_t
         if isinstance(event, Advanced) and event.stage == "reference":
             seen += event.done == 8
             if seen == NUM_ROUNDS and not killed:
-                newest = driver.by_age("PoolActor")[-1]
-                os.kill(newest, signal.SIGKILL)
-                killed.append(newest)
+                *_, scorer, prover = driver.by_age("PoolActor")
+                for pid in (scorer, prover):
+                    os.kill(pid, signal.SIGKILL)
+                    killed.append(pid)
 
     changes = {"rounds.placement": "split", "rounds.max_staleness": 0, "rounds.eval_prompts": []}
     folder = run(toy, "standing-split", changes, observer)
     assert killed
     standing, starts, loads, updates = ledger(folder)
     assert all(standing.values())
-    assert starts == loads == {"generate": 1, "train": 1, "reference": 2}
+    assert starts == {"generate": 1, "train": 1, "reference": 2, "export proof": 2}
+    assert loads == {**starts, "export proof": NUM_ROUNDS}
     later = dict.fromkeys(("train", "reference"), NUM_ROUNDS - 1)
     assert updates == {"generate": NUM_ROUNDS, **later}, "the new one began with the newest average"
     assert_same(folder, undisturbed, is_measured=False)
