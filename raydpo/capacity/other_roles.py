@@ -7,7 +7,8 @@ nothing is said of a judge, which may be any program.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Iterator, Mapping
+from typing import Any
 
 from raydpo.capacity.lengths import Lengths
 from raydpo.capacity.skeleton import Skeleton
@@ -107,4 +108,30 @@ def disk_parts(workspace: Workspace, skeleton: Skeleton, lengths: Lengths, num_s
         "references": float(need.references),
         "reference cache": float(cache_bytes(rows, round(rows * lengths.answer), shards)),
         "token shards": TOKEN_BYTES * tokens,
+    }
+
+
+def streaming_notes(roles: Iterable[Mapping[str, Any]]) -> Iterator[str]:
+    """What a reference that does not fit whole would take by layers."""
+    for role in roles:
+        if needed := role.get("streamed_bytes"):
+            fits = "fits" if needed <= role["room"] else "does not fit, either"
+            yield (
+                f"the reference does not fit whole; one layer at a time it takes {needed / 1e9:,.1f} GB and {fits} "
+                "(reference.weights: auto or streamed)"
+            )
+
+
+def role_row(role: str, place: str, where: str, parts: Mapping[str, float], room: float | None) -> dict[str, Any]:
+    """A role as the plan shows it. place: GPU or main memory; where: who has it, in words; room: bytes that it may have."""
+    total = sum(parts.values())
+    fits = None if room is None else total <= room
+    return {
+        "role": role,
+        "place": place,
+        "what": where,
+        "parts": dict(parts),
+        "bytes": total,
+        "room": room,
+        "fits": fits,
     }

@@ -19,8 +19,10 @@ from raydpo.capacity.other_roles import (
     generator_parts,
     loading_bytes,
     reference_parts,
+    role_row,
     staging_parts,
     streamed_parts,
+    streaming_notes,
     streams,
 )
 from raydpo.capacity.skeleton import Skeleton, skeleton_of
@@ -143,7 +145,7 @@ class _Run:
         trained = need(self.trainee, train, self.num_ranks)
         budget = None if room is None or self.trainee.traced.why else self._largest(room)
         steps = Order.of(self.config, max(1, self.lengths.examples)).num_steps
-        disk = disk_parts(self.workspace, skeleton, self.lengths, steps)
+        disk, roles = disk_parts(self.workspace, skeleton, self.lengths, steps), list(self._roles(trained))
         return {
             "run_dir": self.workspace.place,
             "machine": asdict(self.asked.room),
@@ -155,7 +157,7 @@ class _Run:
                 "dtype": self.trainee.dtype,
             },
             "data": {**asdict(self.lengths), "layout": self.trainee.traced.layout, "steps": steps},
-            "roles": list(self._roles(trained)),
+            "roles": roles,
             "disk": {"parts": disk, "bytes": sum(disk.values()), "free": free_bytes(self.workspace.dir)},
             "time": self._time(trained, steps),
             "micro_batch": {"tokens": trained.load.tokens, "recomputed_layers": trained.load.layers, "largest": budget},
@@ -163,7 +165,7 @@ class _Run:
             "fits": self.fits(trained),
             "changes": [self._said(change) for change in self._changes(budget) if self._helps(change, trained)],
             "coefficients": self._coefficients(),
-            "notes": list(self._notes(trained)),
+            "notes": [*streaming_notes(roles), *self._notes(trained)],
         }
 
     def _roles(self, trained: Need) -> Iterator[dict[str, Any]]:
@@ -172,12 +174,12 @@ class _Run:
         parts = on_device(rank, trained.parts) if self.on_gpu else trained.parts
         groups = f" in groups of {size} that share sequences" if (size := train.sequence_parallel_size) > 1 else ""
         where = f"{self.num_ranks} ranks{groups}, ZeRO {rank.stage}, peak at the {trained.moment}"
-        yield _role("train", "GPU" if self.on_gpu else "main memory", where, parts, room)
+        yield role_row("train", "GPU" if self.on_gpu else "main memory", where, parts, room)
         exported = rank.trained if train.lora is not None else rank.trained + rank.frozen
         host = on_host(rank, trained.parts) if self.on_gpu else {}
         staged = staging_parts(rank, exported, train.save == "all", train.max_shard_bytes)
-        yield _role("checkpoint", "main memory", "each rank, while one is written", {**host, **staged}, host_room)
-        yield _role("start", "main memory", "each rank, while it loads", {"weights": loading_bytes(rank)}, host_room)
+        yield role_row("checkpoint", "main memory", "each rank, while one is written", {**host, **staged}, host_room)
+        yield role_row("start", "main memory", "each rank, while it loads", {"weights": loading_bytes(rank)}, host_room)
         if self.workspace.needs_reference and self.config.reference.weights != "trainers":
             yield self._reference()
         if self.config.rounds is not None:
@@ -188,11 +190,15 @@ class _Run:
         same = measured.whole().folder == self.workspace.trained_from.whole().folder
         skeleton = self.trainee.skeleton if same else skeleton_of(measured.whole().folder)
         dtype_bytes = DTYPE_BYTES[self.trainee.dtype]
-        parts = reference_parts(skeleton, self.trainee.traced, self.lengths, self.config, dtype_bytes)
-        how, room = "the whole model in each", self._room_of(section.workers[0], section.gpus_per_worker)
-        if streams(skeleton, self.config, dtype_bytes, room, is_packed=measured.four_bit is not None):
-            how, parts = "one layer at a time in each", streamed_parts(parts, skeleton, self.config, dtype_bytes)
-        return self._serving("reference", section.workers[0], section.gpus_per_worker, parts, how)
+        whole = reference_parts(skeleton, self.trainee.traced, self.lengths, self.config, dtype_bytes)
+        by_layer = streamed_parts(whole, skeleton, self.config, dtype_bytes)
+        room, is_packed = self._room_of(section.workers[0], section.gpus_per_worker), measured.four_bit is not None
+        is_streamed = streams(skeleton, self.config, dtype_bytes, room, is_packed=is_packed)
+        how, parts = ("one layer at a time in each", by_layer) if is_streamed else ("the whole model in each", whole)
+        role = self._serving("reference", section.workers[0], section.gpus_per_worker, parts, how)
+        if not is_streamed and not is_packed and role["fits"] is False:
+            role["streamed_bytes"] = sum(by_layer.values())
+        return role
 
     def _generators(self) -> dict[str, Any]:
         section, device = self.config.generate, self.asked.room.device_bytes
@@ -211,7 +217,7 @@ class _Run:
         self, role: str, workers: int, gpus: float, parts: Mapping[str, float], how: str = "the whole model in each"
     ) -> dict[str, Any]:
         place = "GPU" if gpus > 0 else "main memory"
-        return _role(role, place, f"{workers} workers, {how}", parts, self._room_of(workers, gpus))
+        return role_row(role, place, f"{workers} workers, {how}", parts, self._room_of(workers, gpus))
 
     def _speed(self, gpus: float, cpus: float) -> Speed:
         if self.asked.speed is not None:
@@ -299,17 +305,3 @@ class _Run:
         if self.config.judge is not None:
             yield "judges are not in it"
         yield "not there yet, so not among the changes: tensor parallelism"
-
-
-def _role(role: str, place: str, where: str, parts: Mapping[str, float], room: float | None) -> dict[str, Any]:
-    total = sum(parts.values())
-    fits = None if room is None else total <= room
-    return {
-        "role": role,
-        "place": place,
-        "what": where,
-        "parts": dict(parts),
-        "bytes": total,
-        "room": room,
-        "fits": fits,
-    }

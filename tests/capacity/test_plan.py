@@ -116,6 +116,22 @@ def test_auto_streams_a_reference_that_is_too_large_unless_it_is_packed(run_file
     assert not streams(skeleton, config, 2, None, is_packed=False)
 
 
+def test_a_whole_reference_that_does_not_fit_is_told_what_it_takes_by_layers(
+    run_file: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def said(*more: str) -> list[str]:
+        plan, _ = planned(run_file, capsys, "--device-gb", "16", *more)
+        return [note for note in plan["notes"] if "one layer at a time" in note]
+
+    assert said() == [], "auto streams it anyway"
+    (note,) = said("reference.weights=whole")
+    taken = float(note.split("it takes ")[1].split(" GB")[0])
+    assert 2 < taken < 13
+    assert "and fits (reference.weights: auto or streamed)" in note
+    (note,) = said("reference.weights=whole", "reference.stream_tokens=2000000")
+    assert "does not fit, either" in note
+
+
 def test_lengths_are_given_together(run_file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["plan", str(run_file), "--prompt-tokens", "300"]) == 2
     assert "--examples" in capsys.readouterr().err
