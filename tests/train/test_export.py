@@ -1,6 +1,7 @@
 """`model/` of a checkpoint is a plain transformers folder with the weights of the trainer's last evaluation."""
 
 import stat
+from functools import partial
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from raydpo.artifacts import ExampleTable
 from raydpo.metrics import means
 from raydpo.models.blend import tensor_files
 from raydpo.models.resolve import ResolvedModel
+from raydpo.reference.held import hold
 from raydpo.train import evaluation
 from raydpo.train.trainer import NAMES
 from tests.train import export_jobs
@@ -69,7 +71,8 @@ def test_evaluate_of_the_exported_model_repeats_the_last_evaluation(runs, num_ra
     assert spec.model == ResolvedModel("start", None, run.staged() / "model")
     total = np.zeros(2 * len(NAMES))
     for rank in range(num_ranks):
-        *progress, last = evaluation.run(Place(rank, num_ranks), spec)
+        whole = partial(hold, spec.model, spec.dtype, spec.config.model.attention, "whole", 1)
+        *progress, last = evaluation.run(Place(rank, num_ranks), spec, whole)
         assert last.done
         assert [share.done for share in progress] == [False] * len(progress)
         total += last.vector
