@@ -28,6 +28,7 @@ from raydpo.rundir.workspace import find_workspace
 from raydpo.train import trainer
 from raydpo.train.export import write_model
 from tests.adapter_kinds import KINDS, Kind, Made, make_adapter, make_base
+from tests.pipelines.pushed import Pushed
 from tests.pipelines.toy import Notes, Toy, config_with_cache
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -215,12 +216,8 @@ def test_every_kind_that_a_run_trains_is_exported_as_it_was_trained(
         "model.path": str(made[name].base),
         "train.lora": {"rank": 2, "alpha": 4, "merge": True, **lora},
     }
-    wanted, pushed = config(toy, tmp_path / "run", changes), dict[str, torch.Tensor]()
-
-    def receive(part: Any) -> None:
-        pushed.update(getattr(part, "weights", {}))
-
-    summary = train(wanted, receive=receive)
+    wanted, pushed = config(toy, tmp_path / "run", changes), Pushed()
+    summary = train(wanted, receive=pushed)
     assert summary["eval"]["first"]["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert summary["eval"]["last"]["eval/loss"] < math.log(2) - 1e-4
     exports = summary["train"]["exports"]

@@ -22,9 +22,7 @@ from pydantic import ValidationError
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM
 
-from raydpo.artifacts import shared_files
 from raydpo.errors import ConfigError, ResumeError
-from raydpo.generate.mapped_weights import mapped
 from raydpo.models import four_bit
 from raydpo.models.four_bit import FourBit
 from raydpo.models.pretrained import load_model
@@ -33,8 +31,8 @@ from raydpo.pipelines import check, evaluate, precompute, train
 from raydpo.reference import way
 from raydpo.rundir.resume import differences
 from raydpo.rundir.workspace import find_workspace
-from raydpo.schema.shared_weights import SharedWeights
 from tests.adapter_kinds import KINDS, make_adapter, make_base, packed
+from tests.pipelines.pushed import Pushed
 from tests.pipelines.toy import Notes, Toy, config_with_cache
 
 pytestmark = [pytest.mark.filterwarnings("ignore"), pytest.mark.usefixtures("machine")]
@@ -64,16 +62,8 @@ def test_a_run_on_a_packed_base_is_one_model_from_its_start_to_its_exports(
     """Step 0 is ln 2 with a reference of the same packed model; the loss falls; model/, model_merged/ and what is pushed say
     what was trained; an evaluation of the export does, too; and a resume gives the same bits."""
     wanted = config(toy, tmp_path / "run", {**changes(base), "model.dtype": dtype})
-    pushed, notes = dict[str, torch.Tensor](), Notes()
-
-    def receive(event: Any) -> None:
-        if isinstance(event, SharedWeights):
-            found = mapped(event)
-            assert found is not None
-            pushed.update({name: value.clone() for name, value in found.items()})
-            assert shared_files.remove(Path(event.path), event.key)
-
-    summary = train(wanted, notes, receive=receive)
+    pushed, notes = Pushed(), Notes()
+    summary = train(wanted, notes, receive=pushed)
     first, last = summary["eval"]["first"], summary["eval"]["last"]
     assert first["eval/loss"] == pytest.approx(math.log(2), abs=1e-6 if dtype == "float32" else 1e-2)
     assert last["eval/loss"] < math.log(2) - 1e-2
@@ -260,11 +250,8 @@ def test_every_kind_of_adapter_on_a_packed_base_is_exported_as_it_was_trained(
 ) -> None:
     family, lora = KINDS_TRAINED[name]
     own = make_base(tmp_path / "base", family, toy.model)
-    pushed = dict[str, torch.Tensor]()
-    summary = train(
-        config(toy, tmp_path / "run", changes(own, **lora)),
-        receive=lambda part: pushed.update(getattr(part, "weights", {})),
-    )
+    pushed = Pushed()
+    summary = train(config(toy, tmp_path / "run", changes(own, **lora)), receive=pushed)
     assert summary["eval"]["first"]["eval/loss"] == pytest.approx(math.log(2), abs=1e-6)
     assert summary["eval"]["last"]["eval/loss"] < math.log(2) - 1e-2
     exports = summary["train"]["exports"]

@@ -18,6 +18,7 @@ def test_a_run_starts_at_ln_2_learns_and_says_what_happens(runs):
     run = runs.get()
     kinds = [type(event).__name__ for event in run.events if not isinstance(event, Alive)]
     assert kinds == [
+        "ModelReady",
         "Noted",
         "Probed",
         "Evaluated",

@@ -9,7 +9,7 @@ from raydpo.artifacts import ExampleTable, ReferenceCache
 from raydpo.models.agreement import Noise, compare, probe_examples, tolerance_nats
 from raydpo.reference.plan import probe_work
 from raydpo.reference.score import Scorer
-from raydpo.schema.rank_events import Noted, Probed
+from raydpo.schema.rank_events import ModelReady, Noted, Probed
 
 pytestmark = pytest.mark.slow
 
@@ -49,7 +49,7 @@ def test_one_nat_in_one_token_stops_every_rank_before_the_first_step(runs, wrong
     assert run.error.startswith("ReferenceMismatchError: ")
     assert "train.jsonl:" in run.error
     assert "they differ by 1," in run.error
-    assert [type(event) for event in run.events] == [Noted]
+    assert [type(event) for event in run.events] == [ModelReady, Noted]
 
 
 def test_another_policy_is_not_the_reference(runs, world):
