@@ -273,7 +273,13 @@ class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         super().__init__()  # type: ignore[no-untyped-call]
         self.trace: list[int] = []
         self.bytes = 0
-        self._known: set[int] = set()
+        self._known: dict[int, weakref.finalize[[int, int], Any]] = {}
+
+    def __exit__(self, *error: Any) -> None:
+        """Count no more. What outlives the block, weights that stand for instance, would keep this object alive."""
+        super().__exit__(*error)  # type: ignore[no-untyped-call]
+        for finalizer in self._known.values():
+            finalizer.detach()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         if func is torch.ops.prim.device.default:  # a question, which fake tensors ask now and then
@@ -290,12 +296,11 @@ class Living(TorchDispatchMode):  # type: ignore[no-untyped-call]
         storage = tensor.untyped_storage()
         key, size = storage._cdata, storage.nbytes() if is_new and not tensor.is_meta else 0
         if key not in self._known:
-            self._known.add(key)
             self.bytes += size
-            weakref.finalize(storage, self._forget, key, size)
+            self._known[key] = weakref.finalize(storage, self._forget, key, size)
 
     def _forget(self, key: int, size: int) -> None:
-        self._known.discard(key)
+        del self._known[key]
         self.bytes -= size
 
 

@@ -1,5 +1,7 @@
 """The estimate against what autograd keeps and what the allocator hands out, at other lengths; and the choice it leads to."""
 
+import gc
+import weakref
 from itertools import pairwise
 
 import numpy as np
@@ -15,7 +17,7 @@ from raydpo.batches import lay_out
 from raydpo.models.layout import choose_layout
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.lora import add_lora
-from raydpo.models.memory import ActivationCost, compute_again, decoder_layers, measure
+from raydpo.models.memory import ActivationCost, Living, compute_again, decoder_layers, measure
 from raydpo.models.pretrained import switch_dropout_off
 
 pytestmark = pytest.mark.slow
@@ -181,3 +183,15 @@ def test_a_model_of_no_such_layers_can_only_be_given_fewer_tokens():
     cost = ActivationCost(0, 100.0, 100.0, 10.0, 10.0, 20.0, 4)
     assert cost.choose(10**6, 50) == (0, 50)
     assert cost.choose(1100, 50) == (0, 10)
+
+
+def test_what_counts_is_gone_though_what_it_saw_stands() -> None:
+    """Weights of a standing model are seen by every measurement; none of them leaves anything behind."""
+    weights, counted = torch.ones(8, 8), Living()
+    with counted:
+        kept = weights @ weights
+    assert counted.bytes == kept.untyped_storage().nbytes()
+    gone = weakref.ref(counted)
+    del counted
+    gc.collect()
+    assert gone() is None
