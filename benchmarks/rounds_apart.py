@@ -149,8 +149,12 @@ def state(processes: Processes, run_dir: Path) -> dict[str, Any]:
         "processes": held,
         "own_files": Counter(kind_of(path) for path in Path("/proc/self/fd").iterdir()),
         "num_shared_files": len(list(Path("/dev/shm").glob("raydpo*"))),
-        "num_run_files": sum(1 for path in run_dir.rglob("*") if run_dir / "rounds" not in path.parents),
+        "num_run_files": sum(1 for path in run_dir.rglob("*") if path.relative_to(run_dir).parts[0] not in _KEPT),
     }
+
+
+_KEPT = ("rounds", "log")
+"""What a run keeps of each round: its pieces, and a record of each commit."""
 
 
 def main() -> None:
