@@ -165,9 +165,9 @@ def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
 
 
 GROWTH_BYTES = 16 * 2**20
+"""By which a process may grow in rounds 11 to 70, anonymous pages alone."""
 FILES = 8
 """Open files between which a process goes up and down: an index of the reference cache is mapped until it is collected."""
-"""By which a process may grow in rounds 11 to 70, anonymous pages alone."""
 
 
 def long(runs: Runs, num_rounds: int, placement: str) -> dict[str, Any]:
