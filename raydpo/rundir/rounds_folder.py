@@ -87,21 +87,22 @@ class RoundsFolder:
     def sampler(self, index: int) -> int:
         """Number of rounds behind the policy that samples for round `index`, whose rounds must be over: all before it, or with
         `is_ahead` fewer, and with `rounds.sync_every` those up to the last sync."""
-        newest = max(0, index - self.rounds.max_staleness) if self.is_ahead else index
-        return newest if self.rounds.sync_every is None else self.synced(newest)[0]
+        return self.synced(max(0, index - self.rounds.max_staleness) if self.is_ahead else index)[0]
 
     def synced(self, version: int) -> tuple[int, int]:
         """(number of rounds behind the policy that generators have, optimizer steps since) after `version` rounds."""
-        if version == 0:
-            return 0, 0
+        if version == 0 or self.rounds.sync_every is None:
+            return version, 0
         policy, num_steps = read_commit(self.round(version - 1) / "summary")["meta"]["synced"]
         return int(policy), int(num_steps)
 
     def synced_after(self, index: int, num_steps: int) -> tuple[int, int]:
         """The same after round `index`, which trained `num_steps`."""
+        if self.rounds.sync_every is None:
+            return index + 1, 0
         policy, since = self.synced(index)
         since += num_steps
-        return (index + 1, 0) if since >= (self.rounds.sync_every or 1) else (policy, since)
+        return (index + 1, 0) if since >= self.rounds.sync_every else (policy, since)
 
 
 def _made_no_pairs(folder: Path) -> bool:

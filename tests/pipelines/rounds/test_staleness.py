@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from raydpo.artifacts import local_path
+from raydpo.artifacts import digest_of, local_path
 from raydpo.config import Config
 from raydpo.errors import ResumeError
 from raydpo.generate.engine import EngineSpec
@@ -74,6 +74,21 @@ def test_a_round_that_is_longer_than_the_steps_between_syncs_is_said(toy: Toy, m
     (said,) = [text for text in notes.warning if "rounds.sync_every" in text]
     assert "rounds.sync_every: 1, and round 0 trained 2 steps" in said
     assert "rounds.prompts_per_round" in said
+
+
+def test_rounds_of_before_syncs_were_counted_go_on(toy: Toy, machine: None) -> None:
+    """Their summaries say nothing of syncs: generators took a policy after every round."""
+    folder = toy.root / "stale-before"
+    changes = {**ONE_STEP, "rounds.num_rounds": 1}
+    list(iterate(rounds_config(toy, folder, changes)))
+    path = folder / "rounds/000/summary/COMMIT.json"
+    record = json.loads(path.read_text())
+    assert record["meta"].pop("synced") == [1, 0]
+    body = {"files": record["files"], "meta": record["meta"]}
+    path.write_text(json.dumps({**body, "digest": digest_of(body)}))
+    found = list(iterate(rounds_config(toy, folder, {**changes, "rounds.num_rounds": 2})))
+    assert [each.staleness for each in found] == [0, 0]
+    assert {row["version"] for row in generations(folder, 1)} == {1}
 
 
 def test_another_schedule_of_syncs_is_another_run(toy: Toy, machine: None) -> None:
