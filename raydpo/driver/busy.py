@@ -54,9 +54,10 @@ class Busy:
         pace.num_steps += answer.num_steps
         pace.busy_s += answer.busy_s
 
-    def pace(self, version: int) -> SamplingPace:
-        """Of a policy, so far."""
-        return self._paces.get(version, SamplingPace(version))
+    @property
+    def num_sampled_tokens(self) -> int:
+        """Of all policies, so far."""
+        return sum(pace.num_tokens for pace in tuple(self._paces.values()))
 
     @contextmanager
     def working(self, role: str) -> Iterator[None]:

@@ -33,6 +33,7 @@ class LoopSight:
         self._config, self._busy, self._observer, self._now_s = config, busy, observer, now_s
         self._lock = threading.Lock()
         self._seconds: dict[int, dict[str, float]] = defaultdict(dict)
+        self._num_tokens: dict[int, int] = {}
         self._began: dict[int, tuple[float, Mapping[str, float]]] = {}
         self._num_begun = 0
         self._told = set[str]()
@@ -44,12 +45,14 @@ class LoopSight:
 
     @contextmanager
     def phase(self, index: int, name: str) -> Iterator[None]:
-        """Count the time of the block for a phase of round `index`."""
-        began_s = self._now_s()
+        """Count the time of the block for a phase of round `index`, and the tokens that come while it is sampled."""
+        began_s, num_tokens = self._now_s(), self._busy.num_sampled_tokens
         try:
             yield
         finally:
             self._add(index, name, self._now_s() - began_s)
+            if name == "sample":
+                self._num_tokens[index] = self._num_tokens.get(index, 0) + self._busy.num_sampled_tokens - num_tokens
 
     def training(self, index: int, observer: Observer) -> Observer:
         """`observer`, and on the way the time that scoring the reference takes, which is not that of the training around it."""
@@ -67,13 +70,13 @@ class LoopSight:
 
         return hear
 
-    def end(self, index: int, num_tokens: float) -> dict[str, float]:
-        """The numbers of round `index`, told. num_tokens: of its samples."""
+    def end(self, index: int) -> dict[str, float]:
+        """The numbers of round `index`, told."""
         began_s, before = self._began.pop(index)
         wall_s, spent = self._now_s() - began_s, self._seconds.pop(index, {})
         found = {"wall_s": wall_s, **{f"{name}_s": spent.get(name, 0.0) for name in PHASES}}
         if sample_s := found["sample_s"]:
-            found["sampled_tokens_per_s"] = num_tokens / sample_s
+            found["sampled_tokens_per_s"] = self._num_tokens.pop(index, 0) / sample_s
         workers = {"generate": self._config.generate.num_workers}
         for role, seconds in self._busy.seconds().items():
             found[f"busy/{role}"] = (seconds - before[role]) / (workers.get(role, 1) * wall_s) if wall_s else 0.0

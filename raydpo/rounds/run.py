@@ -256,7 +256,7 @@ class RoundsRun:
             self._generators.hold(policy)
         with self._sight.phase(index, "evaluate"):
             metrics = {**self._evaluator.evaluate(policy), **produced.metrics, **trained}
-        loop = self._sight.end(index, self._num_sampled_tokens(metrics))
+        loop = self._sight.end(index)
         stale = self._policy(index).version - produced.version
         meta = {"metrics": metrics, "staleness": stale, "synced": synced, "loop": loop}
         summary = Piece(self._layout.round(index) / "summary", index)
@@ -286,10 +286,6 @@ class RoundsRun:
                 **self._setup.ledger.report(),
             }
         )
-
-    def _num_sampled_tokens(self, metrics: Mapping[str, float]) -> float:
-        num_prompts = min(self._section.prompts_per_round or len(self._setup.prompts), len(self._setup.prompts))
-        return num_prompts * self._setup.config.generate.num_answers * metrics["samples/mean_length_tokens"]
 
     def _produce(self, index: int) -> Produced:
         return self._producer.produce(index, self._policy(self._layout.sampler(index)))

@@ -11,6 +11,7 @@ from raydpo.config import Config
 from raydpo.driver.busy import Busy
 from raydpo.rounds.loop_sight import PHASES, LoopSight, imbalance
 from raydpo.schema.events import Note, StageDone, StageStarted
+from raydpo.schema.samples import Generated, Sample
 from tests.pipelines.rounds.toy_rounds import rounds_config
 from tests.pipelines.toy import Notes, Toy
 
@@ -34,6 +35,7 @@ def a_round(
     """A round of 10 s: sampled ahead, waited for, 1 s of reference within 4 s, the rest evaluated."""
     with sight.phase(index, "sample"):
         clock.now += sample_s
+        busy.sampled(Generated(((Sample(tuple(range(1000)), "", "eos"),),), index, 0.0))
     clock.now -= sample_s  # by the other thread
     sight.begin(index)
     with sight.phase(index, "waiting"):
@@ -49,7 +51,7 @@ def a_round(
     busy.add("train", 4)
     with sight.phase(index, "evaluate"):
         clock.now += 6 - waiting_s
-    return sight.end(index, 1000)
+    return sight.end(index)
 
 
 def test_each_phase_has_its_own_seconds_and_roles_their_shares(toy: Toy) -> None:
@@ -155,6 +157,20 @@ def test_a_line_is_a_note(toy: Toy) -> None:
     sight = LoopSight(split(toy), busy, seen.append, clock)
     sight.begin(3)
     clock.now += 2
-    found = sight.end(3, 0)
+    found = sight.end(3)
     assert "sampled_tokens_per_s" not in found, "sampled by an earlier attempt"
     assert [type(event) for event in seen] == [Note]
+
+
+def test_samples_of_an_earlier_attempt_are_no_speed_of_this_one(toy: Toy) -> None:
+    """A round of which half was sampled before, and whose policy answers held-out prompts as well."""
+    clock, busy = Clock(), Busy()
+    sight = LoopSight(split(toy), busy, Notes(), clock)
+    sight.begin(0)
+    with sight.phase(0, "sample"):
+        clock.now += 4
+        busy.sampled(Generated(((Sample(tuple(range(500)), "", "eos"),),), 0, 4.0))
+    with sight.phase(0, "evaluate"):
+        clock.now += 6
+        busy.sampled(Generated(((Sample(tuple(range(900)), "", "eos"),),), 0, 6.0))
+    assert sight.end(0)["sampled_tokens_per_s"] == 125
