@@ -21,6 +21,7 @@ from raydpo.models.halving import in_halves
 from raydpo.models.layer_stream import LayerStream
 from raydpo.models.layout import Layout
 from raydpo.models.logprobs import AnswerLogProbs, SequenceBatch
+from raydpo.models.together import passes
 from raydpo.reference.forward import RowList, TooMuch, cut, no_room_for_row
 
 
@@ -49,7 +50,8 @@ class PassScoring:
         """For each list its values, as of `score_rows`, and the number of forwards, as soon as its last batch is done."""
         values: list[list[np.ndarray]] = [[] for _ in lists]
         forwards, done = [0] * len(lists), 0
-        for batches in self._passes(lists):
+        every = self._batches(lists)
+        for batches in passes(every, lambda batch: batch.sequences.input_ids.numel(), self._tokens_per_pass):
             for batch, found, parts in self._scored(lists, batches, too_much):
                 values[batch.number] += found
                 forwards[batch.number] += parts
@@ -57,20 +59,11 @@ class PassScoring:
                 yield values[done], forwards[done]
                 done += 1
 
-    def _passes(self, lists: Sequence[RowList]) -> Iterator[list[_Batch]]:
-        """Batches of all lists, together as many as fit into a pass; one that does not fit alone has its own."""
-        batches, num_tokens = list[_Batch](), 0
+    def _batches(self, lists: Sequence[RowList]) -> Iterator[_Batch]:
+        """Of all lists, one after the other."""
         for number, each in enumerate(lists):
             for start, stop in cut(each.rows, each.tokens_per_batch, self._layout):
-                batch = self._batch(lists, number, start, stop)
-                size = batch.sequences.input_ids.numel()
-                if batches and num_tokens + size > self._tokens_per_pass:
-                    yield batches
-                    batches, num_tokens = [], 0
-                batches.append(batch)
-                num_tokens += size
-        if batches:
-            yield batches
+                yield self._batch(lists, number, start, stop)
 
     def _batch(self, lists: Sequence[RowList], number: int, start: int, stop: int) -> _Batch:
         each = lists[number]

@@ -18,6 +18,7 @@ from torch import Tensor
 from raydpo.batches import MicroBatch
 from raydpo.models.halving import in_halves
 from raydpo.models.logprobs import AnswerLogProbs
+from raydpo.models.together import passes
 from raydpo.train.step import Forward, fitting
 
 if TYPE_CHECKING:
@@ -37,23 +38,9 @@ def with_forwards(
         for micro_batch in micro_batches:
             yield micro_batch, scoring
         return
-    for batches in _passes(micro_batches, tokens_per_pass):
+    for batches in passes(micro_batches, lambda batch: batch.sequences.input_ids.numel(), tokens_per_pass):
         for batch, hidden in _read(scoring, stream, batches, device):
             yield batch, partial(scoring.read_off, hidden)
-
-
-def _passes(micro_batches: Iterable[MicroBatch], tokens_per_pass: int) -> Iterator[list[MicroBatch]]:
-    """As many as fit into a pass; one that does not fit alone has its own."""
-    batches, num_tokens = list[MicroBatch](), 0
-    for batch in micro_batches:
-        size = batch.sequences.input_ids.numel()
-        if batches and num_tokens + size > tokens_per_pass:
-            yield batches
-            batches, num_tokens = [], 0
-        batches.append(batch)
-        num_tokens += size
-    if batches:
-        yield batches
 
 
 def _read(
