@@ -13,8 +13,9 @@ from typing import Any, TypeVar
 
 from raydpo import runtime
 from raydpo.config import Config
+from raydpo.config.round_sections import GenerateSection, JudgeSection
 from raydpo.config.scheduling_section import SchedulingSection
-from raydpo.config.sections import TrainSection
+from raydpo.config.sections import ReferenceSection, TrainSection
 from raydpo.config.worker_range import bounds
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer, ignore
@@ -87,6 +88,18 @@ def show_step(step: int, metrics: Mapping[str, float], num_ranks: int) -> None:
     shown |= {gauge: metrics[name] for name, gauge in names.items() if name in metrics}
     for gauge, value in shown.items():
         runtime.gauge(gauge, value, "train")
+
+
+def worker_limits(section: GenerateSection | JudgeSection | ReferenceSection, name: str) -> dict[str, Any]:
+    """Threads, GPUs, nodes, retries and deadline of a pool of the workers that a section describes. name: of the section."""
+    return {
+        "threads": section.cpus_per_worker,
+        "gpus": section.gpus_per_worker,
+        "max_retries": section.max_retries,
+        "hang_timeout_s": section.hang_timeout_s,
+        "hang_key": f"{name}.hang_timeout_s",
+        "placement": placement(section.scheduling),
+    }
 
 
 def trainer_limits(train: TrainSection) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from pathlib import Path
 
 from raydpo import runtime
 from raydpo.config.round_sections import GenerateSection
-from raydpo.driver.actors import libraries_of, placement
+from raydpo.driver.actors import libraries_of, worker_limits
 from raydpo.driver.ledger import Ledger
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator
@@ -69,15 +69,10 @@ class FolderScorer:
             partial(Generator, replace(self._engine, model=str(folder))),
             num_workers=1,
             cpus=0,
-            threads=section.cpus_per_worker,
-            gpus=section.gpus_per_worker,
-            max_retries=section.max_retries,
-            hang_timeout_s=section.hang_timeout_s,
-            hang_key="generate.hang_timeout_s",
-            placement=placement(section.scheduling),
             own_process=self._engine.engine != "transformers",
             preload=libraries_of(self._engine.engine),
             placed=self._count_start,
+            **worker_limits(section, "generate"),
         )
 
     def _count_start(self, _: object) -> None:

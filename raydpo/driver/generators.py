@@ -20,7 +20,7 @@ import numpy as np
 from raydpo import runtime
 from raydpo.artifacts import shared_files, weights_digest
 from raydpo.config import Config
-from raydpo.driver.actors import libraries_of, placement
+from raydpo.driver.actors import libraries_of, worker_limits
 from raydpo.driver.ledger import Ledger
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
@@ -71,15 +71,10 @@ class Generators:
             partial(Generator, engine),
             num_workers=section.num_workers,
             cpus=0 if shares_cpus else section.cpus_per_worker,
-            gpus=section.gpus_per_worker,
-            threads=section.cpus_per_worker,
-            max_retries=section.max_retries,
-            hang_timeout_s=section.hang_timeout_s,
-            hang_key="generate.hang_timeout_s",
-            placement=placement(section.scheduling),
             own_process=engine.engine != "transformers",
             preload=libraries_of(engine.engine),
             placed=self._count_start,
+            **worker_limits(section, "generate"),
         )
         self._is_greeted = False
         self._version = self._checked = engine.version  # what an engine holds when it has started

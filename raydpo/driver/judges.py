@@ -16,7 +16,7 @@ from typing import Any
 from raydpo import runtime
 from raydpo.artifacts import digest_of
 from raydpo.config.round_sections import JudgeSection
-from raydpo.driver.actors import libraries_of, placement
+from raydpo.driver.actors import libraries_of, worker_limits
 from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judge_progress import JudgeProgress
 from raydpo.driver.judge_worker import make_judge_worker
@@ -131,17 +131,12 @@ class Judging:
                 partial(make_judge_worker, section, self._engine, self.models),
                 num_workers=section.num_workers,
                 cpus=0,  # it shares the CPUs with whoever trains meanwhile; a GPU is reserved
-                threads=section.cpus_per_worker,
-                gpus=section.gpus_per_worker,
-                max_retries=section.max_retries,
-                hang_timeout_s=section.hang_timeout_s,
-                hang_key="judge.hang_timeout_s",
-                placement=placement(section.scheduling),
                 # Code that the config names may hang, and only a process of its own can be ended then.
                 own_process=runs_named_code(section) or (bool(self.models) and self._engine.engine != "transformers"),
                 preload=self._libraries(),
                 hear=lambda index, event: self._progress.hear(index, event),
                 placed=self._ledger.at_place("judge", loads=bool(self.models)),
+                **worker_limits(section, "judge"),
             )
         if self._is_stopped:  # before there was a pool to close
             self._pool.close()

@@ -16,7 +16,7 @@ from typing import Any
 from raydpo import runtime
 from raydpo.config import Config
 from raydpo.config.sections import ReferenceSection
-from raydpo.driver.actors import libraries_of, placement
+from raydpo.driver.actors import libraries_of, worker_limits
 from raydpo.driver.ledger import Ledger
 from raydpo.reference.plan import ShardWork
 from raydpo.reference.score import ScorerSpec, ShardDone
@@ -99,15 +99,10 @@ def scorer_pool(
         make_worker,
         num_workers=num_workers,
         cpus=cpus,
-        gpus=section.gpus_per_worker,
-        threads=section.cpus_per_worker,
-        max_retries=section.max_retries,
-        hang_timeout_s=section.hang_timeout_s,
-        hang_key="reference.hang_timeout_s",
         lighter=lighter,
         preload=libraries_of(),
-        placement=placement(section.scheduling),
         placed=placed,
+        **worker_limits(section, "reference"),
     )
 
 
