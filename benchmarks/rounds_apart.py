@@ -80,7 +80,7 @@ class Processes:
         return found
 
 
-class _Tensors(pickle.Pickler):
+class TensorBytes(pickle.Pickler):
     """Counts the bytes of tensors in whatever is dumped."""
 
     def __init__(self) -> None:
@@ -96,16 +96,16 @@ class _Tensors(pickle.Pickler):
         return None
 
 
-def count_tensors() -> dict[str, _Tensors]:
+def count_tensors() -> dict[str, TensorBytes]:
     """driver: of what ranks tell the driver. store: of what is shared with actors, on either runtime."""
     from raydpo.driver.train_events import Driver
     from raydpo.runtime.in_process import InProcess
     from raydpo.runtime.local_processes import LocalProcesses
     from raydpo.runtime.ray_backend import RayActors
 
-    found = {"driver": _Tensors(), "store": _Tensors()}
+    found = {"driver": TensorBytes(), "store": TensorBytes()}
 
-    def watch(kind: type, method: str, tensors: _Tensors) -> None:
+    def watch(kind: type, method: str, tensors: TensorBytes) -> None:
         original = getattr(kind, method)
 
         def counted(self: Any, value: Any) -> Any:

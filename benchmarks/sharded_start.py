@@ -12,13 +12,11 @@ import multiprocessing
 import os
 import socket
 import tempfile
-import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from benchmarks import made
+from benchmarks.process_memory import Watched
 
 LAYERS = (8, 20)
 RANKS = (2, 4)
@@ -40,33 +38,6 @@ def make_model(folder: Path, num_layers: int, family: str) -> tuple[int, int]:
     model.save_pretrained(folder)
     sizes = [parameter.numel() * parameter.element_size() for parameter in model.parameters()]
     return sum(sizes), max(sizes)
-
-
-def anonymous() -> int:
-    """RssAnon of this process, in bytes."""
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("RssAnon:"):
-            return int(line.split()[1]) * 1024
-    raise RuntimeError("this kernel tells no RssAnon")
-
-
-@contextmanager
-def watched() -> Iterator[list[int]]:
-    """The most that RssAnon was, in the list's only place."""
-    most, is_over = [anonymous()], threading.Event()
-
-    def look() -> None:
-        while not is_over.wait(0.005):
-            most[0] = max(most[0], anonymous())
-
-    thread = threading.Thread(target=look, daemon=True)
-    thread.start()
-    try:
-        yield most
-    finally:
-        is_over.set()
-        thread.join()
-        most[0] = max(most[0], anonymous())
 
 
 def start(rank: int, num_ranks: int, port: int, folder: str, results: Any) -> None:
@@ -97,8 +68,7 @@ def start(rank: int, num_ranks: int, port: int, folder: str, results: Any) -> No
     )
     path = Path(folder)
     spec = TrainSpec(config, ResolvedModel("start", None, path), "float32", path, path)
-    before = anonymous()
-    with watched() as most:
+    with Watched() as memory:
         found = start_of(spec)
         assert found.source is not None, found.notes
         assert found.small is not None
@@ -111,7 +81,7 @@ def start(rank: int, num_ranks: int, port: int, folder: str, results: Any) -> No
             deepspeed_config(config.train, "float32", num_ranks, use_gpu=False, sizes=[1]),
             source,
         )
-    results.put((rank, source.reader.bytes_read, most[0] - before))
+    results.put((rank, source.reader.bytes_read, memory.grown_bytes))
 
 
 def run(folder: Path, num_ranks: int) -> list[tuple[int, int]]:

@@ -11,19 +11,19 @@ from typing import Any
 
 import torch
 
-_NOT_OF_THE_ARCHITECTURE = {
-    "_name_or_path",
-    "transformers_version",
-    "dtype",
-    "torch_dtype",
-    "use_cache",
-    "architectures",
-}
+_ASIDE = frozenset({"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"})
+"""Keys of a config that say nothing of the model."""
+
+
+def described(model: Any) -> dict[str, Any]:
+    """What the config of a loaded model says of what it computes."""
+    return {name: value for name, value in model.config.to_dict().items() if name not in _ASIDE}
 
 
 def is_alike(model: Any, other: Any) -> bool:
     """Whether both have the same class, settings, and tensors of the same names, shapes and dtypes."""
-    if type(model) is not type(other) or _settings(model) != _settings(other):
+    of_class = {"architectures": None}  # a file may name none, and the class is there
+    if type(model) is not type(other) or described(model) | of_class != described(other) | of_class:
         return False
     ours, theirs = (
         {name: (each.shape, each.dtype) for name, each in both.state_dict().items()} for both in (model, other)
@@ -38,7 +38,3 @@ def refill(model: Any, fresh: Any) -> None:
     for name, tensor in model.state_dict().items():
         tensor.copy_(theirs[name])
     model.set_attn_implementation(fresh.config._attn_implementation)
-
-
-def _settings(model: Any) -> dict[str, Any]:
-    return {name: value for name, value in model.config.to_dict().items() if name not in _NOT_OF_THE_ARCHITECTURE}

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from raydpo.models.hollow import HollowModel, WholeNeeded, hollow_model
 from raydpo.models.logprobs import AnswerLogProbs
 from raydpo.models.lora import add_lora
+from raydpo.models.refill import described
 from raydpo.models.slices import BLOCK_ELEMENTS, Readable, SliceReader
 from raydpo.models.streamed_weights import kept_buffers
 from raydpo.models.text_part import freeze_what_text_does_not_reach
@@ -27,9 +28,6 @@ from raydpo.train.held_state import held, refresh, whole_shape
 from raydpo.train.sharding import refuse_not_finite_anywhere
 from raydpo.train.spec import TrainSpec
 from raydpo.train.state_files import Fragment
-
-_ASIDE = frozenset({"_name_or_path", "transformers_version", "use_cache", "dtype", "torch_dtype"})
-"""Keys of a config that say nothing of the model."""
 
 
 @dataclass(frozen=True)
@@ -71,7 +69,7 @@ def skeleton_of(spec: TrainSpec, engine: DeepSpeedEngine) -> StartSkeleton:
     there = {name: (whole_shape(p), p.requires_grad) for name, p in engine.engine.module.named_parameters()}
     if there != {name: (tuple(p.shape), p.requires_grad) for name, p in found.parameters.items()}:
         raise WholeNeeded("its weights have other names or shapes than those that stand")
-    if _described(model) != _described(engine.engine.module.model):
+    if described(_base(model)) != described(_base(engine.engine.module.model)):
         raise WholeNeeded("its config.json describes another model than the one that stands")
     return found
 
@@ -146,10 +144,6 @@ def _base(model: Any) -> Any:
     return model.get_base_model() if hasattr(model, "get_base_model") else model
 
 
-def _described(model: Any) -> dict[str, Any]:
-    return {key: value for key, value in _base(model).config.to_dict().items() if key not in _ASIDE}
-
-
 def name_as(model: Any, other: Any) -> None:
     """What an export says of its start is that of `other`."""
     ours, theirs = _base(model), _base(other)
@@ -158,5 +152,5 @@ def name_as(model: Any, other: Any) -> None:
             setattr(ours.config, key, getattr(theirs.config, key))
     ours.name_or_path = theirs.name_or_path
     ours.generation_config = theirs.generation_config
-    for name, described in getattr(model, "peft_config", {}).items():
-        described.base_model_name_or_path = other.peft_config[name].base_model_name_or_path
+    for name, adapter in getattr(model, "peft_config", {}).items():
+        adapter.base_model_name_or_path = other.peft_config[name].base_model_name_or_path

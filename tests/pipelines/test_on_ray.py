@@ -16,6 +16,7 @@ from typing import Any
 import psutil
 import pytest
 
+from benchmarks.rounds_apart import TensorBytes
 from raydpo.data import row_ranges
 from raydpo.data.parts import PREFIX
 from raydpo.driver.data_stage import data_stage
@@ -24,7 +25,6 @@ from raydpo.pipelines import evaluate, iterate, train
 from raydpo.rundir.workspace import open_workspace
 from raydpo.schema.events import Advanced, Event, Note, ignore
 from tests.pipelines import driver
-from tests.pipelines.rounds.tensor_bytes import TensorBytes
 from tests.pipelines.rounds.toy_rounds import generations, pairs, rounds_config
 from tests.pipelines.toy import NUM_EVAL, NUM_TRAIN, Toy, config, metrics, nats_by_row, weights
 

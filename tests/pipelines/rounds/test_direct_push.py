@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 from transformers import AutoModelForCausalLM
 
+from benchmarks.rounds_apart import TensorBytes
 from raydpo.artifacts import shared_files
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.train_events import Driver
@@ -24,7 +25,6 @@ from raydpo.runtime.local_processes import LocalProcesses
 from raydpo.schema.samples import Score
 from raydpo.schema.shared_weights import SharedWeights
 from raydpo.train.shared_push import share
-from tests.pipelines.rounds.tensor_bytes import TensorBytes
 from tests.pipelines.rounds.toy_rounds import greedy_ids, held_out_ids, rounds_config
 from tests.pipelines.toy import Notes, Toy
 
