@@ -146,7 +146,7 @@ def _between(events: list[Found], first: tuple[str, str], last: tuple[str, str])
 
 
 def one_round(runs: Runs, before: Path, repeats: int, num_rounds: int) -> dict[str, Any]:
-    """Rounds of here and of the tree `before`, in turn; medians over all rounds but the first of each run."""
+    """Rounds of here and of the tree `before`, in turn: medians over all rounds but the first of each run, and their spread."""
     rows: dict[str, list[list[dict[str, float]]]] = {"before": [], "now": []}
     for _ in range(repeats):
         for name, tree in (("before", before), ("now", ROOT)):
@@ -155,13 +155,22 @@ def one_round(runs: Runs, before: Path, repeats: int, num_rounds: int) -> dict[s
             print(f"{name}: {shown}", flush=True)
     medians = {name: _medians([row for run in all_runs for row in run]) for name, all_runs in rows.items()}
     ratios = {name: medians["now"][name] / medians["before"][name] for name in medians["now"]}
+    spread = {name: _spread([_medians(run) for run in all_runs]) for name, all_runs in rows.items()}
     for name, ratio in ratios.items():
-        print(f"{name}: {medians['before'][name]:.3f} before, {medians['now'][name]:.3f} now, {ratio:.3f} of it")
-    return {"rounds": rows, "medians": medians, "now_over_before": ratios}
+        before_s, now_s = (
+            f"{medians[side][name]:.3f} ({' to '.join(f'{s:.3f}' for s in spread[side][name])})" for side in rows
+        )
+        print(f"{name}: {before_s} before, {now_s} now, {ratio:.3f} of it")
+    return {"rounds": rows, "medians": medians, "spread_of_runs": spread, "now_over_before": ratios}
 
 
 def _medians(rows: list[dict[str, float]]) -> dict[str, float]:
     return {name: statistics.median(row[name] for row in rows) for name in rows[0]}
+
+
+def _spread(runs: list[dict[str, float]]) -> dict[str, tuple[float, float]]:
+    """Smallest and largest of the runs' medians."""
+    return {name: (min(run[name] for run in runs), max(run[name] for run in runs)) for name in runs[0]}
 
 
 GROWTH_BYTES = 16 * 2**20
