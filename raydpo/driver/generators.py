@@ -22,6 +22,7 @@ from raydpo.artifacts import shared_files, weights_digest
 from raydpo.config import Config
 from raydpo.driver.actors import libraries_of, worker_limits
 from raydpo.driver.ledger import Ledger
+from raydpo.driver.queue_depth import QueueDepth
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator, Health, PolicyLoaded
@@ -56,12 +57,12 @@ class Policy:
 
 class Generators:
     """engine: of the initial model; the architecture of all versions. ledger: what is started and loaded is counted there.
-    Close them after use."""
+    depth: of their queue. Close them after use."""
 
     def __init__(self, config: Config, engine: EngineSpec, observer: Observer, ledger: Ledger | None = None) -> None:
         section = config.generate
         self._engine, self._observer = engine, observer
-        self._ledger = ledger or Ledger()
+        self._ledger, self.depth = ledger or Ledger(), QueueDepth()
         is_colocated = config.rounds is not None and config.rounds.placement == "colocated"
         self.shares_gpus = is_colocated and section.gpus_per_worker > 0
         # Colocated on CPUs, generators wait while trainers run: they must not hold the CPUs that trainers reserve.
@@ -74,6 +75,7 @@ class Generators:
             own_process=engine.engine != "transformers",
             preload=libraries_of(engine.engine),
             placed=self._count_start,
+            depth=self.depth.seen,
             **worker_limits(section, "generate"),
         )
         self._is_greeted = False

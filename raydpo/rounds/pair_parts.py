@@ -8,6 +8,7 @@ costs next to nothing, and a choice of another package may choose others now.
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,7 @@ _OLD = "pairs.jsonl"
 
 
 class PairParts:
-    """The parts of `piece`, which begins anew. schema: of the records."""
+    """The parts of `piece`, which begins anew. schema: of the records. versions: of policies -> pairs of their answers."""
 
     def __init__(self, piece: Piece, schema: pa.Schema, pairs_per_part: int = PAIRS_PER_PART) -> None:
         piece.begin(anew=True)
@@ -35,6 +36,7 @@ class PairParts:
         self._tables: list[pa.Table] = []
         self._num_parts = self.num_pairs = 0
         self._prompts: set[str] = set()
+        self.versions = Counter[int]()
 
     @property
     def is_of_one_prompt(self) -> bool:
@@ -46,6 +48,7 @@ class PairParts:
         if records and len(self._prompts) < 2:
             self._prompts.add(key)
         self.num_pairs += len(records)
+        self.versions.update(record["version"] for record in records)
         self._records += map(_in_cells, records)
         if len(self._records) >= _ROWS_PER_TABLE:
             self._to_columns()
@@ -58,6 +61,7 @@ class PairParts:
         for number in range(self._num_parts):
             self._piece.drop_part(number)
         self._num_parts = self.num_pairs = 0
+        self.versions.clear()
 
     def finish(self) -> None:
         """Write what is left; where there are no pairs, a part without rows."""

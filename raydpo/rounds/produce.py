@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -45,12 +45,14 @@ class Produced:
     version: of the policy that sampled.
     folder: where the pairs are.
     metrics: of samples and pairs.
+    versions: of policies -> pairs of their answers; without those of `data.train`.
     """
 
     index: int
     version: int
     folder: Path
     metrics: Mapping[str, float]
+    versions: Mapping[int, int] = field(default_factory=dict)
 
     @property
     def num_pairs(self) -> int:
@@ -98,7 +100,12 @@ class Producer:
         is_judged = self._rounds.pairs != "spin"
         scores = self._scores(folder, index, chosen, generations) if is_judged else None
         pairs = self._pairs(folder, index, chosen, generations, scores)
-        return Produced(index, policy.version, pairs.folder, pairs.meta["metrics"])
+        meta = pairs.meta
+        found = meta.get(
+            "versions", {policy.version: int(meta["metrics"]["pairs/made"])}
+        )  # as it was before they were kept
+        versions = {int(version): n for version, n in found.items() if n}
+        return Produced(index, policy.version, pairs.folder, meta["metrics"], versions)
 
     def _chosen(self, folder: Path, index: int) -> tuple[list[Prompt], str]:
         """The prompts of a round, and the digest of their committed piece."""
@@ -162,7 +169,7 @@ class Producer:
         if rounds.offline_share:
             piece.write(OFFLINE, offline)
         metrics = tally.metrics(parts.num_pairs, distinct_2("samples", generations, prompts))
-        piece.commit({"metrics": metrics})
+        piece.commit({"metrics": metrics, "versions": {str(version): n for version, n in parts.versions.items()}})
         became = f"{parts.num_pairs} pairs of {len(prompts)} prompts ({_counted(tally.counts)})"
         self._roles.observer(StageDone("pairs", became))
         return piece

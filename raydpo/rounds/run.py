@@ -56,8 +56,9 @@ class Round:
     metrics: "eval/...", "samples/...", "pairs/...", "train/...".
     staleness: rounds by which the policy that sampled was older than the one that was trained.
     stopped: why there is no next round though more were configured.
-    loop: seconds by phase ("sample_s", ... "wall_s"), tokens sampled a second, and busy shares ("busy/train"), of the attempt
-        that committed it.
+    loop: seconds by phase ("sample_s", ... "wall_s"), tokens sampled a second, requests that waited and were in work
+        ("requests_waiting/mean", ".../most"), and busy shares ("busy/train"), of the attempt that committed it; pairs by the
+        versions that their policy was older ("pairs_of_age/1").
     """
 
     index: int
@@ -138,7 +139,7 @@ class RoundsRun:
         self._setup, self._layout, self._section = setup, setup.layout, setup.rounds
         self._generators, self._observer, self._busy = generators, observer, Busy()
         roles = Roles(generators, setup.judging, self._busy, observer, setup.config.generate.prompts_per_item)
-        self._sight = LoopSight(setup.config, self._busy, observer)
+        self._sight = LoopSight(setup.config, self._busy, observer, depth=generators.depth)
         self._producer = Producer(setup.layout, setup.prompts, setup.tokenizer, roles, self._sight.phase)
         self._standing = StandingRoles.of(setup, observer)
         self._evaluator = Evaluator(setup.layout, setup.eval_prompts, self._standing, roles)
@@ -256,8 +257,9 @@ class RoundsRun:
             self._generators.hold(policy)
         with self._sight.phase(index, "evaluate"):
             metrics = {**self._evaluator.evaluate(policy), **produced.metrics, **trained}
-        loop = self._sight.end(index)
-        stale = self._policy(index).version - produced.version
+        version = self._policy(index).version
+        loop = self._sight.end(index, {version - sampled: number for sampled, number in produced.versions.items()})
+        stale = version - produced.version
         meta = {"metrics": metrics, "staleness": stale, "synced": synced, "loop": loop}
         summary = Piece(self._layout.round(index) / "summary", index)
         summary.begin()

@@ -22,6 +22,8 @@ GAUGES = {
     "raydpo_items_in_work": "Items that the workers of a role have",
     "raydpo_workers": "Workers of a role that have their place",
     "raydpo_busy_share": "Share of a role's workers with an item in work",
+    "raydpo_pair_staleness": "Versions by which the policy that sampled the last round's pairs was older, mean over the pairs",
+    "raydpo_pair_staleness_most": "The same of the oldest pair",
 }
 
 

@@ -44,8 +44,9 @@ class Pool:
     """Actors that stand until `close`. Arguments and errors as in `run_pool`; actors start when there is work for them.
 
     cpus, gpus: what is reserved for each. threads: of each, by default as many as its CPUs; an actor that reserves
-    nothing shares the CPUs with those of other roles. hear: gets (index of the item, event) of what a worker has `News`;
-    workers then answer with an iterator, whose last value is the result.
+    nothing shares the CPUs with those of other roles. depth: gets (items that wait, items in work) as they
+    change. hear: gets (index of the item, event) of what a worker has `News`; workers then answer with an iterator, whose last
+    value is the result.
     """
 
     def __init__(
@@ -66,6 +67,7 @@ class Pool:
         hear: Callable[[int, Any], None] | None = None,
         placement: Placement = ANYWHERE,
         placed: Callable[[Place], None] | None = None,
+        depth: Callable[[int, int], None] | None = None,
     ) -> None:
         self._demand = Demand(name, num_workers, 0 if lends_cpus() else cpus, gpus, placement)
         self._name, self._num_workers, self._max_retries = name, num_workers, max_retries
@@ -76,7 +78,7 @@ class Pool:
         self._preload = preload
         self._payload = self._actors.share(cloudpickle.dumps(make_worker))
         self._greeting: Any = None
-        self._hear, self._placed = hear, placed
+        self._hear, self._placed, self._depth = hear, placed, depth
         self._is_closed = False
         self._calls: dict[Any, PoolWorker] = {}
         self._workers: dict[int, PoolWorker] = {}
@@ -107,6 +109,7 @@ class Pool:
                 worker.state, worker.was_idle = "ready", False
                 self._feed(worker)
                 yield from done
+        self._show()
 
     def tell(self, message: Any) -> list[Any]:
         """Give `message` to every actor that there is; their answers. Between two runs.
@@ -199,8 +202,11 @@ class Pool:
     def _show(self) -> None:
         placed = [worker for worker in self._workers.values() if worker.place is not None]
         busy = sum(worker.state == "working" for worker in placed)
-        gauge("raydpo_queue_items", self._items.num_waiting, self._name)
-        gauge("raydpo_items_in_work", sum(len(worker.items) for worker in placed), self._name)
+        num_waiting, num_in_work = self._items.num_waiting, sum(len(worker.items) for worker in placed)
+        if self._depth is not None:
+            self._depth(num_waiting, num_in_work)
+        gauge("raydpo_queue_items", num_waiting, self._name)
+        gauge("raydpo_items_in_work", num_in_work, self._name)
         gauge("raydpo_workers", len(placed), self._name)
         gauge("raydpo_busy_share", busy / max(1, len(placed)), self._name)
 

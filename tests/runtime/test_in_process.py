@@ -95,6 +95,19 @@ def test_a_standing_worker_keeps_what_it_was_told() -> None:
         list(pool.run(range(2)))
 
 
+def test_a_pool_tells_how_full_its_queue_is_and_at_last_that_it_is_empty() -> None:
+    seen: list[tuple[int, int]] = []
+    make = partial(rank_work.make_keeper, "nowhere")
+    pool = Pool("keepers", make, num_workers=1, cpus=1, depth=lambda *numbers: seen.append(numbers))
+    pool.greet_with(("keep", 1))
+    for _ in range(2):
+        seen.clear()
+        assert len(dict(pool.run(range(3)))) == 3
+        assert seen[-4:] == [(2, 1), (1, 1), (0, 1), (0, 0)]
+    assert len(seen) == 4, "the worker was ready"
+    pool.close()
+
+
 def test_the_process_is_put_back_at_every_pause() -> None:
     """Environment, threads, random numbers and denormals are the actor's inside and this process's outside."""
     torch.manual_seed(5)

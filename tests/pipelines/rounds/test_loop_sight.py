@@ -9,6 +9,7 @@ import pytest
 
 from raydpo.config import Config
 from raydpo.driver.busy import Busy
+from raydpo.driver.queue_depth import QueueDepth
 from raydpo.rounds.loop_sight import PHASES, LoopSight, imbalance
 from raydpo.schema.events import Note, StageDone, StageStarted
 from raydpo.schema.samples import Generated, Sample
@@ -174,3 +175,41 @@ def test_samples_of_an_earlier_attempt_are_no_speed_of_this_one(toy: Toy) -> Non
         clock.now += 6
         busy.sampled(Generated(((Sample(tuple(range(900)), "", "eos"),),), 0, 6.0))
     assert sight.end(0)["sampled_tokens_per_s"] == 125
+
+
+def test_the_queue_of_a_round_is_that_of_its_sampling(toy: Toy) -> None:
+    clock, busy, notes = Clock(), Busy(), Notes()
+    depth = QueueDepth(clock)
+    sight = LoopSight(split(toy), busy, notes, clock, depth)
+    sight.begin(0)
+    with sight.phase(0, "sample"):
+        for waiting, seconds in ((3, 1), (1, 3), (0, 0)):
+            depth.seen(waiting, min(waiting, 2))
+            clock.now += seconds
+    with sight.phase(0, "evaluate"):
+        depth.seen(50, 2)
+        clock.now += 9
+    found = sight.end(0)
+    assert {name: found[name] for name in found if name.startswith("requests")} == {
+        "requests_waiting/mean": 1.5,
+        "requests_waiting/most": 3,
+        "requests_in_work/mean": 1.25,
+        "requests_in_work/most": 2,
+    }
+    assert "; requests waiting 1.5 (at most 3), in work 1.2 (at most 2); busy" in notes.info[0]
+
+
+def test_staleness_is_said_where_there_is_any(toy: Toy) -> None:
+    clock, notes = Clock(), Notes()
+    sight = LoopSight(split(toy), Busy(), notes, clock)
+    said = []
+    for ages in ({1: 12, 0: 36}, {0: 48}, {}):
+        sight.begin(0)
+        clock.now += 1
+        found = sight.end(0, ages)
+        assert {name: n for name, n in found.items() if "age" in name} == {
+            f"pairs_of_age/{a}": n for a, n in ages.items()
+        }
+        said.append(notes.info[-1])
+    assert "; staleness in versions: 36 pairs 0, 12 pairs 1; busy" in said[0]
+    assert not [text for text in said[1:] if "staleness" in text]

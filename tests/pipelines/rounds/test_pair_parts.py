@@ -47,6 +47,7 @@ def test_pairs_are_read_as_they_were_made(tmp_path: Path) -> None:
     parts.finish()
     piece.commit({})
     assert (parts.num_pairs, parts.is_of_one_prompt) == (300, False)
+    assert parts.versions == {2: 300}
     assert [path.name[:10] for path in files_of(piece.folder)] == ["part-00000", "part-00001", "part-00002"]
     assert read(piece.folder) == records
 

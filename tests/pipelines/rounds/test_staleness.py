@@ -65,6 +65,8 @@ def test_rounds_are_those_of_one_who_does_everything_in_turn(toy: Toy, machine: 
         sampled = [sample["ids"] for row in generations(folder, index) for sample in row["samples"]]
         assert sampled == one_by_one(config, index, wanted[index])
         assert {row["version"] for row in pairs(folder, index)} == {wanted[index]}
+        ages = {name: number for name, number in found[index].loop.items() if name.startswith("pairs_of_age/")}
+        assert ages == {f"pairs_of_age/{index - wanted[index]}": len(pairs(folder, index))}
 
 
 def test_a_round_that_is_longer_than_the_steps_between_syncs_is_said(toy: Toy, machine: None) -> None:
