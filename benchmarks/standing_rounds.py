@@ -230,6 +230,17 @@ def problems_of(found: Found) -> list[str]:
     ]
 
 
+def _without_paths(words: list[str]) -> list[str]:
+    """Of a command line, without where results go."""
+    shown = ["CHECKOUT" if before == "--before" else word for before, word in pairwise(["", *words])]
+    return [word for before, word in pairwise(["", *shown]) if "--out" not in (before, word)]
+
+
+def _commit_of(tree: Path) -> str:
+    command = ["git", "-C", str(tree), "rev-parse", "--short=10", "HEAD"]
+    return subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.standing_rounds", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("counts", "round", "long"))
@@ -255,9 +266,9 @@ def main() -> None:
             result = {placement: long(runs, asked.rounds or 70, placement) for placement in asked.placements}
             problems = [f"{name}: {text}" for name, found in result.items() for text in problems_of(found)]
     settings = {name: value for name, value in vars(asked).items() if name != "out"}
-    settings["command"] = " ".join(
-        ["python -m benchmarks.standing_rounds", *(word for word in sys.argv[1:] if "/" not in word)]
-    )
+    settings["command"] = " ".join(["python -m benchmarks.standing_rounds", *_without_paths(sys.argv[1:])])
+    if asked.what == "round":
+        settings["before"] = _commit_of(asked.before)
     print(f"written: {save(asked.out, f'standing_{asked.what}_{asked.runtime}', cpu_cores(), settings, result)}")
     if problems:
         raise SystemExit("\n".join(problems))
