@@ -69,8 +69,9 @@ class Driver:
         observer: Observer,
         receive: Receive | None = None,
         prover: StandingProver | None = None,
+        is_wanted: Callable[[int], bool] = lambda num_steps: True,
     ) -> None:
-        self.receive, self._prover = receive, prover
+        self.receive, self._is_wanted, self._prover = receive, is_wanted, prover
         self.workspace, self.plan, self.references = workspace, plan, references
         self.reference, self.observer = reference, observer
         self.scored = reference
@@ -192,6 +193,7 @@ class Driver:
             skipped_in_a_row=self.skipped_in_a_row,
             profile=config.profile and self.profiled is None,
             push=self.receive is not None,
+            sends_weights=self._is_wanted(self.references.order.num_steps),
             chat_template=Path(template).expanduser().read_text() if template else None,
             end_ids=taught_ends(workspace.data),
             checkpoint_bytes=self._checkpoint_bytes,

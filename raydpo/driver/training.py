@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, closing
 from dataclasses import replace
 from functools import partial
@@ -86,12 +86,14 @@ def training_stage(
     observer: Observer,
     receive: Receive | None = None,
     trainers: StandingTrainers | None = None,
+    is_wanted: Callable[[int], bool] = lambda num_steps: True,
 ) -> tuple[TrainingReport, dict[str, Any], list[dict[str, Any]], ReferenceReport]:
     """Train, or go on, or find that nothing is left to do. Returns the summary's "train" and "eval" parts, the updates
     of the reference, and the report of the first one with what trainers scored of it.
 
     reference: of the steps up to the next update; the later ones are made and scored here. receive: gets the weights after
-    the last step, if one is made here. trainers: whose ranks train; None: ranks of this training.
+    the last step, if one is made here. trainers: whose ranks train; None: ranks of this training. is_wanted: whether anybody
+    takes the weights after so many steps.
     """
     if plan.action == "start" and (aside := workspace.set_aside()):
         observer(Note("info", f"the outputs of an earlier run were moved to {aside}"))
@@ -104,7 +106,7 @@ def training_stage(
         text = "train.save: weights: nothing goes on from these checkpoints; a run that is interrupted starts over"
         observer(Note("warning", text))
     prover = None if trainers is None else trainers.prover
-    driver = Driver(workspace, plan, references, reference, observer, receive, prover)
+    driver = Driver(workspace, plan, references, reference, observer, receive, prover, is_wanted)
     if plan.action != "done":
         observer(StageStarted("train", references.order.num_steps, "steps"))
         while not driver.is_over:

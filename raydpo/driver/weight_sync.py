@@ -29,6 +29,11 @@ class Push:
         self._generators, self._version, self._producers, self._observer = generators, version, producers, observer
         self._is_taken: bool | None = None
 
+    @property
+    def is_possible(self) -> bool:
+        """Whether there will be anybody to take it, asked before trainers make it: not where they are stopped meanwhile."""
+        return not self._generators.shares_gpus
+
     def receive(self, part: WeightsPart | SharedWeights) -> None:
         """The file, or the parts in order; then another push may come."""
         if isinstance(part, SharedWeights):

@@ -5,6 +5,7 @@ Each takes a `Config` and an observer (a callback for events) and returns the su
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from raydpo.capacity.beyond_doubt import check_memory
@@ -43,6 +44,7 @@ def train(
     optimizer: Any = None,
     scorers: StandingScorers | None = None,
     trainers: StandingTrainers | None = None,
+    is_wanted: Callable[[int], bool] = lambda num_steps: True,
 ) -> dict[str, Any]:
     """Precompute what is missing, train or go on, evaluate, publish `model/`. Writes summary.json.
 
@@ -51,6 +53,7 @@ def train(
         optimizer state.
     scorers: reference workers that stand already.
     trainers: ranks that stand, of a run of rounds; without them ranks start and end here.
+    is_wanted: whether `receive` is to get the weights after so many optimizer steps, asked before the training.
 
     With `reference.sync_every` an evaluation measures rewards from the reference that the steps up to it were trained
     against: the first one from the reference of the config, the last one from that of the last steps.
@@ -71,7 +74,7 @@ def train(
         current = references.after(plan.checkpoint)
         workspace.write_config(replace=True)
         reference = references.score(current, plan.checkpoint, observer)
-        done = training_stage(workspace, plan, references, reference, observer, receive, trainers)
+        done = training_stage(workspace, plan, references, reference, observer, receive, trainers, is_wanted)
         training, evaluation, syncs, reference = done
         moving = {} if references.every is None else {"syncs": syncs}
         summary = {

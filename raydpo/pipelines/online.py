@@ -49,6 +49,7 @@ def _train(run: RoundsRun, index: int, produced: Produced, observer: Observer) -
             job.config,
             job.hearing(observer),
             receive=job.receive,
+            is_wanted=job.is_wanted,
             optimizer=job.optimizer,
             scorers=job.scorers,
             trainers=job.trainers,

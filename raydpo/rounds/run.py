@@ -77,6 +77,7 @@ class TrainingJob:
     index: of the round, from 0.
     config: of its training.
     receive: takes the new weights (weight sync) and the probe.
+    is_wanted: whether generators may take the weights after so many steps.
     optimizer: checkpoint whose optimizer state it goes on with; None to start with a new one.
     scorers, trainers: reference workers and ranks of the run.
     hearing: an observer -> one that also counts the time of the reference.
@@ -85,6 +86,7 @@ class TrainingJob:
     index: int
     config: Config
     receive: Callable[[WeightsPart | SharedWeights | PolicyProbe], None]
+    is_wanted: Callable[[int], bool]
     optimizer: Path | None
     scorers: StandingScorers
     trainers: StandingTrainers
@@ -201,17 +203,19 @@ class RoundsRun:
         config = training_config(self._layout, index, produced.files, reference_of(self._layout, index))
         push = Push(self._generators, version, tuple(self._ahead.values()), self._observer)
 
+        def is_wanted(num_steps: int) -> bool:
+            is_held = bool(self._setup.eval_prompts) or self._layout.synced_after(index, num_steps)[0] == version
+            return is_held and push.is_possible
+
         def receive(event: WeightsPart | SharedWeights | PolicyProbe) -> None:
             if isinstance(event, PolicyProbe):
                 write_probe(folder, event)
-            elif (self._section.sync_every or 1) == 1:
+            else:
                 push.receive(event)
-            elif isinstance(event, SharedWeights):  # whether this policy is taken is known when the round is over
-                self._generators.leave(event)
 
         optimizer, hearing = optimizer_of(self._layout, index), partial(self._sight.training, index)
         standing = self._standing
-        job = TrainingJob(index, config, receive, optimizer, standing.scorers, standing.trainers, hearing)
+        job = TrainingJob(index, config, receive, is_wanted, optimizer, standing.scorers, standing.trainers, hearing)
         self._generators.make_room()
         with self._busy.working("train"), self._sight.phase(index, "train"):
             yield job

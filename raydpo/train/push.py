@@ -1,9 +1,9 @@
 """Weight sync, the trainers' side: the weights after the last step, and log-probs of a few sequences.
 
-What goes out: a `PolicyProbe`, then `SharedWeights`, a file of this node that every rank wrote its share of. Where ranks are on
-several nodes, or there is no room for it, `WeightsPart` events of about `PART_BYTES` through the driver in its place, which
-is said. Decision: those are gathered one by one (ZeRO-3), so that rank 0 holds one part at a time and never a second model.
-Tensors keep the names and shapes that they have in memory: whoever writes or reads files translates.
+What goes out: a `PolicyProbe`, then, if somebody takes them, `SharedWeights`, a file of this node that every rank wrote its
+share of. Where ranks are on several nodes, or there is no room for it, `WeightsPart` events of about `PART_BYTES` through the
+driver in its place, which is said. Decision: those are gathered one by one (ZeRO-3), so that rank 0 holds one part at a time
+and never a second model. Tensors keep the names and shapes that they have in memory: whoever writes or reads files translates.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ PART_BYTES = 32 * 2**20
 def push(trainer: Trainer) -> Iterator[PolicyProbe | SharedWeights | Noted | WeightsPart | Alive]:
     """Events for rank 0; the others take part. Collective."""
     yield policy_probe(trainer.engine, trainer.train)
+    if not trainer.spec.sends_weights:
+        return
     model, stage, rank = trainer.engine.engine.module.model, trainer.engine.stage, trainer.rank
     shared = share(model, stage, rank.rank, rank.num_ranks)
     if isinstance(shared, SharedWeights):

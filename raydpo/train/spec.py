@@ -41,7 +41,8 @@ class TrainSpec:
     end_ids: tokens that answers are taught to end with, for the exported generation config.
     chunk_tokens: answer tokens of one call of the head.
     profile: record a few steps of rank 0.
-    push: after the last step, share the weights with generators, in a file of this node or through the driver.
+    push: after the last step, say what the policy gives to a few sequences, for generators to be compared with.
+    sends_weights: and share the weights with them, in a file of this node or through the driver.
     checkpoint_bytes: what a checkpoint takes, for the message of a full disk; 0: unknown.
     stands: these ranks hold what the first step needs: the run before this one on them ended with the weights of `model`, as
         its file has them in the compute dtype, and with the state in `optimizer`.
@@ -67,6 +68,7 @@ class TrainSpec:
     chunk_tokens: int = CHUNK_TOKENS
     profile: bool = False
     push: bool = False
+    sends_weights: bool = True
     checkpoint_bytes: int = 0
     stands: bool = False
     first: Callable[[Any], Iterator[TrainEvent]] | None = None

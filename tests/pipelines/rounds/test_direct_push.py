@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from benchmarks.rounds_apart import TensorBytes
 from raydpo.artifacts import shared_files
+from raydpo.artifacts.shared_files import HEADER_BYTES, SharedFile
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.train_events import Driver
 from raydpo.generate.engine import EngineSpec
@@ -21,6 +22,7 @@ from raydpo.generate.greedy import greedy
 from raydpo.generate.make_engine import make_engine
 from raydpo.models.pretrained import load_model
 from raydpo.pipelines import iterate
+from raydpo.rounds.run import read_summary
 from raydpo.runtime.local_processes import LocalProcesses
 from raydpo.schema.samples import Score
 from raydpo.schema.shared_weights import SharedWeights
@@ -78,12 +80,72 @@ def test_no_byte_of_a_weight_goes_through_the_driver_or_the_store(
     assert list(folder.iterdir()) == []
 
 
+@pytest.fixture
+def written(folder: Path, monkeypatch: pytest.MonkeyPatch) -> dict[Path, int]:
+    """Files that ranks in this process shared -> bytes that they wrote into each."""
+    found: dict[Path, int] = {}
+    write = SharedFile.write
+
+    def counted(self: SharedFile, offset_bytes: int, data: Any) -> None:
+        found[self.path] = found.get(self.path, 0) + memoryview(data).nbytes
+        write(self, offset_bytes, data)
+
+    monkeypatch.setattr(SharedFile, "write", counted)
+    return found
+
+
+UNTAKEN: dict[str, Any] = {
+    "rounds.num_rounds": 4,
+    "rounds.prompts_per_round": 8,
+    "rounds.eval_prompts": [],
+    "train.global_batch_pairs": 64,
+}
+"""One optimizer step a round."""
+
+
 @pytest.mark.slow
-def test_weights_that_nobody_takes_leave_no_file(toy: Toy, machine: None, folder: Path) -> None:
-    changes = {"rounds.sync_every": 100, "rounds.prompts_per_round": 8, "rounds.eval_prompts": []}
-    rounds = iterate(rounds_config(toy, toy.root / "untaken", changes))
-    for _ in rounds:
+@pytest.mark.parametrize(
+    ("sync_every", "versions"),
+    [(100, ()), (2, (2, 4)), (None, (1, 2, 3, 4))],
+    ids=["offline", "semi-online", "every round"],
+)
+def test_weights_that_nobody_takes_are_not_written(
+    toy: Toy, machine: None, folder: Path, written: dict[Path, int], sync_every: int | None, versions: tuple[int, ...]
+) -> None:
+    """Of the policies that generators take each has its file, and all of its bytes once."""
+    changes = {**UNTAKEN, "rounds.sync_every": sync_every}
+    config, notes = rounds_config(toy, toy.root / f"untaken-{sync_every}", changes), Notes()
+    found = []
+    for each in iterate(config, observer=notes):
+        found.append(each)
         assert list(folder.iterdir()) == []
+        assert (each.folder / "probe.json").is_file()
+    size = model_bytes(found[0].model)
+    assert len(written) == len(versions)
+    assert all(size <= num_bytes <= size + 2 * HEADER_BYTES for num_bytes in written.values())
+    held = [text.split(":")[0] for text in notes.info if "generator holds policy" in text]
+    assert held == [f"1 generator holds policy {version}" for version in versions]
+    assert read_summary(config)["updates_in_place"].get("generate", 0) == len(versions)
+
+
+@pytest.mark.slow
+def test_generators_that_are_stopped_while_trainers_run_take_no_weights_and_none_are_written(
+    toy: Toy, machine: None, written: dict[Path, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As colocated ones on GPUs are, whose successors read the folder."""
+    begin = Generators.__init__
+
+    def on_gpus(self: Generators, *rest: Any) -> None:
+        begin(self, *rest)
+        self.shares_gpus = True
+
+    monkeypatch.setattr(Generators, "__init__", on_gpus)
+    notes, config = Notes(), rounds_config(toy, toy.root / "stopped", {**UNTAKEN, "rounds.num_rounds": 2})
+    assert len(list(iterate(config, observer=notes))) == 2
+    assert written == {}
+    held = [text.split(":")[0] for text in notes.info if "generator holds policy" in text]
+    assert held == ["1 generator holds policy 1", "1 generator holds policy 2"], "compared all the same"
+    assert read_summary(config)["starts"]["generate"] == 3
 
 
 @pytest.mark.slow
