@@ -3,7 +3,8 @@
 Comes in: a config as JSON. Goes out: JSON of each round (seconds, CPU seconds, memory, files, processes, when stages began and
 ended), the processes that were seen, tensors that passed the driver and the store, and the run's summary. Decision: it imports
 raydpo and nothing of this folder, so that PYTHONPATH chooses the version that is measured. Processes are those below this one
-in /proc; the price is that one which lives for less than a tenth of a second may be missed.
+in /proc, a tenth of a second apart: one that is seen once is told apart, because a process that forks to run a command is seen
+twice under its own name until the command is there; one that lives for less may be missed.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class Processes:
 
     def __init__(self, every_s: float) -> None:
         self.seen: dict[tuple[int, int], str] = {}
+        self._looks = Counter[tuple[int, int]]()
         self._cpu_s: dict[tuple[int, int], float] = {}
         self._every_s, self._is_over, self._lock = every_s, threading.Event(), threading.Lock()
 
@@ -55,20 +57,26 @@ class Processes:
 
     def _watch(self) -> None:
         while not self._is_over.wait(self._every_s):
-            self.look()
+            with self._lock:
+                self._look(is_on_time=True)
+
+    def starts(self, *, is_brief: bool) -> Counter[str]:
+        """By name, those that were seen once, or those that were seen again."""
+        return Counter(name for key, name in self.seen.items() if (self._looks[key] < 2) == is_brief)
 
     def cpu_s(self) -> float:
         """Of all that were seen, those that ended as they were seen last: Ray does not count them with their parent."""
         with self._lock:
-            self._look()
+            self._look(is_on_time=False)
             return sum(self._cpu_s.values())
 
     def look(self) -> dict[int, str]:
         """Those that live: pid -> name."""
         with self._lock:
-            return self._look()
+            return self._look(is_on_time=False)
 
-    def _look(self) -> dict[int, str]:
+    def _look(self, *, is_on_time: bool) -> dict[int, str]:
+        """is_on_time: of those that are a while apart."""
         found = {}
         for pid in [os.getpid(), *below(os.getpid())]:
             with suppress(OSError, ValueError, IndexError):
@@ -76,6 +84,7 @@ class Processes:
                 name, rest = text[text.index("(") + 1 : text.rindex(")")], text[text.rindex(")") + 2 :].split()
                 key = pid, int(rest[19])
                 self.seen[key] = found[pid] = name  # the last name counts: actors name themselves
+                self._looks[key] += is_on_time
                 self._cpu_s[key] = (int(rest[11]) + int(rest[12])) / _TICKS
         return found
 
@@ -179,7 +188,8 @@ def main() -> None:
     found = {
         "package": str(Path(raydpo.__file__).parent),
         "states": states,
-        "starts": Counter(processes.seen.values()),
+        "starts": processes.starts(is_brief=False),
+        "seen_once": processes.starts(is_brief=True),
         "tensor_bytes": {name: each.total for name, each in counts.items()},
         "events": events,
         "summary": json.loads((run_dir / "summary.json").read_text()),

@@ -86,25 +86,29 @@ class Runs:
         return sections
 
 
+ENGINES: dict[str, dict[str, Any]] = {
+    "transformers": {},
+    "vllm": {"generate.engine": "vllm", "generate.vllm": {"max_num_seqs": 32}},
+    "vllm-2": {"generate.engine": "vllm", "generate.vllm": {"max_num_seqs": 32, "tensor_parallel_size": 2}},
+}
+"""vllm-2: with two processes that share every matrix, children of the generator."""
 COMPILERS = ("gcc", "cc1", "g++", "cc1plus", "as", "ld", "collect2")
 ROLES = ("starts", "model_loads", "updates_in_place")
 
 
-def counts(runs: Runs, cases: list[tuple[str, str, int]]) -> dict[str, Any]:
-    """Each placement and engine: a run of few rounds and one of many."""
+def counts(runs: Runs, cases: list[tuple[str, str]]) -> dict[str, Any]:
+    """Each placement and engine: a run of two rounds and one of ten."""
     found: dict[str, Any] = {}
-    for placement, engine, few in cases:
+    for placement, engine in cases:
         both = {}
-        for number in (few, 10):
+        for number in (2, 10):
             changes: dict[str, Any] = {
                 "rounds.placement": placement,
                 "rounds.num_rounds": number,
-                "generate.engine": engine,
+                **ENGINES[engine],
             }
-            if engine == "vllm":
-                changes["generate.vllm"] = {"max_num_seqs": 32}
             run = runs.make(changes, counts=True)
-            both[number] = {"processes": run["starts"], "tensor_bytes": run["tensor_bytes"]}
+            both[number] = {"processes": run["starts"], "seen_once": run["seen_once"], "tensor_bytes": run["tensor_bytes"]}
             both[number] |= {name: run["summary"][name] for name in (*ROLES, "standing")}
             print(f"{placement}, {engine}, {number} rounds: {both[number]}", flush=True)
         found[f"{placement}, {engine}"] = both
@@ -245,7 +249,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.standing_rounds", description=__doc__.splitlines()[0])
     parser.add_argument("what", choices=("counts", "round", "long"))
     parser.add_argument("--runtime", choices=("local", "ray"), default="local")
-    parser.add_argument("--engines", nargs="+", default=["transformers", "vllm"])
+    parser.add_argument("--engines", nargs="+", default=list(ENGINES), choices=ENGINES)
     parser.add_argument("--placements", nargs="+", default=["colocated", "split"])
     parser.add_argument("--before", type=Path, help="of round: a checkout of another version")
     parser.add_argument("--repeats", type=int, default=5)
@@ -256,9 +260,7 @@ def main() -> None:
         runs = Runs(Path(folder), asked.runtime)
         problems: list[str] = []
         if asked.what == "counts":
-            few = {"transformers": 2, "vllm": 3}
-            cases = [(placement, engine, few[engine]) for engine in asked.engines for placement in asked.placements]
-            result = counts(runs, cases)
+            result = counts(runs, [(placement, engine) for engine in asked.engines for placement in asked.placements])
             problems = [f"{name}: not constant" for name, both in result.items() if not is_constant(both)]
         elif asked.what == "round":
             result = one_round(runs, asked.before.resolve(), asked.repeats, asked.rounds or 4)
