@@ -108,7 +108,11 @@ def counts(runs: Runs, cases: list[tuple[str, str]]) -> dict[str, Any]:
                 **ENGINES[engine],
             }
             run = runs.make(changes, counts=True)
-            both[number] = {"processes": run["starts"], "seen_once": run["seen_once"], "tensor_bytes": run["tensor_bytes"]}
+            both[number] = {
+                "processes": run["starts"],
+                "seen_once": run["seen_once"],
+                "tensor_bytes": run["tensor_bytes"],
+            }
             both[number] |= {name: run["summary"][name] for name in (*ROLES, "standing")}
             print(f"{placement}, {engine}, {number} rounds: {both[number]}", flush=True)
         found[f"{placement}, {engine}"] = both

@@ -1,7 +1,8 @@
 """A program of its own: reads Arrow and Parquet files in a process that may die, and sends rows that were validated.
 
 In (stdin): a frame with the name of a file. Out (stdout): frames of an Arrow stream with a piece of the file each, then one
-that says how many rows there were or what is wrong. It ends by itself when nothing is asked for a while.
+that says how many rows there were or what is wrong. It ends with its stdin, and by itself when nothing is asked for as many
+seconds as its argument says (0: it waits).
 Decision: it imports pyarrow and nothing of this package, so that it costs a fifth of a second and little memory, and is bounded
 in memory and CPU time by the size of the file: a few bytes may ask for gigabytes. Price: each piece is copied once.
 """
@@ -22,7 +23,7 @@ FRAME = struct.Struct("<cQ")
 """A letter and the number of bytes that follow. R: read this file (kind, a NUL, its name). B: rows. L: one row with too many
 bytes, and how many. D: done, number of rows. E: what is wrong."""
 
-IDLE_S = 5
+IDLE_S = 5.0
 ROWS_PER_PIECE = 1024
 _MOST_DEPTH = 64
 _MOST_COLUMNS = 10_000
@@ -46,9 +47,9 @@ def main() -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     pa.set_cpu_count(1)
     pa.set_io_thread_count(1)
-    asked, answers = sys.stdin.buffer, os.fdopen(os.dup(1), "wb")
+    asked, answers, idle_s = sys.stdin.buffer, os.fdopen(os.dup(1), "wb"), float(sys.argv[1]) or None
     os.dup2(2, 1)  # nothing that a library prints gets between the frames
-    while select.select([asked], [], [], IDLE_S)[0] and len(head := asked.read(FRAME.size)) == FRAME.size:
+    while select.select([asked], [], [], idle_s)[0] and len(head := asked.read(FRAME.size)) == FRAME.size:
         kind, _, name = asked.read(FRAME.unpack(head)[1]).partition(b"\0")
         most, _, name = name.partition(b"\0")
         try:

@@ -2,7 +2,8 @@
 
 In: a path. Out: record batches that were validated whole, of a bounded size; DataError where the file cannot be read, also
 where it killed its reader. Decision: the process stays for the next file and ends by itself when nobody asks for a while, so
-that a run starts one, whatever the number of its files. Price: a fifth of a second for the first file.
+that a run starts one, whatever the number of its files; within `reader_stands` it waits for as long as that lasts. Price: a
+fifth of a second for the first file, and the memory of an interpreter with pyarrow while it waits.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,7 +27,30 @@ _SILENT_S = 600
 """A reader that works sends something far more often; its CPU time is bounded by itself."""
 
 _idle: list[subprocess.Popen[bytes]] = []
-os.register_at_fork(after_in_child=_idle.clear)
+_standing: list[None] = []
+"""One for each block of `reader_stands` that is open."""
+
+
+def _forget() -> None:
+    _idle.clear()
+    _standing.clear()
+
+
+os.register_at_fork(after_in_child=_forget)
+
+
+@contextmanager
+def reader_stands() -> Iterator[None]:
+    """A process that is started within the block stays to its end: rounds ask once in a long while."""
+    _standing.append(None)
+    try:
+        yield
+    finally:
+        _standing.pop()
+        while _idle and not _standing:
+            child = _idle.pop()
+            child.kill()
+            child.communicate()
 
 
 @dataclass(frozen=True)
@@ -97,7 +121,7 @@ def _asked(request: bytes) -> tuple[subprocess.Popen[bytes], tuple[bytes, bytes]
 def _started() -> subprocess.Popen[bytes]:
     paths = os.pathsep.join(os.path.abspath(place) for place in sys.path if place)
     environment = {**os.environ, "PYTHONPATH": paths, "ARROW_DEFAULT_MEMORY_POOL": "system"}
-    words = [sys.executable, "-P", column_child.__file__]
+    words = [sys.executable, "-P", column_child.__file__, str(0 if _standing else column_child.IDLE_S)]
     pipe = subprocess.PIPE
     return subprocess.Popen(
         words, stdin=pipe, stdout=pipe, stderr=subprocess.DEVNULL, bufsize=0, env=environment, start_new_session=True

@@ -17,6 +17,7 @@ from typing import Any
 
 from raydpo.artifacts import Lease, local_path, shown
 from raydpo.config import Config
+from raydpo.data.columns_read import reader_stands
 from raydpo.disk import full_disk
 from raydpo.driver.actors import session_of
 from raydpo.driver.busy import Busy
@@ -101,6 +102,7 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
     # Roles that work at the same time cannot share one process.
     with (
         full_disk(setup.layout.dir, asks_disk=False),
+        reader_stands(),
         Lease(setup.layout.dir) as lease,
         watching(setup.config.run.stop_grace_s, partial(committed_said, setup.layout), tells_all=True),
         session_of(setup.config, setup.demands, observer, in_process=setup.rounds.placement != "split"),

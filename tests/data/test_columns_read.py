@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -49,6 +50,30 @@ def test_a_process_that_ended_for_lack_of_work_is_started_again(tmp_path: Path) 
     child.stdin = os.fdopen(os.open(os.devnull, os.O_WRONLY), "wb", 0)
     assert rows_of(path) == ROWS
     assert columns_read._idle != [child]
+
+
+def test_a_process_stands_for_as_long_as_it_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where nobody is to ask again, it ends after a fiftieth of a second."""
+    monkeypatch.setattr(columns_read, "_idle", [])
+    monkeypatch.setattr(columns_read.column_child, "IDLE_S", 0.02)
+    path = write_arrow(tmp_path / "a.arrow", pa.Table.from_pylist(ROWS))
+    assert rows_of(path) == ROWS
+    (brief,) = columns_read._idle
+    assert brief.wait() == 0
+    with columns_read.reader_stands():
+        assert rows_of(path) == ROWS
+        (child,) = columns_read._idle
+        with columns_read.reader_stands():
+            pass
+        with pytest.raises(subprocess.TimeoutExpired):
+            child.wait(0.5)
+        assert rows_of(path) == ROWS
+        assert columns_read._idle == [child]
+    assert child.poll() is not None, "it ended with the block"
+    assert columns_read._idle == []
+    assert rows_of(path) == ROWS
+    (after,) = columns_read._idle
+    assert after.wait() == 0, "as brief as before"
 
 
 def test_a_file_that_kills_its_reader_is_named_and_the_next_one_is_read(tmp_path: Path) -> None:

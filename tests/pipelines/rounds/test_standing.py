@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from raydpo.data import columns_read
 from raydpo.driver import room_to_stand
 from raydpo.pipelines import iterate
 from raydpo.rounds.loop_sight import PHASES
@@ -62,8 +65,32 @@ def ledger(folder: Path) -> tuple[Any, ...]:
 
 
 @pytest.fixture(scope="module")
-def undisturbed(toy: Toy, machine: None) -> Path:
+def readers() -> Iterator[list[subprocess.Popen[bytes]]]:
+    """Processes that were started to read columns, which end as soon as nobody asks for more."""
+    found: list[subprocess.Popen[bytes]] = []
+    start = columns_read._started
+
+    def started() -> subprocess.Popen[bytes]:
+        found.append(start())
+        return found[-1]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(columns_read.column_child, "IDLE_S", 0.02)
+        patch.setattr(columns_read, "_started", started)
+        yield found
+
+
+@pytest.fixture(scope="module")
+def undisturbed(toy: Toy, machine: None, readers: list[subprocess.Popen[bytes]]) -> Path:
+    columns_read._idle.clear()
     return run(toy, "standing")
+
+
+def test_the_process_that_reads_pairs_starts_once_however_long_a_round_is(
+    undisturbed: Path, readers: list[subprocess.Popen[bytes]]
+) -> None:
+    (reader,) = readers
+    assert reader.returncode is not None, "it ended with the run"
 
 
 def test_each_role_starts_and_loads_once(undisturbed: Path) -> None:
