@@ -167,13 +167,15 @@ class Generator:
 
     def _take(self, request: TakeWeights) -> bool:
         """Take weights from a file in place; False where this node does not have it, and the policy stays what it was."""
-        from raydpo.generate.mapped_weights import mapped  # imports torch, and the driver knows this module
+        from raydpo.generate.arrived import arrived  # these import torch, and the driver knows this module
+        from raydpo.generate.mapped_weights import mapped
 
         weights = mapped(request.weights)
         if weights is None:
             return False
         self._version, self._arriving = None, None
-        self.engine.load_weights(weights)
+        for part in arrived(weights):
+            self.engine.load_weights(part)
         self.engine.finish_loading(request.weights.is_partial)
         self._version = request.version
         return True

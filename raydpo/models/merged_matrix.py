@@ -7,7 +7,7 @@ is what is published, bit for bit.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -15,6 +15,8 @@ from torch import Tensor
 
 from raydpo.models.merging import plain_name
 from raydpo.models.packed import as_saved, matrix_of, packed_layers
+from raydpo.models.tensor_bytes import dtype_name
+from raydpo.schema.shared_weights import AdaptedMatrix
 
 
 def adapted_matrices(model: Any) -> Iterator[tuple[str, Any, str, Tensor]]:
@@ -54,23 +56,39 @@ def factors(module: Any, adapter: str) -> list[Tensor]:
 def merged_matrix(module: Any, adapter: str, base: Tensor) -> Tensor:
     """`base` with the adapter in it, in the dtype of `base`; of a packed one as it was before it was packed."""
     base = matrix_of(base)
-    down, up, *magnitudes = (factor.float() for factor in factors(module, adapter))
-    is_embedding = adapter in module.lora_embedding_A
-    is_turned = module.fan_in_fan_out or is_embedding
-    delta = module.scaling[adapter] * _product(module, down, up)
-    merged = base.float() + (delta.T if is_turned else delta)
+    return as_saved(
+        module.get_base_layer(), merged(base, factors(module, adapter), described("", module, adapter, base))
+    )
+
+
+def described(name: str, module: Any, adapter: str, base: Tensor) -> AdaptedMatrix:
+    """What `merged` must know of the matrix `base`, which is not packed, beside its factors."""
+    return AdaptedMatrix(
+        name,
+        dtype_name(base.dtype),
+        float(module.scaling[adapter]),
+        bool(module.fan_in_fan_out or adapter in module.lora_embedding_A),
+        getattr(module, "num_experts", 1),
+        getattr(module.get_base_layer(), "is_transposed", False),
+    )
+
+
+def merged(base: Tensor, factors: Sequence[Tensor], how: AdaptedMatrix) -> Tensor:
+    """`base` with the product of `factors` in it, in the dtype of `base`. No module is needed."""
+    down, up, *magnitudes = (factor.float() for factor in factors)
+    delta = how.scaling * _product(down, up, how)
+    found = base.float() + (delta.T if how.is_turned else delta)
     if magnitudes:  # of each output, whose direction is a row, or a column where the matrix is turned
-        along = 0 if is_turned else 1
-        merged = merged * (magnitudes[0] / torch.linalg.norm(merged, dim=along)).unsqueeze(along)
-    return as_saved(module.get_base_layer(), merged.to(base.dtype))
+        along = 0 if how.is_turned else 1
+        found = found * (magnitudes[0] / torch.linalg.norm(found, dim=along)).unsqueeze(along)
+    return found.to(base.dtype)
 
 
-def _product(module: Any, down: Tensor, up: Tensor) -> Tensor:
-    num_experts = getattr(module, "num_experts", 1)
-    if num_experts == 1:
+def _product(down: Tensor, up: Tensor, how: AdaptedMatrix) -> Tensor:
+    if how.num_experts == 1:
         return up @ down
-    down_ERI = down.reshape(num_experts, -1, down.shape[-1])
-    up_ORE = up.reshape(up.shape[0], -1, num_experts)
+    down_ERI = down.reshape(how.num_experts, -1, down.shape[-1])
+    up_ORE = up.reshape(up.shape[0], -1, how.num_experts)
     out_EOI = torch.einsum("o r e, e r i -> e o i", up_ORE, down_ERI)
     # Some models keep the matrices of experts as [in, out], and say so.
-    return out_EOI.transpose(1, 2) if getattr(module.get_base_layer(), "is_transposed", False) else out_EOI
+    return out_EOI.transpose(1, 2) if how.is_transposed else out_EOI

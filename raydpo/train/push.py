@@ -32,8 +32,13 @@ def push(trainer: Trainer) -> Iterator[PolicyProbe | SharedWeights | Noted | Wei
     if not trainer.spec.sends_weights:
         return
     model, stage, rank = trainer.engine.engine.module.model, trainer.engine.stage, trainer.rank
-    shared = share(model, stage, rank.rank, rank.num_ranks)
+    start = trainer.spec.model.here() if trainer.spec.model.base is None else None
+    shared = share(model, stage, rank.rank, rank.num_ranks, start)
     if isinstance(shared, SharedWeights):
+        if shared.is_partial and not shared.adapted:
+            yield Noted(
+                "merged matrices go to the generators, not the adapter alone: its base is packed, or an adapter itself"
+            )
         yield shared
         return
     yield Noted(f"weights go to the generators through the driver: {shared}")

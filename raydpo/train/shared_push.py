@@ -1,8 +1,9 @@
 """Weight sync on one node: every rank writes its share of the weights into one file, which generators there map.
 
 Comes in: the model that trains. Goes out: the description of the file, or why there is none. Decision: nothing is gathered:
-under ZeRO-3 a rank writes the slices that it holds, else an equal stretch of every tensor; only matrices of an adapter are
-made whole, by rank 0. Price: the file is one more copy of the weights in the node's memory for as long as the push lasts.
+under ZeRO-3 a rank writes the slices that it holds, else an equal stretch of every tensor, of a LoRA run of its adapter alone;
+only matrices that have to travel merged are made whole, by rank 0. Price: the file is one more copy of what travels in the
+node's memory for as long as the push lasts.
 """
 
 from __future__ import annotations
@@ -10,6 +11,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable
 from contextlib import suppress
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -22,23 +25,26 @@ from raydpo.models.tensor_bytes import after, laid_out, num_bytes_of, pieces
 from raydpo.schema.shared_weights import SharedWeights, TensorPlace
 from raydpo.train.export import gathered
 from raydpo.train.held_state import whole_shape
-from raydpo.train.pushed_tensors import PushedTensor, pushed_tensors
+from raydpo.train.pushed_tensors import PushedTensor, adapted_here, adapter_tensors, pushed_tensors, travels_alone
 
 _kept: list[SharedFile] = []
 """The file of the last push, whose lock says that the process that made it lives."""
 
 
-def share(model: Any, stage: int, rank: int, num_ranks: int) -> SharedWeights | str:
+def share(model: Any, stage: int, rank: int, num_ranks: int, start: Path | None = None) -> SharedWeights | str:
     """Write the weights of `model`, or what its adapter changes, into a file of this node. Collective.
 
-    stage: of ZeRO. Returns the description, on every rank alike, or one sentence: why no file can be shared.
+    stage: of ZeRO. start: plain folder with the weights below the adapter, which alone is written then if nothing is packed.
+    Returns the description, on every rank alike, or one sentence: why no file can be shared.
     """
-    tensors = list(pushed_tensors(model))
+    is_alone = start is not None and travels_alone(model)
+    is_merged = hasattr(model, "peft_config") and not is_alone
+    tensors = list(adapter_tensors(model) if is_alone else pushed_tensors(model))
     file, problem = _begun(_room(tensors), rank, num_ranks)
     places: list[TensorPlace] = []
     if file is not None:
         try:
-            places = _written(file, tensors, stage, rank, num_ranks, is_partial=hasattr(model, "peft_config"))
+            places = _written(file, tensors, stage, rank, num_ranks, is_merged=is_merged)
         except OSError as error:
             problem = f"{file.path} could not be written: {error.strerror}"
     problem = next(filter(None, _told(problem, num_ranks)), "")
@@ -47,7 +53,8 @@ def share(model: Any, stage: int, rank: int, num_ranks: int) -> SharedWeights | 
         return problem
     path, key, num_bytes, places = _told((str(file.path), file.key, _end(places), places), num_ranks)[0]
     file.close()
-    return SharedWeights(path, key, tuple(places), num_bytes, hasattr(model, "peft_config"))
+    shared = SharedWeights(path, key, tuple(places), num_bytes, hasattr(model, "peft_config"))
+    return replace(shared, adapted=adapted_here(model), start=str(start)) if is_alone else shared
 
 
 def _begun(num_bytes: int, rank: int, num_ranks: int) -> tuple[SharedFile | None, str]:
@@ -73,10 +80,10 @@ def _begun(num_bytes: int, rank: int, num_ranks: int) -> tuple[SharedFile | None
 
 
 def _written(
-    file: SharedFile, tensors: list[PushedTensor], stage: int, rank: int, num_ranks: int, *, is_partial: bool
+    file: SharedFile, tensors: list[PushedTensor], stage: int, rank: int, num_ranks: int, *, is_merged: bool
 ) -> list[TensorPlace]:
     """Write this rank's share; where everything lies, on rank 0 at least. Collective."""
-    if is_partial:
+    if is_merged:
         return _adapted(file, tensors, stage, is_writer=rank == 0)
     known = ((each.name, each.source.dtype, whole_shape(each.source)) for each in tensors)
     places, _ = laid_out(known, HEADER_BYTES)

@@ -17,6 +17,7 @@ from raydpo.errors import ConfigError
 from raydpo.generate.engine import Engine, EngineSpec
 from raydpo.generate.make_engine import make_engine
 from raydpo.models.pretrained import load_tokenizer
+from tests.generate.adapter_alone import merged_by_hand
 from tests.generate.conftest import PROMPTS, VOCABULARY, change_generation, random_model, stop_text
 from tests.generate.test_embedded import chi_square, next_probabilities
 from tests.generate.vllm_work import FEW, FIRST, GREEDY, SEQUENCES
@@ -108,6 +109,18 @@ def test_weights_from_a_file_give_the_answers_of_the_model_that_wrote_it(found: 
     """By vLLM's own transfer: start, update, finish."""
     assert found["old_greedy_taken"] == found["old_greedy"]
     assert found["samples_of_the_old_taken"] == found["samples"]
+
+
+@pytest.mark.vllm
+@needs_vllm
+def test_an_adapter_that_came_alone_gives_the_answers_of_the_merged_model(found: Found, ending: Path) -> None:
+    """Of its start, and not of the new model that vLLM held, fused matrices and all."""
+    engine = make_engine(EngineSpec(str(ending)))
+    engine.load_weights(merged_by_hand(ending, 3))
+    engine.finish_loading()
+    assert found["adapted_greedy"] == as_records(engine.generate(PROMPTS, GREEDY, seed=0)) != found["old_greedy"]
+    for ours, theirs in zip(found["adapted_score"]["nats"], engine.score(SEQUENCES)[0], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4)
 
 
 @pytest.mark.vllm

@@ -14,6 +14,7 @@ import pytest
 from raydpo.config.vllm_section import VllmSection
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.make_engine import make_engine
+from tests.generate.adapter_alone import merged_by_hand
 from tests.generate.conftest import PROMPTS
 from tests.generate.test_vllm_engine import as_records, needs_vllm
 from tests.generate.vllm_work import GREEDY, SEQUENCES
@@ -53,6 +54,10 @@ def test_two_processes_hold_one_policy(old: Path, new: Path, tmp_path: Path) -> 
         for ours, theirs in zip(found[f"{name}_nats"], engine.score(SEQUENCES)[0], strict=True):
             assert ours == pytest.approx(theirs, abs=1e-4)
     assert found["old"] == found["old_again"] != found["new"]
+    adapted = make_engine(EngineSpec(str(old)))
+    adapted.load_weights(merged_by_hand(old, 3))
+    for ours, theirs in zip(found["adapted_nats"], adapted.score(SEQUENCES)[0], strict=True):
+        assert ours == pytest.approx(theirs, abs=1e-4), "an adapter that came alone, in both processes"
     assert found["files_of_a_push"] == 1, "both processes map the file that the push wrote"
     assert found["left_in_memory"] == []
     assert len(found["children"]) >= 2

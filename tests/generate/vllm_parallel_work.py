@@ -14,9 +14,11 @@ from safetensors.torch import load_file
 from raydpo.artifacts import shared_files
 from raydpo.artifacts.shared_files import PREFIX, SHARED_MEMORY
 from raydpo.config.vllm_section import VllmSection
+from raydpo.generate.arrived import arrived
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.make_engine import make_engine
 from raydpo.generate.mapped_weights import handed_over, mapped
+from tests.generate.adapter_alone import pushed_adapter
 from tests.generate.conftest import PROMPTS
 from tests.generate.vllm_work import GREEDY, SEQUENCES
 
@@ -40,6 +42,13 @@ def main(old: str, new: str, out: str) -> None:
         answers = engine.generate(PROMPTS, GREEDY, seed=0)
         found[name] = [[asdict(sample) for sample in samples] for samples in answers]
         found[f"{name}_nats"] = engine.score(SEQUENCES)[0]
+    with pushed_adapter(Path(old), 3) as shared:
+        weights = mapped(shared)
+        assert weights is not None
+        for part in arrived(weights):
+            engine.load_weights(part)
+        engine.finish_loading(is_partial=True)
+    found["adapted_nats"] = engine.score(SEQUENCES)[0]
     found["left_in_memory"] = [path.name for path in SHARED_MEMORY.glob(f"{PREFIX}*")]
     found["children"] = [child.pid for child in psutil.Process().children(recursive=True)]
     Path(out).write_text(json.dumps(found))

@@ -15,6 +15,7 @@ from raydpo.generate import EngineSpec, Generator
 from raydpo.generate.mapped_weights import handed_over
 from raydpo.schema.pulse import listen
 from raydpo.schema.samples import Generate, Generated, LoadFolder, LoadWeights, Sampling, Score, Scored, TakeWeights
+from tests.generate.adapter_alone import pushed_adapter
 from tests.generate.conftest import POSITIONS, PROMPTS
 
 GREEDY = Sampling(num_answers=2, max_new_tokens=12, greedy=True)
@@ -125,6 +126,9 @@ def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
         found["after_busy"] = refused(Generate(PROMPTS, GREEDY, 7, 6))
     generator(LoadFolder(new, version=7))
     found["new_greedy_after_busy"] = generate(GREEDY, 7)
+    with pushed_adapter(Path(old), 3) as shared:
+        generator(TakeWeights(shared, version=8))
+        found["adapted_greedy"], found["adapted_score"] = generate(GREEDY, 8), score()
     sockets = psutil.Process().net_connections("inet")
     found["listens_at"] = [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
     found["health"] = generator.engine.health()

@@ -8,6 +8,7 @@ from typing import Any
 import torch
 
 from raydpo.artifacts import shared_files
+from raydpo.generate.arrived import arrived
 from raydpo.generate.mapped_weights import mapped
 from raydpo.schema.rank_events import WeightsPart
 from raydpo.schema.shared_weights import SharedWeights
@@ -22,5 +23,6 @@ class Pushed(dict[str, torch.Tensor]):
         if isinstance(event, SharedWeights):
             found = mapped(event)
             assert found is not None, "another node"
-            self.update({name: value.clone() for name, value in found.items()})
+            for part in arrived(found):
+                self.update({name: value.clone() for name, value in part.items()})
             assert shared_files.remove(Path(event.path), event.key)

@@ -10,6 +10,7 @@ import torch
 
 from raydpo.artifacts import shared_files
 from raydpo.artifacts.shared_files import SharedFile
+from raydpo.generate.arrived import arrived
 from raydpo.generate.mapped_weights import mapped
 from raydpo.schema.rank_events import WeightsPart
 from raydpo.schema.shared_weights import SharedWeights
@@ -30,8 +31,8 @@ class Shared(NamedTuple):
 
 
 @torch.no_grad()
-def share_twice(place: Place, spec: TrainSpec, folder: Path) -> Shared:
-    """Share two times, after a step each, and compare with the parts of the second."""
+def share_twice(place: Place, spec: TrainSpec, folder: Path, start: Path | None = None) -> Shared:
+    """Share two times, after a step each, and compare with the parts of the second. start: of `share`."""
     honest, written = SharedFile.write, [0]
 
     def write(self: SharedFile, offset_bytes: int, data: memoryview) -> None:
@@ -48,19 +49,20 @@ def share_twice(place: Place, spec: TrainSpec, folder: Path) -> Shared:
             with pytest.MonkeyPatch.context() as counted:
                 if step:
                     counted.setattr(SharedFile, "write", write)
-                shared = shared_push.share(model, stage, place.rank, place.num_ranks)
+                shared = shared_push.share(model, stage, place.rank, place.num_ranks, start)
             assert isinstance(shared, SharedWeights), shared
         found = mapped(shared)
+        assert found is not None
+        came = {name: weight for part in arrived(found) for name, weight in part.items()}
         expected: dict[str, Any] = {}
         for part in parts(model, stage, True):
             assert isinstance(part, WeightsPart)
             expected |= part.weights
         left = [path.name for path in folder.iterdir()]
-        assert found is not None
-        assert {name: (weight.dtype, weight.shape) for name, weight in found.items()} == {
+        assert {name: (weight.dtype, weight.shape) for name, weight in came.items()} == {
             name: (weight.dtype, weight.shape) for name, weight in expected.items()
         }
-        differing = [name for name, weight in expected.items() if not torch.equal(weight, found[name])]
+        differing = [name for name, weight in expected.items() if not torch.equal(weight, came[name])]
         torch.distributed.barrier()
         if place.rank == 0:
             shared_push._forget()

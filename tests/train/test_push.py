@@ -1,13 +1,22 @@
 """What a push holds: every weight of the model in memory, once; of an adapter what merging it changes."""
 
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, GPT2Config, LlamaConfig, Qwen3MoeConfig
 
+from raydpo.artifacts import shared_files
+from raydpo.generate.arrived import arrived
+from raydpo.generate.mapped_weights import mapped
 from raydpo.models.lora import add_lora
+from raydpo.models.tensor_bytes import num_bytes_of
+from raydpo.schema.shared_weights import SharedWeights
+from raydpo.train import shared_push
 from raydpo.train.push import parts
+from raydpo.train.shared_push import share
 
 pytestmark = pytest.mark.slow
 
@@ -85,6 +94,32 @@ def test_experts_with_a_rank_stabilised_scale_come_as_they_are_merged() -> None:
     assert not [name for name in found if ".gate.weight" in name], "routers are left alone"
 
 
+def check_alone(adapted: Any, before: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
+    """The adapter alone, merged by whoever has the folder it began from: the same bits on any number of threads."""
+    threads = torch.get_num_threads()
+    with TemporaryDirectory() as place, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(shared_files, "folders", lambda: (Path(place),))
+        start = Path(place) / "start"
+        plain = AutoModelForCausalLM.from_config(adapted.get_base_model().config, dtype=adapted.dtype)
+        plain.load_state_dict(before)
+        plain.save_pretrained(start)
+        shared = share(adapted, 0, 0, 1, start)
+        assert isinstance(shared, SharedWeights)
+        assert shared.is_partial
+        trained = {id(weight): weight.nbytes for weight in adapted.parameters() if weight.requires_grad}
+        assert sum(map(num_bytes_of, shared.tensors)) == sum(trained.values()), "what is trained, and nothing else"
+        for num in (threads, 3):
+            torch.set_num_threads(num)
+            weights = mapped(shared)
+            assert weights is not None
+            came = {name: weight for part in arrived(weights) for name, weight in part.items()}
+            assert came.keys() == expected.keys()
+            assert all(torch.equal(weight, expected[name]) for name, weight in came.items())
+            assert {weight.dtype for weight in came.values()} == {weight.dtype for weight in expected.values()}
+        torch.set_num_threads(threads)
+        shared_push._forget()
+
+
 def check_adapter(model: Any, targets: str | tuple[str, ...], **settings: Any) -> dict[str, torch.Tensor]:
     before = {name: weight.clone() for name, weight in model.state_dict().items()}
     adapted = add_lora(model, rank=2, alpha=4, target_modules=targets, seed=0, **settings)
@@ -93,6 +128,7 @@ def check_adapter(model: Any, targets: str | tuple[str, ...], **settings: Any) -
             if parameter.requires_grad:
                 parameter.normal_() if "lora_" in name else parameter.add_(1)
     found = whole(adapted)
+    check_alone(adapted, before, found)
     merged = adapted.float().merge_and_unload().to(next(iter(found.values())).dtype).state_dict()
     assert found.keys() == {name for name, weight in merged.items() if not torch.equal(weight, before[name])}
     for name, weight in found.items():

@@ -33,13 +33,34 @@ def test_ranks_write_together_what_they_would_gather(
 
 
 @pytest.mark.parametrize(("num_ranks", "stage"), [(1, 0), (2, 2), (2, 3)])
-def test_of_an_adapter_rank_0_writes_what_it_changes(runs: Runs, num_ranks: int, stage: int, tmp_path: Path) -> None:
+def test_where_an_adapter_cannot_travel_alone_rank_0_writes_matrices(
+    runs: Runs, num_ranks: int, stage: int, tmp_path: Path
+) -> None:
     spec = runs.spec(zero_stage=stage, lora={"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"]})
     found = runs.gangs[num_ranks].run(share_jobs.share_twice, spec, tmp_path)
     assert [each.differing for each in found] == [[]] * num_ranks
     assert found[0].is_partial
     assert all("q_proj" in name or "v_proj" in name for name in found[0].names)
     assert [each.written > 0 for each in found] == [True] + [False] * (num_ranks - 1)
+
+
+@pytest.mark.parametrize(
+    ("num_ranks", "stage", "dtype"), [(1, 0, "float32"), (2, 2, "bfloat16"), (2, 3, "float32"), (2, 3, "bfloat16")]
+)
+def test_of_an_adapter_each_rank_writes_its_share_and_it_is_merged_where_it_arrives(
+    runs: Runs, num_ranks: int, stage: int, dtype: str, tmp_path: Path
+) -> None:
+    lora = {"rank": 2, "alpha": 4, "target_modules": ["q_proj", "v_proj"], "modules_to_save": ["norm"]}
+    spec = runs.spec(zero_stage=stage, dtype=dtype, lora=lora)
+    found = runs.gangs[num_ranks].run(share_jobs.share_twice, spec, tmp_path, spec.model.here())
+    assert [each.differing for each in found] == [[]] * num_ranks
+    assert found[0].is_partial
+    factors = [name for name in found[0].names if name.endswith((":0", ":1"))]
+    copied = [name for name in found[0].names if name not in factors]
+    assert "model.norm.weight" in copied
+    assert all("norm" in name for name in copied)
+    assert all("q_proj" in name or "v_proj" in name for name in factors)
+    assert all(each.written > 0 for each in found), "nobody writes for another, and nothing is gathered"
 
 
 @pytest.mark.parametrize(

@@ -15,23 +15,47 @@ import torch
 from safetensors.torch import load_file
 
 from raydpo.artifacts import weights_digest
+from raydpo.driver.generators import Generators
 from raydpo.errors import ConfigError, JudgeError, ResumeError
+from raydpo.models.tensor_bytes import num_bytes_of
 from raydpo.pipelines import iterate
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.rounds_folder import prompts_of
-from tests.pipelines.rounds.toy_rounds import no_digits, pairs, rounds_config, rows_of_parts
+from raydpo.schema.shared_weights import SharedWeights
+from raydpo.train import shared_push
+from tests.pipelines.rounds.toy_rounds import generations, no_digits, pairs, rounds_config, rows_of_parts
 from tests.pipelines.toy import Notes, Toy
 
 pytestmark = pytest.mark.slow
 
 
-def test_an_adapter_is_sent_merged(toy: Toy, machine: None) -> None:
-    folder, notes = toy.root / "lora", Notes()
-    changes = {"train.lora": {"rank": 4}, "rounds.num_rounds": 2, "rounds.eval_prompts": []}
-    found = list(iterate(rounds_config(toy, folder, changes), observer=notes))
-    assert [each.model.name for each in found] == ["model_merged", "model_merged"]
-    assert sum("generator holds policy" in text for text in notes.info) == 2
-    assert len({weights_digest(each.model) for each in found} | {weights_digest(toy.model)}) == 3
+def test_an_adapter_is_sent_alone_and_samples_are_those_of_merged_matrices(
+    toy: Toy, machine: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    sent: list[int] = []
+    honest = Generators.take
+
+    def take(self: Generators, shared: SharedWeights, version: int) -> None:
+        sent.append(sum(map(num_bytes_of, shared.tensors)))
+        honest(self, shared, version)
+
+    monkeypatch.setattr(Generators, "take", take)
+    made, notes = {}, Notes()
+    changes = {"train.lora": {"rank": 4}, "rounds.num_rounds": 3, "rounds.eval_prompts": []}
+    for kind in ("alone", "merged"):
+        found = list(iterate(rounds_config(toy, toy.root / kind, changes), observer=notes))
+        assert [each.model.name for each in found] == ["model_merged"] * 3
+        made[kind] = [weights_digest(each.model) for each in found], generations(toy.root / kind, 2)
+        monkeypatch.setattr(shared_push, "travels_alone", lambda model: False)
+    assert len({*made["alone"][0], weights_digest(toy.model)}) == 4
+    assert made["alone"] == made["merged"], "the policies, and what was sampled from the second push"
+    adapter = load_file(toy.root / "alone/rounds/000/train/model/adapter_model.safetensors")
+    merged = load_file(found[0].model / "model.safetensors")
+    changed = (weight for name, weight in merged.items() if f"base_model.model.{name[:-6]}lora_A.weight" in adapter)
+    size = sum(factor.nbytes for factor in adapter.values())
+    assert sent == [size] * 3 + [sum(weight.nbytes for weight in changed)] * 3
+    assert sum("generator holds policy" in text for text in notes.info) == 6, "compared after each push"
+    assert sum("merged matrices go to the generators" in text for text in notes.info) == 3
 
 
 def test_weights_gathered_from_two_ranks_of_zero_3(toy: Toy, machine: None) -> None:
