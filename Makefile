@@ -72,6 +72,7 @@ bench-rounds: $(VENV)/.dev
 # over 70 rounds of one batch. Fails where they grow.
 bench-standing: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.standing_rounds counts
+	$(BIN)/python -m benchmarks.standing_rounds counts --runtime ray
 	$(BIN)/python -m benchmarks.standing_rounds long
 
 # Seconds of a small round and of what in it is neither sampling nor a step, against another version: BEFORE=CHECKOUT.
