@@ -68,7 +68,7 @@ bench-rounds: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.rounds vllm
 	$(BIN)/python -m benchmarks.sampling_steps
 
-# Rounds whose roles stand: processes, model loads and bytes of weights of 10 rounds against 2 or 3; memory, files and processes
+# Rounds whose roles stand: processes, model loads and bytes of weights of 10 rounds against 2; memory, files and processes
 # over 70 rounds of one batch. Fails where they grow.
 bench-standing: $(VENV)/.dev
 	$(BIN)/python -m benchmarks.standing_rounds counts

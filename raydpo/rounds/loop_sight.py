@@ -171,7 +171,7 @@ def _mean_and_most(mean: float, most: float) -> str:
 def _staleness(found: Mapping[str, float]) -> str:
     """Only where there is any."""
     ages = {int(name.removeprefix(_PAIRS_OF_AGE)): n for name, n in found.items() if name.startswith(_PAIRS_OF_AGE)}
-    said = ", ".join(f"{number:.0f} pairs {age}" for age, number in ages.items())
+    said = ", ".join(f"{age} ({number:.0f} pairs)" for age, number in ages.items())
     return f"; staleness in versions: {said}" if any(ages) else ""
 
 

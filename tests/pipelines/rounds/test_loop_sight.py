@@ -211,5 +211,5 @@ def test_staleness_is_said_where_there_is_any(toy: Toy) -> None:
             f"pairs_of_age/{a}": n for a, n in ages.items()
         }
         said.append(notes.info[-1])
-    assert "; staleness in versions: 36 pairs 0, 12 pairs 1; busy" in said[0]
+    assert "; staleness in versions: 0 (36 pairs), 1 (12 pairs); busy" in said[0]
     assert not [text for text in said[1:] if "staleness" in text]
