@@ -57,6 +57,7 @@ def _start(folder: Path, adapted: tuple[AdaptedMatrix, ...]) -> Iterator[Callabl
         whole = weights_in(str(folder), dtype)
         yield lambda each: whole[each.name].to(getattr(torch, each.dtype))
         return
+    hollow.reader.looks = False  # trainers began from these files, and looked
     named = dict(hollow.model.named_parameters(remove_duplicate=False))
     with closing(hollow.reader):
         yield lambda each: hollow.reader.whole(hollow.places[id(named[each.name])], getattr(torch, each.dtype))
