@@ -27,7 +27,3 @@ class JudgeLots(OnDemand[Sequence[Row]]):
     @property
     def num_rows(self) -> int:
         return sum(self.sizes)
-
-    def chosen(self, numbers: Sequence[int]) -> OnDemand[Sequence[Row]]:
-        """Only these, in this order."""
-        return OnDemand(len(numbers), lambda place: self[numbers[place]])

@@ -9,18 +9,18 @@ judging, if trainers work on the same devices.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cached_property, partial
 from typing import Any
 
 from raydpo import runtime
-from raydpo.artifacts import digest_of
 from raydpo.config.round_sections import JudgeSection
 from raydpo.driver.actors import libraries_of, worker_limits
 from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judge_progress import JudgeProgress
 from raydpo.driver.judge_worker import make_judge_worker
 from raydpo.driver.ledger import Ledger
+from raydpo.driver.open_judging import OpenJudging
 from raydpo.errors import Cause, JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.deadline import OutOfTime, within
@@ -28,9 +28,7 @@ from raydpo.judge.judge_inputs import Models, find_models, inputs_of, is_compara
 from raydpo.judge.pairwise import looks_like_marks
 from raydpo.judge.verdict import Judge, Row, Verdict, judge_rows
 from raydpo.rundir.piece import Piece
-from raydpo.rundir.piece_parts import table_of
-from raydpo.schema.events import Note, Observer, StageDone, StageStarted, ignore
-from raydpo.schema.round_rows import SCORES
+from raydpo.schema.events import Note, Observer, StageDone, ignore
 from raydpo.schema.samples import Sample
 
 _ENDED = "judge: the run ended while there were prompts to judge."
@@ -45,6 +43,7 @@ class Judging:
     is_colocated: it works while trainers do not, on their devices.
     ledger: what is started and loaded is counted there.
 
+    is_stopped: nothing is to be judged any more.
     stands: set to False where models of the judge must not stay beside those of the other roles.
     """
 
@@ -61,7 +60,7 @@ class Judging:
         self._is_colocated, self._ledger = is_colocated, ledger or Ledger()
         self.stands = True
         self._pool: runtime.Pool | None = None
-        self._is_stopped = False
+        self.is_stopped = False
         self.needs_gpu = section is not None and section.gpus_per_worker > 0
         self.is_comparative = section is not None and is_comparative(section)
         given = JudgeSection(kind="function") if section is None else section
@@ -70,7 +69,7 @@ class Judging:
 
     def stop(self) -> None:
         """End the actors, and, at its next batch of rows, a function of the caller that another thread calls."""
-        self._is_stopped = True
+        self.is_stopped = True
         if self._pool is not None:
             self._pool.close()
 
@@ -87,33 +86,21 @@ class Judging:
         """Those that each of its actors loads, by name."""
         return {} if self._section is None else find_models(self._section)
 
-    def verdicts(self, lots: Sequence[Sequence[Row]]) -> Iterator[tuple[int, list[Verdict]]]:
-        """(index of the batch, a verdict for each of its rows), in the order they finish; no more batches once a signal has
-        asked the run to end."""
-        if self._judge is not None:
-            for index, lot in enumerate(lots):
-                if runtime.requested():  # as a pool does
-                    return
-                yield index, self._by_function(self._judge, lot)
-            return
-        pool = self._actors()
-        yield from pool.run(lots)
-        if self._is_colocated and (self.needs_gpu or (self.models and not self.stands)):
-            pool.stop()
-
-    def _by_function(self, judge: Judge, lot: Sequence[Row]) -> list[Verdict]:
+    def by_function(self, lot: Sequence[Row]) -> list[Verdict]:
         """Verdicts of the caller's function, which cannot be ended for good as an actor can: time out ends the round."""
+        judge = self._judge
+        assert judge is not None
         parts = [lot] if hasattr(judge, "many") else [[row] for row in lot]
         try:
             return [
                 verdict
                 for rows in parts
                 for verdict in within(
-                    self._row_timeout_s * len(rows), partial(judge_rows, judge, rows), lambda: self._is_stopped
+                    self._row_timeout_s * len(rows), partial(judge_rows, judge, rows), lambda: self.is_stopped
                 )
             ]
         except OutOfTime:
-            if self._is_stopped:
+            if self.is_stopped:
                 raise WorkerError(_ENDED, Cause.ENDED) from None
             name = getattr(judge, "__qualname__", type(judge).__qualname__)
             raise JudgeError(
@@ -121,6 +108,11 @@ class Judging:
                 "finish; the round would have waited for it without an end. What was judged before is kept. Repair it, or give "
                 "it more time (judge: {kind: function, timeout_s: ...}), and run the same command."
             ) from None
+
+    @property
+    def pool(self) -> runtime.Pool | None:
+        """Its actors, which start when there is work; None where a function of the caller judges."""
+        return None if self._judge is not None else self._actors()
 
     def _actors(self) -> runtime.Pool:
         section = self._section
@@ -138,7 +130,7 @@ class Judging:
                 placed=self._ledger.at_place("judge", loads=bool(self.models)),
                 **worker_limits(section, "judge"),
             )
-        if self._is_stopped:  # before there was a pool to close
+        if self.is_stopped:  # before there was a pool to close
             self._pool.close()
         return self._pool
 
@@ -149,29 +141,31 @@ class Judging:
         several = self._section is not None and self._section.num_workers > 1
         return libraries_of() if several and "torch" in sys.modules else ()
 
-    def judge(self, piece: Piece, lots: JudgeLots, observer: Observer) -> None:
-        """Judge what the piece lacks, a part for each batch, and commit. Raises JudgeError for too many failures.
+    def opened(self, piece: Piece, lots: JudgeLots, observer: Observer) -> OpenJudging:
+        """Begin to judge `lots`, each once it is put."""
+        found = OpenJudging(self, piece, lots, observer)
+        self._progress = found.progress
+        return found
 
-        Whatever the number of actors, part n is of batch n, so the piece is the same.
-        """
-        piece.begin()
-        there, num_rows = piece.numbers(), lots.num_rows
-        missing = [number for number in range(len(lots)) if number not in there]
-        observer(StageStarted("judge", num_rows, "prompts"))
-        self._progress = progress = JudgeProgress(observer, num_rows - sum(lots.sizes[number] for number in missing))
-        num_failed = 0
-        for index, verdicts in self.verdicts(lots.chosen(missing)):
-            rows = [_row(*both) for both in zip(verdicts, lots[missing[index]], strict=True)]
-            piece.write_part(missing[index], table_of(rows, SCORES))
-            progress.judged(index, len(verdicts))
-            num_failed += sum(verdict.scores is None for verdict in verdicts)
-            if self._is_stopped or num_failed > self.max_failed_fraction * num_rows:
-                break  # the others cannot make it good
+    def judge(self, piece: Piece, lots: JudgeLots, observer: Observer) -> None:
+        """Judge what the piece lacks, a part for each batch, and commit. Raises JudgeError for too many failures."""
+        judged = self.opened(piece, lots, observer)
+        for number in range(len(lots)):
+            judged.put(number)
+        judged.finish()
+        self.commit(piece, judged, observer)
+
+    def commit(self, piece: Piece, judged: OpenJudging, observer: Observer) -> None:
+        """Commit what is judged, and give back what is not to stand. Raises JudgeError for too many failures, WorkerError where
+        something was not judged."""
+        num_rows = judged.lots.num_rows
         failed = self._failed(piece, num_rows)
-        if self._is_stopped or not piece.numbers().issuperset(range(len(lots))):
+        if self.is_stopped or not judged.has_all:
             raise WorkerError(_ENDED, Cause.ENDED)
-        piece.commit({"failed": failed, **self._marks(lots, observer)})
-        number = progress.num_again
+        piece.commit({"failed": failed, **self._marks(judged.lots, observer)})
+        if self._pool is not None and self._is_colocated and (self.needs_gpu or (self.models and not self.stands)):
+            self._pool.stop()
+        number = judged.progress.num_again
         again = f", {number} request{'s' if number > 1 else ''} sent again" * bool(number)
         observer(StageDone("judge", f"{num_rows} prompts" + (f", {failed} failed" if failed else "") + again))
 
@@ -216,17 +210,6 @@ class Judging:
                 "and run the same command: what was judged is kept, what failed is asked again."
             )
         return num_failed
-
-
-def _row(verdict: Verdict, shown: Row) -> dict[str, Any]:
-    scores = None if verdict.scores is None else list(verdict.scores)
-    return {"judged": judged_digest(shown), "scores": scores, "reason": verdict.reason}
-
-
-def judged_digest(shown: Row) -> str:
-    """What the scores of a row are found again by: 32 hex digits over the prompt and its answers."""
-    prompt, answers = shown
-    return digest_of([prompt, *answers])[:32]
 
 
 def texts(samples: Sequence[Sample]) -> list[str]:

@@ -6,8 +6,9 @@ work in two threads, know of actors nothing but this.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import accumulate
 from typing import Any
 
 import pyarrow as pa
@@ -16,12 +17,56 @@ from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judges import Judging
+from raydpo.driver.open_judging import OpenJudging
+from raydpo.driver.turns import Turns
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.piece_parts import table_of
 from raydpo.runtime import deferred
 from raydpo.schema.events import Advanced, Observer, StageDone, StageStarted
 from raydpo.schema.round_rows import SAMPLES
 from raydpo.schema.samples import Generate, Generated, Prompt
+
+
+@dataclass
+class WantedSamples:
+    """Samples that are wanted as a committed piece, a part for each request. prompts: of all requests, in their order."""
+
+    piece: Piece
+    policy: Policy
+    requests: Sequence[Generate]
+    prompts: Sequence[Prompt]
+    meta: Mapping[str, Any]
+    is_whole: bool = False
+
+    def __post_init__(self) -> None:
+        sizes = (len(request.prompts) for request in self.requests)
+        self._starts = [0, *accumulate(sizes)]
+
+    def lot(self, number: int) -> Sequence[Prompt]:
+        """The prompts of a request."""
+        return self.prompts[self._starts[number] : self._starts[number + 1]]
+
+    def missing(self) -> list[int]:
+        """Requests that have no part."""
+        there = self.piece.numbers()
+        return [number for number in range(len(self.requests)) if number not in there]
+
+    def commit_if_whole(self) -> bool:
+        """Commit if all requests have their parts; whether they have."""
+        self.is_whole = not self.missing()
+        if self.is_whole:
+            self.piece.commit({"version": self.policy.version, **self.meta})
+        return self.is_whole
+
+
+@dataclass(frozen=True)
+class OpenScores:
+    """Where scores go while samples come. piece: takes the parts. lots: what is shown, a batch for each part of samples.
+    committed: the same piece, once it is known which samples they are of."""
+
+    piece: Piece
+    lots: JudgeLots
+    committed: Callable[[], Piece]
 
 
 @dataclass(frozen=True)
@@ -41,35 +86,64 @@ class Roles:
     observer: Observer
     rows_per_lot: int
 
-    def sample(
-        self,
-        piece: Piece,
-        policy: Policy,
-        requests: Sequence[Generate],
-        prompts: Sequence[Prompt],
-        meta: Mapping[str, Any],
-    ) -> None:
-        """Have `policy` answer the requests that the piece lacks, a part each, and commit. prompts: of all requests."""
-        self.generators.hold(policy)
-        piece.begin()
-        there = piece.numbers()
-        missing = [number for number in range(len(requests)) if number not in there]
-        starts = [0]
-        for request in requests:
-            starts.append(starts[-1] + len(request.prompts))
-        self.observer(StageStarted("generate", len(prompts), "prompts"))
-        done = len(prompts) - sum(len(requests[number].prompts) for number in missing)
+    def sample(self, wanted: WantedSamples) -> None:
+        """Have the policy answer the requests that lack a part, and commit."""
+        self._begin(wanted)
         with deferred():
-            for index, answer in self.generators.generate([requests[number] for number in missing]):
-                number = missing[index]
-                lot = prompts[starts[number] : starts[number + 1]]
-                piece.write_part(number, _table(lot, answer))
-                self.busy.sampled(answer)
-                done += len(lot)
-                self.observer(Advanced("generate", done))
-            if done == len(prompts):
-                piece.commit({"version": policy.version, **meta})
-        self.observer(StageDone("generate", f"{len(prompts)} prompts, policy {policy.version}"))
+            for _ in self._answered(wanted):
+                pass
+            wanted.commit_if_whole()
+        self._say_sampled(wanted)
+
+    def sample_and_judge(self, wanted: WantedSamples, scores: OpenScores, turns: Turns) -> None:
+        """The same, and each part is judged as soon as it is written. Raises JudgeError for too many failures. turns: is told
+        who works."""
+        self._begin(wanted)
+        judged = self.judging.opened(scores.piece, scores.lots, self.observer)
+        try:
+            with deferred():
+                turns.to("sample")
+                for number in sorted(wanted.piece.numbers()):
+                    judged.put(number)
+                for number in self._answered(wanted, (judged, turns)):
+                    judged.put(number)
+                if wanted.commit_if_whole():
+                    self._say_sampled(wanted)
+                turns.to("judge")
+                judged.finish()
+                if wanted.is_whole or judged.is_hopeless:
+                    piece = scores.committed() if wanted.is_whole else scores.piece
+                    self.judging.commit(piece, judged, self.observer)
+        finally:
+            turns.end()
+            self.busy.add("judge", judged.busy_s)
+
+    @property
+    def can_judge_meanwhile(self) -> bool:
+        """Whether a judge may work while generators do: not where it needs a GPU that they hold."""
+        return not (self.judging.needs_gpu and self.generators.shares_gpus)
+
+    def _begin(self, wanted: WantedSamples) -> None:
+        self.generators.hold(wanted.policy)
+        wanted.piece.begin()
+        self.observer(StageStarted("generate", len(wanted.prompts), "prompts"))
+
+    def _answered(self, wanted: WantedSamples, beside: tuple[OpenJudging, Turns] | None = None) -> Iterator[int]:
+        """Number of each part that is written now."""
+        missing = wanted.missing()
+        done = len(wanted.prompts) - sum(len(wanted.requests[number].prompts) for number in missing)
+        requests = [wanted.requests[number] for number in missing]
+        for index, answer in self.generators.generate(requests, beside):
+            number = missing[index]
+            lot = wanted.lot(number)
+            wanted.piece.write_part(number, _table(lot, answer))
+            self.busy.sampled(answer)
+            done += len(lot)
+            self.observer(Advanced("generate", done))
+            yield number
+
+    def _say_sampled(self, wanted: WantedSamples) -> None:
+        self.observer(StageDone("generate", f"{len(wanted.prompts)} prompts, policy {wanted.policy.version}"))
 
     def judge(self, piece: Piece, lots: JudgeLots) -> None:
         """Have the lots that the piece lacks judged, and commit. Raises JudgeError for too many failures."""

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from raydpo.driver.generators import Policy
-from raydpo.driver.roles import Roles
+from raydpo.driver.roles import Roles, WantedSamples
 from raydpo.judge.measures import SampleTally, win_rate
 from raydpo.rounds.paired_rows import Scores, batches_of, beside, lots_of, rows_of, samples_of, scores_of
 from raydpo.rounds.produce import distinct_2, requests_of
@@ -122,7 +122,7 @@ class Evaluator:
 
     def _sample(self, piece: Piece, sampling: Sampling, policy: Policy) -> None:
         requests = requests_of(self._config, self._prompts, sampling, policy.version, "evaluation")
-        self._roles.sample(piece, policy, requests, self._prompts, {"sampling": asdict(sampling)})
+        self._roles.sample(WantedSamples(piece, policy, requests, self._prompts, {"sampling": asdict(sampling)}))
 
     def _kl(self, policy: Policy, inputs: Any) -> Metrics:
         """Mean over prompts of log policy - log other model of one sampled answer: unbiased estimates, in nats. The other

@@ -57,7 +57,7 @@ class LoopSight:
     def phase(self, index: int, name: str) -> Iterator[None]:
         """Count the time of the block for a phase of round `index`; while it is sampled, the tokens that come and the queue."""
         began_s, num_tokens = self._now_s(), self._busy.num_sampled_tokens
-        if name == "sample":
+        if name == "sample" and index not in self._depths:  # the judge may have had turns between
             self._depth.begin()
         try:
             yield

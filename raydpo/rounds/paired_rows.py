@@ -12,7 +12,8 @@ from itertools import zip_longest
 from typing import Any
 
 from raydpo.driver.judge_lots import JudgeLots
-from raydpo.driver.judges import judged_digest, texts
+from raydpo.driver.judges import texts
+from raydpo.driver.open_judging import judged_digest
 from raydpo.errors import IntegrityError
 from raydpo.judge.verdict import Row
 from raydpo.rundir.on_demand import OnDemand
@@ -68,6 +69,18 @@ def lots_of(pieces: Sequence[Piece], prompts: Sequence[Prompt], prompts_per_lot:
 
     def make(number: int) -> list[Row]:
         return list(rows_of(lots[number], map(_joined, *(of_piece[number] for of_piece in batches))))
+
+    return JudgeLots([len(lot) for lot in lots], make)
+
+
+def open_lots(piece: Piece, prompts: Sequence[Prompt], prompts_per_lot: int) -> JudgeLots:
+    """The same of one piece that need not be committed: a batch is read from its part, which must be there then."""
+    lots = chunks(prompts, prompts_per_lot)
+
+    def make(number: int) -> list[Row]:
+        return list(
+            rows_of(lots[number], _samples(piece, lots[number], piece.part(number), number * prompts_per_lot + 1))
+        )
 
     return JudgeLots([len(lot) for lot in lots], make)
 

@@ -10,10 +10,12 @@ import random
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts import digest_of_rows
+from raydpo.artifacts.durable import COMMIT
 from raydpo.config import Config
 from raydpo.config.mixture_entry import paths_of
 from raydpo.config.outside import is_outside, source_sha256
@@ -22,11 +24,12 @@ from raydpo.data.offline_share import offline_rows
 from raydpo.data.prompts import own_answer
 from raydpo.data.tokenizer import TextTokenizer
 from raydpo.driver.generators import Policy
-from raydpo.driver.roles import Roles
+from raydpo.driver.roles import OpenScores, Roles, WantedSamples
+from raydpo.driver.turns import Turns
 from raydpo.judge.measures import distinct_bigrams
 from raydpo.judge.pairs import PairRule, make_pairs, record_of, spin_pairs
 from raydpo.rounds.pair_parts import OFFLINE, PairParts, files_of
-from raydpo.rounds.paired_rows import lots_of, samples_of, scored_samples
+from raydpo.rounds.paired_rows import lots_of, open_lots, samples_of, scored_samples
 from raydpo.rounds.round_tally import RoundTally
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.rounds_folder import RoundsFolder, chunks, prompts_of, seed_of
@@ -133,12 +136,33 @@ class Producer:
         piece = Piece(folder / "generations", inputs)
         if not piece.is_done:
             requests = requests_of(self._config, prompts, sampling, policy.version, index)
+            self._sample(folder, index, WantedSamples(piece, policy, requests, prompts, {}))
+        return piece
+
+    def _sample(self, folder: Path, index: int, wanted: WantedSamples) -> None:
+        """Samples; with them their scores, where both roles can work and there are none of another attempt."""
+        is_judged_later = self._rounds.pairs == "spin" or (folder / "scores" / COMMIT).is_file()
+        if is_judged_later or not self._roles.can_judge_meanwhile:
             with self._phase(index, "sample"):
-                self._roles.sample(piece, policy, requests, prompts, {})
+                self._roles.sample(wanted)
+            return
+        lots = open_lots(wanted.piece, wanted.prompts, self._roles.rows_per_lot)
+        open_piece = Piece(folder / "scores", self._while_sampled(wanted.piece))
+        scores = OpenScores(open_piece, lots, lambda: self._scores_piece(folder, wanted.piece))
+        self._roles.sample_and_judge(wanted, scores, Turns(partial(self._phase, index)))
+
+    def _while_sampled(self, generations: Piece) -> Any:
+        """What scores depend on, as far as it is known before the samples are committed; each row says of which it is."""
+        return ["while sampled", generations.inputs_digest, self._roles.judging.inputs]
+
+    def _scores_piece(self, folder: Path, generations: Piece) -> Piece:
+        """Scores of committed samples, with those that were given before the samples were."""
+        piece = Piece(folder / "scores", [generations.digest, self._roles.judging.inputs])
+        piece.take_over(self._while_sampled(generations))
         return piece
 
     def _scores(self, folder: Path, index: int, prompts: Sequence[Prompt], generations: Piece) -> Piece:
-        piece = Piece(folder / "scores", [generations.digest, self._roles.judging.inputs])
+        piece = self._scores_piece(folder, generations)
         if not piece.is_done:
             with self._phase(index, "judge"):
                 self._roles.judge(piece, lots_of([generations], prompts, self._roles.rows_per_lot))

@@ -41,6 +41,7 @@ class Piece:
         self._inputs = digest_of(inputs) if inputs_digest is None else inputs_digest
         self._work = folder.with_name(f".{folder.name}-work")
         self._written: dict[str, tuple[int, str]] = {}
+        self._names: dict[int, str] = {}
 
     @property
     def is_done(self) -> bool:
@@ -60,6 +61,11 @@ class Piece:
         """Of everything in the committed piece."""
         return digest_of(read_commit(self.folder))
 
+    @property
+    def inputs_digest(self) -> str:
+        """Of what it depends on."""
+        return self._inputs
+
     def begin(self, *, anew: bool = False) -> None:
         """Make room for parts; those of an attempt with the same inputs stay, unless it is to begin `anew`."""
         fetch(self._work)
@@ -67,6 +73,14 @@ class Piece:
         if anew or _inputs_of(mark) != self._inputs:
             shutil.rmtree(self._work, ignore_errors=True)
             self._work.mkdir(parents=True)
+            write_json(mark, {"inputs": self._inputs})
+        self._names = {number: names[0] for number, names in self._uncommitted().items()}
+
+    def take_over(self, inputs: Any) -> None:
+        """Parts that were made while of these inputs no more was known than `inputs` are parts of this piece."""
+        fetch(self._work)
+        mark = self._work / "inputs.json"
+        if _inputs_of(mark) == digest_of(inputs):
             write_json(mark, {"inputs": self._inputs})
 
     def numbers(self) -> set[int]:
@@ -82,12 +96,23 @@ class Piece:
         record = write_part(self._work, number, rows)
         if record is not None:
             self._written[record.name] = record.bytes, record.sha256
+            self._names[number] = record.name
         settle(self._work, is_urgent=False)
 
     def drop_part(self, number: int) -> None:
         """Forget an uncommitted part: the next attempt makes it again."""
         for name in self._uncommitted().get(number, ()):
             (self._work / name).unlink(missing_ok=True)
+
+    def part(self, number: int) -> Rows:
+        """Rows of a part that is there, be the piece committed or not. Raises IntegrityError, and removes
+        one of an earlier attempt that is damaged."""
+        name = self._names[number]
+        work = self._work / name
+        if not work.is_file():
+            return read_part(self.folder / name)
+        self._hashed(name)
+        return read_part(work)
 
     def uncommitted(self) -> Iterator[tuple[int, Rows]]:
         """(number, rows) of each part before the piece is committed, a part at a time."""

@@ -38,6 +38,8 @@ _log = redacting_logger(__name__)
 
 HANG_TIMEOUT_S = 1800.0
 """Of pools that nobody gives a deadline."""
+_WAIT_S = 5.0
+"""Between two looks at places and at the clock."""
 
 
 class Pool:
@@ -89,27 +91,48 @@ class Pool:
 
         Once a signal has asked the run to end, no item is handed out any more: those in work are the last.
         """
-        self._items = PoolItems(items, self._max_retries, self._lighter)
+        self.begin(items)
+        while self.num_unfinished:
+            yield from self.step()
+
+    def begin(self, items: Sequence[Any], *, are_there: bool = True) -> None:
+        """Begin a run whose steps the caller takes. are_there: whether all items wait now, or each once it is `put`."""
+        self._items = PoolItems(items, self._max_retries, self._lighter, are_there=are_there)
+        self._begin_waiting()
+
+    def put(self, index: int) -> None:
+        """Item `index` of the run is there."""
+        self._items.put(index)
+        self._begin_waiting()
+
+    def _begin_waiting(self) -> None:
         for worker in [worker for worker in self._workers.values() if worker.state == "ready"]:
             worker.was_idle = True
             self._feed(worker)
-        self._start_missing(min(self._num_workers, len(items)))
-        while self._items.num_unfinished:
-            if requested() and self._items.num_waiting:
-                self._items.drop_waiting()
+        self._start_missing(min(self._num_workers, self._items.num_unfinished))
+
+    @property
+    def num_unfinished(self) -> int:
+        """Items of the run without a result; those that nobody began are none of them once a signal came."""
+        if requested() and self._items.num_waiting:
+            self._items.drop_waiting()
+        return self._items.num_unfinished
+
+    def step(self, timeout_s: float = _WAIT_S) -> Iterator[tuple[int, Any]]:
+        """(index, result) of items that ended; waits for the first news of an actor, at most `timeout_s`."""
+        for worker, answer in self._answers(timeout_s):
+            if worker.state != "working":
+                self._advance(worker, answer)
                 continue
-            for worker, answer in self._answers():
-                if worker.state != "working":
-                    self._advance(worker, answer)
-                    continue
-                done = answer if worker.takes_several else [(worker.items[0], answer)]
-                for index, _ in done:
-                    worker.items.remove(index)
-                    self._items.finish_one()
-                worker.state, worker.was_idle = "ready", False
-                self._feed(worker)
-                yield from done
-        self._show()
+            done = answer if worker.takes_several else [(worker.items[0], answer)]
+            for index, _ in done:
+                worker.items.remove(index)
+                self._items.finish_one()
+            worker.state, worker.was_idle = "ready", False
+            self._feed(worker)
+            yield from done
+        if not self._items.num_unfinished:
+            self._show()
 
     def tell(self, message: Any) -> list[Any]:
         """Give `message` to every actor that there is; their answers. Between two runs.
@@ -167,14 +190,14 @@ class Pool:
         for worker in workers:
             self._actors.kill(worker.actor)
 
-    def _answers(self) -> Iterator[tuple[PoolWorker, Any]]:
+    def _answers(self, timeout_s: float = _WAIT_S) -> Iterator[tuple[PoolWorker, Any]]:
         """Finished calls of living workers; the dead are buried, errors raised."""
         if self._is_closed:
             raise WorkerError(f"{self._name}: the actors were ended while there was work for them.", Cause.ENDED)
         calls = list(self._calls)
         if not calls:
             raise WorkerError(f"{self._name}: no actor is left for the work. {self._remedy()}", Cause.UNKNOWN)
-        finished = self._wait(calls)
+        finished = self._wait(calls, timeout_s)
         if not finished:
             self._check_placement()
         for call in finished:
@@ -210,15 +233,34 @@ class Pool:
         gauge("raydpo_workers", len(placed), self._name)
         gauge("raydpo_busy_share", busy / max(1, len(placed)), self._name)
 
-    def _wait(self, calls: list[Any]) -> list[Any]:
+    def _wait(self, calls: list[Any], timeout_s: float) -> list[Any]:
         """Finished ones of `calls`. Time that the caller spends elsewhere counts for nobody's silence."""
         self._show()
         started_s = time.monotonic()
-        finished = self._actors.wait(calls, min(5.0, self._hang_timeout_s))
-        waited_s = time.monotonic() - started_s
+        finished = self._actors.wait(calls, min(timeout_s, self._hang_timeout_s))
+        self._was_waited_for(time.monotonic() - started_s)
+        return finished
+
+    def _was_waited_for(self, waited_s: float) -> None:
         for worker in list(self._calls.values()):  # another thread may be stopping the pool
             worker.silent_s += waited_s
-        return finished
+
+    @property
+    def is_in_process(self) -> bool:
+        """Whether its actor is in this process, and works while a step is taken."""
+        return self._actors.is_shared
+
+    @staticmethod
+    def wait_for_any(pools: Sequence[Pool], timeout_s: float = _WAIT_S) -> None:
+        """Wait until an actor of any of `pools` has something to say; not at all for one that is in this process beside
+        others, which works when its pool is stepped."""
+        calls = [call for pool in pools for call in list(pool._calls)]
+        if not all(pool._calls for pool in pools) or len({type(pool._actors) for pool in pools}) > 1:
+            return
+        started_s = time.monotonic()
+        pools[0]._actors.wait(calls, min(timeout_s, *(pool._hang_timeout_s for pool in pools), _WAIT_S))
+        for pool in pools:
+            pool._was_waited_for(time.monotonic() - started_s)
 
     def _check_silence(self) -> None:
         """End those that are silent beyond the deadline. Raises HangError when that was once too often."""

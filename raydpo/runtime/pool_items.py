@@ -18,17 +18,25 @@ _DEATHS_UNTIL_ALONE = 2
 
 class PoolItems:
     """items: as given. max_retries: how often one may lose its actor. lighter: an item as it is tried with less memory.
+    are_there: whether all wait now, or each once it is `put`.
 
     num_unfinished: items without a result that somebody still waits for.
     """
 
-    def __init__(self, items: Sequence[Any], max_retries: int, lighter: Callable[[Any], Any] | None) -> None:
+    def __init__(
+        self,
+        items: Sequence[Any],
+        max_retries: int,
+        lighter: Callable[[Any], Any] | None,
+        *,
+        are_there: bool = True,
+    ) -> None:
         self._items, self._max_retries, self._lighter = items, max_retries, lighter
-        self._queue = deque(range(len(items)))
+        self._queue = deque(range(len(items)) if are_there else ())
         self._changed: dict[int, Any] = {}
         self._deaths_of_item: dict[int, int] = {}
         self._deaths_at_start = 0
-        self.num_unfinished = len(items)
+        self.num_unfinished = len(self._queue)
 
     def __len__(self) -> int:
         return len(self._items)
@@ -40,6 +48,11 @@ class PoolItems:
     def at(self, index: int) -> Any:
         """An item as it is tried now. A sequence may make it when it is asked."""
         return self._changed[index] if index in self._changed else self._items[index]
+
+    def put(self, index: int) -> None:
+        """One more waits."""
+        self._queue.append(index)
+        self.num_unfinished += 1
 
     def take(self) -> int:
         """The next one that waits."""

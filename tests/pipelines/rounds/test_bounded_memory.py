@@ -13,7 +13,9 @@ from raydpo.data.tokenizer import TextTokenizer
 from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.judges import Judging
+from raydpo.driver.open_judging import OpenJudging
 from raydpo.driver.roles import Roles
+from raydpo.driver.turns import Turns
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.pairs import best_worst
 from raydpo.models.resolve import resolve_model
@@ -45,10 +47,14 @@ def look() -> None:
 class Source:
     """Stands for generators: answers of different lengths, in the order of the requests."""
 
+    shares_gpus = False
+
     def hold(self, policy: Policy) -> None:
         pass
 
-    def generate(self, requests: Sequence[Generate]) -> Iterator[tuple[int, Generated]]:
+    def generate(
+        self, requests: Sequence[Generate], beside: tuple[OpenJudging, Turns] | None = None
+    ) -> Iterator[tuple[int, Generated]]:
         for index, request in enumerate(requests):
             look()
             number = request.sampling.num_answers
@@ -57,6 +63,8 @@ class Source:
                 for prompt in request.prompts
             )
             yield index, Generated(answers, request.version, 0.0)
+            if beside is not None:
+                beside[0].advance()
 
 
 def looking(prompt: str, responses: list[str]) -> list[float]:

@@ -18,7 +18,7 @@ from raydpo.driver.judges import Judging
 from raydpo.errors import JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.asked import Asked, Judged
-from raydpo.judge.verdict import Verdict
+from raydpo.judge.verdict import Row, Verdict
 from raydpo.models.resolve import ResolvedModel
 from raydpo.rundir.piece import Piece
 from raydpo.schema.events import Advanced, Event, Note, StageDone
@@ -35,18 +35,25 @@ def judge_of(tmp_path: Path, *, is_colocated: bool = True) -> Judging:
     return Judging(None, section, EngineSpec(str(tmp_path)), is_colocated=is_colocated)
 
 
-def pids(judging: Judging) -> set[tuple[float, ...] | None]:
-    return {verdict.scores for _, verdicts in judging.verdicts([[("a", ["b"])]]) for verdict in verdicts}
+def judged(judging: Judging, folder: Path, lots: list[list[Row]]) -> list[dict[str, Any]]:
+    """Rows of a piece of its own."""
+    piece = Piece(folder / f"scores-{len(list(folder.glob('scores-*')))}", [])
+    judging.judge(piece, JudgeLots.of(lots), lambda event: None)
+    return list(piece.rows())
+
+
+def pids(judging: Judging, folder: Path) -> set[float]:
+    return {row["scores"][0] for row in judged(judging, folder, [[("a", ["b"])]])}
 
 
 def test_the_actors_of_a_judge_are_started_once(tmp_path: Path, processes: None) -> None:
     judging = judge_of(tmp_path)
-    first, second = pids(judging), pids(judging)
+    first, second = pids(judging, tmp_path), pids(judging, tmp_path)
     assert len(first) == 1
-    assert first == second != {None}
+    assert first == second
     judging.stop()
-    with pytest.raises(WorkerError, match="the actors were ended"):
-        pids(judging)
+    with pytest.raises(WorkerError, match="the run ended"):
+        pids(judging, tmp_path)
     assert not judging._actors()._workers
 
 
@@ -57,7 +64,7 @@ def test_a_judge_with_a_gpu_gives_it_back_where_trainers_need_it(
     """There is no GPU here: the judge only believes that it has one."""
     judging = judge_of(tmp_path, is_colocated=is_colocated)
     judging.needs_gpu = True
-    first, second = pids(judging), pids(judging)
+    first, second = pids(judging, tmp_path), pids(judging, tmp_path)
     assert (first == second) is not is_colocated
     judging.stop()
 
@@ -67,7 +74,7 @@ def test_a_judge_with_a_model_stays_where_there_is_room_for_it(tmp_path: Path, p
     """The judge only believes that it has a model."""
     judging = judge_of(tmp_path)
     judging.models, judging.stands = {"a model": ResolvedModel("a model", None, tmp_path)}, stands
-    first, second = pids(judging), pids(judging)
+    first, second = pids(judging, tmp_path), pids(judging, tmp_path)
     assert (first == second) is stands
     judging.stop()
 
@@ -75,8 +82,8 @@ def test_a_judge_with_a_model_stays_where_there_is_room_for_it(tmp_path: Path, p
 def test_a_judge_that_is_stopped_before_it_began_starts_nothing(tmp_path: Path, processes: None) -> None:
     judging = judge_of(tmp_path)
     judging.stop()
-    with pytest.raises(WorkerError, match="the actors were ended"):
-        pids(judging)
+    with pytest.raises(WorkerError, match="the run ended"):
+        pids(judging, tmp_path)
     assert not judging._actors()._workers
 
 
@@ -142,16 +149,16 @@ def test_code_that_the_config_names_is_ended_where_it_hangs(
 ) -> None:
     """In a process of its own, where one actor of any other role would be in this one."""
     own = section["kind"] != "ensemble"
-    judging = judging_of(tmp_path, **section, **({"timeout_s": 0.2} if own else {}))
+    judging = judging_of(tmp_path, **section, max_failed_fraction=1.0, **({"timeout_s": 0.2} if own else {}))
     try:
-        ((_, verdicts),) = judging.verdicts([[("go", ["a"]), ("wait", [TRAP]), ("go", ["a"])]])
+        rows = judged(judging, tmp_path, [[("go", ["a"]), ("wait", [TRAP]), ("go", ["a"])]])
         (worker,) = judging._actors()._workers.values()
         assert worker.place is not None
         assert worker.place.pid != os.getpid()
     finally:
         judging.stop()
-    assert [verdict.scores is None for verdict in verdicts] == [False, True, False]
-    assert "no verdict within 0.2 s (judge.timeout_s)" in verdicts[1].reason
+    assert [row["scores"] is None for row in rows] == [False, True, False]
+    assert "no verdict within 0.2 s (judge.timeout_s)" in rows[1]["reason"]
 
 
 @pytest.mark.parametrize("is_main", [True, False])

@@ -78,8 +78,8 @@ def undisturbed(toy: Toy, machine: None) -> Path:
     ("stage", "number", "signum", "said"),
     [
         ("generate", 2, signal.SIGTERM, "of the evaluation before them 3 parts of generations."),
-        ("generate", 5 + 3, signal.SIGINT, "of round 0 prompts, 4 parts of generations."),
-        ("judge", 5 + 1, signal.SIGTERM, "of round 0 prompts, generations, 1 part of scores."),
+        ("generate", 5 + 3, signal.SIGINT, "of round 0 prompts, 4 parts of generations, 2 parts of scores."),
+        ("judge", 5 + 1, signal.SIGTERM, "of round 0 prompts, 2 parts of generations, 1 part of scores."),
         ("pairs", 1, signal.SIGTERM, "of round 0 prompts, generations, scores, pairs."),
         ("train", 2, signal.SIGTERM, "of round 0 prompts, generations, scores, pairs, step 2 of its training."),
         ("generate", 5 + 7 + 1, signal.SIGTERM, "its model, 2 parts of generations of its evaluation."),
@@ -90,7 +90,7 @@ def test_a_round_keeps_what_is_answered(
     toy: Toy, tmp_path: Path, undisturbed: Path, stage: str, number: int, signum: int, said: str
 ) -> None:
     """Of 4 parts of an evaluation and 6 of a round, and one event more at the end of each. A generator has the next part
-    already when one is written."""
+    already when one is written; the judge has had those before."""
     wanted = rounds_config(toy, tmp_path, COLOCATED)
     with pytest.raises(Stopped) as stopped:
         list(iterate(wanted, no_digits, Signal(stage, number, signum)))
@@ -137,9 +137,11 @@ def test_samples_that_are_made_ahead_are_kept(toy: Toy, tmp_path: Path, machine:
     folder, undisturbed = tmp_path / "stopped", tmp_path / "undisturbed"
     with pytest.raises(Stopped) as stopped:
         list(iterate(rounds_config(toy, folder, SPLIT), judge, AtFirstStep("train", 1, signal.SIGTERM)))
-    assert "step 1 of its training; of round 1 prompts, generations, 1 part of scores." in str(stopped.value)
+    assert "step 1 of its training; of round 1 prompts, " in str(stopped.value)
     assert not half_written(folder)
     kept = parts(folder)
+    assert sum("001/generations" in name for name in kept) == 2
+    assert sum("001/scores" in name for name in kept) == 1
     for each in (folder, undisturbed):
         assert len(list(iterate(rounds_config(toy, each, SPLIT), judge))) == 2
     assert kept.items() <= parts(folder).items()
