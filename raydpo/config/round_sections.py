@@ -234,7 +234,11 @@ class RoundsSection(Section):
     num_rounds: Annotated[int, FREE_IN_ROUNDS] = Field(default=3, ge=1)
     """Rounds of sample, judge, train."""
     prompts_per_round: int | None = Field(default=None, ge=1)
-    """Prompts of one round, drawn without replacement until all were used. None: all of them every round."""
+    """Prompts of one round, drawn without replacement until all were used. None: all of them every round. With
+    `pairs_per_round` the most that a round may have."""
+    pairs_per_round: int | None = Field(default=None, ge=1)
+    """A round ends at the first request, in the order of prompts, by which at least this many pairs are there; the next round
+    begins where it ended. Of its own pairs, without those of `offline_share`. None: a round has all of its prompts."""
     ema_decay: Annotated[float, Key(read_with=ReadWith("reference", "ema", "the reference"))] = Field(
         default=0.9, ge=0, lt=1
     )

@@ -30,6 +30,7 @@ def rounds_checks(config: Config, has_judge: bool) -> list[str]:
         _labels,
         _offline_share,
         _mismatched,
+        _pairs_per_round,
         _export,
         _columns,
         _early_stopping,
@@ -139,6 +140,30 @@ def _mismatched(config: Config, rounds: RoundsSection) -> Iterator[str]:
         yield (
             f"rounds.prompts_per_round: 1 gives objective {config.objective.name} nothing to train on: it compares each prompt "
             "with the answer to another one. Set at least 2."
+        )
+
+
+def _pairs_per_round(config: Config, rounds: RoundsSection) -> Iterator[str]:
+    wanted, most = rounds.pairs_per_round, rounds.prompts_per_round
+    if wanted is None:
+        return
+    if rounds.pairs == "spin":
+        yield (
+            f"rounds.pairs_per_round: {wanted} ends a round by the pairs of judged answers, and rounds.pairs: spin asks no "
+            "judge. Leave it out; rounds.prompts_per_round says how long a round is."
+        )
+    if rounds.pairs in ("best_worst", "best_random") and most is not None and wanted > most:
+        yield (
+            f"rounds.pairs_per_round: {wanted} with rounds.prompts_per_round: {most}: rounds.pairs: {rounds.pairs} makes at "
+            "most one pair of a prompt, so no round would have so many, and it would do nothing. Raise "
+            "rounds.prompts_per_round, which is the most prompts that a round may take, or leave one of them out."
+        )
+    judge_gpus = 0.0 if config.judge is None else config.judge.gpus_per_worker
+    if rounds.placement == "colocated" and judge_gpus and config.generate.gpus_per_worker:
+        yield (
+            f"rounds.pairs_per_round: {wanted} needs a judge that works while generators do, and with rounds.placement: "
+            f"colocated the judge (judge.gpus_per_worker: {judge_gpus:g}) gets its GPU when they are through. Set placement: "
+            "split, or leave rounds.pairs_per_round out."
         )
 
 

@@ -21,11 +21,9 @@ from raydpo import runtime
 from raydpo.artifacts import shared_files, weights_digest
 from raydpo.config import Config
 from raydpo.driver.actors import libraries_of, worker_limits
-from raydpo.driver.beside import run_beside
+from raydpo.driver.beside import JudgedBeside, run_beside
 from raydpo.driver.ledger import Ledger
-from raydpo.driver.open_judging import OpenJudging
 from raydpo.driver.queue_depth import QueueDepth
-from raydpo.driver.turns import Turns
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator, Health, PolicyLoaded
@@ -183,11 +181,10 @@ class Generators:
         )
 
     def generate(
-        self, requests: Sequence[Generate], beside: tuple[OpenJudging, Turns] | None = None
+        self, requests: Sequence[Generate], beside: JudgedBeside | None = None
     ) -> Iterator[tuple[int, Generated]]:
-        """(index of the request, answers), in the order they finish. beside: a judging that goes on meanwhile, and who is told
-        whose turn it is."""
-        yield from self._pool.run(requests) if beside is None else run_beside(self._pool, requests, *beside)
+        """(index of the request, answers), in the order they finish. beside: a judging that goes on meanwhile."""
+        yield from self._pool.run(requests) if beside is None else run_beside(self._pool, requests, beside)
 
     def score(self, requests: Sequence[Score]) -> Iterator[tuple[int, Scored]]:
         """(index of the request, log-probs), in the order they finish."""

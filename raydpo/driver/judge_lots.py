@@ -27,3 +27,7 @@ class JudgeLots(OnDemand[Sequence[Row]]):
     @property
     def num_rows(self) -> int:
         return sum(self.sizes)
+
+    def first(self, number: int) -> JudgeLots:
+        """The first `number` batches alone."""
+        return JudgeLots(self.sizes[:number], self.__getitem__)

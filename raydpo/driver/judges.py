@@ -21,6 +21,7 @@ from raydpo.driver.judge_progress import JudgeProgress
 from raydpo.driver.judge_worker import make_judge_worker
 from raydpo.driver.ledger import Ledger
 from raydpo.driver.open_judging import OpenJudging
+from raydpo.driver.round_cut import RoundCut
 from raydpo.errors import Cause, JudgeError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.deadline import OutOfTime, within
@@ -141,9 +142,9 @@ class Judging:
         several = self._section is not None and self._section.num_workers > 1
         return libraries_of() if several and "torch" in sys.modules else ()
 
-    def opened(self, piece: Piece, lots: JudgeLots, observer: Observer) -> OpenJudging:
+    def opened(self, piece: Piece, lots: JudgeLots, observer: Observer, cut: RoundCut | None = None) -> OpenJudging:
         """Begin to judge `lots`, each once it is put."""
-        found = OpenJudging(self, piece, lots, observer)
+        found = OpenJudging(self, piece, lots, observer, cut)
         self._progress = found.progress
         return found
 
@@ -159,7 +160,7 @@ class Judging:
         """Commit what is judged, and give back what is not to stand. Raises JudgeError for too many failures, WorkerError where
         something was not judged."""
         num_rows = judged.lots.num_rows
-        failed = self._failed(piece, num_rows)
+        failed = self.failed(piece, num_rows)
         if self.is_stopped or not judged.has_all:
             raise WorkerError(_ENDED, Cause.ENDED)
         piece.commit({"failed": failed, **self._marks(judged.lots, observer)})
@@ -189,8 +190,8 @@ class Judging:
             )
         return {"answers_with_marks": number}
 
-    def _failed(self, piece: Piece, num_rows: int) -> int:
-        """How many rows failed. Too many: forget the parts that hold them, so that the same command asks again."""
+    def failed(self, piece: Piece, num_rows: int) -> int:
+        """How many rows failed. Raises JudgeError for too many, and forgets their parts, which are then asked again."""
         reasons: list[str] = []
         bad: list[int] = []
         num_failed = 0

@@ -16,6 +16,7 @@ from raydpo import runtime
 from raydpo.artifacts import digest_of
 from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judge_progress import JudgeProgress
+from raydpo.driver.round_cut import RoundCut
 from raydpo.judge.verdict import Row, Verdict
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.piece_parts import Rows, table_of
@@ -40,13 +41,16 @@ class Verdicts(Protocol):
 
 
 class OpenJudging:
-    """Begins `piece`. lots: what is shown; a batch is read once it is put.
+    """Begins `piece`. lots: what is shown; a batch is read once it is put. cut: says where the round ends; None: it has all of
+    its prompts.
 
     num_failed: rows that this attempt found failed. busy_s: seconds that the judge worked.
     """
 
-    def __init__(self, judge: Verdicts, piece: Piece, lots: JudgeLots, observer: Observer) -> None:
-        self._judge, self._piece, self.lots, self._observer = judge, piece, lots, observer
+    def __init__(
+        self, judge: Verdicts, piece: Piece, lots: JudgeLots, observer: Observer, cut: RoundCut | None
+    ) -> None:
+        self._judge, self._piece, self.lots, self.cut = judge, piece, lots, cut
         piece.begin()
         self._before, self._done = piece.numbers(), set[int]()
         self._waiting: deque[int] = deque()
@@ -58,10 +62,11 @@ class OpenJudging:
 
     def put(self, number: int) -> None:
         """The samples of a batch are there."""
+        if self.cut is not None and self.cut.leaves_out(number):
+            return
         if number in self._before:
             if self._is_of_what_is_shown(number):
-                self._done.add(number)
-                self.progress.judged(number, self.lots.sizes[number])
+                self._is_judged(number, self.lots.sizes[number])
                 return
             self._piece.drop_part(number)
         if self._judge.pool is None:
@@ -87,9 +92,19 @@ class OpenJudging:
         return self._judge.pool is None or self._judge.pool.is_in_process
 
     @property
+    def is_cut(self) -> bool:
+        """Whether it is known where the round ends."""
+        return self.cut is not None and self.cut.end is not None
+
+    @property
+    def is_at_work(self) -> bool:
+        """Whether something that was put is not judged yet."""
+        return bool(self._waiting or self._num_in_actors)
+
+    @property
     def is_hopeless(self) -> bool:
         """Whether so many rows failed that the others cannot make it good."""
-        return self.num_failed > self._judge.max_failed_fraction * self.lots.num_rows
+        return not self.is_cut and self.num_failed > self._judge.max_failed_fraction * self.lots.num_rows
 
     @property
     def has_all(self) -> bool:
@@ -131,11 +146,32 @@ class OpenJudging:
         )
 
     def _write(self, number: int, verdicts: Sequence[Verdict]) -> None:
+        if self.cut is not None and self.cut.leaves_out(number):
+            return  # it was in work when the round ended
         rows: Rows = [_row(*both) for both in zip(verdicts, self.lots[number], strict=True)]
         self._piece.write_part(number, table_of(rows, SCORES))
-        self._done.add(number)
-        self.progress.judged(number, len(verdicts))
         self.num_failed += sum(verdict.scores is None for verdict in verdicts)
+        self._is_judged(number, len(verdicts))
+
+    def _is_judged(self, number: int, num_rows: int) -> None:
+        self._done.add(number)
+        self.progress.judged(number, num_rows)
+        if self.cut is None:
+            return
+        self.cut.judged(number)
+        if self.cut.end is not None:
+            self._end_at(self.cut.end)
+
+    def _end_at(self, end: int) -> None:
+        """The first `end` batches are all; what was judged of others is forgotten."""
+        for number in self._piece.numbers():
+            if number >= end:
+                self._piece.drop_part(number)
+        self._done = {number for number in self._done if number < end}
+        self.lots = self.lots.first(end)
+        self._waiting.clear()
+        if self._judge.pool is not None:
+            self._judge.pool.drop_waiting()
 
 
 def _row(verdict: Verdict, shown: Row) -> dict[str, Any]:

@@ -13,11 +13,13 @@ from typing import Any
 
 import pyarrow as pa
 
+from raydpo.driver.beside import JudgedBeside
 from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.judge_lots import JudgeLots
 from raydpo.driver.judges import Judging
 from raydpo.driver.open_judging import OpenJudging
+from raydpo.driver.round_cut import RoundCut
 from raydpo.driver.turns import Turns
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.piece_parts import table_of
@@ -29,13 +31,17 @@ from raydpo.schema.samples import Generate, Generated, Prompt
 
 @dataclass
 class WantedSamples:
-    """Samples that are wanted as a committed piece, a part for each request. prompts: of all requests, in their order."""
+    """Samples that are wanted as a committed piece, a part for each request.
+
+    prompts: of all requests, in their order. cut: ends the round before the last request, None: it has all of them.
+    """
 
     piece: Piece
     policy: Policy
     requests: Sequence[Generate]
     prompts: Sequence[Prompt]
     meta: Mapping[str, Any]
+    cut: RoundCut | None = None
     is_whole: bool = False
 
     def __post_init__(self) -> None:
@@ -47,16 +53,32 @@ class WantedSamples:
         return self.prompts[self._starts[number] : self._starts[number + 1]]
 
     def missing(self) -> list[int]:
-        """Requests that have no part."""
-        there = self.piece.numbers()
-        return [number for number in range(len(self.requests)) if number not in there]
+        """Requests that have no part, of those that count."""
+        there, end = self.piece.numbers(), None if self.cut is None else self.cut.end
+        return [number for number in range(len(self.requests))[:end] if number not in there]
 
     def commit_if_whole(self) -> bool:
         """Commit if all requests have their parts; whether they have."""
-        self.is_whole = not self.missing()
+        self.is_whole = not self.missing() and (self.cut is None or self.cut.end is not None)
         if self.is_whole:
-            self.piece.commit({"version": self.policy.version, **self.meta})
+            self.piece.commit({"version": self.policy.version, **self.meta, **self._ended()})
         return self.is_whole
+
+    def _ended(self) -> dict[str, int]:
+        """Where the round ended; parts beyond it are forgotten."""
+        if self.cut is None or self.cut.end is None:
+            return {}
+        for number in sorted(self.piece.numbers()):
+            if self.cut.leaves_out(number):
+                self.leave_out(number)
+                self.piece.drop_part(number)
+        return {"prompts": self._starts[self.cut.end], "not_used": self.cut.num_not_used}
+
+    def leave_out(self, number: int) -> None:
+        """Count the samples of a request that does not count."""
+        assert self.cut is not None
+        request = self.requests[number]
+        self.cut.num_not_used += len(request.prompts) * request.sampling.num_answers
 
 
 @dataclass(frozen=True)
@@ -99,24 +121,31 @@ class Roles:
         """The same, and each part is judged as soon as it is written. Raises JudgeError for too many failures. turns: is told
         who works."""
         self._begin(wanted)
-        judged = self.judging.opened(scores.piece, scores.lots, self.observer)
+        judged = self.judging.opened(scores.piece, scores.lots, self.observer, wanted.cut)
         try:
             with deferred():
                 turns.to("sample")
                 for number in sorted(wanted.piece.numbers()):
                     judged.put(number)
-                for number in self._answered(wanted, (judged, turns)):
+                for number in self._answered(wanted, JudgedBeside(judged, turns, wanted.missing())):
                     judged.put(number)
+                if wanted.cut is not None:  # before it is known where the round ends, nothing is committed
+                    self._judge_rest(judged, turns)
+                    self.judging.failed(scores.piece, judged.lots.num_rows)
                 if wanted.commit_if_whole():
                     self._say_sampled(wanted)
-                turns.to("judge")
-                judged.finish()
+                self._judge_rest(judged, turns)
                 if wanted.is_whole or judged.is_hopeless:
                     piece = scores.committed() if wanted.is_whole else scores.piece
                     self.judging.commit(piece, judged, self.observer)
         finally:
             turns.end()
             self.busy.add("judge", judged.busy_s)
+
+    @staticmethod
+    def _judge_rest(judged: OpenJudging, turns: Turns) -> None:
+        turns.to("judge")
+        judged.finish()
 
     @property
     def can_judge_meanwhile(self) -> bool:
@@ -128,22 +157,26 @@ class Roles:
         wanted.piece.begin()
         self.observer(StageStarted("generate", len(wanted.prompts), "prompts"))
 
-    def _answered(self, wanted: WantedSamples, beside: tuple[OpenJudging, Turns] | None = None) -> Iterator[int]:
+    def _answered(self, wanted: WantedSamples, beside: JudgedBeside | None = None) -> Iterator[int]:
         """Number of each part that is written now."""
-        missing = wanted.missing()
+        missing = wanted.missing() if beside is None else beside.numbers
         done = len(wanted.prompts) - sum(len(wanted.requests[number].prompts) for number in missing)
         requests = [wanted.requests[number] for number in missing]
         for index, answer in self.generators.generate(requests, beside):
             number = missing[index]
             lot = wanted.lot(number)
-            wanted.piece.write_part(number, _table(lot, answer))
             self.busy.sampled(answer)
+            if wanted.cut is not None and wanted.cut.leaves_out(number):
+                wanted.leave_out(number)
+                continue
+            wanted.piece.write_part(number, _table(lot, answer))
             done += len(lot)
             self.observer(Advanced("generate", done))
             yield number
 
     def _say_sampled(self, wanted: WantedSamples) -> None:
-        self.observer(StageDone("generate", f"{len(wanted.prompts)} prompts, policy {wanted.policy.version}"))
+        number = wanted.piece.meta.get("prompts", len(wanted.prompts))
+        self.observer(StageDone("generate", f"{number} prompts, policy {wanted.policy.version}"))
 
     def judge(self, piece: Piece, lots: JudgeLots) -> None:
         """Have the lots that the piece lacks judged, and commit. Raises JudgeError for too many failures."""

@@ -78,11 +78,14 @@ def open_lots(piece: Piece, prompts: Sequence[Prompt], prompts_per_lot: int) -> 
     lots = chunks(prompts, prompts_per_lot)
 
     def make(number: int) -> list[Row]:
-        return list(
-            rows_of(lots[number], _samples(piece, lots[number], piece.part(number), number * prompts_per_lot + 1))
-        )
+        return list(rows_of(lots[number], open_groups(piece, lots[number], number, prompts_per_lot)))
 
     return JudgeLots([len(lot) for lot in lots], make)
+
+
+def open_groups(piece: Piece, prompts: Sequence[Prompt], number: int, size: int) -> Iterator[tuple[Sample, ...]]:
+    """The samples of each of `prompts`, which are those of part `number` of a piece that need not be committed."""
+    return _samples(piece, prompts, piece.part(number), number * size + 1)
 
 
 def _joined(*groups: tuple[Sample, ...]) -> tuple[Sample, ...]:

@@ -134,7 +134,7 @@ def check_room(config: Config) -> None:
         raise ResourceError(problems)
 
 
-_BEFORE_THERE_WAS_A_CHOICE = {"rounds.optimizer": "fresh", "rounds.sync_every": None}
+_BEFORE_THERE_WAS_A_CHOICE = {"rounds.optimizer": "fresh", "rounds.sync_every": None, "rounds.pairs_per_round": None}
 
 
 def check_same_run(layout: RoundsFolder, digests: dict[str, Any]) -> None:

@@ -29,8 +29,10 @@ from raydpo.driver.turns import Turns
 from raydpo.judge.measures import distinct_bigrams
 from raydpo.judge.pairs import PairRule, make_pairs, record_of, spin_pairs
 from raydpo.rounds.pair_parts import OFFLINE, PairParts, files_of
+from raydpo.rounds.paired_rows import Scores as Values
 from raydpo.rounds.paired_rows import lots_of, open_lots, samples_of, scored_samples
 from raydpo.rounds.round_tally import RoundTally
+from raydpo.rounds.stream import Chosen, PairStream
 from raydpo.rundir.piece import Piece
 from raydpo.rundir.rounds_folder import RoundsFolder, chunks, prompts_of, seed_of
 from raydpo.schema.events import StageDone
@@ -94,15 +96,20 @@ class Producer:
         self._rule = PairRule(strategy, rounds.top_k, rounds.margin, rounds.max_length_ratio, rounds.truncated)
         # Such an objective needs answers to another prompt as well: the pairs of one prompt alone are not used.
         self._compares_prompts = "mismatched" in layout.config.objective.batch_kinds
+        self._stream = None if rounds.pairs_per_round is None else PairStream(layout, prompts)
 
     def produce(self, index: int, policy: Policy) -> Produced:
         """The pairs of round `index`, sampled by `policy`."""
         folder = self._layout.round(index)
-        chosen, digest = self._chosen(folder, index)
-        generations = self._generations(folder, index, policy, chosen, digest)
+        chosen = self._stream.chosen(index) if self._stream else self._chosen(folder, index)
+        generations = self._generations(folder, index, policy, chosen)
+        used = chosen.prompts
+        if self._stream:
+            used = chosen.prompts[: generations.meta["prompts"]]
+            _prompts_piece(folder, used)
         is_judged = self._rounds.pairs != "spin"
-        scores = self._scores(folder, index, chosen, generations) if is_judged else None
-        pairs = self._pairs(folder, index, chosen, generations, scores)
+        scores = self._scores(folder, index, used, generations) if is_judged else None
+        pairs = self._pairs(folder, index, used, generations, scores)
         meta = pairs.meta
         found = meta.get(
             "versions", {policy.version: int(meta["metrics"]["pairs/made"])}
@@ -110,23 +117,17 @@ class Producer:
         versions = {int(version): n for version, n in found.items() if n}
         return Produced(index, policy.version, pairs.folder, meta["metrics"], versions)
 
-    def _chosen(self, folder: Path, index: int) -> tuple[list[Prompt], str]:
+    def _chosen(self, folder: Path, index: int) -> Chosen:
         """The prompts of a round, and the digest of their committed piece."""
         numbers = prompts_of(index, len(self._prompts), self._rounds.prompts_per_round, self._config.run.seed)
-        chosen = [self._prompts[number] for number in numbers]
-        piece = Piece(folder / "prompts", None, digest_of_rows(map(vars, chosen)))
-        if not piece.is_done:
-            piece.begin()
-            for number, lot in enumerate(chunks(chosen, PROMPTS_PER_PART)):
-                piece.write_part(number, map(vars, lot))
-            piece.commit({"prompts": len(chosen)})
-        return chosen, piece.digest
+        prompts = [self._prompts[number] for number in numbers]
+        return Chosen(prompts, _prompts_piece(folder, prompts).digest)
 
-    def _generations(self, folder: Path, index: int, policy: Policy, prompts: Sequence[Prompt], digest: str) -> Piece:
+    def _generations(self, folder: Path, index: int, policy: Policy, chosen: Chosen) -> Piece:
         section = self._config.generate
         sampling = sampling_of(self._config)
         inputs = [
-            digest,
+            chosen.digest,
             policy.digest,
             asdict(sampling),
             section.prompts_per_item,
@@ -135,19 +136,21 @@ class Producer:
         ]
         piece = Piece(folder / "generations", inputs)
         if not piece.is_done:
-            requests = requests_of(self._config, prompts, sampling, policy.version, index)
-            self._sample(folder, index, WantedSamples(piece, policy, requests, prompts, {}))
+            requests = requests_of(self._config, chosen.prompts, sampling, policy.version, index)
+            self._sample(folder, index, WantedSamples(piece, policy, requests, chosen.prompts, {}))
         return piece
 
     def _sample(self, folder: Path, index: int, wanted: WantedSamples) -> None:
         """Samples; with them their scores, where both roles can work and there are none of another attempt."""
         is_judged_later = self._rounds.pairs == "spin" or (folder / "scores" / COMMIT).is_file()
-        if is_judged_later or not self._roles.can_judge_meanwhile:
+        if not self._stream and (is_judged_later or not self._roles.can_judge_meanwhile):
             with self._phase(index, "sample"):
                 self._roles.sample(wanted)
             return
         lots = open_lots(wanted.piece, wanted.prompts, self._roles.rows_per_lot)
         open_piece = Piece(folder / "scores", self._while_sampled(wanted.piece))
+        if self._stream:
+            wanted.cut = self._stream.cut(wanted, open_piece, partial(self._num_pairs, index))
         scores = OpenScores(open_piece, lots, lambda: self._scores_piece(folder, wanted.piece))
         self._roles.sample_and_judge(wanted, scores, Turns(partial(self._phase, index)))
 
@@ -193,10 +196,18 @@ class Producer:
         if rounds.offline_share:
             piece.write(OFFLINE, offline)
         metrics = tally.metrics(parts.num_pairs, distinct_2("samples", generations, prompts))
-        piece.commit({"metrics": metrics, "versions": {str(version): n for version, n in parts.versions.items()}})
+        if self._stream:
+            metrics["samples/not_used"] = float(generations.meta["not_used"])
+        versions = {str(version): n for version, n in parts.versions.items()}
+        ended = self._stream.ended(index, len(prompts)) if self._stream else {}
+        piece.commit({"metrics": metrics, "versions": versions, **ended})
         became = f"{parts.num_pairs} pairs of {len(prompts)} prompts ({_counted(tally.counts)})"
         self._roles.observer(StageDone("pairs", became))
         return piece
+
+    def _num_pairs(self, index: int, prompt: Prompt, samples: Sequence[Sample], scores: Values) -> int:
+        """Of a prompt, before its round is over."""
+        return len(self._of_prompt(prompt, samples, scores, {"round": index, "version": 0})[0])
 
     def _offline(self, index: int, num_pairs: int) -> list[dict[str, Any]]:
         """Rows of `data.train` to be mixed with a round's own pairs."""
@@ -233,6 +244,17 @@ class Producer:
             for chosen, rejected, _ in made.pairs
         ]
         return records, made.counts
+
+
+def _prompts_piece(folder: Path, prompts: Sequence[Prompt]) -> Piece:
+    """The prompts of a round, committed."""
+    piece = Piece(folder / "prompts", None, digest_of_rows(map(vars, prompts)))
+    if not piece.is_done:
+        piece.begin()
+        for number, lot in enumerate(chunks(prompts, PROMPTS_PER_PART)):
+            piece.write_part(number, map(vars, lot))
+        piece.commit({"prompts": len(prompts)})
+    return piece
 
 
 def own_sample(prompt: Prompt, answer: Encoded) -> tuple[Sample, dict[str, Any]]:

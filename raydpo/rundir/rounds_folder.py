@@ -123,7 +123,7 @@ def prompts_of(round_index: int, num_prompts: int, per_round: int | None, seed: 
     line = _lap(lap, num_prompts, per_round, seed)
     chosen = line[place : place + per_round]
     if missing := per_round - len(chosen):
-        chosen += _without(chosen, _shuffled(lap + 1, num_prompts, seed), missing)[:missing]
+        chosen += _without(chosen, shuffled(lap + 1, num_prompts, seed), missing)[:missing]
     return chosen
 
 
@@ -138,15 +138,16 @@ def _lap(lap: int, num_prompts: int, per_round: int, seed: int) -> list[int]:
     first = lap
     while first and border(first - 1) > num_prompts - per_round:
         first -= 1  # else the end of the epoch before is as it was shuffled, whatever came first in it
-    line = _shuffled(first - 1, num_prompts, seed) if first else []
+    line = shuffled(first - 1, num_prompts, seed) if first else []
     for number in range(first, lap + 1):
-        fresh = _shuffled(number, num_prompts, seed)
+        fresh = shuffled(number, num_prompts, seed)
         tail = border(number - 1) if number else 0
         line = _without(line[num_prompts - tail :], fresh, per_round - tail)
     return line
 
 
-def _shuffled(lap: int, num_prompts: int, seed: int) -> list[int]:
+def shuffled(lap: int, num_prompts: int, seed: int) -> list[int]:
+    """Indices of all prompts in the order of an epoch, before any of them waits for a round to be over."""
     line = list(range(num_prompts))
     random.Random(f"{seed} {lap}").shuffle(line)
     return line

@@ -100,10 +100,15 @@ class Pool:
         self._items = PoolItems(items, self._max_retries, self._lighter, are_there=are_there)
         self._begin_waiting()
 
-    def put(self, index: int) -> None:
-        """Item `index` of the run is there."""
-        self._items.put(index)
+    def put(self, *indices: int) -> None:
+        """These items of the run are there."""
+        for index in indices:
+            self._items.put(index)
         self._begin_waiting()
+
+    def drop_waiting(self) -> None:
+        """Items that nobody began are not wanted any more."""
+        self._items.drop_waiting()
 
     def _begin_waiting(self) -> None:
         for worker in [worker for worker in self._workers.values() if worker.state == "ready"]:

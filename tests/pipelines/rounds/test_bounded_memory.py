@@ -10,12 +10,11 @@ from typing import Any, cast
 import pytest
 
 from raydpo.data.tokenizer import TextTokenizer
+from raydpo.driver.beside import JudgedBeside
 from raydpo.driver.busy import Busy
 from raydpo.driver.generators import Generators, Policy
 from raydpo.driver.judges import Judging
-from raydpo.driver.open_judging import OpenJudging
 from raydpo.driver.roles import Roles
-from raydpo.driver.turns import Turns
 from raydpo.generate.engine import EngineSpec
 from raydpo.judge.pairs import best_worst
 from raydpo.models.resolve import resolve_model
@@ -53,7 +52,7 @@ class Source:
         pass
 
     def generate(
-        self, requests: Sequence[Generate], beside: tuple[OpenJudging, Turns] | None = None
+        self, requests: Sequence[Generate], beside: JudgedBeside | None = None
     ) -> Iterator[tuple[int, Generated]]:
         for index, request in enumerate(requests):
             look()
@@ -64,7 +63,7 @@ class Source:
             )
             yield index, Generated(answers, request.version, 0.0)
             if beside is not None:
-                beside[0].advance()
+                beside.judging.advance()
 
 
 def looking(prompt: str, responses: list[str]) -> list[float]:
