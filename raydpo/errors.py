@@ -14,6 +14,7 @@
     +-- PolicyMismatchError    a generator does not compute what its trainers do
     +-- JudgeError             the judge failed on more prompts than it may
     +-- NonFiniteError         three non-finite steps in a row
+    +-- StateLostError         optimizer state that was in the memory of trainers alone, and died with them
     +-- WorkerError            an actor died or raised; says which one and of what
         +-- HangError          ranks that stopped reporting within the deadline
         +-- OutOfMemoryError   a micro-batch did not fit into the memory of a rank
@@ -99,6 +100,10 @@ class PolicyMismatchError(RaydpoError):
 
 class JudgeError(RaydpoError):
     """The judge failed on more prompts than it may."""
+
+
+class StateLostError(RaydpoError):
+    """The optimizer state that a training goes on with was in the memory of trainers that ended, and is on no disk."""
 
 
 class NonFiniteError(RaydpoError):

@@ -332,6 +332,17 @@ FAULTS = (
     ),
     Fault(
         ROUNDS,
+        "the driver, or trainers with `carried`, are killed where `rounds.save_every` left rounds unsaved",
+        "trainings since the newest saved round",
+        "they are made again from the committed pairs, to the same weights bit for bit (CPU); the folder in memory is removed",
+        (
+            "pipelines/rounds/test_save_every.py::test_after_a_kill_rounds_that_were_not_saved_are_trained_again",
+            "pipelines/rounds/test_save_every.py::test_trainers_that_die_in_an_unsaved_stretch_go_on_from_the_newest_saved_round",
+            "artifacts/test_shared_folder.py::test_what_a_killed_process_left_is_removed_by_whoever_comes_next",
+        ),
+    ),
+    Fault(
+        ROUNDS,
         "the carried optimizer state of a round is damaged",
         "rounds after the damage",
         "refused before the next round, with the folders to remove so that it is made again",

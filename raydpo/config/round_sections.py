@@ -233,6 +233,9 @@ class RoundsSection(Section):
     the moments, and in bfloat16 the float32 weights, that the round before ended with."""
     num_rounds: Annotated[int, FREE_IN_ROUNDS] = Field(default=3, ge=1)
     """Rounds of sample, judge, train."""
+    save_every: Annotated[int, FREE_IN_ROUNDS] = Field(default=1, ge=1)
+    """Rounds after which the policy, and with `optimizer: carried` the optimizer state, is written to disk; the last round is
+    always saved. What lies between is kept in memory, and trained again from its committed pairs after a kill."""
     prompts_per_round: int | None = Field(default=None, ge=1)
     """Prompts of one round, drawn without replacement until all were used. None: all of them every round. With
     `pairs_per_round` the most that a round may have."""

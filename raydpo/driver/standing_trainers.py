@@ -19,6 +19,7 @@ from raydpo.config import Config
 from raydpo.driver.actors import trainer_gang
 from raydpo.driver.export_proof import StandingProver
 from raydpo.driver.ledger import Ledger
+from raydpo.errors import StateLostError
 from raydpo.rundir.workspace import Workspace
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.rank_events import Finished, ModelReady, TrainEvent
@@ -29,13 +30,13 @@ from raydpo.train.loop import run as train_rank
 class StandingTrainers:
     """ledger: what is started and loaded is counted there. why_not: why they end after each training, as a clause; empty where
     they stand. prover: loads what they publish; None where a worker is started for each. Made in the session of the run, and to
-    be closed before it is."""
+    be closed before it is. hindrance: why they end after each training, as far as is known by now."""
 
     def __init__(self, observer: Observer, ledger: Ledger, why_not: str, prover: StandingProver | None = None) -> None:
         self.prover = prover
         self._ledger, self._observer = ledger, observer
         self._home = runtime.home()
-        self._stands, self._is_said = not why_not, False
+        self._stands, self._is_said, self.hindrance = not why_not, False, why_not
         self._gang: runtime.Gang | None = None
         self._holds: Path | None = None  # folder that will be published with the weights that ranks ended with
 
@@ -56,14 +57,16 @@ class StandingTrainers:
         """Train `spec` on the ranks that stand, or on fresh ones: (rank, what it yields). Raises as `Gang.run`."""
         if self._gang is not None and (self._gang.num_ranks != num_ranks or self._is_leaving(self._gang)):
             self.end()
+        is_held, self._holds = spec.model.folder == self._holds, None
+        if not is_held:
+            _require_state(spec)
         if self._gang is None:
             self._gang = trainer_gang(
                 workspace.config, "train", num_ranks, observer, keeps=self._stands, home=self._home
             )
             self._ledger.started("train", num_ranks)
         gang, hindrance = self._gang, "they ended early"
-        function = partial(train_rank, spec=replace(spec, stands=spec.model.folder == self._holds))
-        self._holds = None
+        function = partial(train_rank, spec=replace(spec, stands=is_held))
         try:
             with closing(gang.run(function, max_unread)) as events:  # who leaves in the middle ends the gang
                 for rank, event in events:
@@ -77,7 +80,7 @@ class StandingTrainers:
             if gang.is_closed or hindrance or not self._stands:
                 self.end()
         if hindrance and self._stands and not self._is_said:
-            self._is_said = True
+            self._is_said, self.hindrance = True, hindrance
             self._observer(Note("info", f"trainers start anew for each round: {hindrance}"))
 
     def end(self) -> None:
@@ -98,6 +101,15 @@ class StandingTrainers:
         if found:
             self._observer(Note("info", "train: a node of the ranks is being taken away; others start"))
         return found
+
+
+def _require_state(spec: TrainSpec) -> None:
+    """Raise StateLostError where ranks that do not hold what `spec` goes on with would find it on no disk."""
+    if spec.resume is None and spec.optimizer is not None and not (spec.optimizer / "engine").is_dir():
+        raise StateLostError(
+            "the optimizer state that the round goes on with was in the memory of trainers that ended, and "
+            f"{spec.optimizer} has the weights alone. The same command trains the rounds since the newest saved one again."
+        )
 
 
 def _publishes_last(config: Config) -> bool:

@@ -102,7 +102,7 @@ def training_stage(
     references.warn(observer)
     if text := runtime.short_stop(workspace.config.run.stop_grace_s):
         observer(Note("warning", text))
-    if workspace.config.train.save == "weights" and plan.action != "done":
+    if workspace.config.train.save == "weights" and plan.action != "done" and trainers is None:
         text = "train.save: weights: nothing goes on from these checkpoints; a run that is interrupted starts over"
         observer(Note("warning", text))
     prover = None if trainers is None else trainers.prover

@@ -1,7 +1,8 @@
 """Optimizer state that is carried from round to round: where a round finds it, and how long it is kept.
 
 Comes in: the folders of a run of rounds. Goes out: a checkpoint to go on with, or none. Decision: that of the newest two
-rounds is kept, so that the newest can be made again; the price is two checkpoints.
+saved rounds is kept, so that the newest can be made again; the price is two checkpoints. Of a round that is not saved the
+trainers alone have it, and its checkpoint in memory is a name for it.
 """
 
 from __future__ import annotations
@@ -22,8 +23,10 @@ def optimizer_of(layout: RoundsFolder, index: int) -> Path | None:
     version = layout.trained(index)
     if not layout.carries_optimizer or version == 0:
         return None
-    checkpoints = layout.round(version - 1) / "train/checkpoints"
-    own, _ = newest_checkpoint(layout.round(index) / "train/checkpoints")
+    checkpoints, in_memory = _checkpoints(layout, version - 1), layout.unsaved.training(version - 1)
+    if in_memory is not None and not checkpoints.is_dir():
+        return committed(in_memory / "checkpoints")[-1].folder
+    own, _ = newest_checkpoint(_checkpoints(layout, index))
     if own is not None and (there := committed(checkpoints)):
         return there[-1].folder
     found, damaged = newest_checkpoint(checkpoints)
@@ -36,18 +39,26 @@ def optimizer_of(layout: RoundsFolder, index: int) -> Path | None:
     return found.folder
 
 
+def has_state(layout: RoundsFolder, index: int) -> bool:
+    """Whether the state that round `index` ended with is on disk, whole or not."""
+    return any(checkpoint.reason for checkpoint in committed(_checkpoints(layout, index)))
+
+
+def forget_state(layout: RoundsFolder, index: int) -> None:
+    """Have the training of round `index` begin anew."""
+    shutil.rmtree(_checkpoints(layout, index), ignore_errors=True)
+
+
 def tidy(layout: RoundsFolder, index: int) -> None:
     """Remove optimizer state that nothing reads after round `index` was committed."""
-    kept = _kept(layout, index + 1)
-    for number in {index, *_kept(layout, index)} - kept:
-        shutil.rmtree(layout.round(number) / "train/checkpoints", ignore_errors=True)
-    for number in kept:
-        retain_newest(layout.round(number) / "train/checkpoints")
+    kept = 2 if layout.carries_optimizer else 0
+    folders = (_checkpoints(layout, number) for number in range(index, -1, -1))
+    found = [folder for folder in folders if folder.is_dir()]
+    for folder in found[:kept]:
+        retain_newest(folder)
+    for folder in found[kept:]:
+        shutil.rmtree(folder, ignore_errors=True)
 
 
-def _kept(layout: RoundsFolder, version: int) -> set[int]:
-    """Rounds whose optimizer state is kept after `version` rounds: the newest two, so that the newest can be made again."""
-    if not layout.carries_optimizer:
-        return set()
-    newest = layout.trained(version)
-    return {made - 1 for made in (newest, layout.trained(max(newest - 1, 0))) if made}
+def _checkpoints(layout: RoundsFolder, index: int) -> Path:
+    return layout.round(index) / "train/checkpoints"

@@ -25,17 +25,27 @@ from raydpo.schema.json_text import read_object
 from raydpo.schema.rank_events import PolicyProbe
 from raydpo.schema.samples import Score
 
+_UNSAVED = {"save": "weights", "save_every": None, "save_every_minutes": None}
+"""Of `train`, where nothing is to go on from a checkpoint."""
 
-def training_config(layout: RoundsFolder, index: int, files: Sequence[str], reference: Path | None) -> Config:
-    """The config of the run in `<round>/train`. reference: None where it is the policy that the round starts from."""
+
+def training_config(
+    layout: RoundsFolder, index: int, files: Sequence[str], reference: Path | None, folder: Path | None = None
+) -> Config:
+    """The config of the run in `folder`, a run directory in memory; None: in `<round>/train`. reference: None where it is the
+    policy that the round starts from."""
     config = layout.config
-    train: dict[str, Any] = {}
+    train: dict[str, Any] = {} if folder is None else dict(_UNSAVED)
     if config.train.lora is not None:
         train["lora"] = config.train.lora.model_copy(update={"merge": True})
     if layout.carries_optimizer and layout.trained(index):
         train["warmup_fraction"] = 0.0  # the first round's was the run's
     updates: dict[str, dict[str, Any]] = {
-        "run": {"dir": str(layout.round(index) / "train"), "seed": seed_of(config.run.seed, index), "resume": "auto"},
+        "run": {
+            "dir": str(folder or layout.round(index) / "train"),
+            "seed": seed_of(config.run.seed, index),
+            "resume": "auto",
+        },
         "model": {"path": str(layout.policy(index)), "revision": None},
         "data": {"train": tuple(files), "format": "auto", "eval_fraction": 0.0},
         "reference": {"model": None if reference is None else str(reference), "revision": None, **_holder(layout)},

@@ -32,8 +32,10 @@ from raydpo.errors import NonFiniteError
 from raydpo.judge.verdict import Judge as Judge
 from raydpo.rounds.committed import committed_said
 from raydpo.rounds.evaluate import Evaluator
+from raydpo.rounds.kept_policies import KeptPolicies
 from raydpo.rounds.loop_sight import LoopSight
 from raydpo.rounds.optimizer_state import optimizer_of, tidy
+from raydpo.rounds.pair_parts import files_of
 from raydpo.rounds.produce import Produced as Produced
 from raydpo.rounds.produce import Producer
 from raydpo.rounds.round_config import read_probe, reference_of, training_config, write_probe
@@ -53,10 +55,12 @@ class Round:
 
     index: from 0.
     folder: everything that the round wrote.
-    model: folder of the policy that came out; without pairs, of the one that went in.
+    model: folder of the policy that came out; without pairs, of the one that went in; with `rounds.save_every` of the newest
+        one that is saved.
     metrics: "eval/...", "samples/...", "pairs/...", "train/...".
     staleness: rounds by which the policy that sampled was older than the one that was trained.
     stopped: why there is no next round though more were configured.
+    model_round: index of the round that made `model`; -1: the initial policy.
     loop: seconds by phase ("sample_s", ... "wall_s"), tokens sampled a second, requests that waited and were in work
         ("requests_waiting/mean", ".../most"), and busy shares ("busy/train"), of the attempt that committed it; pairs by the
         versions that their policy was older ("pairs_of_age/1").
@@ -68,6 +72,7 @@ class Round:
     metrics: Mapping[str, float]
     staleness: int = 0
     stopped: tuple[str, ...] = ()
+    model_round: int = -1
     loop: Mapping[str, float] = field(default_factory=dict)
 
 
@@ -77,7 +82,7 @@ class TrainingJob:
 
     index: of the round, from 0.
     config: of its training.
-    receive: takes the new weights (weight sync) and the probe.
+    receive: takes the new weights (weight sync) and the probe; None: nobody does.
     is_wanted: whether generators may take the weights after so many steps.
     optimizer: checkpoint whose optimizer state it goes on with; None to start with a new one.
     scorers, trainers: reference workers and ranks of the run.
@@ -86,7 +91,7 @@ class TrainingJob:
 
     index: int
     config: Config
-    receive: Callable[[WeightsPart | SharedWeights | PolicyProbe], None]
+    receive: Callable[[WeightsPart | SharedWeights | PolicyProbe], None] | None
     is_wanted: Callable[[int], bool]
     optimizer: Path | None
     scorers: StandingScorers
@@ -152,6 +157,7 @@ class RoundsRun:
         self._skipped_in_a_row, self._is_longer_said = 0, False
         self._policies: dict[int, Policy] = {}
         self._first: Mapping[str, float] = {}
+        self.kept = KeptPolicies(setup, self._standing.trainers, observer)
 
     @property
     def num_rounds(self) -> int:
@@ -162,10 +168,13 @@ class RoundsRun:
             if has_grace():  # what is asked of generators and judge now is committed first, within the grace
                 wait([made for made in self._ahead.values() if not made.cancel()])
         finally:
-            self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
-            self._setup.judging.stop()
-            self._standing.close()
-            self._thread.shutdown(wait=True, cancel_futures=True)
+            try:
+                self._generators.close()  # before the thread is waited for: if it waits for them, it gets an error
+                self._setup.judging.stop()
+                self._standing.close()
+                self._thread.shutdown(wait=True, cancel_futures=True)
+            finally:
+                self.kept.close()
 
     def evaluate_start(self) -> None:
         """Measure the initial policy, from which others are measured."""
@@ -177,6 +186,7 @@ class RoundsRun:
         if not summary.is_done:
             return None
         tidy(self._layout, index)
+        self.kept.committed(index)
         return self._described(index, summary.meta)
 
     def produced(self, index: int) -> Produced:
@@ -202,7 +212,8 @@ class RoundsRun:
     def training(self, index: int, produced: Produced) -> Iterator[TrainingJob]:
         """What to train with; the time inside counts as the trainers' own."""
         folder, version = self._layout.round(index), index + 1
-        config = training_config(self._layout, index, produced.files, reference_of(self._layout, index))
+        training, reference = self.kept.run_dir(index), reference_of(self._layout, index)
+        config = training_config(self._layout, index, produced.files, reference, training)
         push = Push(self._generators, version, tuple(self._ahead.values()), self._observer)
 
         def is_wanted(num_steps: int) -> bool:
@@ -219,8 +230,24 @@ class RoundsRun:
         standing = self._standing
         job = TrainingJob(index, config, receive, is_wanted, optimizer, standing.scorers, standing.trainers, hearing)
         self._generators.make_room()
-        with self._busy.working("train"), self._sight.phase(index, "train"):
+        with self._busy.working("train"), self._sight.phase(index, "train"), self.kept.recorded(index, training):
             yield job
+
+    @contextmanager
+    def training_again(self, index: int, *, is_saved: bool) -> Iterator[TrainingJob]:
+        """The same of a round that is over, from its committed pairs; nobody receives its weights. is_saved: it is saved now,
+        whatever it was."""
+        training, reference = self.kept.run_dir_again(index, is_saved=is_saved), reference_of(self._layout, index)
+        files = tuple(map(str, files_of(self._layout.round(index) / "pairs")))
+        config = training_config(self._layout, index, files, reference, training)
+        optimizer, standing = optimizer_of(self._layout, index), self._standing
+        self._policies.pop(index + 1, None)
+        self._generators.make_room()
+        with self._busy.working("train"), self.kept.recorded(index, training):
+            yield TrainingJob(
+                *(index, config, None, lambda _: False, optimizer),
+                *(standing.scorers, standing.trainers, lambda heard: heard),
+            )
 
     def trained(self, job: TrainingJob, report: Mapping[str, Any]) -> dict[str, float]:
         """Metrics of a round's training. Raises NonFiniteError after too many steps in a row that were skipped."""
@@ -265,14 +292,19 @@ class RoundsRun:
             metrics = {**self._evaluator.evaluate(policy), **produced.metrics, **trained}
         version = self._policy(index).version
         loop = self._sight.end(index, {version - sampled: number for sampled, number in produced.versions.items()})
-        stale = version - produced.version
-        meta = {"metrics": metrics, "staleness": stale, "synced": synced, "loop": loop}
+        stale, is_saved = version - produced.version, self._layout.unsaved.training(index) is None
+        meta = {"metrics": metrics, "staleness": stale, "synced": synced, "loop": loop, "is_saved": is_saved}
         summary = Piece(self._layout.round(index) / "summary", index)
         summary.begin()
         summary.commit(meta)
         tidy(self._layout, index)
+        self.kept.committed(index)
         self._observer(StageDone(f"round {index}", _shown(metrics)))
         return self._described(index, meta)
+
+    def is_last(self, found: Round) -> bool:
+        """Whether no round follows `found`."""
+        return bool(found.stopped) or found.index + 1 == self.num_rounds
 
     def is_stopped_by(self, found: Round) -> bool:
         """Whether there is no next round after `found`; says why."""
@@ -309,8 +341,10 @@ class RoundsRun:
     def _described(self, index: int, meta: Mapping[str, Any]) -> Round:
         # The rules are asked each time: they may have been changed since, and rounds may have been added.
         stopped = tuple(stop_reasons(meta["metrics"], self._section))
-        folder, model = self._layout.round(index), self._layout.policy(index + 1)
-        return Round(index, folder, model, meta["metrics"], meta["staleness"], stopped, meta.get("loop", {}))
+        folder, (model, model_round) = self._layout.round(index), self._layout.newest_saved(index + 1)
+        return Round(
+            index, folder, model, meta["metrics"], meta["staleness"], stopped, model_round, meta.get("loop", {})
+        )
 
 
 def _without_pairs(index: int, produced: Produced, version: int) -> str:

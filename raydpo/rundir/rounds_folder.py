@@ -8,7 +8,7 @@ run.dir/initial/evaluation/            the policy before the first round
 run.dir/rounds/000/prompts/            each a committed piece
                    generations/ scores/ pairs/
                    reference/          the moving average, if that is the reference
-                   train/              an ordinary run directory; its model/ is the policy of the next round
+                   train/              an ordinary run directory; its model/ is the policy of the next round, where it is saved
                    probe.json          log-probs of a few sequences under the new policy, by the trainers
                    evaluation/ summary/
 """
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -26,6 +26,7 @@ from raydpo.config import Config
 from raydpo.config.round_sections import RoundsSection
 from raydpo.errors import IntegrityError
 from raydpo.models.resolve import ResolvedModel
+from raydpo.rundir.unsaved_rounds import UnsavedRounds
 
 T = TypeVar("T")
 
@@ -37,11 +38,13 @@ class RoundsFolder:
     config: of the run.
     dir: its run directory.
     initial: the model of `model.path`.
+    unsaved: rounds whose training is in memory.
     """
 
     config: Config
     dir: Path
     initial: ResolvedModel
+    unsaved: UnsavedRounds = field(default_factory=UnsavedRounds)
 
     @property
     def rounds(self) -> RoundsSection:
@@ -65,10 +68,43 @@ class RoundsFolder:
         version = self.trained(version)
         if version == 0:
             return self.initial.folder
-        merged = self.config.train.lora is not None
-        folder = self.round(version - 1) / "train" / ("model_merged" if merged else "model")
-        fetch(folder)
+        if (kept := self.kept_model(version - 1)) is not None:
+            return kept
+        fetch(folder := self.saved_model(version - 1))
         return folder
+
+    def saved_model(self, index: int) -> Path:
+        """Where the policy that round `index` made is saved, or would be."""
+        return self.round(index) / "train" / ("model" if self.config.train.lora is None else "model_merged")
+
+    def kept_model(self, index: int) -> Path | None:
+        """The same policy in memory; None where it is not."""
+        training = self.unsaved.training(index)
+        found = None if training is None else training / self.saved_model(index).name
+        return found if found is not None and found.is_dir() else None
+
+    def was_saved(self, index: int) -> bool:
+        """Whether round `index`, which is over, was trained in its folder, and its model and state were written there. Not what
+        became of them since."""
+        try:
+            meta = read_commit(self.round(index) / "summary")["meta"]
+        except IntegrityError:
+            return self.unsaved.training(index) is None
+        return bool(meta.get("is_saved", True))
+
+    def is_unsaved(self, index: int) -> bool:
+        """Whether the policy that round `index` made, which is over, is on no disk."""
+        return not self.was_saved(index) and not self.saved_model(index).is_dir()
+
+    def newest_saved(self, version: int) -> tuple[Path, int]:
+        """(folder of the newest saved policy up to `version`, index of the round it is of); of the initial policy, -1."""
+        version = self.trained(version)
+        while version and self.is_unsaved(version - 1):
+            version = self.trained(version - 1)
+        if not version:
+            return self.initial.folder, -1
+        fetch(folder := self.saved_model(version - 1))
+        return folder, version - 1
 
     def evaluation(self, version: int) -> Path:
         """Folder of the evaluation of a policy."""

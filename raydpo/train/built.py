@@ -20,8 +20,12 @@ from raydpo.train.deepspeed_engine import DeepSpeedEngine
 from raydpo.train.spec import TrainSpec
 from raydpo.train.start import Start
 
-OF_A_RUN = ("learning_rate", "schedule", "warmup_fraction", "tokens_per_microbatch")
-"""Keys of `train` that are set at each step or measured for each run. All others count, needed by the engine or not."""
+OF_A_RUN = (
+    *("learning_rate", "schedule", "warmup_fraction", "tokens_per_microbatch"),
+    *("save", "save_every", "save_every_minutes"),
+)
+"""Keys of `train` that are set at each step, measured for each run, or say what of it is written. All others count, needed by
+the engine or not."""
 
 
 @dataclass
