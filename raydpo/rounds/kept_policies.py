@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from raydpo.artifacts import fence, fsync, settle
+from raydpo.artifacts import fence, fsync, settle, verify_folder
 from raydpo.disk import full_disk, removed_on_error
 from raydpo.driver.standing_trainers import StandingTrainers
-from raydpo.errors import RaydpoError
+from raydpo.errors import IntegrityError, RaydpoError
 from raydpo.rounds.optimizer_state import forget_state, has_state
+from raydpo.rounds.pair_parts import files_of
 from raydpo.rounds.save_choice import memory_for, say_saved, why_saved_each_round
 from raydpo.rounds.setup import Setup
 from raydpo.rundir.rounds_folder import RoundsFolder
@@ -53,6 +54,17 @@ class KeptPolicies:
             return found
         forget_state(self._layout, index)
         return None
+
+    def pairs_again(self, index: int) -> tuple[str, ...]:
+        """Files of the pairs of a round that is trained again. Raises IntegrityError where they are damaged."""
+        folder = self._layout.round(index) / "pairs"
+        if problems := verify_folder(folder):
+            raise IntegrityError(
+                f"{folder} is damaged ({problems[0]}), and round {index} has to be trained again from it, because its model "
+                f"was not saved (rounds.save_every). Remove the folders of round {index} and of all after it, and run the same "
+                "command; they are made again."
+            )
+        return tuple(map(str, files_of(folder)))
 
     @contextmanager
     def recorded(self, index: int, training: Path | None) -> Iterator[None]:
@@ -142,14 +154,15 @@ def _is_there(layout: RoundsFolder, index: int, *, with_state: bool) -> bool:
 
 def _write_records(training: Path, folder: Path) -> None:
     """Copy what a training in memory tells of itself (config, metrics, summary) into the folder of its round."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for path in training.iterdir():
-        if path.name in _HEAVY or path.name.startswith("."):
-            continue
-        if path.is_dir():
-            shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
-        else:
-            shutil.copyfile(path, folder / path.name)
+    records = [path for path in training.iterdir() if path.name not in _HEAVY and not path.name.startswith(".")]
+    with full_disk(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        for path in records:
+            if path.is_dir():
+                shutil.copytree(path, folder / path.name, dirs_exist_ok=True)
+            else:
+                shutil.copyfile(path, folder / path.name)
+    settle(folder, is_urgent=False)
 
 
 def _save_policy(layout: RoundsFolder, index: int) -> bool:

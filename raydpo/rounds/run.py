@@ -35,7 +35,6 @@ from raydpo.rounds.evaluate import Evaluator
 from raydpo.rounds.kept_policies import KeptPolicies
 from raydpo.rounds.loop_sight import LoopSight
 from raydpo.rounds.optimizer_state import optimizer_of, tidy
-from raydpo.rounds.pair_parts import files_of
 from raydpo.rounds.produce import Produced as Produced
 from raydpo.rounds.produce import Producer
 from raydpo.rounds.round_config import read_probe, reference_of, training_config, write_probe
@@ -238,8 +237,7 @@ class RoundsRun:
         """The same of a round that is over, from its committed pairs; nobody receives its weights. is_saved: it is saved now,
         whatever it was."""
         training, reference = self.kept.run_dir_again(index, is_saved=is_saved), reference_of(self._layout, index)
-        files = tuple(map(str, files_of(self._layout.round(index) / "pairs")))
-        config = training_config(self._layout, index, files, reference, training)
+        config = training_config(self._layout, index, self.kept.pairs_again(index), reference, training)
         optimizer, standing = optimizer_of(self._layout, index), self._standing
         self._policies.pop(index + 1, None)
         self._generators.make_room()

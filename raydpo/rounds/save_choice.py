@@ -34,7 +34,7 @@ def memory_for(setup: Setup, hindrance: str, observer: Observer) -> SharedFolder
         return None
     num_bytes = _most_bytes(setup)
     try:
-        folder = create(digest_of(str(setup.layout.dir))[:16], num_bytes)
+        folder = create(digest_of(str(setup.layout.dir.resolve()))[:16], num_bytes)
     except StorageError as error:
         say_saved(observer, every, str(error))
         return None

@@ -31,7 +31,8 @@ FREE_IN_TRAINING = """
 FREE_IN_ROUNDS = """
     rounds.prompts rounds.eval_prompts rounds.num_rounds rounds.min_mean_score rounds.min_win_rate rounds.max_kl_nats
     rounds.save_every rounds.max_length_drift rounds.max_duplicate_share rounds.min_distinct_2 generate.num_workers
-    generate.cpus_per_worker generate.gpus_per_worker generate.vllm generate.scheduling generate.max_retries generate.hang_timeout_s
+    generate.cpus_per_worker generate.gpus_per_worker generate.vllm generate.scheduling generate.max_retries
+    generate.hang_timeout_s
 """
 DECIDE = """
     run.seed model.dtype model.attention data.format data.columns data.ignore

@@ -18,14 +18,16 @@ from raydpo.artifacts import shared_files, shared_folder
 from raydpo.config import Config
 from raydpo.config.render import dump
 from raydpo.driver import standing_trainers
+from raydpo.errors import IntegrityError, Stopped
 from raydpo.pipelines import iterate
 from raydpo.rounds import kept_policies
 from raydpo.rounds.run import Round
 from raydpo.rounds.save_choice import memory_for
 from raydpo.rounds.setup import set_up
 from raydpo.runtime import Gang
+from raydpo.schema.events import Advanced, Event
 from tests.pipelines.rounds.toy_rounds import pairs, rounds_config
-from tests.pipelines.toy import Notes, Toy, weights
+from tests.pipelines.toy import Notes, Toy, flip_byte, weights
 
 pytestmark = pytest.mark.slow
 
@@ -123,6 +125,12 @@ def test_after_a_kill_rounds_that_were_not_saved_are_trained_again(
     assert models(tmp_path / "run") == []
     (left,) = (path for path in kept() if path.is_dir())
     before = [stamps(tmp_path / "run", index) for index in range(3)]
+    (part,) = tmp_path.glob("run/rounds/001/pairs/part-*")
+    flip_byte(part)
+    with pytest.raises(IntegrityError, match=r"round 1 has to be trained again from it.*Remove the folders of round 1"):
+        list(iterate(config))
+    flip_byte(part)
+    before[1] = stamps(tmp_path / "run", 1)
     notes = Notes()
     rounds = list(iterate(config, observer=notes))
     text = "not saved: rounds 0, 1, 2; they are trained again from their pairs, and nothing is sampled again"
@@ -178,14 +186,22 @@ def test_trainers_that_die_in_an_unsaved_stretch_go_on_from_the_newest_saved_rou
     assert_same_run(tmp_path / "run", calm)
 
 
-def test_a_run_that_is_left_saves_its_newest_policy(
+def test_a_run_that_is_told_to_end_saves_its_newest_policy(
     toy: Toy, undisturbed: tuple[Path, dict[str, Any]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where the same command saves more seldom, or rounds end earlier than they were to."""
+    """Then the same command with another number, with fewer rounds, and with all of them."""
     calm, changes = undisturbed
-    rounds = iterate(config_of(toy, tmp_path / "run", 3, changes))
-    assert [next(rounds).model_round for _ in range(2)] == [-1, -1]
-    rounds.close()  # type: ignore[attr-defined]
+    found: list[Round] = []
+
+    def signal_in_the_third_training(event: Event) -> None:
+        if isinstance(event, Advanced) and event.stage == "train" and len(found) == 2:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+    rounds = iterate(config_of(toy, tmp_path / "run", 100, changes), observer=signal_in_the_third_training)
+    with pytest.raises(Stopped, match="2 of 5 rounds"):
+        list(map(found.append, rounds))
+    assert [each.model_round for each in found] == [-1, -1]
+    assert not kept()
     assert models(tmp_path / "run") == [1]
     notes = Notes()
     found = attempt(config_of(toy, tmp_path / "run", 100, changes), 4, monkeypatch, notes)
