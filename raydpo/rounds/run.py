@@ -242,10 +242,10 @@ class RoundsRun:
         self._policies.pop(index + 1, None)
         self._generators.make_room()
         with self._busy.working("train"), self.kept.recorded(index, training):
-            yield TrainingJob(
-                *(index, config, None, lambda _: False, optimizer),
-                *(standing.scorers, standing.trainers, lambda heard: heard),
+            job = TrainingJob(
+                index, config, None, _by_nobody, optimizer, standing.scorers, standing.trainers, _as_it_is
             )
+            yield job
 
     def trained(self, job: TrainingJob, report: Mapping[str, Any]) -> dict[str, float]:
         """Metrics of a round's training. Raises NonFiniteError after too many steps in a row that were skipped."""
@@ -343,6 +343,14 @@ class RoundsRun:
         return Round(
             index, folder, model, meta["metrics"], meta["staleness"], stopped, model_round, meta.get("loop", {})
         )
+
+
+def _by_nobody(num_steps: int) -> bool:
+    return False
+
+
+def _as_it_is(observer: Observer) -> Observer:
+    return observer
 
 
 def _without_pairs(index: int, produced: Produced, version: int) -> str:
