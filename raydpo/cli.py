@@ -156,6 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     listed = verbs.add_parser("objectives", parents=[machine], help="the objectives, their papers and parameters")
     listed.add_argument("names", metavar="NAME", nargs="*", help="these alone; package.module:name is one of your own")
     listed.add_argument("--markdown", action="store_true", help="as the page docs/objectives.md")
+    listed.add_argument("--html", action="store_true", help="as an interactive page: the file docs/objectives.html")
     listed.set_defaults(act=_objectives)
 
     shown = verbs.add_parser(
@@ -310,7 +311,11 @@ def _objectives(args: argparse.Namespace) -> int:
     from raydpo.metrics import declared
 
     rows = rows_of(args.names)
-    if args.json:
+    if args.html:
+        from raydpo.picture.page import page as interactive
+
+        print(interactive(args.names), end="")
+    elif args.json:
         print_json({"objectives": [dataclasses.asdict(row) for row in rows]})
     else:
         print(page() + declared.page() if args.markdown else "\n".join([*table(rows), *notes(), ""]), end="")
