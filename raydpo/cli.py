@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from raydpo import cache_verbs, plan_verb
+from raydpo import cache_verbs, plan_verb, soup_verb
 from raydpo.errors import RaydpoError, Stopped, UserError
 from raydpo.json_result import print_json
 from raydpo.redaction import redacted
@@ -183,6 +183,7 @@ def _parser() -> argparse.ArgumentParser:
     shown.set_defaults(act=_config_show)
 
     cache_verbs.add(verbs, machine)
+    soup_verb.add(verbs, machine)
     return parser
 
 
