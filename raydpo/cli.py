@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from raydpo import cache_verbs, inspect_verb, plan_verb, soup_verb
+from raydpo import answer_verbs, cache_verbs, inspect_verb, plan_verb, soup_verb
 from raydpo.errors import RaydpoError, Stopped, UserError
 from raydpo.json_result import print_json
 from raydpo.redaction import redacted
@@ -185,6 +185,7 @@ def _parser() -> argparse.ArgumentParser:
     cache_verbs.add(verbs, machine)
     soup_verb.add(verbs, machine)
     inspect_verb.add(verbs, machine)
+    answer_verbs.add(verbs, machine)
     return parser
 
 

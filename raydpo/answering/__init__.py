@@ -1,0 +1,1 @@
+"""A model that is asked: answers to a file of prompts, and a conversation in the terminal."""
