@@ -9,7 +9,7 @@ TORCH  ?= $(shell grep '^torch==' constraints.txt)
 WORKERS ?= 2
 BIN    := $(VENV)/bin
 
-.PHONY: quickstart test test-fast check format coverage mutate fuzz soak large bench bench-objectives bench-plan bench-push bench-rounds bench-scale bench-staleness bench-standing bench-standing-round bench-start families image-steps lock newest clean
+.PHONY: quickstart test test-fast check format docs coverage mutate fuzz soak large bench bench-objectives bench-plan bench-push bench-rounds bench-scale bench-staleness bench-standing bench-standing-round bench-start families image-steps lock newest clean
 
 quickstart: $(VENV)/.core
 	$(BIN)/raydpo quickstart
@@ -57,6 +57,10 @@ soak: $(VENV)/.dev
 	$(SOAK) --scene toy
 	RAYDPO_SOAK=1 $(BIN)/python -m pytest -s tests/train/test_elastic.py tests/pipelines/test_stop_moments.py \
 		tests/pipelines/rounds/test_kills.py
+
+# The documentation as a site in build/site; a link that leads nowhere is an error.
+docs: $(VENV)/.dev
+	$(BIN)/mkdocs build
 
 # One step and one reference pass next to TRL's; ARGS="--shapes hh --repeats 5" and the like.
 bench: $(VENV)/.dev

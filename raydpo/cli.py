@@ -156,7 +156,7 @@ def _parser() -> argparse.ArgumentParser:
     listed = verbs.add_parser("objectives", parents=[machine], help="the objectives, their papers and parameters")
     listed.add_argument("names", metavar="NAME", nargs="*", help="these alone; package.module:name is one of your own")
     listed.add_argument("--markdown", action="store_true", help="as the page docs/objectives.md")
-    listed.add_argument("--html", action="store_true", help="as an interactive page: the file docs/objectives.html")
+    listed.add_argument("--html", action="store_true", help="as an interactive page: the file docs/explorer.html")
     listed.set_defaults(act=_objectives)
 
     shown = verbs.add_parser(
@@ -176,7 +176,9 @@ def _parser() -> argparse.ArgumentParser:
 
     config = verbs.add_parser("config", help="look at the configuration without running anything")
     actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
-    actions.add_parser("schema", help="JSON schema of the YAML file, for editors").set_defaults(act=_config_schema)
+    described = actions.add_parser("schema", help="JSON schema of the YAML file, for editors")
+    described.add_argument("--markdown", action="store_true", help="as the page docs/config.md")
+    described.set_defaults(act=_config_schema)
     shown = actions.add_parser(
         "show", parents=[machine, source], help="the resolved config and where each value is from"
     )
@@ -290,9 +292,10 @@ def _human_stream(as_json: bool) -> Iterator[TextIO]:
 
 
 def _config_schema(args: argparse.Namespace) -> int:
+    from raydpo.config.reference_page import reference_page
     from raydpo.config.render import schema
 
-    print(json.dumps(schema(), indent=2))
+    print(reference_page() if args.markdown else json.dumps(schema(), indent=2), end="" if args.markdown else "\n")
     return 0
 
 

@@ -1,7 +1,7 @@
 """The page with the picture of every objective, and the same for some of them.
 
 Comes in: `pictures.js`, which `raydpo.picture.made` writes, so that a page is made without torch. Goes out: one HTML file that
-asks the network for nothing. `raydpo objectives --html > docs/objectives.html` writes the page of all; a test compares.
+asks the network for nothing. `raydpo objectives --html > docs/explorer.html` writes the page of all; a test compares.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ from raydpo.picture.recorded import record
 
 NUM_PLACES = 25
 ALL = pictures()
-PAGE = Path(raydpo.__file__).parents[1] / "docs/objectives.html"
+PAGE = Path(raydpo.__file__).parents[1] / "docs/explorer.html"
 
 
 def test_every_objective_has_a_picture() -> None:
@@ -38,7 +38,7 @@ def test_every_objective_has_a_picture() -> None:
 
 def test_what_lies_in_the_package_is_what_is_made_now() -> None:
     assert made.PATH.read_text() == made.source(), "run: python -m raydpo.picture.made"
-    assert PAGE.read_text() == page(), "run: raydpo objectives --html > docs/objectives.html"
+    assert PAGE.read_text() == page(), "run: raydpo objectives --html > docs/explorer.html"
 
 
 def test_a_page_needs_no_network() -> None:
