@@ -16,6 +16,7 @@ from raydpo.errors import ConfigError
 from raydpo.json_result import print_json
 
 _GENERATE = "answers of a model to prompts, as JSON lines"
+_COMPARE = "which of two models answers better, by a judge: both orders, intervals, with length taken out"
 _CHAT = "talk with a model, beside the one that it started from"
 _MODEL = "a model folder, an adapter, a hub id, or the directory of a run"
 
@@ -44,11 +45,24 @@ def add(verbs: Any, machine: argparse.ArgumentParser) -> None:
     talk.add_argument("model", metavar="MODEL", help=_MODEL)
     talk.add_argument("--beside", metavar="MODEL", help="another model that answers the same, such as the start model")
     talk.set_defaults(act=_chat)
-    for verb in (made, talk):
+    against = verbs.add_parser(
+        "compare",
+        parents=[machine],
+        help=_COMPARE,
+        description=_COMPARE,
+        epilog="example: raydpo compare runs/first path-or-hub-id prompts.jsonl --judge rounds.yaml",
+    )
+    against.add_argument("model", metavar="MODEL", help=_MODEL)
+    against.add_argument("other", metavar="OTHER", help="the model that it is compared with")
+    against.add_argument("prompts", metavar="PROMPTS", nargs="+", help="files, folders or globs of rows with `prompt`")
+    against.add_argument("--judge", metavar="FILE", required=True, help="YAML with a section `judge`, as of rounds")
+    against.set_defaults(act=_compare)
+    for verb in (made, talk, against):
+        verb.add_argument("--gpu", action="store_true", help="on a GPU, in bfloat16 (default: on the CPU, in float32)")
         verb.add_argument("--max-new-tokens", type=_count, help="of an answer (default: 256, or half of the positions)")
+    for verb in (made, talk):
         verb.add_argument("--temperature", type=_number, default=0.0, help="0 (default): the likeliest token each time")
         verb.add_argument("--seed", type=int, default=0, help="of the sampling (default: 0)")
-        verb.add_argument("--gpu", action="store_true", help="on a GPU, in bfloat16 (default: on the CPU, in float32)")
 
 
 def _count(text: str) -> int:
@@ -93,6 +107,36 @@ def _generate(args: argparse.Namespace) -> int:
     if args.json:
         print_json({"model": args.model, "prompts": number, "answers": str(args.out)})
     return 0
+
+
+def _compare(args: argparse.Namespace) -> int:
+    from raydpo.answering.answer_file import greedy_answers
+    from raydpo.answering.versus import compared, judged
+
+    section = _judge_section(args.judge)
+    rows = greedy_answers([args.model, args.other], args.prompts, args.max_new_tokens, use_gpu=args.gpu)
+    found = compared(rows, *judged(section, rows))
+    if args.json:
+        print_json({"model": args.model, "other": args.other, **found.to_json()})
+        return 0
+    print(f"{args.model} against {args.other}, {found.prompts:,} prompts, each in both orders")
+    print(f"  win rate            {found.win_rate:6.1%}  [{found.low:.1%}, {found.high:.1%}]")
+    print(f"  at equal lengths    {found.controlled:6.1%}  [{found.controlled_low:.1%}, {found.controlled_high:.1%}]")
+    print(f"  mean length         {found.mean_length:,.0f} and {found.other_length:,.0f} characters")
+    print(f"  the first place won {found.first_place:6.1%}" + f"; not judged: {found.failed:,}" * bool(found.failed))
+    return 0
+
+
+def _judge_section(path: str) -> Any:
+    """The section `judge` of a file. Raises ConfigError with every problem of it."""
+    from raydpo.config.load import load
+
+    section = load(path, ["run.dir=not-read", "model.path=not-read"]).config.judge
+    if section is None:
+        raise ConfigError(
+            f"{path} has no section `judge`: nobody would say which answer is better. Nothing was loaded."
+        )
+    return section
 
 
 def _told(done: int, total: int) -> None:

@@ -12,9 +12,12 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TextIO
 
-from raydpo.answering.open_model import open_model
+from raydpo.answering.open_model import OpenModel, open_model
 from raydpo.data.prompts import read_prompts
+from raydpo.errors import DataError
+from raydpo.judge.verdict import Row
 from raydpo.rundir.rounds_folder import chunks, seed_of
+from raydpo.schema.samples import Prompt, Sampling
 
 PROMPTS_A_BATCH = 16
 
@@ -33,6 +36,38 @@ class AnswerRequest:
     use_gpu: bool = False
 
 
+def greedy_answers(
+    names: Sequence[str], sources: Sequence[str], max_new_tokens: int | None, *, use_gpu: bool = False
+) -> list[Row]:
+    """Each prompt of `sources` with the likeliest answer of each model, as a judge reads them; one model in memory at a time.
+
+    The first model's tokenizer and template write the prompts down. Raises DataError where another one reads other prompts.
+    """
+    texts: list[str] = []
+    answers: list[list[str]] = []
+    for name in names:
+        with open_model(name, use_gpu=use_gpu) as model:
+            sampling = model.sampling(1, 0.0, max_new_tokens)
+            prompts = _prompts(model, sources, sampling)
+            if texts and [prompt.text for prompt in prompts] != texts:
+                raise DataError(f"{name} reads other prompts than {names[0]}: some are too long for one of the two")
+            texts = [prompt.text for prompt in prompts]
+            lots = chunks(prompts, PROMPTS_A_BATCH)
+            answers.append(
+                [one.text for lot in lots for (one,) in model.answers([each.ids for each in lot], sampling, 0)]
+            )
+    return [(text, list(said)) for text, *said in zip(texts, *answers, strict=True)]
+
+
+def _prompts(model: OpenModel, sources: Sequence[str], sampling: Sampling) -> list[Prompt]:
+    """Prompts that leave room for the longest answer."""
+    most = sys.maxsize if model.num_positions is None else model.num_positions - sampling.max_new_tokens + 1
+    found, _ = read_prompts(
+        "PROMPTS", sources, model.tokenizer, max_length=most, control_tokens="plain", max_bad_fraction=0.0
+    )
+    return found
+
+
 def answer_file(asked: AnswerRequest, out: TextIO, tell: Callable[[int, int], None] = lambda done, total: None) -> int:
     """Write {"prompt", "answers": [{"text", "ending", "tokens"}]} lines to `out`: number of prompts.
 
@@ -40,10 +75,7 @@ def answer_file(asked: AnswerRequest, out: TextIO, tell: Callable[[int, int], No
     """
     with open_model(asked.model, engine=asked.engine, use_gpu=asked.use_gpu) as model:
         sampling = model.sampling(asked.num_answers, asked.temperature, asked.max_new_tokens)
-        most = sys.maxsize if model.num_positions is None else model.num_positions - sampling.max_new_tokens + 1
-        prompts, _ = read_prompts(
-            "PROMPTS", asked.prompts, model.tokenizer, max_length=most, control_tokens="plain", max_bad_fraction=0.0
-        )
+        prompts = _prompts(model, asked.prompts, sampling)
         done = 0
         for number, lot in enumerate(chunks(prompts, PROMPTS_A_BATCH)):
             seed = seed_of(asked.seed, "generate", number)

@@ -5,7 +5,6 @@ Comes in: columns of pairs, and the report of the preparation. Goes out: `Facts`
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -13,12 +12,12 @@ import numpy as np
 
 from raydpo.data import DataReport
 from raydpo.inspection.pair_figures import PairColumns
+from raydpo.metrics.intervals import wilson
 
 LIMITS = (256, 512, 1024, 2048, 4096, 8192, 16384)
 """Values of `data.max_length` that are looked at."""
 ALIKE = 0.9
 """Answers that share more than this of their words are too alike to tell much."""
-_Z95 = 1.959963984540054
 
 
 @dataclass(frozen=True)
@@ -34,12 +33,7 @@ class Proportion:
 
     @property
     def interval(self) -> tuple[float, float]:
-        if not self.total:
-            return 0.0, 1.0
-        n, z2 = self.total, _Z95**2
-        middle = (self.value + z2 / (2 * n)) / (1 + z2 / n)
-        half = _Z95 / (1 + z2 / n) * math.sqrt(self.value * (1 - self.value) / n + z2 / (4 * n * n))
-        return max(0.0, middle - half), min(1.0, middle + half)
+        return wilson(self.value, self.total) if self.total else (0.0, 1.0)
 
 
 @dataclass(frozen=True)

@@ -14,11 +14,11 @@ from itertools import chain
 
 import numpy as np
 
+from raydpo.metrics.intervals import wilson
 from raydpo.schema.samples import Sample
 
 MOST_BIGRAMS = 1 << 25
 """Different 2-grams that are held while they are counted: 256 MB."""
-_Z_95 = 1.959963984540054  # a standard normal is within this of 0 with probability 0.95
 
 
 class SampleTally:
@@ -107,10 +107,8 @@ def _bigrams(group: Sequence[Sequence[int]], turn: int, turns: int) -> np.ndarra
 def win_rate(scores: Sequence[float], baseline_scores: Sequence[float]) -> tuple[float, float, float]:
     """(rate, low, high): share of prompts on which `scores` is above `baseline_scores`, ties half, with a 95 % interval.
 
-    The interval is Wilson's (1927, JASA 22, 209-212), with p the rate, n the prompts and z = 1.96:
-        (p + z^2 / 2n  +-  z sqrt(p (1 - p) / n + z^2 / 4n^2)) / (1 + z^2 / n)
-    It is meant for wins and losses; half wins vary less, so with ties it is wider than it had to be.
-    Raises ValueError when there are no scores, not as many of both, or one is not finite.
+    The interval is Wilson's (`raydpo.metrics.intervals`). Raises ValueError when there are no scores, not as many of both, or
+    one is not finite.
     """
     n = len(scores)
     if n == 0 or n != len(baseline_scores):
@@ -121,8 +119,4 @@ def win_rate(scores: Sequence[float], baseline_scores: Sequence[float]) -> tuple
         raise ValueError("a score is not finite; rows that the judge failed on must be left out of both lists")
     pairs = list(zip(scores, baseline_scores, strict=True))
     rate = sum(1.0 if ours > theirs else 0.5 if ours == theirs else 0.0 for ours, theirs in pairs) / n
-    middle = rate + _Z_95**2 / (2 * n)
-    half = _Z_95 * math.sqrt(rate * (1 - rate) / n + _Z_95**2 / (4 * n**2))
-    scale = 1 + _Z_95**2 / n
-    # At 0 and 1 the bound is the rate itself, but for rounding.
-    return rate, min(rate, max(0.0, (middle - half) / scale)), max(rate, min(1.0, (middle + half) / scale))
+    return rate, *wilson(rate, n)
