@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from raydpo import answer_verbs, cache_verbs, inspect_verb, plan_verb, soup_verb
+from raydpo import answer_verbs, cache_verbs, inspect_verb, plan_verb, report_verb, soup_verb
 from raydpo.errors import RaydpoError, Stopped, UserError
 from raydpo.json_result import print_json
 from raydpo.redaction import redacted
@@ -188,6 +188,7 @@ def _parser() -> argparse.ArgumentParser:
     soup_verb.add(verbs, machine)
     inspect_verb.add(verbs, machine)
     answer_verbs.add(verbs, machine)
+    report_verb.add(verbs, machine)
     return parser
 
 

@@ -6,6 +6,7 @@ so that what is seen here is what a round would see; without Ray and without act
 
 from __future__ import annotations
 
+import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -73,9 +74,14 @@ class OpenModel:
 
 def published(name: str) -> str:
     """What a run published, where `name` is the directory of one; else `name`."""
-    for folder in (Path(name) / "model_merged", Path(name) / "model"):
-        if not (Path(name) / "config.json").is_file() and folder.is_dir():
+    place = Path(name)
+    if (place / "config.json").is_file():
+        return name
+    for folder in (place / "model_merged", place / "model"):
+        if folder.is_dir():
             return str(folder)
+    if (place / "rounds.json").is_file() and (place / "summary.json").is_file():
+        return str(json.loads((place / "summary.json").read_text())["model"])
     return name
 
 

@@ -434,6 +434,9 @@ class EvaluateSection(Section):
     tie_tolerance_nats: Annotated[float | None, FREE] = Field(default=None, ge=0)
     """A pair whose log-ratio margin is within this of 0 is a tie and counts half. Default: 1e-3 in float32, 0.1 in
     bfloat16, which is the noise of the arithmetic."""
+    kept_pairs: Annotated[int, FREE] = Field(default=500, ge=0)
+    """Of the first so many held-out examples the run keeps the log-probs by token of its newest evaluation, in
+    `evaluation.arrow`, for its report. 0: of none."""
 
 
 class Config(Section):

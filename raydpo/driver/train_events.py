@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from raydpo.artifacts import ExampleTable, fetch, shown
+from raydpo.artifacts.kept_pairs import put_together
 from raydpo.config import Config
 from raydpo.config.cross_checks import best_metric
 from raydpo.data.store import taught_ends
@@ -88,6 +89,7 @@ class Driver:
         self._note_moves()
         self.rewind()
         self.sinks: Sinks | None = None
+        self._staging = workspace.staging()  # of the ranks at work
         self._watch = Watch()
         self._metric = best_metric(workspace.config)
 
@@ -176,12 +178,13 @@ class Driver:
         """What ranks that go on from the newest checkpoint get. stop: the step at which they end; None: the last."""
         workspace, config, identity = self.workspace, self.config, self.reference.identity
         template = config.data.chat_template
+        self._staging = workspace.staging()
         return TrainSpec(
             config=config,
             model=workspace.trained_from,
             dtype=workspace.dtype,
             data=workspace.data,
-            staging=workspace.staging(),
+            staging=self._staging,
             reference=None if identity is None else (workspace.cache_dir, identity),
             probe=workspace.starts_at_reference,
             resume=self.last.folder if self.last else None,
@@ -212,6 +215,7 @@ class Driver:
                     self.observer(Note("warning", warning))
             case Evaluated(step, metrics):
                 self._evaluated(step, dict(metrics))
+                put_together(self._staging, step, self.workspace.dir)
             case RowsScored():
                 self._rows_scored(event)
             case Noted(text):

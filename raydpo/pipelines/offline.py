@@ -21,6 +21,7 @@ from raydpo.driver.standing_trainers import StandingTrainers
 from raydpo.driver.start_model import with_start
 from raydpo.driver.train_events import Receive
 from raydpo.driver.training import plan_stage, training_stage
+from raydpo.run_report.at_end import report_at_end
 from raydpo.rundir.workspace import open_workspace
 from raydpo.schema.events import Observer, ignore
 
@@ -86,6 +87,8 @@ def train(
             **workspace.traffic,
         }
         workspace.write_summary(summary)
+        if trainers is None:
+            report_at_end(workspace.dir, observer)
     return summary
 
 

@@ -14,6 +14,7 @@ from raydpo.config import Config
 from raydpo.errors import StateLostError
 from raydpo.pipelines.offline import train
 from raydpo.rounds.run import Judge, Produced, Round, RoundsRun, TrainingJob, open_run, read_summary
+from raydpo.run_report.at_end import report_at_end
 from raydpo.schema.events import Observer, ignore
 
 
@@ -37,6 +38,7 @@ def iterate(config: Config, judge: Judge | None = None, observer: Observer = ign
             if run.is_stopped_by(found):
                 break
         run.write_summary(done)
+        report_at_end(run.dir, observer)
 
 
 def _round(run: RoundsRun, index: int, observer: Observer) -> Round:

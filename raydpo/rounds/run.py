@@ -159,6 +159,11 @@ class RoundsRun:
         self.kept = KeptPolicies(setup, self._standing.trainers, observer)
 
     @property
+    def dir(self) -> Path:
+        """Its run directory."""
+        return self._layout.dir
+
+    @property
     def num_rounds(self) -> int:
         return self._section.num_rounds
 

@@ -175,8 +175,10 @@ class Workspace:
             "model",
             "model_merged",
             "metrics.jsonl",
+            "evaluation.arrow",
             "tensorboard",
             "summary.json",
+            "report.html",
             "bad_batches.jsonl",
             "profile",
         )

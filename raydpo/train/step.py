@@ -24,6 +24,7 @@ from raydpo.objectives import ObjectiveInput
 from raydpo.objectives.loss import Loss, Observations
 from raydpo.train.balance import Balance, Listening
 from raydpo.train.entry_sums import EntrySums
+from raydpo.train.held_out_nats import HeldOutNats
 from raydpo.train.ranges import waited
 
 Forward = Callable[[SequenceBatch, Extra], Tensor]
@@ -146,14 +147,17 @@ def evaluate_share(
     device: torch.device | str,
     sums: Sums,
     by_entry: EntrySums,
+    kept: HeldOutNats | None = None,
 ) -> int:
-    """Add one micro-batch of held-out examples to `sums` and `by_entry`; returns how many there were."""
+    """Add one micro-batch of held-out examples to `sums`, `by_entry` and what is `kept`; returns how many there were."""
     batch = micro_batch.to(device)
     with fitting(batch):
         inputs = read(forward, batch, batch_loss.loss, batch_loss.tie_tolerance_nats)
         if batch.num_examples:
             sums.add(batch_loss.metrics(inputs))
             by_entry.add(inputs, batch_loss.metrics)
+            if kept is not None:
+                kept.add(inputs)
     return batch.num_examples
 
 

@@ -36,6 +36,7 @@ from raydpo.train.entry_sums import EntrySums, split_means
 from raydpo.train.export import gather_weights, write_model
 from raydpo.train.feed import Feed
 from raydpo.train.group_timeout import group_timeout, record_flights
+from raydpo.train.held_out_nats import HeldOutNats
 from raydpo.train.kept_engine import goes_on, keep, stand_again
 from raydpo.train.policy_probe import policy_probe, write_probe_rows
 from raydpo.train.ranges import WAITING, named
@@ -147,10 +148,12 @@ class Trainer:
             self._all_reduce(seen[kind])
         counts = self.eval.counts(np.arange(num_examples), self.loss)
         batch_loss = BatchLoss(self.loss, counts, seen, self.spec.tie_tolerance_nats)
+        kept = HeldOutNats(self.spec.config.evaluate.kept_pairs if self._is_first else 0)
         for block in self.eval.blocks():
             for micro_batch in block:
-                evaluate_share(self.engine.forward, batch_loss, micro_batch, self.engine.device, sums, by_entry)
+                evaluate_share(self.engine.forward, batch_loss, micro_batch, self.engine.device, sums, by_entry, kept)
             yield Alive(step)
+        kept.write(self.spec.staging, step, self.rank.rank)
         sums.check(self.names)
         vector = all_reduce(self._once(sums), self.names, self.engine.device)
         if by_entry.entries:

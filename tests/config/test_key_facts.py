@@ -25,7 +25,7 @@ FREE_IN_TRAINING = """
     train.num_workers train.zero_stage train.offload_optimizer train.offload_parameters
     train.sequence_parallel_size
     train.log_every train.sinks train.hang_timeout_s train.max_failures train.max_preemptions
-    train.max_nonfinite_steps evaluate.model evaluate.tie_tolerance_nats
+    train.max_nonfinite_steps evaluate.model evaluate.kept_pairs evaluate.tie_tolerance_nats
     profile generate judge rounds
 """
 FREE_IN_ROUNDS = """
