@@ -96,7 +96,9 @@ def test_a_finished_run_is_known_as_finished_and_nothing_large_is_fetched(
     ]
     assert len(before) > 1
     assert before[0] == before[-1], "a step asks the store for nothing"
-    assert first["store"]["create"] == counts["create"] - 2, "the summary itself and the end come after it was made"
+    assert first["store"]["create"] == counts["create"] - 3, (
+        "the summary itself, the report and the end come after it was made"
+    )
     held = {key for key, _, _ in ObjectStore(url).listed()}
     assert not any("step-000001" in key for key in held), "checkpoints that are not kept are removed from the store"
     monkeypatch.setenv(ROOT_VARIABLE, str(tmp_path / "another machine"))
