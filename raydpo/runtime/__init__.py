@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.sessions import session as session
     from raydpo.runtime.sessions import wait_for_nodes as wait_for_nodes
     from raydpo.runtime.sessions import wait_for_room as wait_for_room
+    from raydpo.runtime.shared_gpus import gpus_shared as gpus_shared
     from raydpo.runtime.spread import spread_of as spread_of
     from raydpo.runtime.stops import deferred as deferred
     from raydpo.runtime.stops import has_grace as has_grace
@@ -62,6 +63,7 @@ _HOME = {
     "count_room": "sessions",
     "deferred": "stops",
     "gauge": "gauges",
+    "gpus_shared": "shared_gpus",
     "has_grace": "stops",
     "home": "sessions",
     "in_ray_job": "job",
@@ -96,6 +98,7 @@ __all__ = [
     "count_room",
     "deferred",
     "gauge",
+    "gpus_shared",
     "has_grace",
     "home",
     "in_ray_job",

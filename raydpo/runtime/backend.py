@@ -45,6 +45,10 @@ class Actors(Protocol):
         """Places for a gang, all at once. Raises ResourceError when they are not free in time."""
         ...
 
+    def seat(self, demand: Demand, number: int) -> Any:
+        """The place of the actor with this number where GPUs are shared; None elsewhere."""
+        ...
+
     def release(self, places: Sequence[Any]) -> None:
         """Give places back. Never raises."""
         ...
@@ -119,6 +123,10 @@ class Backend(Protocol):
 
     def wish(self, demand: Demand) -> AbstractContextManager[None]:
         """While it is open, whoever starts nodes is told that `demand` lacks room."""
+        ...
+
+    def gpus_shared(self, num_gpus: int) -> AbstractContextManager[None]:
+        """While it is open, actors with a GPU each have seats on the same `num_gpus` GPUs; 0: each has its own."""
         ...
 
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:

@@ -83,6 +83,9 @@ class InProcess:
     def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
         return [None] * demand.workers
 
+    def seat(self, demand: Demand, number: int) -> Any:
+        return None
+
     def release(self, places: Sequence[Any]) -> None:
         pass
 

@@ -44,6 +44,10 @@ class LocalBackend:
     def wish(self, demand: Demand) -> AbstractContextManager[None]:
         return nullcontext()  # nobody starts another machine
 
+    def gpus_shared(self, num_gpus: int) -> AbstractContextManager[None]:
+        assert not num_gpus, "processes of this machine have their GPUs alone"
+        return nullcontext()
+
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
         if num_actors == 1 and self.in_process and not own_process:
             return InProcess()

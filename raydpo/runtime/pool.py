@@ -296,7 +296,8 @@ class Pool:
             self._start_worker(number)
 
     def _start_worker(self, number: int) -> None:
-        worker = PoolWorker(number, self._actors.start(PoolActor, self._demand))
+        seat = self._actors.seat(self._demand, number)
+        worker = PoolWorker(number, self._actors.start(PoolActor, self._demand, seat))
         self._workers[number] = worker
         self._ask(worker, "place", self._actors.locate, self._actors.is_shared)
         self._waiting = patience().for_places()

@@ -27,6 +27,7 @@ from raydpo.runtime.ray_deaths import death_of
 from raydpo.runtime.ray_gauges import set_gauge
 from raydpo.runtime.ray_storage import check_ray_storage, unseen_on
 from raydpo.runtime.resources import Demand, Node, amounts, count_fitting
+from raydpo.runtime.shared_gpus import SEAT_GPUS, Seat
 from raydpo.runtime.silence import read_silence_s
 from raydpo.runtime.stacks import Stacks, gather, read_stack
 
@@ -42,6 +43,9 @@ class RayBackend:
 
     kind: Kind = "ray"
     in_process = False
+
+    def __init__(self) -> None:
+        self._shared: tuple[PlacementGroup, int] | None = None
 
     def nodes(self) -> list[Node]:
         leaving = self.leaving()
@@ -65,7 +69,21 @@ class RayBackend:
                 remove_placement_group(group)
 
     def actors(self, num_actors: int, *, own_process: bool, preload: Sequence[str] = ()) -> Actors:
-        return RayActors()
+        return RayActors(self._shared)
+
+    @contextmanager
+    def gpus_shared(self, num_gpus: int) -> Iterator[None]:
+        if not num_gpus:
+            yield
+            return
+        demand = Demand("shared GPUs", num_gpus, 0, 1.0)
+        places = RayActors().reserve(demand, NodePatience())
+        self._shared = (places[0][0], num_gpus)
+        try:
+            yield
+        finally:
+            self._shared = None
+            RayActors().release(places)
 
     def show(self, name: str, help_text: str, value: float, labels: dict[str, str]) -> None:
         set_gauge(name, help_text, value, labels)
@@ -90,7 +108,19 @@ class RayActors:
     is_shared = False
     hint = "the logs of Ray on that node have its last output"
 
+    def __init__(self, shared: tuple[PlacementGroup, int] | None = None) -> None:
+        """shared: the group of all roles, and its bundles."""
+        self._shared = shared
+
+    def seat(self, demand: Demand, number: int) -> Any:
+        if self._shared is None or demand.gpus != 1:
+            return None
+        group, num_gpus = self._shared
+        return Seat(group, number % num_gpus)
+
     def reserve(self, demand: Demand, patience: NodePatience) -> Sequence[Any]:
+        if self._shared is not None and demand.gpus == 1:
+            return [self.seat(demand, number) for number in range(demand.workers)]
         group = _group(demand)
         try:
             self._wait_for_places(group, demand, patience)
@@ -121,10 +151,10 @@ class RayActors:
                 )
 
     def release(self, places: Sequence[Any]) -> None:
-        for group, index in places:
-            if index == 0:
+        for place in places:
+            if isinstance(place, tuple) and place[1] == 0:  # seats are the whole run's
                 with suppress(RayError):
-                    remove_placement_group(group)
+                    remove_placement_group(place[0])
 
     def start(self, kind: type, demand: Demand, place: Any = None) -> Any:
         placement = demand.placement
@@ -134,7 +164,9 @@ class RayActors:
             "resources": dict(placement.resources),
         }
         if place is not None:
-            group, index = place
+            group, index = (place.group, place.index) if isinstance(place, Seat) else place
+            if isinstance(place, Seat):
+                options |= {"num_cpus": 0, "num_gpus": SEAT_GPUS}
             options["scheduling_strategy"] = PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=index)
         else:
             is_free = not (demand.cpus or demand.gpus)  # Ray would put all that reserve nothing on one node
