@@ -29,6 +29,9 @@ class VllmSection(Section):
     """A method of vLLM (fp8, ...). Of judges alone: a quantised policy would not be the one that is trained."""
     enable_prefix_caching: bool = True
     """Read equal beginnings of prompts once. The cache is emptied at new weights, and whenever nothing is in work."""
+    enable_sleep_mode: bool = False
+    """With `rounds.placement: colocated` on Ray and whole GPUs: generators sleep in their processes while other roles use the
+    GPUs, instead of being stopped. Not run on a GPU yet, so off. Judges do not sleep."""
     max_num_seqs: int | None = Field(default=None, ge=1)
     """Answers in the making at a time, of as many requests as it takes. Default: vLLM's own number for the device."""
 

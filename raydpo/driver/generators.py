@@ -24,13 +24,25 @@ from raydpo.driver.actors import libraries_of, worker_limits
 from raydpo.driver.beside import JudgedBeside, run_beside
 from raydpo.driver.ledger import Ledger
 from raydpo.driver.queue_depth import QueueDepth
+from raydpo.driver.yielding import yielding
 from raydpo.errors import PolicyMismatchError, WorkerError
 from raydpo.generate.engine import EngineSpec
 from raydpo.generate.worker import Generator, Health, PolicyLoaded
 from raydpo.models.agreement import compare, tolerance_of
 from raydpo.schema.events import Note, Observer
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
-from raydpo.schema.samples import DropWeights, Generate, Generated, LoadFolder, LoadWeights, Score, Scored, TakeWeights
+from raydpo.schema.samples import (
+    DropWeights,
+    Generate,
+    Generated,
+    LoadFolder,
+    LoadWeights,
+    Score,
+    Scored,
+    Sleep,
+    TakeWeights,
+    Wake,
+)
 from raydpo.schema.shared_weights import SharedWeights
 
 _LOADING = -1
@@ -82,10 +94,13 @@ class Generators:
         self._is_greeted = False
         self._version = self._checked = engine.version  # what an engine holds when it has started
         self._unproven: set[int] = set()
-        self._is_introduced = False
+        self._is_introduced = self._is_asleep = False
+        self._yielding = yielding(config)
+        self._ledger.yields("generate", self._yielding.how, self._yielding.why)
 
     def hold(self, policy: Policy) -> None:
         """Make every generator hold `policy`, from its folder unless a push brought it. Raises PolicyMismatchError."""
+        self._wake()
         message = LoadFolder(str(policy.folder), policy.version)
         self._is_greeted = policy.version != self._engine.version
         self._pool.greet_with(message if self._is_greeted else None)
@@ -95,7 +110,8 @@ class Generators:
             self._version = policy.version
         if self._checked != policy.version:
             self._pool.start()
-            self._check(policy)
+            if policy.probe is not None or policy.version != self._engine.version:  # the initial policy has no trainers
+                self._check(policy)
             self._checked = policy.version
         self._introduce()
 
@@ -190,11 +206,42 @@ class Generators:
         """(index of the request, log-probs), in the order they finish."""
         yield from self._pool.run(requests)
 
-    def make_room(self) -> None:
-        """Give up GPUs that another role needs now."""
-        if self.shares_gpus:
-            self._pool.stop()
-            self._version = self._checked = self._engine.version
+    def make_room(self, keeps_weights: bool = True) -> None:
+        """Give up GPUs that another role needs now. keeps_weights: the same policy is asked again afterwards."""
+        if not self.shares_gpus or self._is_asleep:
+            return
+        if self._yielding.how != "sleeps":
+            self._stop()
+            return
+        asleep: list[bool] = self._pool.tell(Sleep(keeps_weights))
+        if not all(asleep):
+            self._observer(
+                Note("warning", "the engine of a generator cannot sleep after all; all are stopped and started")
+            )
+            self._stop()
+            return
+        self._is_asleep = bool(asleep)
+        self._ledger.yielded("generate", "sleeps", len(asleep))
+        self._checked = _LOADING
+        if not keeps_weights:
+            self._version = _LOADING
+
+    def _stop(self) -> None:
+        self._ledger.yielded("generate", "stops", 1)
+        self._pool.stop()
+        self._is_asleep = False
+        self._version = self._checked = self._engine.version
+
+    def _wake(self) -> None:
+        """Where they sleep. Those that do not wake are stopped with all others, and others start."""
+        if not self._is_asleep:
+            return
+        try:
+            self._ledger.yielded("generate", "wakes", sum(self._pool.tell(Wake())))
+        except WorkerError as error:
+            self._observer(Note("warning", f"{error} Generators start anew."))
+            self._stop()
+        self._is_asleep = False
 
     def close(self) -> None:
         self._pool.close()

@@ -20,6 +20,7 @@ class Ledger:
         self._lock = threading.Lock()
         self._starts, self._loads, self._updates = Counter[str](), Counter[str](), Counter[str]()
         self._standing = dict[str, bool]()
+        self._yielding = dict[str, Any]()
 
     def started(self, role: str, number: int = 1) -> None:
         """Actors of a role began."""
@@ -38,6 +39,16 @@ class Ledger:
         with self._lock:
             self._standing[role] = is_so
 
+    def yields(self, role: str, how: str, why: str) -> None:
+        """What a role does with its devices while others need them, and why."""
+        with self._lock:
+            self._yielding[role] = {"how": how, "why": why, "sleeps": 0, "wakes": 0, "stops": 0}
+
+    def yielded(self, role: str, kind: str, number: int) -> None:
+        """Actors of a role did it. kind: sleeps, wakes or stops."""
+        with self._lock:
+            self._yielding[role][kind] += number
+
     def at_place(self, role: str, *, loads: bool) -> Callable[[object], None]:
         """What a pool calls with the place of each of its actors. loads: whether each loads a model as it begins."""
 
@@ -48,13 +59,14 @@ class Ledger:
         return placed
 
     def report(self) -> dict[str, Any]:
-        """standing, starts, model_loads and updates_in_place, each by role."""
+        """standing, starts, model_loads, updates_in_place and, where one was said, yielding, each by role."""
         with self._lock:
             found = {"starts": self._starts, "model_loads": self._loads, "updates_in_place": self._updates}
             counted = {
                 name: {role: number for role, number in counts.items() if number} for name, counts in found.items()
             }
-            return {"standing": dict(self._standing), **counted}
+            said = {"yielding": {role: dict(each) for role, each in self._yielding.items()}} if self._yielding else {}
+            return {"standing": dict(self._standing), **counted, **said}
 
     def _add(self, counts: Counter[str], role: str, number: int) -> None:
         with self._lock:

@@ -120,6 +120,24 @@ class StreamingEngine(Protocol):
         ...
 
 
+@runtime_checkable
+class SleepingEngine(Protocol):
+    """What an engine has in addition whose memory on the device can be given up and taken again in its process."""
+
+    @property
+    def can_sleep(self) -> bool:
+        """Whether `sleep` really frees the device here."""
+        ...
+
+    def sleep(self, keeps_weights: bool) -> None:
+        """Free the device, while nothing is in work. keeps_weights: in main memory; otherwise a load follows `wake`."""
+        ...
+
+    def wake(self) -> None:
+        """Take the device's memory again. Raises WorkerError when not all of it is there."""
+        ...
+
+
 def streaming(engine: Engine) -> StreamingEngine | None:
     """The engine, if it samples for several requests at a time; None also where its class has `generate` of its own and `begin`
     of an ancestor, whose samples would be others."""

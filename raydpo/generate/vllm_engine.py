@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from transformers import AutoConfig, GenerationConfig
 
-from raydpo.errors import ConfigError
+from raydpo.errors import ConfigError, WorkerError
 from raydpo.generate.decoding import Ending, text_of
 from raydpo.generate.engine import EngineSpec, Scores, probe_nats
 from raydpo.generate.limits import Ids, Limits, end_ids
@@ -153,6 +153,18 @@ class VllmEngine:
             collected |= {name: start[name] for name in missing}
         return collected if self._names is None else self._names.of(collected)
 
+    @property
+    def can_sleep(self) -> bool:
+        """Never on a CPU, where vLLM's call is a warning that does nothing."""
+        return self._spec.use_gpu and self._spec.vllm.enable_sleep_mode
+
+    def sleep(self, keeps_weights: bool) -> None:
+        self._llm.sleep(level=1 if keeps_weights else 2)
+
+    def wake(self) -> None:
+        if not self._llm.wake_up():
+            raise WorkerError("vLLM did not get all of its GPU memory back after it had slept.")
+
     def health(self) -> dict[str, Any]:
         return {
             "engine": "vllm",
@@ -223,6 +235,7 @@ def engine_arguments(spec: EngineSpec, num_positions: int | None) -> dict[str, A
         tensor_parallel_size=tensor,
         pipeline_parallel_size=layers,
         enable_prefix_caching=spec.vllm.enable_prefix_caching,
+        enable_sleep_mode=spec.use_gpu and spec.vllm.enable_sleep_mode,
         # To score a sequence vLLM also samples a token behind it; a sequence of all positions needs one more for that.
         max_model_len=None if num_positions is None else num_positions + 1,
         seed=0,

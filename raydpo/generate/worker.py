@@ -17,7 +17,7 @@ from typing import Any
 from raydpo.artifacts.elsewhere import bring
 from raydpo.artifacts.shared_files import remove, sweep
 from raydpo.errors import WorkerError
-from raydpo.generate.engine import Engine, EngineSpec, streaming
+from raydpo.generate.engine import Engine, EngineSpec, SleepingEngine, streaming
 from raydpo.generate.make_engine import make_engine
 from raydpo.schema.samples import (
     DropWeights,
@@ -29,7 +29,9 @@ from raydpo.schema.samples import (
     Sample,
     Score,
     Scored,
+    Sleep,
     TakeWeights,
+    Wake,
 )
 
 
@@ -61,6 +63,7 @@ class Generator:
         self.engine: Engine = make_engine(spec)
         self._version: int | None = spec.version
         self._arriving: int | None = None
+        self._is_asleep = False
         self._streaming = streaming(self.engine)
         self._done: list[tuple[int, Generated | Scored]] = []
         self._in_work: set[int] = set()
@@ -133,6 +136,10 @@ class Generator:
                 return PolicyLoaded(request.version, is_whole, time.monotonic() - started_s)
             case DropWeights(weights):
                 return remove(Path(weights.path), weights.key)
+            case Sleep():
+                return self._sleep(request.keeps_weights)
+            case Wake():
+                return self._wake()
             case Health():
                 return self.engine.health()
 
@@ -180,7 +187,32 @@ class Generator:
         self._version = request.version
         return True
 
+    def _sleep(self, keeps_weights: bool) -> bool:
+        """Whether it sleeps now."""
+        engine = self.engine
+        if not isinstance(engine, SleepingEngine) or not engine.can_sleep:
+            return False
+        if self._in_work:
+            raise WorkerError(f"{len(self._in_work)} requests were in work when this generator was to sleep.")
+        if not self._is_asleep:
+            if not keeps_weights:
+                self._version = self._arriving = None
+            engine.sleep(keeps_weights)
+            self._is_asleep = True
+        return True
+
+    def _wake(self) -> bool:
+        """Whether it had slept."""
+        if not self._is_asleep:
+            return False
+        assert isinstance(self.engine, SleepingEngine)
+        self.engine.wake()
+        self._is_asleep = False
+        return True
+
     def _whole_version(self) -> int:
+        if self._is_asleep:
+            raise WorkerError("This generator sleeps: its policy is not on the device. Wake it first.")
         if self._version is None:
             state = (
                 "a load failed" if self._arriving is None else f"parts of version {self._arriving} are still to come"

@@ -28,6 +28,7 @@ from raydpo.driver.standing_trainers import StandingTrainers
 from raydpo.driver.start_model import initial_policy
 from raydpo.driver.training import check_adapter
 from raydpo.driver.weight_sync import Push, is_free
+from raydpo.driver.yielding import yielding
 from raydpo.errors import NonFiniteError
 from raydpo.judge.verdict import Judge as Judge
 from raydpo.rounds.committed import committed_said
@@ -42,7 +43,7 @@ from raydpo.rounds.setup import Setup, set_up
 from raydpo.rounds.standing_roles import StandingRoles
 from raydpo.rounds.stop import stop_reasons
 from raydpo.rundir.piece import Piece
-from raydpo.runtime import has_grace, wait_for_nodes, watching
+from raydpo.runtime import gpus_shared, has_grace, wait_for_nodes, watching
 from raydpo.schema.events import Note, Observer, StageDone
 from raydpo.schema.rank_events import PolicyProbe, WeightsPart
 from raydpo.schema.shared_weights import SharedWeights
@@ -117,7 +118,10 @@ def open_run(config: Config, judge: Judge | None, observer: Observer) -> Iterato
             wait_for_nodes(wanted)
         setup = _merged(setup, observer)
         setup.check()
-        with closing(Generators(setup.config, setup.engine, observer, setup.ledger)) as generators:
+        with (
+            gpus_shared(yielding(setup.config).num_gpus),
+            closing(Generators(setup.config, setup.engine, observer, setup.ledger)) as generators,
+        ):
             run = RoundsRun(setup, generators, observer)
             try:
                 yield run
@@ -233,7 +237,7 @@ class RoundsRun:
         optimizer, hearing = optimizer_of(self._layout, index), partial(self._sight.training, index)
         standing = self._standing
         job = TrainingJob(index, config, receive, is_wanted, optimizer, standing.scorers, standing.trainers, hearing)
-        self._generators.make_room()
+        self._generators.make_room(keeps_weights=False)
         with self._busy.working("train"), self._sight.phase(index, "train"), self.kept.recorded(index, training):
             yield job
 

@@ -176,4 +176,19 @@ class DropWeights:
     weights: SharedWeights
 
 
-Request = Generate | Score | LoadFolder | LoadWeights | TakeWeights | DropWeights
+@dataclass(frozen=True)
+class Sleep:
+    """Give up the memory of the device until `Wake`, in the process that stands.
+
+    keeps_weights: in main memory; otherwise no policy is held after it, and a folder is read.
+    """
+
+    keeps_weights: bool
+
+
+@dataclass(frozen=True)
+class Wake:
+    """Take the memory of the device again. Nothing happens to one that is awake."""
+
+
+Request = Generate | Score | LoadFolder | LoadWeights | TakeWeights | DropWeights | Sleep | Wake
