@@ -311,6 +311,17 @@ FAULTS = (
     ),
     Fault(
         ROUNDS,
+        "an attempt ends in a round that ends by its pairs, or samples are others than those that were judged",
+        "parts in work",
+        "same command, same end of the round, pairs and weights bit for bit (fp32, CPU, transformers engine); what is another "
+        "sample now is judged anew",
+        (
+            "pipelines/rounds/test_pairs_per_round.py::test_an_attempt_that_ends_anywhere_changes_nothing",
+            "pipelines/rounds/test_judging_meanwhile.py::test_a_batch_whose_samples_are_others_now_is_judged_anew",
+        ),
+    ),
+    Fault(
+        ROUNDS,
         "a rank or a generator that stands over all rounds dies between its turns",
         "nothing",
         "another one starts and loads what it had. A rank that died without work counts as a failure, and no step is to blame",

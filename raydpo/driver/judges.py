@@ -113,7 +113,11 @@ class Judging:
     @property
     def pool(self) -> runtime.Pool | None:
         """Its actors, which start when there is work; None where a function of the caller judges."""
-        return None if self._judge is not None else self._actors()
+        return None if self._judge is not None or self._section is None else self._actors()
+
+    def attach(self) -> None:
+        """Its actors, of which none starts now, are of the session that is open: a training beside it may open another one."""
+        _ = self.pool
 
     def _actors(self) -> runtime.Pool:
         section = self._section

@@ -149,6 +149,7 @@ class RoundsRun:
 
     def __init__(self, setup: Setup, generators: Generators, observer: Observer) -> None:
         self._setup, self._layout, self._section = setup, setup.layout, setup.rounds
+        setup.judging.attach()
         self._generators, self._observer, self._busy = generators, observer, Busy()
         roles = Roles(generators, setup.judging, self._busy, observer, setup.config.generate.prompts_per_item)
         self._sight = LoopSight(setup.config, self._busy, observer, depth=generators.depth)
