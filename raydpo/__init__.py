@@ -2,6 +2,7 @@
 
     config = raydpo.Config.load("run.yaml", ["train.learning_rate=5e-7"])
     summary = raydpo.train(config)
+    run = raydpo.dpo(model, pairs, beta=0.1)  # and raydpo.kto, raydpo.simpo, ...: a function for each objective
 
 Names here are looked up when they are first used, so that `import raydpo` costs nothing.
 Decision: `raydpo.train` is both the stage's package and the verb, and so is `raydpo.quickstart`. The packages are
@@ -20,6 +21,10 @@ if TYPE_CHECKING:
     from raydpo.artifacts.reference_cache import open_reference as open_reference
     from raydpo.config.load import load as load
     from raydpo.config.sections import Config as Config
+    from raydpo.front.align import align as align
+    from raydpo.front.align import dpo as dpo
+    from raydpo.front.alignment_run import AlignmentRun as AlignmentRun
+    from raydpo.front.callbacks import StopRun as StopRun
     from raydpo.pipelines import Round as Round
     from raydpo.pipelines import check as check
     from raydpo.pipelines import evaluate as evaluate
@@ -29,9 +34,13 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _HOMES = {
+    "AlignmentRun": "raydpo.front.alignment_run",
     "Config": "raydpo.config.sections",
     "Round": "raydpo.pipelines",
+    "StopRun": "raydpo.front.callbacks",
+    "align": "raydpo.front.align",
     "check": "raydpo.pipelines",
+    "dpo": "raydpo.front.align",
     "evaluate": "raydpo.pipelines",
     "iterate": "raydpo.pipelines",
     "load": "raydpo.config.load",
@@ -45,10 +54,14 @@ _VERBS = {
 }
 
 __all__ = [
+    "AlignmentRun",
     "Config",
     "Round",
+    "StopRun",
     "__version__",
+    "align",
     "check",
+    "dpo",
     "errors",
     "evaluate",
     "iterate",
@@ -88,6 +101,10 @@ def __getattr__(name: str) -> Any:
         return importlib.import_module(f"raydpo.{name}")
     if name in _HOMES:
         return getattr(importlib.import_module(_HOMES[name]), name)
+    from raydpo.config.objective_table import OBJECTIVES
+
+    if name in OBJECTIVES:
+        return importlib.import_module("raydpo.front.by_objective").objective_function(name)
     raise AttributeError(f"module 'raydpo' has no attribute {name!r}")
 
 

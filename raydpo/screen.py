@@ -23,6 +23,8 @@ from raydpo.redaction import redacted
 from raydpo.schema.events import Advanced, Event, Note, StageDone, StageStarted
 
 WINDOW_S = 60.0
+_LINE_SHARE = 0.05
+"""A plain line at most each time that a stage has become so much older: they thin out in a long job."""
 _SHOWN = ("rewards/margins", "rewards/accuracies", "loss")
 _EVAL_ORDER = ("rewards/accuracies", "rewards/margins", "rewards/ties", "loss", "rewards/chosen", "rewards/rejected")
 
@@ -113,7 +115,7 @@ class _Field(ProgressColumn):
 class Screen:
     """The callback that shows a run, and a context manager. `plain=None` decides by whether `stream` is a terminal.
 
-    every_s: at most one plain line of progress a stage in this many seconds.
+    every_s: at most one plain line of progress a stage in this many seconds, and in a twentieth of its time so far.
     """
 
     def __init__(
@@ -207,7 +209,7 @@ class Screen:
         state.advance(event, now)
         if self._progress is not None:
             self._progress.update(self._tasks[event.stage], completed=event.done)
-        elif now - state.last_line_s >= self._every_s:
+        elif now - state.last_line_s >= max(self._every_s, (now - state.started_s) * _LINE_SHARE):
             state.last_line_s = now
             parts = (state.counts(), state.pace(), state.left(now), state.figures(3))
             self._line(f"{state.stage}: {'  '.join(part for part in parts if part)}")

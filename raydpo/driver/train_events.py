@@ -282,6 +282,7 @@ class Driver:
         self.eval_last = metrics
         self.eval_history.append(metrics.get("eval/rewards/margins", 0.0))
         self._log(step, metrics)
+        self.observer(Evaluated(step, metrics))
         shown = ", ".join(f"{name.removeprefix('eval/')} {metrics[name]:.4f}" for name in _SHOWN if name in metrics)
         self.observer(Note("info", f"evaluation after {step} steps: {shown}"))
 

@@ -39,6 +39,7 @@ if TYPE_CHECKING:
     from raydpo.runtime.sessions import wait_for_room as wait_for_room
     from raydpo.runtime.shared_gpus import gpus_shared as gpus_shared
     from raydpo.runtime.spread import spread_of as spread_of
+    from raydpo.runtime.stops import ask_to_stop as ask_to_stop
     from raydpo.runtime.stops import deferred as deferred
     from raydpo.runtime.stops import has_grace as has_grace
     from raydpo.runtime.stops import requested as requested
@@ -55,6 +56,7 @@ _HOME = {
     "NodePatience": "patience",
     "Place": "place",
     "Placement": "placement",
+    "ask_to_stop": "stops",
     "check_paths": "job",
     "check_storage": "sessions",
     "count_cpus": "sessions",
@@ -90,6 +92,7 @@ __all__ = [
     "Placement",
     "Pool",
     "RankContext",
+    "ask_to_stop",
     "check_paths",
     "check_storage",
     "count_cpus",

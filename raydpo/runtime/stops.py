@@ -130,6 +130,17 @@ def requested() -> int:
     return 0 if _watch is None else _watch.signum
 
 
+def ask_to_stop() -> None:
+    """End the watched run of this process as SIGTERM would: its work comes to the next boundary, is committed, and `Stopped` is
+    raised. Where no run is watched (in a thread), `Stopped` is raised here: what was committed before is safe. Asking again
+    does nothing.
+    """
+    if _watch is None:
+        raise Stopped(signal.SIGTERM, "What was committed before is safe.")
+    if not _watch.signum:
+        _watch.receive(signal.SIGTERM, None)
+
+
 def has_grace() -> bool:
     """Whether a signal asked the run to end, and work of other threads may still come to its boundary."""
     return _watch is not None and bool(_watch.signum) and not _watch.is_over

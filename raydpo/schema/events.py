@@ -62,7 +62,19 @@ class Note:
         object.__setattr__(self, "text", redacted(self.text))
 
 
-Event = StageStarted | Advanced | StageDone | Note
+@dataclass(frozen=True)
+class Evaluated:
+    """The held-out split was evaluated.
+
+    step: optimizer steps before it.
+    metrics: all of them, named "eval/...": rewards and margins in the unit of the objective, losses in nats.
+    """
+
+    step: int
+    metrics: Mapping[str, float]
+
+
+Event = StageStarted | Advanced | StageDone | Note | Evaluated
 Observer = Callable[[Event], None]
 """A callback for the events of a run, called in the driver's process."""
 

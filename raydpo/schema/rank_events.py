@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from raydpo.schema.events import Evaluated as Evaluated
 from raydpo.schema.samples import Score
 from raydpo.schema.shared_weights import SharedWeights
 
@@ -109,14 +110,6 @@ class Skipped:
     loss: float
     grad_norm: float
     sources: tuple[str, ...]
-
-
-@dataclass(frozen=True)
-class Evaluated:
-    """An evaluation after `step` steps: "eval/..." -> mean over all held-out examples."""
-
-    step: int
-    metrics: Mapping[str, float]
 
 
 @dataclass(frozen=True)
