@@ -10,8 +10,6 @@ import html
 import json
 import os
 from collections.abc import Sequence
-from importlib import import_module
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Self
 
@@ -19,8 +17,9 @@ from raydpo.artifacts import local_path
 from raydpo.config import Config
 from raydpo.errors import Stopped, UserError
 from raydpo.front.callbacks import Callback, Callbacks
-from raydpo.front.outcome import outcome
 from raydpo.front.run_frames import framed, margins_frame, metrics_frame
+from raydpo.run_report.run_facts import RunFacts, read_run
+from raydpo.run_report.run_verdict import verdict_on
 
 
 class AlignmentRun:
@@ -56,12 +55,13 @@ class AlignmentRun:
     def metrics(self) -> Any:
         """One row a step, a column a metric (a pandas DataFrame, without pandas a pyarrow Table); "eval/..." are means over the
         held-out examples."""
-        return metrics_frame(self.dir)
+        return metrics_frame(self._facts)
 
     @property
     def margins(self) -> Any:
-        """One row a held-out pair with its margin before and after, in nats: see `run_frames.margins_frame`."""
-        return margins_frame(self.dir)
+        """One row a held-out pair, in nats before beta: example, source, log_ratio_chosen, log_ratio_rejected, margin. Raises
+        UserError where the run kept no pairs."""
+        return margins_frame(self._facts)
 
     def samples(self, num_prompts: int = 5, max_new_tokens: int = 64) -> Any:
         """Greedy answers of the model before and after to the first held-out prompts (without such, training prompts), on the
@@ -84,17 +84,10 @@ class AlignmentRun:
         return framed(dict(zip(("prompt", "before", "after"), texts, strict=True)))
 
     def report(self, out: str | os.PathLike[str] | None = None) -> Path:
-        """Write the report of this run as one HTML file; its path. out: where, default `report.html` in the run directory.
+        """Write the report of this run as one HTML file; its path. out: where, default `report.html` in the run directory."""
+        from raydpo.run_report.write import write
 
-        Raises UserError in a version without reports.
-        """
-        if find_spec("raydpo.report") is None:
-            raise UserError(
-                "report: this version writes none; the numbers are in metrics, margins and summary. Nothing was written."
-            )
-        path = Path(out) if out is not None else self.dir / "report.html"
-        import_module("raydpo.report").write([self.dir], path)
-        return path
+        return write([self.dir], None if out is None else Path(out))
 
     def resume(self, callbacks: Callback | Sequence[Callback] = (), *, progress: bool = True) -> Self:
         """Go on from the newest checkpoint; of a finished run, nothing is computed. Returns this run.
@@ -122,9 +115,19 @@ class AlignmentRun:
         return found
 
     @property
+    def _facts(self) -> RunFacts:
+        return read_run(self.dir)
+
+    @property
     def verdict(self) -> str:
-        """What came of it, in a sentence."""
-        return outcome(self.summary, self.stopped_by)
+        """What came of it, in a sentence: better or not, with an interval of the held-out accuracy."""
+        if self.summary is None:
+            return (
+                f"stopped by {self.stopped_by}; resume() goes on"
+                if self.stopped_by
+                else "not finished; resume() goes on"
+            )
+        return verdict_on(self._facts).sentences[0]
 
     def __repr__(self) -> str:
         return f"<{self.config.objective.name} in {self.config.run.dir}: {self.verdict}>"

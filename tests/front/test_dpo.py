@@ -159,7 +159,7 @@ def test_a_callback_in_a_thread_ends_a_run_at_what_was_committed(toy: Toy, tmp_p
 
 
 @pytest.mark.slow
-def test_a_run_has_tables_samples_and_a_verdict(toy: Toy, by_file: Path) -> None:
+def test_a_run_has_tables_samples_a_report_and_a_verdict(toy: Toy, by_file: Path, tmp_path: Path) -> None:
     run = raydpo.AlignmentRun.open(by_file)
     frame = run.metrics
     assert list(frame["step"]) == [0, 1, 2, 3, 4]
@@ -171,6 +171,13 @@ def test_a_run_has_tables_samples_and_a_verdict(toy: Toy, by_file: Path) -> None
     assert [text.partition(":")[0] for text in samples["prompt"]] == [
         "<s>" + str(NUM_TRAIN + number) for number in range(3)
     ]
+    margins = run.margins
+    assert list(margins["example"]) == list(range(NUM_EVAL))
+    assert margins["margin"].mean() * 0.1 == pytest.approx(
+        run.summary["eval"]["last"]["eval/rewards/margins"], rel=1e-4
+    )
+    assert (margins["log_ratio_chosen"] - margins["log_ratio_rejected"]).tolist() == margins["margin"].tolist()
+    assert run.report(tmp_path / "one.html").read_text().startswith("<!")
     assert f"of {NUM_EVAL} held-out pairs" in repr(run)
     assert "rewards/margins" in run._repr_html_()
     assert "<script" not in run._repr_html_()
@@ -252,7 +259,7 @@ def test_another_objective_by_its_function(toy: Toy, tmp_path: Path) -> None:
     )  # fmt: skip
     assert run.config.objective.name == "ipo"
     assert run.config.objective.parameters["beta"] == 0.3
-    assert "nothing was held out" in run.verdict
+    assert "No held-out pairs" in run.verdict
 
 
 def test_a_tokenizer_of_a_model_that_names_none(toy: Toy, tmp_path: Path) -> None:
