@@ -56,6 +56,22 @@ def test_plain_lines_are_calm() -> None:
     assert shown[1] == "train: 10/100 steps  2.0/s  45s left  margins 0.25  loss 0.5"
 
 
+def test_plain_lines_thin_out_in_a_long_stage() -> None:
+    """A notebook and the log of a job get lines; of ten hours it would be 7,200, as many in the second half as in the first."""
+    out, clock = io.StringIO(), Clock()
+    screen = Screen(out, every_s=5, clock=clock)
+    screen(StageStarted("train", 36_000, "steps"))
+    halves = []
+    for half in range(2):
+        for step in range(18_000):
+            clock.now += 1
+            screen(Advanced("train", 18_000 * half + step + 1))
+        halves.append(len(lines(out)))
+    assert halves[0] < 150
+    assert halves[1] - halves[0] < 20
+    assert "\x1b" not in out.getvalue()
+
+
 def test_notes_are_lines_and_warnings_say_so() -> None:
     out = io.StringIO()
     screen = Screen(out)
