@@ -23,7 +23,7 @@ from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from raydpo import answer_verbs, cache_verbs, inspect_verb, plan_verb, report_verb, soup_verb
+from raydpo import answer_verbs, cache_verbs, import_verb, inspect_verb, plan_verb, report_verb, soup_verb
 from raydpo.errors import RaydpoError, Stopped, UserError
 from raydpo.json_result import print_json
 from raydpo.redaction import redacted
@@ -184,6 +184,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     shown.set_defaults(act=_config_show)
 
+    import_verb.add(verbs, [machine])
     cache_verbs.add(verbs, machine)
     soup_verb.add(verbs, machine)
     inspect_verb.add(verbs, machine)

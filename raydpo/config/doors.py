@@ -53,6 +53,7 @@ SCHEDULES = Door(
         "cosine": "raydpo.train.schedule:cosine",
         "linear": "raydpo.train.schedule:linear",
         "constant": "raydpo.train.schedule:constant",
+        "cosine_to_tenth": "raydpo.train.schedule:cosine_to_tenth",
     },
     is_kind="a function",
     takes=2,

@@ -24,9 +24,15 @@ _PLUS = "further terms of the loss, each an objective with its weight and option
 def dump(config: Config, origins: Mapping[str, str] | None = None) -> str:
     """The whole config as YAML, defaults included, without secrets of the environment. With `origins` each line ends in a
     comment: where it is from."""
-    lines = list(_lines(redacted_values(config.model_dump(mode="json")), "", 0))
+    values = redacted_values(config.model_dump(mode="json"))
     if origins is None:
-        return "".join(f"{text}\n" for text, _ in lines)
+        return "".join(f"{text}\n" for text, _ in _lines(values, "", 0))
+    return commented(values, origins)
+
+
+def commented(values: Mapping[str, Any], origins: Mapping[str, str]) -> str:
+    """Sections as YAML, with a comment behind each dotted key of `origins`."""
+    lines = list(_lines(values, "", 0))
     width = min(max(len(text) for text, key in lines if key in origins), 60)
     return "".join(f"{text:<{width}}  # {origins[key]}\n" if key in origins else f"{text}\n" for text, key in lines)
 

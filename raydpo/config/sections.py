@@ -276,7 +276,8 @@ class TrainSection(Section):
     learning_rate: float = Field(default=5e-7, gt=0)
     """Peak learning rate."""
     schedule: Annotated[str, SCHEDULES] = "cosine"
-    """Decay after the warm-up, to 0 one step after the last (constant: no decay). package.module:name is a schedule of your
+    """Decay after the warm-up, to 0 one step after the last (constant: no decay; cosine_to_tenth: to a tenth of the
+    peak). package.module:name is a schedule of your
     own (docs/extend.md)."""
     warmup_fraction: float = Field(default=0.1, ge=0, le=1)
     """Share of all steps over which the learning rate rises linearly from 0."""

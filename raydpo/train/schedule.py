@@ -26,6 +26,11 @@ def cosine(step: int, num_steps: int) -> float:
     return (1 + math.cos(math.pi * (step / num_steps))) / 2
 
 
+def cosine_to_tenth(step: int, num_steps: int) -> float:
+    """Half a cosine down to a tenth of the peak, one step after the last."""
+    return 0.1 + 0.9 * cosine(step, num_steps)
+
+
 def linear(step: int, num_steps: int) -> float:
     """A straight line down to 0, one step after the last."""
     return 1 - step / num_steps
