@@ -114,7 +114,7 @@ def private_uses(source: str, own: set[str]) -> Iterator[tuple[int, str]]:
 
 
 PUBLIC = {"__dict__", "__qualname__", "__name__", "__module__", "__version__", "__cause__", "__context__"}
-PUBLIC |= {"__suppress_context__"}
+PUBLIC |= {"__suppress_context__", "__signature__"}
 """Of Python's data model, and"""
 PUBLIC |= {"__pydantic_extra__"}
 """of pydantic's documentation."""
