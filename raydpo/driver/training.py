@@ -157,7 +157,8 @@ def _run_gang(driver: Driver, stop: int | None, trainers: StandingTrainers | Non
         runtime.wait_for_room(demand(workspace.config, "train"))
         spec, num_ranks = driver.spec(stop), room_for_ranks(workspace.config)
         stack.callback(_remove, spec.staging)
-        driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, workspace.config.train.sinks))
+        names, warn = workspace.config.train.sinks, lambda text: driver.observer(Note("warning", text))
+        driver.sinks = stack.enter_context(Sinks(workspace.dir, spec.resume_step, names, warn))
         keep_lines(workspace.dir / "bad_batches.jsonl", spec.resume_step)
         unread = _UNREAD if spec.push else None
         if trainers is None:

@@ -10,8 +10,9 @@ import json
 import math
 import os
 import time
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+import warnings
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -23,7 +24,10 @@ from raydpo.schema.json_text import parse_json
 
 class Sink(Protocol):
     """The door `train.sinks`: made in the driver's process as `sink(run_dir, resume_step)`. resume_step: the step that the
-    run goes on from, 0 at its start; what was written beyond it is of an attempt that died, and comes again."""
+    run goes on from, 0 at its start; what was written beyond it is of an attempt that died, and comes again.
+
+    A class with `is_tracker = True` sends metrics elsewhere: what it raises is said once, it is asked no more, and the run
+    goes on."""
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         """The metrics of a training step, or, named "eval/...", of an evaluation after it."""
@@ -110,24 +114,35 @@ class TensorBoard:
 
 class Sinks:
     """The sinks of a run directory, as a context manager. names: as in `train.sinks`. What an outside one raises is a
-    ConfigError that names it; the others are closed all the same."""
+    ConfigError that names it; the others are closed all the same. Of a tracker, it is told to `warn`, once."""
 
-    def __init__(self, run_dir: Path, resume_step: int = 0, names: Sequence[str] = ("jsonl", "tensorboard")) -> None:
+    def __init__(
+        self,
+        run_dir: Path,
+        resume_step: int = 0,
+        names: Sequence[str] = ("jsonl", "tensorboard"),
+        warn: Callable[[str], None] = warnings.warn,
+    ) -> None:
         self._sinks: list[tuple[str, Sink]] = []
-        self._dir = run_dir
+        self._dir, self._warn = run_dir, warn
+        self._trackers: set[str] = set()
+        self._failed: set[str] = set()
         with ExitStack() as half:
             for name in names:
                 make = SINKS.resolve(name)
-                with calling(SINKS.key, name), full_disk(run_dir / _file_of(name)):
+                if getattr(make, "is_tracker", False):
+                    self._trackers.add(name)
+                with self._around(name):
                     sink: Sink = make(run_dir, resume_step)
-                self._sinks.append((name, sink))
-                half.callback(self._close, name, sink)
+                    self._sinks.append((name, sink))
+                    half.callback(self._close, name, sink)
             self._open = half.pop_all()
 
     def write(self, step: int, metrics: Mapping[str, float]) -> None:
         for name, sink in self._sinks:
-            with calling(SINKS.key, name), full_disk(self._dir / _file_of(name)):
-                sink.write(step, metrics)
+            if name not in self._failed:
+                with self._around(name):
+                    sink.write(step, metrics)
 
     def __enter__(self) -> Sinks:
         return self
@@ -136,8 +151,21 @@ class Sinks:
         self._open.close()
 
     def _close(self, name: str, sink: Sink) -> None:
-        with calling(SINKS.key, name), full_disk(self._dir / _file_of(name)):
+        with self._around(name):
             sink.close()
+
+    @contextmanager
+    def _around(self, name: str) -> Iterator[None]:
+        """A call of a sink."""
+        try:
+            with calling(SINKS.key, name), full_disk(self._dir / _file_of(name)):
+                yield
+        except Exception as error:
+            if name not in self._trackers:
+                raise
+            if name not in self._failed:
+                self._failed.add(name)
+                self._warn(f"{error} The run goes on without this tracker; metrics.jsonl has every metric.")
 
 
 def _file_of(name: str) -> str:

@@ -74,6 +74,30 @@ def test_what_a_sink_of_another_package_raises_names_it(tmp_path):
         Sinks(tmp_path, 1, names)
 
 
+class Tracker(Failing):
+    is_tracker = True
+
+    def close(self):
+        super().close()
+        raise ConnectionError("nobody answers at the end, either")
+
+
+def test_a_tracker_that_fails_is_said_once_and_stops_nothing(tmp_path):
+    names, Failing.closed, said = ("jsonl", f"{__name__}:Tracker"), 0, []
+    with Sinks(tmp_path, 0, names, said.append) as sinks:
+        for step in (1, 2, 3):
+            sinks.write(step, {"loss": 1.0})
+    assert len(said) == 1
+    assert "Tracker raised ConnectionError: nobody answers" in said[0]
+    assert "The run goes on without this tracker" in said[0]
+    assert Failing.closed == 1
+    assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 3
+    with Sinks(tmp_path, 1, names, said.append) as sinks:
+        sinks.write(2, {"loss": 0.5})
+    assert "it cannot go on" in said[1]
+    assert len(said) == 2
+
+
 def feed(rows):
     watch = Watch()
     return [w for chosen, margin, ratio in rows for w in watch.observe(_metrics(chosen, margin, ratio))]
