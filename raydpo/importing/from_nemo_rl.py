@@ -38,6 +38,9 @@ _IDLE = (
 )
 """Beginnings of names that change no number, where no row says otherwise."""
 _CUT = "longer rows: NeMo-RL takes them out of the loss, raydpo leaves the example out and counts it (data.overlong)"
+_SHORTER = (
+    "warm-up here is a share of the steps that there are: where dpo.max_num_epochs ends before dpo.max_num_steps, it is shorter"
+)
 TABLE: dict[str, Row] = {
     "policy.model_name": To("model.path", str),
     "policy.train_global_batch_size": To("train.global_batch_pairs", int),
@@ -121,11 +124,7 @@ def _resolved(name: str, value: Any, leaves: Leaves, depth: int) -> Any:
 def compose(draft: Draft, processes: int | None, trainer: str | None) -> None:
     """What several options decide together."""
     _objective(draft)
-    steps = training_arguments.length_of_run(draft, "dpo.max_num_epochs", "dpo.max_num_steps")
-    if steps:
-        draft.differences.append(
-            "the run ends after dpo.max_num_steps; that dpo.max_num_epochs may end it before is not kept"
-        )
+    steps = _length(draft)
     if flag(draft.get("policy.megatron_cfg.enabled", False)):
         _megatron(draft, steps)
     else:
@@ -144,6 +143,17 @@ def compose(draft: Draft, processes: int | None, trainer: str | None) -> None:
     for name in draft.options:
         if name not in draft.fates and name not in TABLE and name.startswith(_IDLE):
             draft.idle(name, "speed, memory, logging and saving")
+
+
+def _length(draft: Draft) -> int | None:
+    """Epochs and steps, of which the first to be reached ends the run there and here. Gives the steps."""
+    draft.follow_one("dpo.max_num_epochs", To("train.epochs", number))
+    steps = draft.get("dpo.max_num_steps")
+    if not isinstance(steps, int) or steps < 1:
+        draft.same("dpo.max_num_steps", "no limit")
+        return None
+    draft.put("train.max_steps", steps, "dpo.max_num_steps", differs=_SHORTER)
+    return steps
 
 
 def _objective(draft: Draft) -> None:

@@ -28,6 +28,13 @@ def test_cosine_with_and_without_warm_up():
     assert rates(5, "cosine", 0.2) == pytest.approx([1 / 2, 1, (1 + root) / 2, 1 / 2, (1 - root) / 2])
 
 
+def test_cosine_to_a_tenth_of_the_peak():
+    root = math.sqrt(0.5)
+    expected = [1, 0.1 + 0.45 * (1 + root), 0.55, 0.1 + 0.45 * (1 - root)]
+    assert rates(4, "cosine_to_tenth") == pytest.approx(expected)
+    assert rates(5, "cosine_to_tenth", 0.2)[0] == 0.5
+
+
 def test_constant_and_nothing_but_warm_up():
     assert rates(4, "constant", 0.25) == pytest.approx([1 / 2, 1, 1, 1])
     assert rates(4, "cosine", 1.0) == pytest.approx([1 / 5, 2 / 5, 3 / 5, 4 / 5])
@@ -35,7 +42,7 @@ def test_constant_and_nothing_but_warm_up():
 
 
 def test_a_name_that_is_no_schedule_is_an_error_and_not_a_cosine():
-    with pytest.raises(ConfigError, match=r"train.schedule: 'cosin' is not one of cosine, linear, constant, package"):
+    with pytest.raises(ConfigError, match=r"train.schedule: 'cosin' is not one of cosine, linear, constant, cosine_to_tenth, package"):
         rates(4, "cosin")
 
 
