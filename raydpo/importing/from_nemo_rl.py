@@ -38,9 +38,7 @@ _IDLE = (
 )
 """Beginnings of names that change no number, where no row says otherwise."""
 _CUT = "longer rows: NeMo-RL takes them out of the loss, raydpo leaves the example out and counts it (data.overlong)"
-_SHORTER = (
-    "warm-up here is a share of the steps that there are: where dpo.max_num_epochs ends before dpo.max_num_steps, it is shorter"
-)
+_SHORTER = "warm-up here is a share of all steps: where dpo.max_num_epochs ends before dpo.max_num_steps, it is shorter"
 TABLE: dict[str, Row] = {
     "policy.model_name": To("model.path", str),
     "policy.train_global_batch_size": To("train.global_batch_pairs", int),

@@ -42,7 +42,9 @@ def test_constant_and_nothing_but_warm_up():
 
 
 def test_a_name_that_is_no_schedule_is_an_error_and_not_a_cosine():
-    with pytest.raises(ConfigError, match=r"train.schedule: 'cosin' is not one of cosine, linear, constant, cosine_to_tenth, package"):
+    with pytest.raises(
+        ConfigError, match=r"train.schedule: 'cosin' is not one of cosine, linear, constant, cosine_to_tenth, package"
+    ):
         rates(4, "cosin")
 
 
