@@ -436,7 +436,7 @@ class EvaluateSection(Section):
     """A pair whose log-ratio margin is within this of 0 is a tie and counts half. Default: 1e-3 in float32, 0.1 in
     bfloat16, which is the noise of the arithmetic."""
     kept_pairs: Annotated[int, FREE] = Field(default=500, ge=0)
-    """Of the first so many held-out examples the run keeps the log-probs by token of its newest evaluation, in
+    """Of so many held-out examples, at equal distances, the run keeps the log-probs by token of its newest evaluation, in
     `evaluation.arrow`, for its report. 0: of none."""
 
 

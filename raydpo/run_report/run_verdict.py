@@ -43,9 +43,8 @@ def verdict_on(run: RunFacts) -> RunVerdict:
 def _without_pairs(run: RunFacts) -> RunVerdict:
     first, last = run.evaluations
     if "loss" in first and "loss" in last:
-        standing: Standing = "better" if last["loss"] < first["loss"] else "worse"
-        text = f"The held-out loss went from {first['loss']:.4f} to {last['loss']:.4f} ({standing}). It has no interval here."
-        return RunVerdict(standing, [text])
+        text = f"The held-out loss went from {first['loss']:.4f} to {last['loss']:.4f}; without pairs it has no interval here."
+        return RunVerdict("unknown", [text])
     return RunVerdict(
         "unknown", ["No held-out pairs: nothing here says whether the model got better. Set data.eval_fraction."]
     )

@@ -1,7 +1,7 @@
 """Log-probs of held-out answers by token, kept from an evaluation as it goes: what a report shows of single pairs.
 
-Comes in: scored micro-batches. Goes out: this rank's part of `evaluation.arrow`. Decision: the first `evaluate.kept_pairs`
-examples of the split, so that the size is bounded and every evaluation keeps the same ones; no forward is added.
+Comes in: scored micro-batches. Goes out: this rank's part of `evaluation.arrow`. Decision: `evaluate.kept_pairs` examples at
+equal distances over the split, so that the size is bounded and every evaluation keeps the same ones; no forward is added.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from raydpo.objectives import ObjectiveInput
 
 
 class HeldOutNats:
-    """Answers of the first `most` examples, as far as it is shown them. most: 0 keeps none."""
+    """Answers of at most `most` of `num_examples` examples, at equal distances, as it is shown them. most: 0 keeps none."""
 
-    def __init__(self, most: int) -> None:
-        self._most = most
+    def __init__(self, most: int, num_examples: int) -> None:
+        self._most, self._every = most, -(-num_examples // most) if most else 1
         self._columns: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
 
     def add(self, inputs: ObjectiveInput) -> None:
@@ -28,7 +28,7 @@ class HeldOutNats:
         if not self._most or inputs.positions is None:
             return
         places = inputs.positions.cpu().numpy()
-        for row in np.flatnonzero(places < self._most).tolist():
+        for row in np.flatnonzero(places % self._every == 0).tolist():
             for number, sequence in enumerate(inputs.answers[row].tolist()):
                 chosen = inputs.sequences == sequence
                 self._columns["example"].append(int(places[row]))

@@ -148,7 +148,7 @@ class Trainer:
             self._all_reduce(seen[kind])
         counts = self.eval.counts(np.arange(num_examples), self.loss)
         batch_loss = BatchLoss(self.loss, counts, seen, self.spec.tie_tolerance_nats)
-        kept = HeldOutNats(self.spec.config.evaluate.kept_pairs if self._is_first else 0)
+        kept = HeldOutNats(self.spec.config.evaluate.kept_pairs if self._is_first else 0, num_examples)
         for block in self.eval.blocks():
             for micro_batch in block:
                 evaluate_share(self.engine.forward, batch_loss, micro_batch, self.engine.device, sums, by_entry, kept)
