@@ -100,16 +100,36 @@ def _ended_by_sigterm() -> Iterator[None]:
 
 def _arguments(argv: list[str]) -> argparse.Namespace:
     parser = _parser()
+    if "_ARGCOMPLETE" in os.environ:  # set by the shell while Tab is pressed
+        import argcomplete
+
+        argcomplete.autocomplete(parser)
     args, extra = parser.parse_known_args(argv)
     late = [word for word in extra if "=" in word and not word.startswith("-")]
     wrong = [word for word in extra if word not in late]
-    dotted = [word.lstrip("-") for word in wrong if "." in word]
     if wrong or (late and not hasattr(args, "overrides")):
-        hint = f"; config values are given without dashes: {dotted[0].partition('=')[0]}=VALUE" if dotted else ""
+        hint = f"; config values are given without dashes: {meant}" if (meant := _meant(extra)) else ""
         parser.error(f"unrecognized arguments: {' '.join(wrong or late)}{hint}")
     if late:
         args.overrides = [*args.overrides, *late]
     return args
+
+
+def _meant(words: Sequence[str]) -> str:
+    """A config value that was written as an option, as it is written here; empty where no word is one."""
+    from raydpo.config.key_names import keys_named
+
+    for place, word in enumerate(words):
+        if not word.startswith("--"):
+            continue
+        name, _, value = word[2:].partition("=")
+        follows = place + 1 < len(words) and not words[place + 1].startswith("-")
+        value = value or (words[place + 1] if follows else "VALUE")
+        if "." in name:
+            return f"{name}={value}"
+        if found := keys_named(name.replace("-", "_")):
+            return " or ".join(f"{key}={value}" for key in found)
+    return ""
 
 
 class _Parser(argparse.ArgumentParser):

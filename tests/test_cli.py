@@ -66,7 +66,7 @@ def test_version_and_help(capsys: pytest.CaptureFixture[str]) -> None:
         (["trian", "x"], "invalid choice"),
         (["train"], "run.yaml"),
         (["config"], "ACTION"),
-        (["train", "run.yaml", "--train.epochs=2"], "without dashes: train.epochs=VALUE"),
+        (["train", "run.yaml", "--train.epochs=2"], "without dashes: train.epochs=2"),
         (["train", "run.yaml", "--jsn"], "--jsn"),
         (["quickstart", "--seed", "-1"], "allowed: a whole number"),
         (["quickstart", "a.b=c"], "a.b=c"),
@@ -285,3 +285,48 @@ def test_cache_compact_and_what_runs_keep(cache_dir: Path, tmp_path: Path, capsy
 def test_a_cache_dir_that_is_not_there(action: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["cache", action, "--cache-dir", str(tmp_path / "no")]) == 2
     assert "is not a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("words", "meant"),
+    [
+        (["--beta", "0.1"], "objective.beta=0.1"),
+        (["--learning-rate=1e-5"], "train.learning_rate=1e-5"),
+        (["--train.epochs", "2"], "train.epochs=2"),
+        (["--beta"], "objective.beta=VALUE"),
+    ],
+    ids=lambda words: "-".join(words).strip("-") if isinstance(words, list) else None,
+)
+def test_a_config_value_that_is_written_as_an_option_is_written_right_in_the_error(
+    run_yaml: str, capsys: pytest.CaptureFixture[str], words: list[str], meant: str
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["train", run_yaml, *words])
+    assert ended.value.code == 2
+    assert f"config values are given without dashes: {meant}" in capsys.readouterr().err
+
+
+def test_an_option_that_nobody_knows_gets_no_hint(run_yaml: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        cli.main(["train", run_yaml, "--nonsense", "3"])
+    assert "without dashes" not in capsys.readouterr().err
+
+
+def test_other_names_of_an_objective_and_of_a_hub_data_set_are_told(
+    run_yaml: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert cli.main(["check", run_yaml, "objective=sigmoid"]) == 2
+    assert "did you mean dpo, which TRL calls so?" in capsys.readouterr().err
+
+
+def test_the_shell_completes_verbs_and_options(tmp_path: Path) -> None:
+    out = tmp_path / "words"
+    for line, expected in (("raydpo insp", "inspect"), ("raydpo report --o", "--out")):
+        env = {"_ARGCOMPLETE": "1", "_ARGCOMPLETE_STDOUT_FILENAME": str(out), "_ARGCOMPLETE_IFS": "\n"}
+        env |= {"COMP_LINE": line, "COMP_POINT": str(len(line))}
+        with contextlib.suppress(FileNotFoundError):
+            out.unlink()
+        root = str(Path(raydpo.__file__).parents[1])
+        command = [sys.executable, "-m", "raydpo"]
+        subprocess.run(command, env={**os.environ, "PYTHONPATH": root, **env}, timeout=300, capture_output=True)
+        assert expected in out.read_text().split()

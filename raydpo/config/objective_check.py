@@ -78,6 +78,10 @@ def _check_term(given: dict[str, Any]) -> dict[str, Any]:
     return {"name": name, **checked}
 
 
+_OF_TRL = {"sigmoid": "dpo", "sigmoid_norm": "dpo_norm", "exo_pair": "exo", "nca_pair": "nca", "sppo_hard": "sppo"}
+"""Losses whose names in TRL are no objective's here -> the objective that they are."""
+
+
 def _row(name: Any) -> ObjectiveRow:
     if isinstance(name, str) and name in OBJECTIVES:
         return OBJECTIVES[name]
@@ -86,8 +90,8 @@ def _row(name: Any) -> ObjectiveRow:
             return row_of(name)
         except ConfigError as error:
             raise ValueError(str(error).removeprefix("objective.")) from error.__cause__
-    near = difflib.get_close_matches(str(name), OBJECTIVES, n=1)
-    hint = f"; did you mean {near[0]}?" if near else ""
+    near = [_OF_TRL[name]] if name in _OF_TRL else difflib.get_close_matches(str(name), OBJECTIVES, n=1)
+    hint = f"; did you mean {near[0]}{', which TRL calls so' if name in _OF_TRL else ''}?" if near else ""
     raise ValueError(f"name: {name!r} is not an objective; allowed: {', '.join(sorted(OBJECTIVES))}, {FORM}{hint}")
 
 

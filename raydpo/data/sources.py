@@ -220,7 +220,8 @@ def _parts(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
         if is_remote:
             raise DataError(f"{name!r} does not exist, and no data file lies below it; {_ENDINGS}")
         link = f", a link that leads nowhere: to {os.readlink(path)!r}" if path.is_symlink() else ""
-        raise DataError(f"{name!r} does not exist (looked for {path.absolute()}{link}).")
+        hub = f" A data set of the hub is written hub:{name}." if _HUB_ID.fullmatch(name) else ""
+        raise DataError(f"{name!r} does not exist (looked for {path.absolute()}{link}).{hub}")
     matched = _once(sorted(Path(found) for found in glob.glob(str(path), recursive=True)))
     parts = [part for found in matched for part in (_folder(found) if found.is_dir() else _known(found))]
     if not parts:
@@ -247,6 +248,8 @@ def _hub(name: str, role: Role, asks_hub: bool) -> Parts[Source]:
     return by_name(name, [(one, split_of(one), source.of_split(one)) for one in exact], role)
 
 
+_HUB_ID = re.compile(r"[\w.-]+/[\w.-]+(@[\w.-]+)?(:\w+)?")
+"""What looks like an id of the hub: owner/name, perhaps with a revision and a split."""
 _ENDINGS = (
     "allowed are .jsonl, .ndjson, .json, .csv, .tsv (each also .gz or .zst), .parquet, .arrow, .feather, and save_to_disk "
     "folders."
