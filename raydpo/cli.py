@@ -21,9 +21,10 @@ import threading
 import traceback
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, TextIO
 
-from raydpo import answer_verbs, cache_verbs, import_verb, inspect_verb, plan_verb, report_verb, soup_verb
+from raydpo import answer_verbs, cache_verbs, import_verb, inspect_verb, plan_verb, report_verb, soup_verb, sweep_verb
 from raydpo.errors import RaydpoError, Stopped, UserError
 from raydpo.json_result import print_json
 from raydpo.redaction import redacted
@@ -193,6 +194,7 @@ def _parser() -> argparse.ArgumentParser:
     doctor.set_defaults(act=_doctor)
 
     plan_verb.add(verbs, [machine, source], _plan)
+    sweep_verb.add(verbs, [machine, runner, source], _sweep)
 
     config = verbs.add_parser("config", help="look at the configuration without running anything")
     actions = config.add_subparsers(dest="action", metavar="ACTION", required=True)
@@ -248,6 +250,23 @@ def _run(args: argparse.Namespace) -> int:
             verb = getattr(pipelines, _FUNCTIONS.get(args.verb, args.verb))
         summary: dict[str, Any] = verb(config, observer=observer, **more)
         return summary
+
+    return _with_screen(args, work)
+
+
+def _sweep(args: argparse.Namespace) -> int:
+    from raydpo.config.load import load
+
+    overrides = [*args.overrides, "run.runtime=local"] if args.local else args.overrides
+    chosen = sweep_verb.combinations(args.over)
+    configs = sweep_verb.loaded(args.config, overrides, chosen, load)
+    folder = Path(configs[0].run.dir).parent
+
+    def work(observer: Callable[[Any], None]) -> dict[str, Any]:
+        from raydpo.sweep import Trial, sweep
+
+        trials = [Trial(values, config) for values, config in zip(chosen, configs, strict=True)]
+        return sweep(trials, folder, observer)
 
     return _with_screen(args, work)
 

@@ -249,6 +249,8 @@ def summary_lines(summary: Mapping[str, Any]) -> list[str]:
         lines += ["exact match", *(f"  {name:<28}{100 * share:>8.1f}%" for name, share in steps), ""]
     if "placement" in summary:
         lines += _rounds(summary)
+    if "comparison" in summary:
+        lines += _sweep(summary)
     evals = _part(summary, "eval")
     first, last = _part(evals, "first"), _part(evals, "last")
     if last:
@@ -302,6 +304,18 @@ def _rounds(summary: Mapping[str, Any]) -> list[str]:
         lines += [f"stopped after round {found['index']}: {reason}" for reason in found["stopped"]]
     shares = ", ".join(f"{role} {100 * share:.0f}%" for role, share in summary["busy_share"].items())
     return [*lines, "", f"placement      {summary['placement']}; busy: {shares}"]
+
+
+def _sweep(summary: Mapping[str, Any]) -> list[str]:
+    """The runs of a sweep, the best first."""
+    metric = str(summary["metric"])
+    lines = [f"{metric:>24}  accuracy  scored  run"]
+    for run in summary["runs"]:
+        found, accuracy = run["eval"].get(metric), run["eval"].get("eval/rewards/accuracies")
+        numbers = f"{'-' if found is None else f'{found:.4f}':>24}  {'-' if accuracy is None else f'{accuracy:.1%}':>8}"
+        said = ", ".join(f"{key}={value}" for key, value in run["values"].items())
+        lines.append(f"{numbers}  {run['rows_scored']:>6,}  {said}  {run['run_dir']}")
+    return [*lines, "", f"comparison     {summary['comparison']}"]
 
 
 def _part(values: Mapping[str, Any], key: str) -> Mapping[str, Any]:
