@@ -30,8 +30,8 @@ class Trial:
 def sweep(trials: Sequence[Trial], folder: Path, observer: Observer = ignore) -> dict[str, Any]:
     """Train every trial: its values, run directory and last held-out metrics, the best first; writes `comparison.html` there.
 
-    The best is by the metric that names a run's best checkpoint (`train.best_metric`). Raises what `train` raises; what was
-    trained stays, and the same call goes on.
+    The best is by `train.best_metric`, or by the share of held-out pairs won, since margins grow with beta. Raises what
+    `train` raises; what was trained stays, and the same call goes on.
     """
     done = []
     for number, trial in enumerate(trials, start=1):
@@ -47,10 +47,15 @@ def sweep(trials: Sequence[Trial], folder: Path, observer: Observer = ignore) ->
                 "eval": (summary.get("eval") or {}).get("last") or {},
             }
         )
-    metric = best_metric(trials[0].config)
+    metric = _metric(trials[0].config)
     falls = metric.endswith("loss")
     known = [each for each in done if metric in each["eval"]]
     order = sorted(known, key=lambda each: each["eval"][metric], reverse=not falls)
     order += [each for each in done if each not in known]
     page = write([Path(each["run_dir"]) for each in done], folder / "comparison.html")
     return {"metric": metric, "runs": order, "best": order[0] if known else None, "comparison": str(page)}
+
+
+def _metric(config: Config) -> str:
+    is_of_pairs = config.train.best_metric is None and config.objective.row.data == "pairs"
+    return "eval/rewards/accuracies" if is_of_pairs else best_metric(config)

@@ -198,7 +198,7 @@ class Pool:
     def _answers(self, timeout_s: float = _WAIT_S) -> Iterator[tuple[PoolWorker, Any]]:
         """Finished calls of living workers; the dead are buried, errors raised."""
         if self._is_closed:
-            raise self._ended()
+            raise WorkerError(f"{self._name}: the actors were ended while there was work for them.", Cause.ENDED)
         calls = list(self._calls)
         if not calls:
             raise WorkerError(f"{self._name}: no actor is left for the work. {self._remedy()}", Cause.UNKNOWN)
@@ -296,8 +296,6 @@ class Pool:
             self._start_worker(number)
 
     def _start_worker(self, number: int) -> None:
-        if self._is_closed:
-            raise self._ended()
         seat = self._actors.seat(self._demand, number)
         worker = PoolWorker(number, self._actors.start(PoolActor, self._demand, seat))
         self._workers[number] = worker
@@ -394,9 +392,6 @@ class Pool:
             self._feed(idle)
         if self._items.num_waiting:
             self._start_worker(worker.number)
-
-    def _ended(self) -> WorkerError:
-        return WorkerError(f"{self._name}: the actors were ended while there was work for them.", Cause.ENDED)
 
     def _error(self, message: str, death: Death, frames: str) -> WorkerError:
         if death.cause is Cause.HUNG:

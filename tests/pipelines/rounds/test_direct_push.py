@@ -140,7 +140,7 @@ def test_generators_that_are_stopped_while_trainers_run_take_no_weights_and_none
         self.shares_gpus = True
 
     monkeypatch.setattr(Generators, "__init__", on_gpus)
-    notes, config = Notes(), rounds_config(toy, toy.root / "stopped", {**UNTAKEN, "rounds.num_rounds": 2})
+    notes, config = Notes(), rounds_config(toy, toy.root / "nobody-takes", {**UNTAKEN, "rounds.num_rounds": 2})
     assert len(list(iterate(config, observer=notes))) == 2
     assert written == {}
     held = [text.split(":")[0] for text in notes.info if "generator holds policy" in text]
