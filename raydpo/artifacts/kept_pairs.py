@@ -14,6 +14,7 @@ import pyarrow as pa
 
 from raydpo.artifacts.arrow import write_shard
 from raydpo.artifacts.lease import fence, settle
+from raydpo.disk import full_disk
 
 KEPT_PAIRS = "evaluation.arrow"
 SCHEMA = pa.schema(
@@ -32,9 +33,11 @@ _FOLDER = "held_out"
 def write_part(staging: Path, step: int, rank: int, columns: Mapping[str, Sequence[Any]]) -> None:
     """What a rank has of the evaluation after `step`, in a file of its own."""
     folder = staging / _FOLDER
-    folder.mkdir(parents=True, exist_ok=True)
-    with pa.ipc.new_file(str(folder / f"{step:06d}-{rank}.arrow"), SCHEMA) as writer:
-        writer.write_table(pa.table(dict(columns), schema=SCHEMA))
+    path = folder / f"{step:06d}-{rank}.arrow"
+    with full_disk(path):
+        folder.mkdir(parents=True, exist_ok=True)
+        with pa.ipc.new_file(str(path), SCHEMA) as writer:
+            writer.write_table(pa.table(dict(columns), schema=SCHEMA))
 
 
 def put_together(staging: Path, step: int, run_dir: Path) -> None:
@@ -49,7 +52,8 @@ def put_together(staging: Path, step: int, run_dir: Path) -> None:
     table = pa.concat_tables(tables).sort_by([("example", "ascending"), ("answer", "ascending")])
     path = run_dir / KEPT_PAIRS
     fence(path)
-    write_shard(path, table.replace_schema_metadata({"step": str(step)}))
+    with full_disk(path):
+        write_shard(path, table.replace_schema_metadata({"step": str(step)}))
     settle(path, is_urgent=False)
     for file in files:
         file.unlink()

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 import torch
 from torch import Tensor
@@ -24,8 +24,10 @@ from raydpo.objectives import ObjectiveInput
 from raydpo.objectives.loss import Loss, Observations
 from raydpo.train.balance import Balance, Listening
 from raydpo.train.entry_sums import EntrySums
-from raydpo.train.held_out_nats import HeldOutNats
 from raydpo.train.ranges import waited
+
+if TYPE_CHECKING:
+    from raydpo.train.held_out_nats import HeldOutNats
 
 Forward = Callable[[SequenceBatch, Extra], Tensor]
 """`AnswerLogProbs`, or an engine around one: (sequences, what else) -> [N] or [2, N]."""

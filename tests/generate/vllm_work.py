@@ -126,12 +126,12 @@ def main(old: str, new: str, odd: str, stop: str, out: str) -> None:
         found["after_busy"] = refused(Generate(PROMPTS, GREEDY, 7, 6))
     generator(LoadFolder(new, version=7))
     found["new_greedy_after_busy"] = generate(GREEDY, 7)
+    found["health"] = generator.engine.health()
     with pushed_adapter(Path(old), 3) as shared:
         generator(TakeWeights(shared, version=8))
         found["adapted_greedy"], found["adapted_score"] = generate(GREEDY, 8), score()
     sockets = psutil.Process().net_connections("inet")
     found["listens_at"] = [socket.laddr.ip for socket in sockets if socket.status == psutil.CONN_LISTEN]
-    found["health"] = generator.engine.health()
     try:
         Generator(EngineSpec(odd, engine="vllm"))
     except RaydpoError as error:

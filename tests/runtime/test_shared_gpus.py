@@ -9,21 +9,17 @@ from functools import partial
 from typing import Any
 
 import pytest
-import ray
 
 from raydpo.runtime import Gang, Pool, RankContext, gpus_shared, session
+from tests.runtime.declared import declared_ray
 
 pytestmark = pytest.mark.ray
 
 
 @pytest.fixture(scope="module")
 def two_declared_gpus() -> Iterator[None]:
-    ray.init(address="local", num_cpus=4, num_gpus=2, include_dashboard=False, log_to_driver=False)
-    try:
-        with session():
-            yield
-    finally:
-        ray.shutdown()
+    with declared_ray(2), session():
+        yield
 
 
 class Sitting:

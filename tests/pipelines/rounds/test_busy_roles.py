@@ -49,6 +49,7 @@ def a_run(clock: Clock, max_staleness: int) -> Any:
     run._ahead, run._thread = {}, clock  # type: ignore[assignment]
     run._sight = SimpleNamespace(begin=lambda index: None, phase=lambda *_: nullcontext())  # type: ignore[assignment]
     run._produce = lambda index: clock.submit(None, index).result()  # type: ignore[method-assign]
+    run.kept = SimpleNamespace(committed=lambda index: None, lost=lambda index: [])  # type: ignore[assignment]
     run.finish_round = lambda *_: None  # type: ignore[method-assign, assignment, return-value]
     return run
 

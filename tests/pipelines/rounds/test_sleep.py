@@ -22,6 +22,7 @@ from raydpo.generate.worker import Generator
 from raydpo.schema.samples import LoadFolder, Score, Sleep, Wake
 from tests.pipelines.rounds.toy_rounds import generations, rounds_config
 from tests.pipelines.toy import Notes, Toy
+from tests.runtime.declared import declared_ray
 
 SLEEPS = {
     "run.runtime": "ray",
@@ -113,13 +114,8 @@ def test_vllm_sleeps_by_these_names() -> None:
 
 @pytest.fixture
 def declared_gpus() -> Iterator[None]:
-    import ray
-
-    ray.init(address="local", num_cpus=4, num_gpus=1, include_dashboard=False, log_to_driver=False)
-    try:
+    with declared_ray(1):
         yield
-    finally:
-        ray.shutdown()
 
 
 @pytest.mark.ray

@@ -47,9 +47,9 @@ class Killed(Notes):
 
     def __call__(self, event: Event) -> None:
         super().__call__(event)
-        if isinstance(event, StageStarted):
-            self._is_sampling = event.stage == "generate" and event.total == NUM_PROMPTS
-        if isinstance(event, Advanced) and self._is_sampling and not self.written:
+        if isinstance(event, StageStarted) and event.stage == "generate":  # what is judged beside it begins, too
+            self._is_sampling = event.total == NUM_PROMPTS
+        if isinstance(event, Advanced) and event.stage == "generate" and self._is_sampling and not self.written:
             self.written = {path.name: path.read_bytes() for path in self._work.glob("part-*")}
             os.kill(by_age("PoolActor")[0], signal.SIGKILL)
 
