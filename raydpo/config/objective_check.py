@@ -90,8 +90,9 @@ def _row(name: Any) -> ObjectiveRow:
             return row_of(name)
         except ConfigError as error:
             raise ValueError(str(error).removeprefix("objective.")) from error.__cause__
-    near = [_OF_TRL[name]] if name in _OF_TRL else difflib.get_close_matches(str(name), OBJECTIVES, n=1)
-    hint = f"; did you mean {near[0]}{', which TRL calls so' if name in _OF_TRL else ''}?" if near else ""
+    theirs = _OF_TRL.get(name) if isinstance(name, str) else None
+    near = [theirs] if theirs else difflib.get_close_matches(str(name), OBJECTIVES, n=1)
+    hint = f"; did you mean {near[0]}{', which TRL calls so' if theirs else ''}?" if near else ""
     raise ValueError(f"name: {name!r} is not an objective; allowed: {', '.join(sorted(OBJECTIVES))}, {FORM}{hint}")
 
 
