@@ -40,9 +40,11 @@ def _shares(text: str) -> list[float]:
 
 
 def _soup(args: argparse.Namespace) -> int:
+    from raydpo.rundir.published import published_model
+
     problems, folders = [], []
     for given in args.models:
-        found = model_in(given)
+        found = published_model(given)
         folders.append(found or given)
         problems += [] if found else [f"{given} is no model folder and no run directory with a model in it"]
     if len(args.models) < 2:
@@ -74,11 +76,3 @@ def _write(folders: Sequence[Path], shares: Sequence[float], out: Path) -> None:
     with full_disk(out), removed_on_error(staging):
         soup(folders, shares, staging)
         commit_folder(staging, out, {"soup": list(map(str, folders)), "shares": shares})
-
-
-def model_in(place: Path) -> Path | None:
-    """The model folder that `place` is, or that a run published there; None without one."""
-    for folder in (place, place / "model_merged", place / "model"):
-        if (folder / "config.json").is_file():
-            return folder
-    return None

@@ -6,7 +6,6 @@ so that what is seen here is what a round would see; without Ray and without act
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +23,7 @@ from raydpo.errors import ConfigError, DataError
 from raydpo.generate.engine import Engine, EngineSpec
 from raydpo.generate.make_engine import make_engine
 from raydpo.models.resolve import ResolvedModel, resolve_model
+from raydpo.rundir.published import published_model
 from raydpo.schema.samples import Sample, Sampling
 
 USUAL_TOKENS = 256
@@ -72,19 +72,6 @@ class OpenModel:
         return self.engine.generate(prompts, sampling, seed)
 
 
-def published(name: str) -> str:
-    """What a run published, where `name` is the directory of one; else `name`."""
-    place = Path(name)
-    if (place / "config.json").is_file():
-        return name
-    for folder in (place / "model_merged", place / "model"):
-        if folder.is_dir():
-            return str(folder)
-    if (place / "rounds.json").is_file() and (place / "summary.json").is_file():
-        return str(json.loads((place / "summary.json").read_text())["model"])
-    return name
-
-
 @contextmanager
 def open_model(
     name: str, *, engine: str = "transformers", threads: int = 0, use_gpu: bool = False
@@ -93,7 +80,7 @@ def open_model(
     loaded."""
     import os
 
-    found = resolve_model("MODEL", published(name))
+    found = resolve_model("MODEL", str(published_model(Path(name)) or name))
     with tempfile.TemporaryDirectory() as scratch:
         folder = found.folder if found.base is None else _merged(found, Path(scratch) / "merged")
         tokenizer = open_tokenizer(str(folder), None)

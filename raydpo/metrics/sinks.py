@@ -38,7 +38,7 @@ class Sink(Protocol):
 
 def keep_lines(path: Path, last_step: int) -> None:
     """Cut a file of JSON lines with a `step` back to the steps up to `last_step`; half lines go too."""
-    kept = [line for line in _lines(path) if line["step"] <= last_step] if last_step > 0 else []
+    kept = [line for line in metric_lines(path) if line["step"] <= last_step] if last_step > 0 else []
     if kept or path.exists():
         staging = path.with_name(path.name + ".tmp")
         text = "".join(_line(line) + "\n" for line in kept)
@@ -73,7 +73,8 @@ def _line(values: Mapping[str, Any]) -> str:
     return json.dumps(kept, allow_nan=False)
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
+def metric_lines(path: Path) -> list[dict[str, Any]]:
+    """The lines of a `metrics.jsonl`, in order; none where there is no such file."""
     if not path.is_file():
         return []
     lines = []

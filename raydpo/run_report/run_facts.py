@@ -19,6 +19,7 @@ import yaml
 from raydpo.artifacts.examples import ExampleTable
 from raydpo.artifacts.kept_pairs import read_kept
 from raydpo.errors import ConfigError
+from raydpo.metrics.sinks import metric_lines
 
 
 @dataclass(frozen=True)
@@ -145,7 +146,7 @@ def read_run(folder: Path) -> RunFacts:
     config = folder / "config.yaml"
     if not config.is_file():  # of rounds: that of the first training
         config = folder / "rounds/000/train/config.yaml"
-    summary, metrics = _json(folder / "summary.json"), _lines(folder / "metrics.jsonl")
+    summary, metrics = _json(folder / "summary.json"), metric_lines(folder / "metrics.jsonl")
     return RunFacts(folder, _yaml(config), summary, metrics)
 
 
@@ -163,19 +164,3 @@ def _json(path: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
-
-
-def _lines(path: Path) -> list[dict[str, Any]]:
-    try:
-        texts = path.read_text(errors="replace").splitlines()
-    except OSError:
-        return []
-    found = []
-    for text in texts:
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue  # the half line of a run that was killed
-        if isinstance(line, dict) and isinstance(line.get("step"), int):
-            found.append(line)
-    return found
